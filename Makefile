@@ -1,0 +1,62 @@
+# make quickstart   train a small model with GRPO from nothing, on a CPU or a GPU
+# make test         run the tests
+# make check        what has to pass before a commit
+#
+# pip decides where packages come from: its own settings (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf)
+# also choose between a CPU and a CUDA build of torch. Of both, constraints.txt admits the one version.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+SEED ?= 0
+# More options of pytest: make test ARGS="-k masked_mean"
+ARGS ?=
+
+RUN := runs/quickstart
+# accelerate gives a process one thread unless told otherwise. The quickstart's model is too small
+# to gain from more than four.
+export OMP_NUM_THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
+
+# pip tells a line for each of about 70 packages; keep those that take long.
+SLOW_STEPS := awk '/\([0-9][0-9]+\.[0-9]+ MB\)/ { print; fflush() } \
+	/^Installing collected packages/ { print "  Installing " (NF - 3) " packages, about a minute"; fflush() }'
+
+.PHONY: help quickstart test lint types check
+
+help:
+	@echo "make quickstart [SEED=0] | test [ARGS=...] | lint | types | check"
+	@echo "The first call makes the environment in $(VENV) with PYTHON=$(PYTHON) (3.11 or newer)."
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" > /dev/null || { \
+		echo "make: no '$(PYTHON)' here. Install Python 3.11 or newer, or name one:" \
+			"make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "make: '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1), but 3.11 or newer is needed." \
+			"Name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Making the environment in $(VENV), some minutes (torch is the largest part) ..."
+	@"$(PYTHON)" -m venv "$(VENV)"
+	@"$(VENV)/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
+		-c constraints.txt -e ".[dev]" | $(SLOW_STEPS)
+	@touch $@
+	@echo "Environment ready."
+
+quickstart: $(VENV)/.installed
+	"$(VENV)/bin/python" recipes/quickstart/make_base_policy.py --output_dir $(RUN)/base_policy
+	"$(VENV)/bin/accelerate" launch recipes/grpo.py --config recipes/quickstart/grpo.yaml \
+		--seed $(SEED) --output_dir $(RUN)/seed_$(SEED) --resume_from_checkpoint auto
+
+test: $(VENV)/.installed
+	"$(VENV)/bin/python" -m pytest $(ARGS)
+
+lint: $(VENV)/.installed
+	"$(VENV)/bin/ruff" check .
+	"$(VENV)/bin/ruff" format --check .
+
+types: $(VENV)/.installed
+	"$(VENV)/bin/mypy" trl_r1zero
+
+check: lint types test

@@ -1,0 +1,54 @@
+"""Checks the installed versions of the packages whose inner workings this package relies on.
+
+Private methods of TRL's trainers are overridden here, so that a neighbouring version may train on
+something else without an error. Recipes call `check_requirements` first; an import does not.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from packaging.specifiers import SpecifierSet
+
+__all__ = ["REQUIREMENTS", "RequirementsError", "check_requirements"]
+
+# The same bounds as in pyproject.toml's dependencies.
+REQUIREMENTS = {
+    "torch": ">=2.11",
+    "trl": ">=1.16,<1.17",
+    "transformers": ">=5.10.4,<5.18",
+    "accelerate": ">=1.15",
+}
+
+
+class RequirementsError(RuntimeError):
+    """A package is missing, or installed in a version that this package does not work with."""
+
+
+def check_requirements() -> None:
+    """Raise unless torch, trl, transformers and accelerate are installed in admitted versions.
+
+    Reads the metadata of the installed distributions, so that it costs milliseconds and imports
+    none of them. Pre-releases and local builds (such as 2.13.0+cpu) count by their number.
+
+    Raises:
+        RequirementsError: names each wrong package, the installed and the needed version, and the
+            pip command that installs them.
+    """
+    wrong = {}
+    for name, specifier in REQUIREMENTS.items():
+        try:
+            installed = version(name)
+        except PackageNotFoundError:
+            wrong[name] = "not installed"
+            continue
+        if not SpecifierSet(specifier).contains(installed, prereleases=True):
+            wrong[name] = f"{installed} is installed"
+    if not wrong:
+        return
+    lines = [f"  {name}: {state}, needed is {REQUIREMENTS[name]}" for name, state in wrong.items()]
+    arguments = " ".join(f'"{name}{REQUIREMENTS[name]}"' for name in wrong)
+    raise RequirementsError(
+        "trl_r1zero does not work with the versions that are installed:\n"
+        + "\n".join(lines)
+        + f"\nInstall them, from the project's folder:\n"
+        f"  python -m pip install -c constraints.txt {arguments}"
+    )
