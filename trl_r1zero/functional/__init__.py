@@ -1,0 +1,54 @@
+"""Pure functions of tensors: masking, log-probabilities, advantages, losses. Needs torch only."""
+
+from trl_r1zero.functional.advantages import (
+    ADVANTAGES,
+    compute_group_advantages,
+    compute_group_normalized_rewards,
+)
+from trl_r1zero.functional.aggregation import AGGREGATIONS, aggregate_loss
+from trl_r1zero.functional.kl import compute_kl_penalty
+from trl_r1zero.functional.log_probs import (
+    compute_entropy,
+    get_response_log_probs,
+    log_probs_from_logits,
+)
+from trl_r1zero.functional.masking import masked_mean, masked_normalize, zero_unselected
+from trl_r1zero.functional.microbatch import (
+    grpo_microbatch_loss,
+    grpo_microbatch_train_step,
+    sft_microbatch_train_step,
+)
+from trl_r1zero.functional.policy_losses import (
+    LOSS_TYPES,
+    SURROGATES,
+    LossType,
+    compute_grpo_clip_loss,
+    compute_grpo_no_clip_loss,
+    compute_naive_policy_gradient_loss,
+    compute_policy_gradient_loss,
+)
+
+__all__ = [
+    "ADVANTAGES",
+    "AGGREGATIONS",
+    "LOSS_TYPES",
+    "SURROGATES",
+    "LossType",
+    "aggregate_loss",
+    "compute_entropy",
+    "compute_group_advantages",
+    "compute_group_normalized_rewards",
+    "compute_grpo_clip_loss",
+    "compute_grpo_no_clip_loss",
+    "compute_kl_penalty",
+    "compute_naive_policy_gradient_loss",
+    "compute_policy_gradient_loss",
+    "get_response_log_probs",
+    "grpo_microbatch_loss",
+    "grpo_microbatch_train_step",
+    "log_probs_from_logits",
+    "masked_mean",
+    "masked_normalize",
+    "sft_microbatch_train_step",
+    "zero_unselected",
+]

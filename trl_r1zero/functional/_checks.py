@@ -1,0 +1,45 @@
+"""Argument checks shared by the functional modules: registry look-up, shapes, required values."""
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def look_up(registry: Mapping[str, T], name: str, what: str) -> T:
+    """Return `registry[name]`; an unknown name is a ValueError listing the keys and the nearest."""
+    if name in registry:
+        return registry[name]
+    nearest = difflib.get_close_matches(str(name), registry, n=1, cutoff=0.4)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    raise ValueError(f"unknown {what} {name!r}; allowed: {', '.join(registry)}.{hint}")
+
+
+def require(value: T | None, argument: str, user: str) -> T:
+    """Return `value`, or raise a ValueError saying that `user` needs `argument`."""
+    if value is None:
+        raise ValueError(f"{user} needs {argument}, got None; pass {argument}=...")
+    return value
+
+
+def require_positive(value: float | None, argument: str, user: str) -> float:
+    """Return `value`, which must be given, finite and above zero."""
+    number = require(value, argument, user)
+    if not (number > 0 and math.isfinite(number)):
+        raise ValueError(f"{user}: {argument} must be a finite number above 0, got {number}")
+    return number
+
+
+def require_same_shape(
+    tensor: torch.Tensor, argument: str, reference: torch.Tensor, reference_argument: str
+) -> None:
+    """Raise a ValueError unless the two tensors have one shape; nothing here broadcasts."""
+    if tensor.shape != reference.shape:
+        raise ValueError(
+            f"{argument} has shape {tuple(tensor.shape)}, but {reference_argument} has shape "
+            f"{tuple(reference.shape)}; both must have the same shape"
+        )

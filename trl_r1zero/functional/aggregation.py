@@ -1,0 +1,145 @@
+r"""From per-token losses to the scalar loss of a train batch, with explicit denominators.
+
+Shape legend: B sequences of this micro-batch, T length.
+
+The loss of a train batch is a sum over its sequences divided by numbers of the *whole* train
+batch, over all micro-batches and all ranks, never of the piece at hand. So the losses of the pieces
+add up to the loss of the batch, however it is cut:
+
+.. math:: L = \sum_{\text{pieces}} L_{\text{piece}},\qquad
+          \nabla L = \sum_{\text{pieces}} \nabla L_{\text{piece}}
+
+Data-parallel wrappers that average gradients over W ranks divide once more; undo it by multiplying
+each piece's loss by W.
+
+A sequence without any response token has nothing to train and contributes exactly 0 to each of
+these losses. (`masked_mean` itself is NaN there, as the mean of nothing is.) It still counts in
+`num_sequences`.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from trl_r1zero.functional._checks import look_up, require, require_positive, require_same_shape
+from trl_r1zero.functional.masking import masked_normalize
+
+AggregationFn = Callable[
+    [torch.Tensor, torch.Tensor, float | None, float | None, float | None], torch.Tensor
+]
+
+
+def _reject_normalize_constant(normalize_constant: float | None, aggregation: str) -> None:
+    if normalize_constant is not None:
+        raise ValueError(
+            f"aggregation {aggregation!r} does not use normalize_constant, got "
+            f"{normalize_constant}; leave it None or set aggregation to 'masked_normalize'"
+        )
+
+
+def _masked_mean(
+    loss_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
+    num_sequences: float | None,
+    normalize_constant: float | None,
+    num_tokens: float | None,
+) -> torch.Tensor:
+    _reject_normalize_constant(normalize_constant, "masked_mean")
+    denominator = require_positive(num_sequences, "num_sequences", "aggregation 'masked_mean'")
+    sums_B = masked_normalize(loss_BT, mask_BT, 1.0, dim=1)
+    # The sum of a row without tokens is 0; dividing it by 1 keeps it 0.
+    counts_B = mask_BT.to(torch.bool).sum(dim=1).clamp(min=1)
+    return (sums_B / counts_B).sum() / denominator
+
+
+def _masked_normalize(
+    loss_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
+    num_sequences: float | None,
+    normalize_constant: float | None,
+    num_tokens: float | None,
+) -> torch.Tensor:
+    user = "aggregation 'masked_normalize'"
+    denominator = require_positive(normalize_constant, "normalize_constant", user)
+    denominator *= require_positive(num_sequences, "num_sequences", user)
+    return masked_normalize(loss_BT, mask_BT, denominator)
+
+
+def _token_mean(
+    loss_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
+    num_sequences: float | None,
+    normalize_constant: float | None,
+    num_tokens: float | None,
+) -> torch.Tensor:
+    _reject_normalize_constant(normalize_constant, "token_mean")
+    user = "aggregation 'token_mean'"
+    tokens = require(num_tokens, "num_tokens", user)
+    if tokens == 0 and not mask_BT.any():
+        # A train batch without one response token: every sequence contributes 0.
+        tokens = 1
+    return masked_normalize(loss_BT, mask_BT, require_positive(tokens, "num_tokens", user))
+
+
+# (loss_BT, mask_BT, num_sequences, normalize_constant, num_tokens) -> scalar
+AGGREGATIONS: dict[str, AggregationFn] = {
+    "masked_mean": _masked_mean,
+    "masked_normalize": _masked_normalize,
+    "token_mean": _token_mean,
+}
+
+
+def aggregate_loss(
+    per_token_loss_BT: torch.Tensor,
+    response_mask_BT: torch.Tensor,
+    aggregation: str = "masked_mean",
+    *,
+    num_sequences: float | None = None,
+    normalize_constant: float | None = None,
+    num_tokens: float | None = None,
+) -> torch.Tensor:
+    r"""This piece's share of the train-batch loss.
+
+    With loss l, mask m, rows i of this piece:
+
+    .. math::
+        \text{masked\_mean:}\quad & \tfrac{1}{\text{num\_sequences}}
+            \sum_i \frac{\sum_t m_{it} l_{it}}{\sum_t m_{it}} \\
+        \text{masked\_normalize:}\quad & \frac{\sum_{it} m_{it} l_{it}}
+            {\text{normalize\_constant} \cdot \text{num\_sequences}} \\
+        \text{token\_mean:}\quad & \frac{\sum_{it} m_{it} l_{it}}{\text{num\_tokens}}
+
+    masked_mean is GRPO's (Shao et al. 2024, arXiv:2402.03300, eq. 3): each response weighs the
+    same, so a token of a long one weighs less. masked_normalize is Dr. GRPO's (Liu et al. 2025,
+    arXiv:2503.20783, section 3.2), token_mean DAPO's (Yu et al. 2025, arXiv:2503.14476, section
+    3.3): each token weighs the same.
+
+    Args:
+        per_token_loss_BT: (B, T). Half precision is summed in float32. Mask out what may be NaN
+            *before* the per-token loss if its derivative there may be infinite (`zero_unselected`).
+        response_mask_BT: (B, T), bool or 0/1.
+        aggregation: a key of `AGGREGATIONS`.
+        num_sequences: sequences of the whole train batch, over all micro-batches and ranks, rows
+            without response tokens included. Needed by masked_mean and masked_normalize.
+        normalize_constant: needed by masked_normalize, for example the maximal response length;
+            an error elsewhere.
+        num_tokens: response tokens of the whole train batch, over all micro-batches and ranks.
+            Needed by token_mean. 0 is allowed only where the mask selects nothing: the loss is 0.
+
+    Returns:
+        A scalar, in float32 or float64; sum it (and its gradient) over the pieces.
+
+    Raises:
+        ValueError: unknown aggregation; a denominator it needs is missing or not above 0;
+            normalize_constant given where it has no effect; shapes differ.
+    """
+    aggregation_fn = look_up(AGGREGATIONS, aggregation, "aggregation")
+    require_same_shape(response_mask_BT, "response_mask_BT", per_token_loss_BT, "per_token_loss_BT")
+    if per_token_loss_BT.dim() != 2:
+        raise ValueError(
+            f"per_token_loss_BT must have shape (B, T), got {tuple(per_token_loss_BT.shape)}"
+        )
+    loss_BT = per_token_loss_BT
+    if loss_BT.dtype != torch.float64:
+        loss_BT = loss_BT.float()
+    return aggregation_fn(loss_BT, response_mask_BT, num_sequences, normalize_constant, num_tokens)
