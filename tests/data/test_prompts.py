@@ -1,0 +1,126 @@
+"""Built-in prompts by their exact wording, and the file format with all its errors."""
+
+from importlib import resources
+
+import pytest
+
+from trl_r1zero.data.prompts import ANSWER_FORMATS, PROMPTS, Prompt, load_prompt
+from trl_r1zero.data.tasks.base import MATH_REWARDS
+
+
+def test_r1_zero_is_the_published_wording_to_the_letter():
+    prompt = load_prompt("r1_zero")
+    assert prompt.format("What is 1+1?") == (
+        "A conversation between User and Assistant. The User asks a question, and the Assistant "
+        "solves it. The Assistant first thinks about the reasoning process in the mind and then "
+        "provides the User with the answer. The reasoning process is enclosed within <think> "
+        "</think> and answer is enclosed within <answer> </answer> tags, respectively, i.e., "
+        "<think> reasoning process here </think> <answer> answer here </answer>.\n"
+        "User: What is 1+1?\n"
+        "Assistant: <think>"
+    )
+    assert (prompt.stop, prompt.answer_format) == (("</answer>",), "tags")
+
+
+def test_question_only_is_the_question_and_stops_nowhere():
+    prompt = load_prompt("question_only")
+    assert prompt.format("What is 1+1?") == "What is 1+1?"
+    assert (prompt.stop, prompt.answer_format) == ((), "boxed")
+
+
+def test_chain_arithmetic_prompt():
+    prompt = load_prompt("chain_arithmetic")
+    assert prompt.format("14 + 5") == "Q: 14 + 5\nA: <think>"
+    assert (prompt.stop, prompt.answer_format) == (("</answer>",), "tags")
+
+
+def test_every_shipped_file_is_registered_and_the_other_way_round():
+    folder = resources.files("trl_r1zero.data").joinpath("prompt_files")
+    assert sorted(file.name for file in folder.iterdir()) == sorted(PROMPTS.values())
+    assert [load_prompt(name).name for name in PROMPTS] == list(PROMPTS)
+
+
+def test_every_answer_format_has_a_reward_function():
+    assert set(ANSWER_FORMATS) == set(MATH_REWARDS)
+
+
+def test_format_leaves_other_braces_alone():
+    prompt = Prompt("latex", r"\boxed{x} {question} {y}", (), "boxed")
+    assert prompt.format(r"\frac{1}{2} {question}") == r"\boxed{x} \frac{1}{2} {question} {y}"
+
+
+def test_load_prompt_from_a_file(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("stop: END\nanswer_format: boxed\nstop: Q:\n---\n\n---\n{question}\n\n")
+    prompt = load_prompt(str(path))
+    assert prompt == Prompt("mine", "\n---\n{question}\n", ("END", "Q:"), "boxed")
+
+
+def test_load_prompt_needs_no_final_newline(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("answer_format: boxed\n---\nQ: {question} ")
+    assert load_prompt(str(path)).template == "Q: {question} "
+
+
+def test_load_prompt_keeps_a_carriage_return_inside_the_template(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_bytes(b"answer_format: boxed\r\n---\r\nA\r\n{question}\r\n")
+    assert load_prompt(str(path)).template == "A\r\n{question}"
+
+
+def test_load_prompt_unknown_name():
+    with pytest.raises(ValueError) as error:
+        load_prompt("r1zero")
+    assert str(error.value) == (
+        "unknown prompt 'r1zero'; did you mean 'r1_zero'? "
+        "Allowed: chain_arithmetic, question_only, r1_zero. A path to a .txt file is accepted too."
+    )
+
+
+def test_load_prompt_missing_file():
+    with pytest.raises(FileNotFoundError, match=r"prompt file no/such.txt does not exist.*r1_zero"):
+        load_prompt("no/such.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "stopp: x\n---\n{question}",
+            r"mine.txt:1: unknown header key 'stopp'; did you mean 'stop'",
+        ),
+        (
+            "answer_format: boxed\nhello\n---\n{question}",
+            r"mine.txt:2: got 'hello', expected 'key: ",
+        ),
+        (
+            "answer_format: box\n---\n{question}",
+            r"mine.txt:1: unknown answer_format 'box'; did you",
+        ),
+        ("answer_format: boxed\nstop:\n---\n{question}", r"mine.txt:2: got no value for 'stop'"),
+        ("answer_format: boxed\n{question}: a\n", r"mine.txt:2: unknown header key '{question}'"),
+        ("answer_format: boxed\n", r"mine.txt: got a file without a line '---'"),
+        (
+            "stop: x\n---\n{question}",
+            r"mine.txt: got 0 'answer_format' lines, expected exactly one",
+        ),
+        (
+            "answer_format: boxed\nanswer_format: tags\n---\n{question}",
+            r"mine.txt: got 2 'answer_format' lines",
+        ),
+        ("answer_format: boxed\n---\nhello", r"mine.txt: .*got a template with 0 times {question}"),
+        ("answer_format: boxed\n---\n{question}{question}", r"mine.txt: .*with 2 times {question}"),
+    ],
+)
+def test_load_prompt_file_errors(tmp_path, text, message):
+    path = tmp_path / "mine.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_prompt(str(path))
+
+
+def test_prompt_checks_itself():
+    with pytest.raises(ValueError, match=r"unknown answer_format 'tag'; did you mean 'tags'\?"):
+        Prompt("p", "{question}", (), "tag")
+    with pytest.raises(ValueError, match=r"got an empty stop string"):
+        Prompt("p", "{question}", ("",), "tags")

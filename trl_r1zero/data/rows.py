@@ -1,0 +1,72 @@
+"""Examples and a prompt to the rows that a trainer or an evaluation reads."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from trl_r1zero.data.prompts import Prompt
+from trl_r1zero.data.tasks.base import Example
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["build_dataset"]
+
+OWN_COLUMNS = ("prompt", "question", "ground_truth")
+
+
+def build_dataset(examples: Sequence[Example], prompt: Prompt) -> "Dataset":
+    """Returns a data set of `prompt` (formatted), `question`, `ground_truth`, and the metadata.
+
+    Rows keep the order of `examples`. `ground_truth` has one type: if any example has a list, all
+    become lists (a list of one grades as its element does). There is one column for each metadata
+    key of any example, None where an example lacks it.
+
+    Raises:
+        ValueError: no examples; a metadata key that is one of the three names above; metadata that
+            JSON cannot hold, or whose type differs from row to row.
+    """
+    # Imported here: tasks and prompts do not need it, and it takes a second.
+    from datasets import Dataset
+
+    if not examples:
+        raise ValueError("got no examples; give at least one")
+    any_list = any(isinstance(example.ground_truth, list) for example in examples)
+    columns: dict[str, list[Any]] = {
+        "prompt": [prompt.format(example.question) for example in examples],
+        "question": [example.question for example in examples],
+        "ground_truth": [
+            [example.ground_truth]
+            if any_list and isinstance(example.ground_truth, str)
+            else example.ground_truth
+            for example in examples
+        ],
+    }
+    for key in dict.fromkeys(key for example in examples for key in example.metadata):
+        columns[key] = _metadata_column(key, examples)
+    return Dataset.from_dict(columns)
+
+
+def _metadata_column(key: str, examples: Sequence[Example]) -> list[Any]:
+    if key in OWN_COLUMNS:
+        raise ValueError(
+            f"metadata: got the key {key!r}, which is a column of its own; rename it "
+            f"(taken: {', '.join(OWN_COLUMNS)})"
+        )
+    values = [example.metadata.get(key) for example in examples]
+    first: Any = None
+    for row, value in enumerate(values):
+        try:
+            json.dumps(value)
+        except TypeError as error:
+            raise ValueError(
+                f"metadata {key!r} of example {row}: got {value!r}, expected what JSON can hold; "
+                "convert it, to a string for example"
+            ) from error
+        first = value if first is None else first
+        if value is not None and type(value) is not type(first):
+            raise ValueError(
+                f"metadata {key!r} of example {row}: got {value!r} ({type(value).__name__}), "
+                f"expected {type(first).__name__} as in the rows before; use one type in all rows"
+            )
+    return values

@@ -1,0 +1,57 @@
+"""The tasks by name. To add one: a module with a `Task` dataclass, and a line in `TASKS`."""
+
+import types
+import typing
+from dataclasses import fields
+from typing import Any
+
+from trl_r1zero.data.naming import unknown_name_message
+from trl_r1zero.data.tasks.base import Example, Task
+from trl_r1zero.data.tasks.chain_arithmetic import ChainArithmeticTask
+from trl_r1zero.data.tasks.countdown import CountdownTask
+from trl_r1zero.data.tasks.gsm8k import Gsm8kTask
+from trl_r1zero.data.tasks.math import MathTask
+
+__all__ = ["TASKS", "Example", "Task", "get_task"]
+
+TASKS: dict[str, type[Task]] = {
+    "math": MathTask,
+    "gsm8k": Gsm8kTask,
+    "countdown": CountdownTask,
+    "chain_arithmetic": ChainArithmeticTask,
+}
+
+
+def get_task(name: str, **task_args: Any) -> Task:
+    """Returns the task of that name with these settings (the fields of its dataclass).
+
+    Raises:
+        ValueError: an unknown task or setting (the text names the nearest), or a value that the
+            task does not admit.
+        TypeError: a setting of the wrong type.
+    """
+    if name not in TASKS:
+        raise ValueError(unknown_name_message("task", name, TASKS))
+    task_class = TASKS[name]
+    types_of_args = typing.get_type_hints(task_class)
+    allowed = [field.name for field in fields(task_class)]  # type: ignore[arg-type]
+    for key, value in task_args.items():
+        if key not in allowed:
+            raise ValueError(f"task {name!r}: " + unknown_name_message("task_arg", key, allowed))
+        if not _is_of_type(value, types_of_args[key]):
+            raise TypeError(
+                f"task {name!r}: {key}: got {value!r} ({type(value).__name__}), expected "
+                f"{getattr(types_of_args[key], '__name__', types_of_args[key])}"
+            )
+    return task_class(**task_args)
+
+
+def _is_of_type(value: object, expected: Any) -> bool:
+    """True for a plain type or a union of plain types; a bool is no int, an int is a float."""
+    if isinstance(expected, types.UnionType):
+        return any(_is_of_type(value, member) for member in typing.get_args(expected))
+    if isinstance(value, bool):
+        return expected is bool
+    if expected is float:
+        return isinstance(value, int | float)
+    return isinstance(value, expected)

@@ -1,0 +1,106 @@
+"""What a task is: where its examples come from, how a response is graded, and its default prompt.
+
+A task owns all three, so training and evaluation cannot disagree about any of them. Which reward
+function grades a response follows from the prompt alone: a prompt says where its answer stands
+(`answer_format`), and `rewards` maps that to a function.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, ClassVar
+
+from trl_r1zero.data.naming import unknown_name_message
+from trl_r1zero.data.prompts import Prompt
+from trl_r1zero.rewards import question_only_reward_fn, r1_zero_reward_fn
+
+__all__ = ["MATH_REWARDS", "Example", "GeneratedTask", "RewardFn", "Task", "take"]
+
+RewardFn = Callable[[str, str | list[str]], dict[str, float]]
+
+# answer_format of a prompt -> the reward function that reads it, for answers that are mathematics.
+MATH_REWARDS: Mapping[str, RewardFn] = {
+    "tags": r1_zero_reward_fn,
+    "boxed": question_only_reward_fn,
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question and what its answer is graded against.
+
+    Attributes:
+        question: goes into the prompt's `{question}`.
+        ground_truth: what the reward function takes; of a list, any element will do.
+        metadata: JSON-friendly extras such as `level`; they become columns of the rows.
+    """
+
+    question: str
+    ground_truth: str | list[str]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """Base of all tasks: a frozen dataclass whose fields are its settings (`task_args`)."""
+
+    name: ClassVar[str]
+    default_prompt: ClassVar[str]
+    rewards: ClassVar[Mapping[str, RewardFn]] = MATH_REWARDS
+
+    @abstractmethod
+    def load(
+        self, source: str | None = None, split: str = "train", limit: int | None = None
+    ) -> list[Example]:
+        """Returns the examples of a split, in a fixed order.
+
+        Args:
+            source: a local file or folder or a Hub id (see `trl_r1zero.data.sources`); None for
+                tasks that generate their examples, or that have a usual source.
+            split: `train`, `validation`, `test` ... A source that is one file has one split, and
+                this says nothing about it.
+            limit: at most so many, from the start; rows after them are not read. None: all.
+        """
+
+    def reward_fn(self, prompt: Prompt) -> RewardFn:
+        """Returns the function `(response, ground_truth) -> {"format_reward", "answer_reward",
+        "reward"}` that reads responses to this prompt. It is a module-level function, so that it
+        can be sent to other processes."""
+        if prompt.answer_format not in self.rewards:
+            raise ValueError(
+                f"task {self.name!r} with prompt {prompt.name!r}: "
+                + unknown_name_message("answer_format", prompt.answer_format, self.rewards)
+            )
+        return self.rewards[prompt.answer_format]
+
+
+class GeneratedTask(Task):
+    """A task that makes its examples from its settings: no source, two disjoint splits."""
+
+    SPLITS: ClassVar[tuple[str, ...]] = ("train", "validation")
+
+    def load(
+        self, source: str | None = None, split: str = "train", limit: int | None = None
+    ) -> list[Example]:
+        """Returns the generated examples of `train` or `validation`; the same ones every time."""
+        if source is not None:
+            raise ValueError(
+                f"task {self.name!r}: got source {source!r}, expected none, for this task "
+                "generates its examples; remove the source"
+            )
+        if split not in self.SPLITS:
+            raise ValueError(
+                f"task {self.name!r}: " + unknown_name_message("split", split, self.SPLITS)
+            )
+        return take(self.generate(split), limit)
+
+    @abstractmethod
+    def generate(self, split: str) -> Iterator[Example]:
+        """Yields the examples of a split."""
+
+
+def take(examples: Iterator[Example], limit: int | None) -> list[Example]:
+    """Returns the first `limit` examples (fewer if there are fewer), or all if it is None."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: got {limit}, expected at least 1, or None for all examples")
+    return list(islice(examples, limit))

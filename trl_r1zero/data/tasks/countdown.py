@@ -1,0 +1,151 @@
+"""Countdown: reach a target from given numbers, each used exactly once, with + - * / and ( ).
+
+Many expressions are right, so an answer is not compared with a text but evaluated, exactly and
+safely (`expressions`). The ground truth carries what the check needs, as a JSON string:
+`{"numbers": [3, 7, 25], "target": 46}`.
+"""
+
+import json
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from trl_r1zero.data.tasks.base import Example, GeneratedTask, RewardFn
+from trl_r1zero.data.tasks.expressions import ExpressionError, evaluate_expression
+from trl_r1zero.data.tasks.splitting import distinct_examples
+from trl_r1zero.rewards.extraction import Extraction, extract_question_only, extract_r1_zero
+
+__all__ = [
+    "CountdownTask",
+    "countdown_boxed_reward_fn",
+    "countdown_is_right",
+    "countdown_tags_reward_fn",
+]
+
+
+def countdown_is_right(answer: str, ground_truth: str) -> bool:
+    """True if `answer` is an expression that uses each number exactly once and equals the target.
+
+    Raises:
+        ValueError: a ground truth that is not a JSON string as `CountdownTask` makes it. (A bad
+            *answer* is never an error, only wrong.)
+    """
+    numbers, target = _decode(ground_truth)
+    try:
+        value, used = evaluate_expression(answer)
+    except ExpressionError:
+        return False
+    return sorted(used) == sorted(numbers) and value == target
+
+
+def countdown_tags_reward_fn(response: str, ground_truth: str | list[str]) -> dict[str, float]:
+    """Reward of `... </think> <answer> EXPRESSION </answer>`; the format rule is r1_zero's."""
+    return _reward(extract_r1_zero(response), ground_truth)
+
+
+def countdown_boxed_reward_fn(response: str, ground_truth: str | list[str]) -> dict[str, float]:
+    r"""Reward of a response with `\boxed{EXPRESSION}`; the format rule is question_only's."""
+    return _reward(extract_question_only(response), ground_truth)
+
+
+@dataclass(frozen=True)
+class CountdownTask(GeneratedTask):
+    """Puzzles made from a random expression, hence always solvable.
+
+    Attributes:
+        num_train, num_validation: sizes of the two splits, all questions distinct.
+        seed: another one gives other questions; the splits stay disjoint across all seeds.
+        min_numbers, max_numbers: how many numbers a puzzle has, uniformly.
+        max_number: numbers are in 1..max_number.
+        max_target: targets are integers in 1..max_target.
+    """
+
+    num_train: int = 8192
+    num_validation: int = 512
+    seed: int = 0
+    min_numbers: int = 3
+    max_numbers: int = 4
+    max_number: int = 25
+    max_target: int = 100
+
+    name: ClassVar[str] = "countdown"
+    default_prompt: ClassVar[str] = "r1_zero"
+    rewards: ClassVar[Mapping[str, RewardFn]] = {
+        "tags": countdown_tags_reward_fn,
+        "boxed": countdown_boxed_reward_fn,
+    }
+
+    def __post_init__(self) -> None:
+        least = {
+            "num_train": 1,
+            "num_validation": 1,
+            "min_numbers": 2,
+            "max_numbers": self.min_numbers,
+            "max_number": 2,
+            "max_target": 2,
+        }
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(
+                    f"task {self.name!r}: {name}: got {getattr(self, name)}, expected at "
+                    f"least {bound}"
+                )
+
+    def generate(self, split: str) -> Iterator[Example]:
+        count = {"train": self.num_train, "validation": self.num_validation}[split]
+        return distinct_examples(self._draw, self.name, self.seed, split, count)
+
+    def _draw(self, rng: random.Random) -> Example:
+        while True:
+            count = rng.randint(self.min_numbers, self.max_numbers)
+            # Sorted, so that one puzzle cannot be in both splits with its numbers rearranged.
+            numbers = sorted(rng.randint(1, self.max_number) for _ in range(count))
+            target = _combine(numbers, rng)
+            if 1 <= target <= self.max_target:
+                break
+        question = (
+            f"Using each of the numbers {', '.join(map(str, numbers))} exactly once, with the "
+            f"operations + - * / and parentheses, write an expression that equals {target}."
+        )
+        return Example(question, json.dumps({"numbers": numbers, "target": target}))
+
+
+def _combine(numbers: list[int], rng: random.Random) -> int:
+    """Joins random pairs by random operations until one integer is left: a solution exists."""
+    values = list(numbers)
+    while len(values) > 1:
+        right = values.pop(rng.randrange(len(values)))
+        left = values.pop(rng.randrange(len(values)))
+        results = [left + right, left - right, left * right]
+        if right != 0 and left % right == 0:
+            results.append(left // right)
+        values.append(rng.choice(results))
+    return values[0]
+
+
+def _reward(extraction: Extraction, ground_truth: str | list[str]) -> dict[str, float]:
+    truths = [ground_truth] if isinstance(ground_truth, str) else ground_truth
+    answer = extraction.answer
+    right = [answer is not None and countdown_is_right(answer, truth) for truth in truths]
+    return {
+        "format_reward": float(extraction.formatted),
+        "answer_reward": float(any(right)),
+        "reward": float(any(right)),
+    }
+
+
+def _decode(ground_truth: str) -> tuple[list[int], int]:
+    expected = 'expected a JSON string such as {"numbers": [3, 7, 25], "target": 46}'
+    try:
+        decoded: Any = json.loads(ground_truth)
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"ground_truth: got {ground_truth!r}, {expected}") from error
+    if (
+        not isinstance(decoded, dict)
+        or decoded.keys() != {"numbers", "target"}
+        or not isinstance(decoded["numbers"], list)
+        or not all(type(number) is int for number in [*decoded["numbers"], decoded["target"]])
+    ):
+        raise ValueError(f"ground_truth: got {ground_truth!r}, {expected}")
+    return decoded["numbers"], decoded["target"]

@@ -1,0 +1,61 @@
+"""Competition mathematics (MATH): rows of `problem`, `solution`, `answer`."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from trl_r1zero.data.jsonl import Row
+from trl_r1zero.data.sources import read_source
+from trl_r1zero.data.tasks.base import Example, Task, take
+from trl_r1zero.rewards.extraction import extract_boxed
+
+__all__ = ["MathTask"]
+
+METADATA_FIELDS = ("level", "subject", "unique_id")
+
+
+@dataclass(frozen=True)
+class MathTask(Task):
+    r"""Fields `problem` and `answer`, or `problem` and a `solution` that ends in `\boxed{answer}`.
+
+    Where a row has both, `answer` is the ground truth. `level`, `subject` and `unique_id` are kept
+    as metadata where a row has them.
+    """
+
+    name: ClassVar[str] = "math"
+    default_prompt: ClassVar[str] = "r1_zero"
+
+    def load(
+        self, source: str | None = None, split: str = "train", limit: int | None = None
+    ) -> list[Example]:
+        """Returns the rows of `source`, which must be given; see `Task.load`."""
+        if source is None:
+            raise ValueError(
+                "task 'math': got no source, expected a JSON-lines file or folder with the fields "
+                "problem, solution, answer, or a Hub id such as HuggingFaceH4/MATH-500:test"
+            )
+        return take(map(_example, read_source(source, split)), limit)
+
+
+def _example(row: Row) -> Example:
+    question = row.text("problem")
+    ground_truth = row.optional_text("answer")
+    if ground_truth is None:
+        ground_truth = _boxed_answer(row)
+    metadata = {name: row.fields[name] for name in METADATA_FIELDS if name in row.fields}
+    return Example(question, ground_truth, metadata)
+
+
+def _boxed_answer(row: Row) -> str:
+    if row.optional_text("solution") is None:
+        raise row.error(
+            "answer", "neither answer nor solution", "one of them", "add the field answer"
+        )
+    boxed = extract_boxed(row.text("solution"))
+    if boxed is None or not boxed.strip():
+        raise row.error(
+            "solution",
+            r"a text without a complete \boxed{...}",
+            r"one that ends in \boxed{answer}, as the row has no answer",
+            "add the field answer",
+        )
+    return boxed

@@ -1,0 +1,121 @@
+"""Prompt and output to shifted, right-padded id tensors with a mask on the output.
+
+Shapes: B sequences, L tokens in the longest prompt + output, T = L - 1.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["pad_and_shift", "tokenize_prompt_and_output"]
+
+
+def tokenize_prompt_and_output(
+    prompt_strs: list[str], output_strs: list[str], tokenizer: "PreTrainedTokenizerBase"
+) -> dict[str, torch.Tensor]:
+    """Tokenises prompts and outputs separately, joins the ids, and returns next-token pairs.
+
+    Prompt and output are tokenised separately so that no token ever spans the border: the mask is
+    then exact, and the ids equal those of a rollout, where the prompt's ids were fixed before the
+    first output token was sampled. The prompt gets the tokenizer's own special tokens (such as a
+    begin token, where the tokenizer adds one); the output gets none, so an end-of-text token is
+    trained only where `output_strs` spells it out.
+
+    Args:
+        prompt_strs: B prompts, already formatted.
+        output_strs: B outputs; an empty one is allowed.
+        tokenizer: a transformers tokenizer with a pad token.
+
+    Returns:
+        `input_ids` (B, L-1) long, `labels` (B, L-1) long, `response_mask` (B, L-1) bool, exactly as
+        `pad_and_shift` returns them.
+
+    Raises:
+        ValueError: lists of unequal length, no rows at all, or a tokenizer without a pad token.
+
+    Source: the handout's `tokenize_prompt_and_output`. Departure: a tokenizer that adds an *end*
+    token to every text (T5 and its like do) is rejected, for it would stand between prompt and
+    output.
+    """
+    if len(prompt_strs) != len(output_strs):
+        raise ValueError(
+            f"got {len(prompt_strs)} prompt_strs and {len(output_strs)} output_strs; "
+            "give one output for each prompt"
+        )
+    if not prompt_strs:
+        raise ValueError("got no rows; give at least one prompt and one output")
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            "got a tokenizer whose pad_token_id is None; set one first, for example "
+            "tokenizer.pad_token = tokenizer.eos_token"
+        )
+    prompt_ids = tokenizer(prompt_strs)["input_ids"]
+    output_ids = tokenizer(output_strs, add_special_tokens=False)["input_ids"]
+
+    # A tokenizer treats all texts alike, so the first row shows whether it appends something.
+    plain_ids = tokenizer(prompt_strs[0], add_special_tokens=False)["input_ids"]
+    if prompt_ids[0][len(prompt_ids[0]) - len(plain_ids) :] != plain_ids:
+        raise ValueError(
+            f"got a tokenizer that appends special tokens ({prompt_ids[0][-1]}) after the prompt; "
+            "use one that adds special tokens only at the beginning"
+        )
+    return pad_and_shift(prompt_ids, output_ids, tokenizer.pad_token_id)
+
+
+def pad_and_shift(
+    prompt_ids: Sequence[Sequence[int]], output_ids: Sequence[Sequence[int]], pad_token_id: int
+) -> dict[str, torch.Tensor]:
+    """Joins each prompt with its output, pads on the right, and shifts by one.
+
+    With `full = prompt + output + padding` of length L,
+
+        input_ids = full[:-1]
+        labels = full[1:]
+        response_mask[t] = (labels[t] is an output token)
+
+    so `labels[t]` is the token that a causal model predicts after reading `input_ids[: t + 1]`.
+
+    Args:
+        prompt_ids: B lists of token ids.
+        output_ids: B lists of token ids. An empty one gives a mask row that is all False.
+        pad_token_id: fills the right. It may equal a real token (often eos): the mask is made from
+            lengths, never by comparing ids, so a real eos at the end of an output stays marked.
+
+    Returns:
+        `input_ids` (B, L-1) long, `labels` (B, L-1) long, `response_mask` (B, L-1) bool.
+        The first token of a sequence is never a label, so an output after an *empty* prompt has one
+        marked token fewer than its length.
+
+    Raises:
+        ValueError: lists of unequal length, no rows, no tokens at all, or a pad_token_id of None.
+    """
+    if len(prompt_ids) != len(output_ids):
+        raise ValueError(
+            f"got {len(prompt_ids)} prompt_ids and {len(output_ids)} output_ids; "
+            "give one output for each prompt"
+        )
+    if pad_token_id is None:
+        raise ValueError("got pad_token_id None; give the id of the tokenizer's pad token")
+    lengths = [
+        len(prompt) + len(output) for prompt, output in zip(prompt_ids, output_ids, strict=True)
+    ]
+    longest = max(lengths, default=0)
+    if longest == 0:
+        raise ValueError(
+            f"got {len(lengths)} rows without a single token; give at least one non-empty prompt"
+        )
+
+    full_BL = torch.full((len(lengths), longest), pad_token_id, dtype=torch.long)
+    is_output_BL = torch.zeros((len(lengths), longest), dtype=torch.bool)
+    for row, (prompt, output) in enumerate(zip(prompt_ids, output_ids, strict=True)):
+        full_BL[row, : lengths[row]] = torch.tensor([*prompt, *output], dtype=torch.long)
+        is_output_BL[row, len(prompt) : lengths[row]] = True
+    return {
+        "input_ids": full_BL[:, :-1].contiguous(),
+        "labels": full_BL[:, 1:].contiguous(),
+        "response_mask": is_output_BL[:, 1:].contiguous(),
+    }
