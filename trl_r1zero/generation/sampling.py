@@ -1,0 +1,108 @@
+"""What to sample and what came back, the same for every generation backend."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How completions are drawn. Names and meanings are vLLM's `SamplingParams`.
+
+    Args:
+        temperature: Logits are divided by it; 0 is greedy decoding.
+        top_p: Nucleus: the smallest set of tokens whose probability reaches `top_p`; 1 is all.
+        top_k: Only the `top_k` likeliest tokens; 0 is all.
+        min_p: Only tokens with at least `min_p` times the likeliest token's probability; 0 is all.
+        max_tokens: Completions end here at the latest (finish reason `length`).
+        min_tokens: End-of-sequence tokens and stop strings count only after this many tokens.
+        stop: Strings that end a completion. The string is kept, and nothing after it is.
+
+    Raises:
+        ValueError: A value is outside its range.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_tokens: int = 1024
+    min_tokens: int = 4
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        rules = {
+            "temperature": (self.temperature >= 0, "at least 0 (0 is greedy)"),
+            "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
+            "top_k": (self.top_k >= 0, "at least 0 (0 is all tokens)"),
+            "min_p": (0 <= self.min_p <= 1, "in [0, 1]"),
+            "max_tokens": (self.max_tokens >= 1, "at least 1"),
+            "min_tokens": (0 <= self.min_tokens <= self.max_tokens, "between 0 and max_tokens"),
+        }
+        for name, (holds, allowed) in rules.items():
+            if not holds:
+                raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)}")
+        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+            raise ValueError(f"stop must be a tuple of non-empty strings, got {self.stop!r}")
+
+
+@dataclass
+class Completion:
+    """One sampled completion.
+
+    Attributes:
+        token_ids: The sampled tokens, the end-of-sequence token or the last token of the stop
+            string included: exactly the tokens that training may touch.
+        text: `token_ids` decoded without special tokens, cut behind the stop string.
+        finish_reason: `stop` (end-of-sequence token or stop string) or `length` (truncated).
+        log_probs: Log-probability of each token at the sampling temperature, before top-p, top-k
+            and min-p, in nats; None where the backend gives none.
+        entropies: Entropy of the same distribution at each token, in nats; None likewise.
+    """
+
+    token_ids: list[int]
+    text: str
+    finish_reason: Literal["stop", "length"]
+    log_probs: list[float] | None = None
+    entropies: list[float] | None = None
+
+    @property
+    def truncated(self) -> bool:
+        return self.finish_reason == "length"
+
+    @property
+    def mean_entropy(self) -> float | None:
+        return float(np.mean(self.entropies)) if self.entropies else None
+
+
+def cut_after_stop(text: str, stop: Sequence[str], start: int = 0) -> str | None:
+    """`text` up to and with the first stop string that ends after `start`; None if there is none.
+
+    `start` is a number of characters: a stop string that ends within them does not count (vLLM's
+    rule for `min_tokens`).
+    """
+    ends = [
+        found + len(s) for s in stop if (found := text.find(s, max(0, start - len(s) + 1))) >= 0
+    ]
+    return text[: min(ends)] if ends else None
+
+
+def row_seeds(seed: int, stream: str, step: int, rows: Sequence[int]) -> list[int]:
+    """One seed for each row: rows differ, and a row's seed does not depend on the other rows.
+
+    Args:
+        seed: The run's seed.
+        stream: What the numbers are for (`rollout`, `validation`), so that streams are independent.
+        step: The rollout step, or 0.
+        rows: Global row numbers.
+    """
+    stream_id = int.from_bytes(stream.encode()[:8].ljust(8, b"\0"), "little")
+    return [
+        int(
+            np.random.SeedSequence([seed, stream_id, step, row]).generate_state(1, np.uint64)[0]
+            >> 1
+        )
+        for row in rows
+    ]
