@@ -1,0 +1,68 @@
+"""What to train and validate on, as recipes say it."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from trl_r1zero.data.prompts import Prompt, load_prompt
+from trl_r1zero.data.tasks import TASKS, get_task
+from trl_r1zero.rewards.registry import resolve_reward
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from trl_r1zero.trainers.rewards import RewardFn
+
+
+@dataclass
+class TaskArguments:
+    """A task, its data, the prompt and the reward. Keys of a recipe.
+
+    Raises:
+        ValueError: An unknown task, prompt or reward, or a malformed row (on `load`).
+    """
+
+    task: str = field(default="math", metadata={"help": f"One of: {', '.join(TASKS)}."})
+    task_args: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Settings of the task, such as {seed: 1}."}
+    )
+    prompt: str | None = field(
+        default=None,
+        metadata={"help": "A built-in prompt or the path of a .txt file. Unset: the task's own."},
+    )
+    reward: str | None = field(
+        default=None,
+        metadata={
+            "help": "A reward's name, or the dotted path of a function (response, ground_truth) -> "
+            "dict. Unset: the task's own for this prompt."
+        },
+    )
+    train_data: str | None = field(
+        default=None,
+        metadata={"help": "JSON-lines file or hub id (id, id:split) of the training problems."},
+    )
+    eval_data: str | None = field(
+        default=None, metadata={"help": "The same for the validation problems."}
+    )
+
+    def load(self) -> "LoadedTask":
+        """Read prompt, data and reward."""
+        from trl_r1zero.data.rows import build_dataset
+
+        task = get_task(self.task, **(self.task_args or {}))
+        prompt = load_prompt(self.prompt or task.default_prompt)
+        return LoadedTask(
+            prompt=prompt,
+            reward_fn=resolve_reward(self.reward) if self.reward else task.reward_fn(prompt),
+            train_dataset=build_dataset(task.load(self.train_data, "train"), prompt),
+            eval_dataset=build_dataset(task.load(self.eval_data, "validation"), prompt),
+        )
+
+
+@dataclass
+class LoadedTask:
+    """Prompt, reward function, and the data sets with columns `prompt` and `ground_truth`."""
+
+    prompt: Prompt
+    reward_fn: "RewardFn"
+    train_dataset: "Dataset"
+    eval_dataset: "Dataset"
