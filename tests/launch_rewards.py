@@ -1,0 +1,7 @@
+"""A reward function for recipes of the tests, named there by its dotted path."""
+
+
+def odd_digits(response: str, ground_truth: str) -> dict[str, float]:
+    """1 for an odd number of digits: an untrained model gets it half of the time."""
+    odd = float(sum(character.isdigit() for character in response) % 2)
+    return {"reward": odd, "format_reward": 1.0, "answer_reward": odd}

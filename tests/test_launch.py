@@ -1,0 +1,151 @@
+"""The user's own command, `accelerate launch recipes/grpo.py`, for real, with one and two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+
+from trl_r1zero.trainers import read_metrics
+
+RECIPE = {
+    "task": "chain_arithmetic",
+    "task_args": {"num_train": 32, "num_validation": 9},
+    "reward": "launch_rewards.odd_digits",
+    "n_grpo_steps": 2,
+    "rollout_batch_size": 32,
+    "group_size": 4,
+    "train_batch_size": 16,
+    "gradient_accumulation_steps": 2,
+    "loss_type": "grpo_clip",
+    "max_completion_length": 12,
+    "learning_rate": 3.0e-3,
+    "eval_every": 1,
+    "save_every": 1,
+    "seed": 3,
+    "report_to": "tensorboard",
+}
+
+
+def launch(
+    recipe: dict, output_dir: Path, model: Path, *arguments: str, processes: int = 1
+) -> subprocess.CompletedProcess:
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    path = output_dir.with_suffix(".yaml")
+    path.write_text(
+        yaml.safe_dump({**recipe, "model_name_or_path": str(model), "output_dir": str(output_dir)})
+    )
+    paths = [str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH", "")]
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            str(REPOSITORY / "accelerate_configs" / "cpu.yaml"),
+            "--num_processes",
+            str(processes),
+            str(REPOSITORY / "recipes" / "grpo.py"),
+            "--config",
+            str(path),
+            *arguments,
+        ],
+        cwd=output_dir.parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def one_process(tiny_model_folder, tmp_path_factory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("launch") / "one"
+    done = launch(RECIPE, folder, tiny_model_folder)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder, done.stdout
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(folder) if "loss" in line]
+
+
+# Losses and gradient norms of the four updates of RECIPE, from the run on torch 2.13.0, CPU.
+GOLDEN_LOSSES: list[float] = []
+GOLDEN_GRAD_NORMS: list[float] = []
+
+
+def test_a_launched_run_gives_the_golden_losses(one_process):
+    folder, _ = one_process
+    assert losses(folder) == pytest.approx(GOLDEN_LOSSES, abs=2e-6)
+    norms = [line["grad_norm"] for line in read_metrics(folder) if "loss" in line]
+    assert norms == pytest.approx(GOLDEN_GRAD_NORMS, rel=1e-4)
+
+
+def test_a_launched_run_leaves_everything_on_disk(one_process):
+    folder, stdout = one_process
+    for name in (
+        "metrics.jsonl",
+        "recipe.yaml",
+        "environment.json",
+        "report.md",
+        "curve.png",
+        "final/model.safetensors",
+        "final/tokenizer.json",
+        "best/best.json",
+        "checkpoint-4/optimizer.pt",
+        "rollouts/grpo_step_00001.md",
+        "evaluations/grpo_step_00002.md",
+    ):
+        assert (folder / name).is_file(), name
+    assert list(folder.glob("**/events.out.tfevents*")), "TensorBoard's file is missing"
+    assert "accuracy" in stdout
+    resolved = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert resolved["group_size"] == 4
+    assert resolved["cliprange"] == 0.2  # a default
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["packages"]["trl"].startswith("1.16")
+
+
+def test_two_processes_give_the_losses_of_one(one_process, tiny_model_folder, tmp_path):
+    folder, _ = one_process
+    done = launch(RECIPE, tmp_path / "two", tiny_model_folder, processes=2)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["num_processes"] == 2
+    assert losses(tmp_path / "two") == pytest.approx(losses(folder), abs=1e-6)
+    for name in ("reward", "entropy", "grad_norm", "length/mean", "clip_fraction", "eval_accuracy"):
+        pairs = [
+            [line[name] for line in read_metrics(run) if name in line]
+            for run in (folder, tmp_path / "two")
+        ]
+        assert pairs[1] == pytest.approx(pairs[0], rel=1e-4, abs=1e-6), name
+
+
+def test_a_finished_run_is_not_overwritten_and_can_be_reported_again(
+    one_process, tiny_model_folder
+):
+    folder, _ = one_process
+    before = (folder / "metrics.jsonl").read_text()
+    again = launch(RECIPE, folder, tiny_model_folder)
+    assert again.returncode != 0
+    assert "already holds a run" in again.stderr
+    assert (folder / "metrics.jsonl").read_text() == before
+    auto = launch(RECIPE, folder, tiny_model_folder, "--resume_from_checkpoint", "auto")
+    assert auto.returncode == 0, auto.stderr[-4000:]
+    assert losses(folder) == [
+        line["loss"] for line in map(json.loads, before.splitlines()) if "loss" in line
+    ]
+    assert "accuracy" in auto.stdout
+
+
+def test_a_typo_in_a_recipe_is_an_error_before_anything_starts(tiny_model_folder, tmp_path):
+    done = launch({**RECIPE, "learning_rat": 1e-3}, tmp_path / "typo", tiny_model_folder)
+    assert done.returncode != 0
+    assert "learning_rat" in done.stderr
+    assert "learning_rate" in done.stderr
+    assert not (tmp_path / "typo").exists()

@@ -1,0 +1,167 @@
+"""A rollout batch cut into train batches and micro-batches: every row once, and at its place."""
+
+import pytest
+import torch
+
+from trl_r1zero.generation import Completion
+from trl_r1zero.trainers.rollouts import (
+    Rollout,
+    RolloutBatch,
+    cut_into_microbatches,
+    num_trained_tokens,
+)
+
+PAD = 99
+
+
+def rollout(name: str, prompt_ids: list[int], token_ids: list[int], **settings) -> Rollout:
+    return Rollout(
+        prompt=name,
+        ground_truth="",
+        prompt_ids=prompt_ids,
+        completion=Completion(token_ids, "", "stop"),
+        **{"rewards": {"reward": 1.0}, "advantage": 0.5, **settings},
+    )
+
+
+def group_rows(groups, group_size: int) -> list[Rollout]:
+    return [rollout(f"{g}.{i}", [g], [i]) for g in groups for i in range(group_size)]
+
+
+def names(rollouts) -> list[str]:
+    return [row.prompt for row in rollouts]
+
+
+# Train batches
+
+
+@pytest.mark.parametrize("num_train_batches", [1, 2, 4])
+def test_train_batches_cover_every_row_once_and_keep_groups_whole(num_train_batches):
+    batch = RolloutBatch(group_rows(range(8), 3), group_size=3)
+    parts = [batch.train_batch(index, num_train_batches) for index in range(num_train_batches)]
+    assert sorted(names(row for part in parts for row in part)) == sorted(names(batch.rollouts))
+    for part in parts:
+        assert len(part) == 24 // num_train_batches
+        groups = [name.split(".")[0] for name in names(part)]
+        assert all(groups.count(group) == 3 for group in groups)
+
+
+def test_groups_are_dealt_out_like_cards():
+    batch = RolloutBatch(group_rows(range(4), 2), group_size=2)
+    assert names(batch.train_batch(0, 2)) == ["0.0", "0.1", "2.0", "2.1"]
+    assert names(batch.train_batch(1, 2)) == ["1.0", "1.1", "3.0", "3.1"]
+
+
+@pytest.mark.parametrize("num_train_batches", [1, 2, 4])
+def test_two_processes_train_on_the_groups_of_one(num_train_batches):
+    alone = RolloutBatch(group_rows(range(8), 2), group_size=2)
+    shares = [
+        RolloutBatch(group_rows(range(4), 2), group_size=2),
+        RolloutBatch(group_rows(range(4, 8), 2), group_size=2),
+    ]
+    for index in range(num_train_batches):
+        together = [row for share in shares for row in share.train_batch(index, num_train_batches)]
+        assert sorted(names(together)) == sorted(names(alone.train_batch(index, num_train_batches)))
+
+
+def test_a_share_of_train_batches_that_cuts_a_group_still_covers_every_row():
+    # Three groups for two train batches: the middle one is cut.
+    batch = RolloutBatch(group_rows(range(3), 2), group_size=2)
+    parts = [batch.train_batch(index, 2) for index in range(2)]
+    assert [len(part) for part in parts] == [3, 3]
+    assert sorted(names(parts[0] + parts[1])) == sorted(names(batch.rollouts))
+
+
+# Micro-batches
+
+
+def cut(rollouts, num_microbatches: int):
+    return list(
+        cut_into_microbatches(
+            rollouts,
+            num_microbatches,
+            pad_token_id=PAD,
+            device=torch.device("cpu"),
+            num_sequences=6.0,
+            num_tokens=num_trained_tokens(rollouts),
+        )
+    )
+
+
+ROWS = [
+    rollout("short", [1], [2]),
+    rollout("longest", [3, 4], [5, 6, 7], rewards={"reward": 0.0}, advantage=-2.0),
+    rollout("empty", [8, 9], []),
+    rollout("long", [10, 11, 12], [13]),
+]
+
+
+def test_micro_batches_are_sorted_and_as_wide_as_their_longest_row():
+    first, second = cut(ROWS, 2)
+    assert names(first.rollouts) == ["longest", "long"]
+    assert first.input_ids.tolist() == [[3, 4, 5, 6], [10, 11, 12, 13]]
+    assert first.labels.tolist() == [[4, 5, 6, 7], [11, 12, 13, PAD]]
+    assert first.response_mask.tolist() == [[False, True, True, True], [False, False, True, False]]
+    # Two tokens at most: one column.
+    assert names(second.rollouts) == ["short", "empty"]
+    assert second.input_ids.tolist() == [[1], [8]]
+    assert second.labels.tolist() == [[2], [9]]
+    assert second.response_mask.tolist() == [[True], [False]]
+
+
+def test_micro_batches_carry_the_numbers_of_their_rows():
+    first, _ = cut(ROWS, 2)
+    assert first.advantages.tolist() == [[-2.0], [0.5]]
+    assert first.raw_rewards.tolist() == [[0.0], [1.0]]
+    assert first.old_log_probs is None
+    assert first.ref_log_probs is None
+    # Tokens: 1 + 3 + 0 + 1; the denominators are those of the train batch in every micro-batch.
+    assert {(m.num_sequences, m.num_tokens) for m in cut(ROWS, 2)} == {(6.0, 5)}
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 2, 4])
+def test_micro_batches_cover_every_row_once(num_microbatches):
+    parts = cut(ROWS, num_microbatches)
+    assert len(parts) == num_microbatches
+    assert [len(part.rollouts) for part in parts] == [4 // num_microbatches] * num_microbatches
+    assert sorted(names(row for part in parts for row in part.rollouts)) == sorted(names(ROWS))
+    assert sum(part.response_mask.sum().item() for part in parts) == 5
+
+
+def test_log_probs_stand_at_their_tokens():
+    rows = [
+        rollout("a", [1], [2, 3], old_log_probs=torch.tensor([-0.1, -0.2])),
+        rollout("b", [4, 5, 6], [7], old_log_probs=torch.tensor([-0.3])),
+        rollout("c", [8], [], old_log_probs=torch.tensor([])),
+    ]
+    (batch,) = cut(rows, 1)
+    assert names(batch.rollouts) == ["b", "a", "c"]
+    # labels: 5 6 7 | 2 3 - | - - -
+    expected = torch.tensor([[0.0, 0.0, -0.3], [-0.1, -0.2, 0.0], [0.0, 0.0, 0.0]])
+    assert torch.equal(batch.old_log_probs, expected)
+    assert batch.ref_log_probs is None
+
+
+def test_log_probs_of_some_rows_only_are_an_error():
+    rows = [
+        rollout("a", [1], [2], ref_log_probs=torch.tensor([-0.1])),
+        rollout("b", [3], [4]),
+    ]
+    with pytest.raises(ValueError, match="some rows of a micro-batch have these log-prob"):
+        cut(rows, 1)
+
+
+def test_an_untrained_row_is_masked_and_not_counted():
+    rows = [
+        rollout("kept", [1], [2, 3], old_log_probs=torch.tensor([-0.1, -0.2])),
+        rollout("out", [4], [5, 6], trained=False, old_log_probs=torch.tensor([-0.3, -0.4])),
+    ]
+    (batch,) = cut(rows, 1)
+    assert batch.response_mask.tolist() == [[True, True], [False, False]]
+    assert batch.num_tokens == num_trained_tokens(rows) == 2
+    torch.testing.assert_close(batch.old_log_probs, torch.tensor([[-0.1, -0.2], [-0.3, -0.4]]))
+
+
+def test_lengths():
+    row = rollout("a", [1, 2], [3, 4, 5])
+    assert (row.length, row.num_tokens) == (3, 5)

@@ -1,0 +1,102 @@
+"""Rewards of one response as rewards of any TRL trainer."""
+
+import inspect
+
+import pytest
+from conftest import make_tiny_model
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+
+from trl_r1zero import r1_zero_reward_fn
+from trl_r1zero.trainers import TRLReward
+
+
+def equals(response: str, ground_truth: str) -> dict[str, float]:
+    right = float(response == ground_truth)
+    return {"reward": right, "format_reward": 1.0, "answer_reward": right}
+
+
+def test_one_reward_per_completion_in_order():
+    reward = TRLReward(equals)
+    assert reward(prompts=["p"] * 3, completions=["1", "2", "3"], ground_truth=["1", "x", "3"]) == [
+        1.0,
+        0.0,
+        1.0,
+    ]
+    assert reward(prompts=[], completions=[], ground_truth=[]) == []
+
+
+def test_parts_are_reported_one_value_per_completion():
+    logged = {}
+    TRLReward(equals)(["p", "p"], ["1", "2"], ["1", "1"], log_extra=logged.__setitem__)
+    assert logged == {"format_reward": [1.0, 1.0], "answer_reward": [1.0, 0.0]}
+
+
+def test_the_name_is_that_of_the_function():
+    # TRL names its metrics rewards/<name>/mean.
+    assert TRLReward(r1_zero_reward_fn).__name__ == "r1_zero_reward_fn"
+
+
+def test_only_functions():
+    with pytest.raises(TypeError, match=r"must be a function of \(response, ground_truth\), got 1"):
+        TRLReward(1)
+
+
+@pytest.mark.parametrize("returned", [1.0, {"score": 1.0}, None])
+def test_other_results_are_an_error(returned):
+    with pytest.raises(ValueError, match="must return a dict with the key 'reward', got"):
+        TRLReward(lambda response, truth: returned)(["p"], ["1"], ["1"])
+
+
+def test_parts_that_differ_are_an_error():
+    def sometimes(response, truth):
+        return {"reward": 1.0} | ({"format_reward": 1.0} if response == "1" else {})
+
+    with pytest.raises(ValueError, match="sometimes returned the parts"):
+        TRLReward(sometimes)(["p", "p"], ["1", "2"], ["1", "1"])
+
+
+def test_a_ground_truth_for_each_completion():
+    with pytest.raises(ValueError, match="zip"):
+        TRLReward(equals)(["p", "p"], ["1", "2"], ["1"])
+
+
+def test_signature_takes_what_trl_passes():
+    inspect.signature(TRLReward(equals)).bind(
+        prompts=["p"],
+        completions=["c"],
+        completion_ids=[[1]],
+        ground_truth=["c"],
+        trainer_state=None,
+        log_extra=print,
+        log_metric=print,
+        another_column=[1],
+    )
+
+
+def test_it_works_in_the_stock_trainer(tokenizer, tmp_path):
+    def counts(response: str, ground_truth: str) -> dict[str, float]:
+        return {"reward": float(len(response)), "truth": float(ground_truth)}
+
+    trainer = GRPOTrainer(
+        model=make_tiny_model(tokenizer),
+        reward_funcs=TRLReward(counts),
+        args=GRPOConfig(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=4,
+            num_generations=2,
+            max_completion_length=4,
+            max_steps=1,
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_dict({"prompt": ["1+1=", "2+2="], "ground_truth": ["2", "4"]}),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    completions, rewards = trainer._logs["completion"], trainer._logs["rewards"]["counts"]
+    assert list(rewards) == [float(len(text)) for text in completions]
+    assert sorted(trainer._logs["extra"]["truth"]) == [2.0, 2.0, 4.0, 4.0]

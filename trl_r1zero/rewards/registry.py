@@ -1,0 +1,48 @@
+"""Reward functions by name, as recipes call them. To add one, add a line to `REWARDS`."""
+
+import difflib
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from trl_r1zero.rewards.reward_functions import question_only_reward_fn, r1_zero_reward_fn
+
+RewardFn = Callable[[str, Any], dict[str, float]]
+
+REWARDS: dict[str, RewardFn] = {
+    "r1_zero": r1_zero_reward_fn,
+    "question_only": question_only_reward_fn,
+}
+
+
+def resolve_reward(name: str) -> RewardFn:
+    """The reward function of that name, or the function at that dotted path.
+
+    Args:
+        name: A key of `REWARDS`, or `package.module.function` of a function
+            `(response, ground_truth) -> dict` with the key `reward`.
+
+    Raises:
+        ValueError: There is no such name, module or function, or it cannot be called.
+    """
+    if name in REWARDS:
+        return REWARDS[name]
+    module_name, dot, attribute = name.rpartition(".")
+    if not dot:
+        nearest = difflib.get_close_matches(name, REWARDS, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(
+            f"reward: got {name!r}, expected one of {', '.join(REWARDS)}, or the dotted path of a "
+            f"function, package.module.function.{hint}"
+        )
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"reward: got {name!r}, but {error}; a dotted path is package.module.function, and its "
+            "package must be installed or on PYTHONPATH"
+        ) from error
+    function = vars(module).get(attribute)
+    if not callable(function):
+        raise ValueError(f"reward: module {module_name!r} has no function {attribute!r}")
+    return function

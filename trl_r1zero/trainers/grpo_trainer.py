@@ -1,0 +1,684 @@
+"""GRPO on TRL's `GRPOTrainer`: rollouts as rows, three axes, one optimizer step at a time.
+
+One GRPO step, in the order of the code:
+
+1. `collect_rollouts`: sample `group_size` completions of each prompt of a rollout batch, grade
+   them, and compare each reward with its group (`compute_group_advantages`).
+2. If the batch is trained on more than once, keep the sampling policy's log-probabilities.
+3. `training_step`, once per optimizer update: take the update's rows, cut them into micro-batches,
+   and for each one `_compute_loss` (`grpo_microbatch_loss`) and backward.
+4. `evaluate`, every `eval_every` GRPO steps: one pass over the validation problems.
+
+What comes from TRL and transformers: loading, PEFT and the reference model, Accelerate and
+DeepSpeed, the vLLM client, the reward loop, the optimizer loop, checkpoints, logging. What is
+replaced, and why:
+
+* rollouts are kept as rows without padding, and the training step sees this process's whole share
+  of a train batch and cuts it itself: the gradient does not depend on the cut, and no micro-batch
+  is wider than its own longest row. To the loop of transformers an update is one step without
+  accumulation, so `args.gradient_accumulation_steps` is 1 here and the cut is `num_microbatches`.
+* truncation is what the sampler says, not "the last token is no eos": a completion that ends in
+  `</answer>` is complete.
+* evaluation is one call over all validation problems, with standard errors, not a loop over
+  batches whose means are averaged.
+"""
+
+import copy
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType, gather_object
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import Sampler
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import TrainOutput
+from trl import GRPOTrainer
+from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.utils import use_adapter
+
+from trl_r1zero.evaluation import GradedCompletion, summarize, write_generations
+from trl_r1zero.functional import (
+    compute_group_advantages,
+    get_response_log_probs,
+    grpo_microbatch_loss,
+)
+from trl_r1zero.generation import Completion, SamplingConfig, cut_after_stop, generate, row_seeds
+
+from .grpo_config import R1ZeroGRPOConfig
+from .progress import ProgressCallback, use_progress_callback
+from .rewards import TRLReward
+from .rollout_sampler import RolloutSampler
+from .rollouts import MicroBatch, Rollout, RolloutBatch, cut_into_microbatches, num_trained_tokens
+from .run_folder import RunFolderCallback
+from .timing import StepTimer
+
+BEST_MODEL_FOLDER = "best"
+_EXTRA_REWARD_COLUMNS = ("format_reward", "answer_reward")
+
+
+class R1ZeroGRPOTrainer(GRPOTrainer):
+    """Trains a causal language model with verifiable rewards.
+
+    Args:
+        model: A model, or the path or hub id of one.
+        reward_funcs: `reward_fn(response, ground_truth) -> dict` with `reward` and its parts, or
+            what TRL's trainer takes (functions of its signature, reward models, lists of them).
+        args: The settings.
+        train_dataset: Columns `prompt` (formatted text) and `ground_truth`.
+        eval_dataset: The same columns; needed unless `eval_every` is None.
+        processing_class: The tokenizer; the model's own by default.
+        stop: Strings that end a completion, kept in it; a `Prompt` carries them.
+        callbacks, optimizers, peft_config, quantization_config: As in TRL's trainer.
+
+    Raises:
+        ValueError: A data set lacks a column, or settings contradict one another.
+    """
+
+    args: R1ZeroGRPOConfig
+    model: Any
+    train_dataset: Dataset
+    eval_dataset: Dataset | None
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: Any,
+        args: R1ZeroGRPOConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        *,
+        stop: Sequence[str] = (),
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+        quantization_config: Any = None,
+    ) -> None:
+        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            _require_columns(name, dataset)
+        if args.eval_every is not None and eval_dataset is None:
+            raise ValueError(
+                "eval_every is set, but there is no eval_dataset; give one, or set it to None"
+            )
+        if args.temperature <= 0:
+            raise ValueError(f"temperature must be above 0 to explore, got {args.temperature}")
+        self.num_microbatches = args.gradient_accumulation_steps
+        args = copy.copy(args)
+        args.gradient_accumulation_steps = 1
+        super().__init__(
+            model=model,
+            reward_funcs=_as_trl_rewards(reward_funcs),
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            peft_config=peft_config,
+            quantization_config=quantization_config,
+        )
+        self.fused_lm_head = (
+            self.accelerator.device.type != "cpu"
+            if args.fused_lm_head is None
+            else args.fused_lm_head
+        )
+        if args.cast_lm_head_to_fp32 and not self.fused_lm_head:
+            raise ValueError("cast_lm_head_to_fp32 needs the fused head; set fused_lm_head to true")
+        self.rollout_sampling = SamplingConfig(
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            min_p=args.min_p or 0.0,
+            max_tokens=args.max_completion_length or 1,
+            min_tokens=args.min_tokens,
+            stop=tuple(stop),
+        )
+        self.eval_sampling = replace(
+            self.rollout_sampling,
+            temperature=args.eval_temperature,
+            top_p=args.eval_top_p,
+            max_tokens=args.eval_max_completion_length or self.rollout_sampling.max_tokens,
+        )
+        self.timer = StepTimer(self.accelerator.device)
+        self._rollout_batch: RolloutBatch | None = None
+        self._step_sums: dict[str, Tensor] = {}
+        use_progress_callback(self, ProgressCallback())
+        self.add_callback(RunFolderCallback())
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.args.output_dir or ".")
+
+    @property
+    def grpo_step(self) -> int:
+        """GRPO steps that are complete, or the one at work during it."""
+        return self.state.global_step // self.args.updates_per_grpo_step
+
+    # Data
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
+        return RolloutSampler(
+            self.train_dataset if dataset is None else dataset,
+            prompts_per_rollout_batch=self.args.rollout_batch_size // self.args.group_size,
+            group_size=self.args.group_size,
+            updates_per_grpo_step=self.args.updates_per_grpo_step,
+            n_grpo_steps=self.args.n_grpo_steps,
+            shuffle=bool(self.args.shuffle_dataset),
+            seed=self.args.seed,
+        )
+
+    # 1. Rollouts
+
+    def collect_rollouts(self, examples: Sequence[dict[str, Any]]) -> RolloutBatch:
+        """Sample and grade one completion for each example, and compute the advantages.
+
+        Args:
+            examples: This process's share of the rollout batch: each prompt `group_size` times in a
+                row (a group may go on in the next process).
+        """
+        step, rank = self.grpo_step, self.accelerator.process_index
+        rows = range(rank * len(examples), (rank + 1) * len(examples))
+        with self.timer.part("generation"):
+            prompt_ids, completions = self._sample_completions(
+                [example["prompt"] for example in examples],
+                self.rollout_sampling,
+                row_seeds(self.args.seed, "rollout", step, rows),
+                completions_per_prompt=self.args.group_size,
+                description=f"Rollouts of GRPO step {step + 1}",
+            )
+        with self.timer.part("reward"):
+            all_rewards, parts = self._grade(examples, completions)
+        advantages = compute_group_advantages(
+            all_rewards, self.args.group_size, self.args.advantage, self.args.advantage_eps
+        )
+        advantages_NG = advantages.view(-1, self.args.group_size)
+        local = slice(rows.start, rows.stop)
+        batch = RolloutBatch(
+            rollouts=[
+                Rollout(
+                    prompt=example["prompt"],
+                    ground_truth=example["ground_truth"],
+                    prompt_ids=ids,
+                    completion=completion,
+                    rewards={"reward": reward, **part},
+                    advantage=advantage,
+                    trained=not (self.mask_truncated_completions and completion.truncated),
+                )
+                for example, ids, completion, reward, part, advantage in zip(
+                    examples,
+                    prompt_ids,
+                    completions,
+                    all_rewards[local].tolist(),
+                    parts,
+                    advantages[local].tolist(),
+                    strict=True,
+                )
+            ],
+            group_size=self.args.group_size,
+            metrics={
+                "zero_advantage_groups": (advantages_NG == 0).all(dim=1).float().mean().item()
+            },
+        )
+        if self.args.updates_per_grpo_step > 1:
+            with self.timer.part("old_log_probs"):
+                self._keep_log_probs(self.model, batch.rollouts, "old_log_probs")
+        if self.beta != 0:
+            with self.timer.part("ref_log_probs"):
+                self._keep_reference_log_probs(batch.rollouts)
+        self._count_tokens(batch.rollouts)
+        self._write_rollouts(batch)
+        return batch
+
+    def _sample_completions(
+        self,
+        prompts: list[str],
+        sampling: SamplingConfig,
+        seeds: list[int],
+        *,
+        completions_per_prompt: int,
+        description: str,
+    ) -> tuple[list[list[int]], list[Completion]]:
+        """Token ids of the prompts, and one completion for each."""
+        prompt_ids, _, _ = self._tokenize_prompts(prompts)
+        if self.use_vllm:
+            return prompt_ids, self._sample_with_vllm(prompt_ids, sampling, completions_per_prompt)
+        was_training = self.model.training
+        self.model.eval()  # no dropout while sampling
+        progress = tqdm(
+            total=len(prompts),
+            desc=description,
+            unit="completion",
+            leave=False,
+            delay=2,
+            disable=self.args.disable_tqdm or not self.accelerator.is_main_process,
+        )
+        with (
+            progress,
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,  # type: ignore[arg-type]
+            ) as model,
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+            self.accelerator.autocast(),
+        ):
+            completions = generate(
+                model,
+                self._tokenizer,
+                prompt_ids,
+                sampling,
+                seeds,
+                eos_token_ids=self.eos_token_ids,
+                batch_size=None if was_training else self.args.per_device_eval_batch_size,
+                on_rows_done=progress.update,
+            )
+        self.model.train(was_training)
+        return prompt_ids, completions
+
+    def _sample_with_vllm(
+        self, prompt_ids: list[list[int]], sampling: SamplingConfig, completions_per_prompt: int
+    ) -> list[Completion]:
+        if self.state.global_step != self._last_loaded_step:
+            self.vllm_generation.sync_weights()
+            self._last_loaded_step = self.state.global_step
+        server = self.vllm_generation
+        server.temperature, server.top_p = sampling.temperature, sampling.top_p
+        server.top_k, server.min_p = sampling.top_k, sampling.min_p
+        server.max_completion_length = sampling.max_tokens
+        server.generation_kwargs = {
+            "stop": list(sampling.stop),
+            "include_stop_str_in_output": True,
+            "min_tokens": sampling.min_tokens,
+        }
+        _, token_ids, log_probs, _ = server.generate(
+            prompts=prompt_ids, images=None, num_generations=completions_per_prompt
+        )
+        completions = []
+        for ids, row_log_probs in zip(token_ids, log_probs, strict=True):
+            text = self._tokenizer.decode(ids, skip_special_tokens=True)
+            stopped_text = cut_after_stop(text, sampling.stop)
+            ended = stopped_text is not None or (bool(ids) and ids[-1] in self.eos_token_ids)
+            completions.append(
+                Completion(
+                    token_ids=list(ids),
+                    text=text if stopped_text is None else stopped_text,
+                    finish_reason="stop" if ended else "length",
+                    log_probs=[token[0] for token in row_log_probs],
+                )
+            )
+        return completions
+
+    def _grade(
+        self, examples: Sequence[dict[str, Any]], completions: Sequence[Completion]
+    ) -> tuple[Tensor, list[dict[str, float]]]:
+        """Total rewards of all processes' completions, (N*G,), and this process's reward parts."""
+        rewards_per_func = self._calculate_rewards(  # (N*G, number of reward functions)
+            list(examples),
+            [example["prompt"] for example in examples],
+            [completion.text for completion in completions],
+            [completion.token_ids for completion in completions],
+        )
+        if torch.isnan(rewards_per_func).all(dim=1).any():
+            raise ValueError(
+                "a reward function returned None or NaN; return a number for each completion"
+            )
+        weights = self.reward_weights.to(rewards_per_func.device)
+        rewards = (rewards_per_func * weights).nansum(dim=1)
+        parts: list[dict[str, float]] = [{} for _ in completions]
+        for column, values in self._pending_extra_logs.items():
+            for part, value in zip(parts, values, strict=True):
+                part[column] = value
+        self._pending_extra_logs.clear()
+        return rewards.cpu(), parts
+
+    # 2. Log-probabilities under a fixed policy
+
+    def _keep_log_probs(self, model: Any, rollouts: list[Rollout], attribute: str) -> None:
+        with torch.no_grad():
+            for micro_batch in self._microbatches(rollouts):
+                log_probs_BT = self._log_probs(model, micro_batch)["log_probs"].float().cpu()
+                for row, log_probs_T in zip(micro_batch.rollouts, log_probs_BT, strict=True):
+                    start = len(row.prompt_ids) - 1
+                    setattr(row, attribute, log_probs_T[start : start + row.length].clone())
+
+    def _keep_reference_log_probs(self, rollouts: list[Rollout]) -> None:
+        if self.ref_model is not None:
+            self._keep_log_probs(self.ref_model, rollouts, "ref_log_probs")
+            return
+        # With PEFT the reference is the base model, or TRL's copy of the adapter it started from.
+        model = self.accelerator.unwrap_model(self.model)
+        with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+            self._keep_log_probs(self.model, rollouts, "ref_log_probs")
+
+    def _log_probs(
+        self, model: Any, micro_batch: MicroBatch, return_token_entropy: bool = False
+    ) -> dict[str, Tensor]:
+        """`get_response_log_probs` at the sampling temperature, or the same by TRL's fused head."""
+        with self.accelerator.autocast():
+            if not self.fused_lm_head:
+                return get_response_log_probs(
+                    model,
+                    micro_batch.input_ids,
+                    micro_batch.labels,
+                    return_token_entropy,
+                    temperature=self.args.temperature,
+                )
+            labels = micro_batch.labels.masked_fill(~micro_batch.response_mask, -100)
+            output = model(input_ids=micro_batch.input_ids, shift_labels=labels, fused_lm_head=True)
+        return {"log_probs": output.log_probs, "token_entropy": output.entropy}
+
+    # 3. Optimizer updates
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """One optimizer update: forward and backward of every micro-batch of the train batch.
+
+        Returns:
+            The loss of the train batch (on this process; the mean over processes is the loss).
+        """
+        model.train()
+        with self.timer.part("step"):
+            update = self.state.global_step % self.args.updates_per_grpo_step
+            if update == 0 or self._rollout_batch is None:
+                self._rollout_batch = self.collect_rollouts(inputs)
+            rows = self._rollout_batch.train_batch(
+                update % self.args.updates_per_epoch, self.args.updates_per_epoch
+            )
+            loss = torch.zeros((), device=self.accelerator.device)
+            micro_batches = list(self._microbatches(rows))
+            for number, micro_batch in enumerate(micro_batches, start=1):
+                is_last = number == len(micro_batches)
+                # Accelerate (and through it DeepSpeed) takes the update's end from this flag.
+                self.accelerator.gradient_state._set_sync_gradients(is_last)
+                wait = is_last or self.accelerator.distributed_type == DistributedType.DEEPSPEED
+                with nullcontext() if wait else self.accelerator.no_sync(model):
+                    with self.timer.part("forward"), self.compute_loss_context_manager():
+                        piece = self.compute_loss(model, micro_batch)
+                    with self.timer.part("backward"):
+                        self.accelerator.backward(piece)
+                loss += piece.detach()
+        self._step += 1
+        self._record_update(rows)
+        return loss
+
+    def _microbatches(self, rollouts: list[Rollout]) -> Iterator[MicroBatch]:
+        totals = torch.tensor(
+            [len(rollouts), num_trained_tokens(rollouts)],
+            dtype=torch.float64 if self.accelerator.device.type != "mps" else torch.float32,
+            device=self.accelerator.device,
+        )
+        num_sequences, num_tokens = self.accelerator.reduce(totals, reduction="mean").tolist()
+        return cut_into_microbatches(
+            rollouts,
+            self.num_microbatches * (len(rollouts) // self.args.train_batch_share),
+            pad_token_id=self._tokenizer.pad_token_id,
+            device=self.accelerator.device,
+            num_sequences=num_sequences,
+            num_tokens=num_tokens,
+        )
+
+    def _compute_loss(self, model: torch.nn.Module, inputs: MicroBatch) -> Tensor:
+        """This micro-batch's share of the loss of its train batch."""
+        output = self._log_probs(model, inputs, return_token_entropy=True)
+        loss, metadata = grpo_microbatch_loss(
+            output["log_probs"],
+            inputs.response_mask,
+            self.args.loss_type,
+            raw_rewards=inputs.raw_rewards,
+            advantages=inputs.advantages,
+            # On-policy the sampling policy is the policy itself.
+            old_log_probs=output["log_probs"].detach()
+            if inputs.old_log_probs is None
+            else inputs.old_log_probs,
+            cliprange=self.args.clip_bounds,
+            ref_log_probs=inputs.ref_log_probs,
+            beta=self.beta,
+            correct_kl_bias=self.args.use_bias_correction_kl,
+            aggregation=self.args.aggregation,
+            num_sequences=inputs.num_sequences,
+            num_tokens=inputs.num_tokens,
+            normalize_constant=self.args.sequence_divisor,
+        )
+        mask_BT = inputs.response_mask
+        self._add_to_sums(
+            trained_tokens=mask_BT.sum(),
+            entropy=output["token_entropy"].detach()[mask_BT].sum(),
+        )
+        if "kl" in metadata:
+            self._add_to_sums(kl=metadata["kl"][mask_BT].sum())
+        if inputs.old_log_probs is not None:
+            log_ratio = (output["log_probs"].detach() - inputs.old_log_probs)[mask_BT]
+            self._add_to_sums(ratio=log_ratio.exp().sum())
+            if "clipped" in metadata:
+                self._add_to_sums(clip_fraction=metadata["clipped"][mask_BT].sum())
+        return loss
+
+    # Logging
+
+    def _add_to_sums(self, **values: Tensor) -> None:
+        for name, value in values.items():
+            self._step_sums[name] = self._step_sums.get(name, 0.0) + value.double()
+
+    def _record_update(self, rows: list[Rollout]) -> None:
+        """Metrics of one optimizer update, over all processes."""
+        self._add_to_sums(**{name: torch.tensor(value) for name, value in _row_sums(rows).items()})
+        names = sorted(self._step_sums)
+        device = self.accelerator.device
+        local = torch.stack([self._step_sums[name].to(device).float() for name in names])
+        sums = dict(zip(names, self.accelerator.reduce(local, "sum").tolist(), strict=True))
+        self._step_sums.clear()
+        longest = torch.tensor([max(row.length for row in rows)], device=device)
+        seconds = self.timer.collect()
+
+        tokens = max(sums["trained_tokens"], 1.0)
+        n = sums["rows"]
+        metrics: dict[str, float] = {
+            name: sums[name] / tokens
+            for name in ("entropy", "ratio", "clip_fraction", "kl")
+            if name in sums
+        }
+        metrics |= {
+            name: sums[name] / n
+            for name in ("reward", *_EXTRA_REWARD_COLUMNS, "truncated")
+            if name in sums
+        }
+        metrics["length/mean"] = sums["length"] / n
+        metrics["length/max"] = float(self.accelerator.gather(longest).max().item())
+        if sums["correct"] > 0:
+            metrics["length/correct"] = sums["length_correct"] / sums["correct"]
+        if sums["correct"] < n:
+            metrics["length/incorrect"] = (sums["length"] - sums["length_correct"]) / (
+                n - sums["correct"]
+            )
+        assert self._rollout_batch is not None
+        metrics |= self._rollout_batch.metrics
+        metrics["grpo_step"] = self.state.global_step // self.args.updates_per_grpo_step + 1
+        metrics["tokens_per_second"] = sums["tokens"] / seconds["step"]
+        metrics["num_tokens"] = self.state.num_input_tokens_seen
+        parts = ["step", "generation", "reward", "forward", "backward"]
+        parts += ["old_log_probs"] if self.args.updates_per_grpo_step > 1 else []
+        parts += ["ref_log_probs"] if self.beta != 0 else []
+        # A part that did not run in this update (sampling, in a second epoch) took 0 seconds.
+        metrics |= {f"seconds/{part}": seconds.get(part, 0.0) for part in parts}
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(value)
+
+    def _count_tokens(self, rollouts: list[Rollout]) -> None:
+        counts = torch.tensor(
+            [sum(row.num_tokens for row in rollouts)], device=self.accelerator.device
+        )
+        self.state.num_input_tokens_seen += int(self.accelerator.gather(counts).sum().item())
+
+    def _write_rollouts(self, batch: RolloutBatch) -> None:
+        step, every = self.grpo_step + 1, self.args.log_rollouts_every
+        if every is None or not (step == 1 or step % every == 0):
+            return
+        if self.accelerator.is_main_process:
+            write_generations(
+                [_graded(row) for row in batch.rollouts[: self.args.num_rollouts_to_log]],
+                self.run_folder / "rollouts" / f"grpo_step_{step:05d}",
+                title=f"Rollouts of GRPO step {step}",
+            )
+
+    # 4. Validation
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """One completion for each of the first `num_eval_examples` problems, graded.
+
+        All problems are sampled in one pass over all processes, each from its own random stream
+        that is the same at every validation, so two validations differ by the policy alone. The
+        table of generations is written to `<output_dir>/evaluations`.
+
+        Returns:
+            The metrics of `summarize`, and `seconds`, each with the prefix.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        _require_columns("eval_dataset", dataset)
+        if dataset is None or len(dataset) == 0:
+            raise ValueError("there is nothing to validate on: eval_dataset is missing or empty")
+        total = min(len(dataset), self.args.num_eval_examples or len(dataset))
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        # Every process takes equally many rows (the collectives of grading want that); the surplus
+        # wraps around to the first rows and is dropped again below.
+        share = -(-total // world)
+        numbers = range(rank * share, (rank + 1) * share)
+        examples = [dataset[number % total] for number in numbers]
+
+        timer = StepTimer(self.accelerator.device)
+        was_training = self.model.training
+        self.model.eval()
+        with timer.part("evaluation"):
+            _, completions = self._sample_completions(
+                [example["prompt"] for example in examples],
+                self.eval_sampling,
+                row_seeds(self.args.eval_seed, "eval", 0, [number % total for number in numbers]),
+                completions_per_prompt=1,
+                description="Validation",
+            )
+            rewards, parts = self._grade(examples, completions)
+        local_rewards = rewards[rank * share : (rank + 1) * share].tolist()
+        local = [
+            GradedCompletion(
+                prompt=example["prompt"],
+                response=completion.text,
+                ground_truth=example["ground_truth"],
+                rewards={"reward": reward, **part},
+                length=len(completion.token_ids),
+                truncated=completion.truncated,
+                entropy=completion.mean_entropy,
+                extra={"finish_reason": completion.finish_reason},
+            )
+            for example, completion, reward, part in zip(
+                examples, completions, local_rewards, parts, strict=True
+            )
+        ]
+        graded = gather_object(local)[:total]
+        results = summarize(graded) | {"seconds": timer.collect()["evaluation"]}
+        if self.accelerator.is_main_process:
+            write_generations(
+                graded,
+                self.run_folder / "evaluations" / f"grpo_step_{self.grpo_step:05d}",
+                title=f"Validation after {self.grpo_step} GRPO steps",
+            )
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in results.items()}
+        self.log({**metrics, "grpo_step": self.grpo_step})
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        self.model.train(was_training)
+        return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        is_best = super()._determine_best_metric(metrics, trial)
+        # The best model is kept apart from the checkpoints: to the rotation none of them is the
+        # best one, or it would keep an old one instead of the newest.
+        self.state.best_global_step = None
+        if is_best and self.args.save_best:
+            folder = self.run_folder / BEST_MODEL_FOLDER
+            self.save_model(str(folder), _internal_call=True)
+            if self.accelerator.is_main_process:
+                facts = {"grpo_step": self.grpo_step, **metrics}
+                (folder / "best.json").write_text(json.dumps(facts, indent=2) + "\n")
+        return is_best
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """As transformers' `train`; a resumed run is not validated at its start again."""
+        self.args.eval_on_start = (
+            self.args.eval_on_start
+            and self.args.eval_every is not None
+            and not resume_from_checkpoint
+        )
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+
+def _as_trl_rewards(reward_funcs: Any) -> list[Any]:
+    """Plain `(response, ground_truth)` functions wrapped, TRL's own kinds as they are."""
+    funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    return [TRLReward(func) if _takes_response_and_truth(func) else func for func in funcs]
+
+
+def _takes_response_and_truth(func: Any) -> bool:
+    if isinstance(func, str | torch.nn.Module | TRLReward):
+        return False
+    names = list(inspect.signature(func).parameters)
+    return "completions" not in names and len(names) >= 2
+
+
+def _require_columns(name: str, dataset: Dataset | None) -> None:
+    if dataset is None:
+        return
+    missing = {"prompt", "ground_truth"} - set(dataset.column_names)
+    if missing:
+        raise ValueError(
+            f"{name} lacks the columns {sorted(missing)}, it has {dataset.column_names}; "
+            "build it with trl_r1zero.data.build_dataset"
+        )
+
+
+def _row_sums(rows: list[Rollout]) -> dict[str, float]:
+    graded = [_graded(row) for row in rows]
+    sums: dict[str, float] = {
+        "rows": len(rows),
+        "tokens": sum(row.num_tokens for row in rows),
+        "length": sum(row.length for row in rows),
+        "length_correct": sum(g.length for g in graded if g.correct),
+        "correct": sum(g.correct for g in graded),
+        "truncated": sum(g.truncated for g in graded),
+    }
+    for name in ("reward", *_EXTRA_REWARD_COLUMNS):
+        if all(name in row.rewards for row in rows):
+            sums[name] = sum(row.rewards[name] for row in rows)
+    return sums
+
+
+def _graded(row: Rollout) -> GradedCompletion:
+    return GradedCompletion(
+        prompt=row.prompt,
+        response=row.completion.text,
+        ground_truth=row.ground_truth,
+        rewards=row.rewards,
+        length=row.length,
+        truncated=row.completion.truncated,
+        entropy=row.completion.mean_entropy,
+        extra={"advantage": row.advantage},
+    )

@@ -1,0 +1,169 @@
+"""What a run leaves on disk besides checkpoints: its metrics, its settings, its versions."""
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+METRICS_FILE = "metrics.jsonl"
+_PACKAGES = (
+    "trl-r1zero",
+    "torch",
+    "trl",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "peft",
+    "vllm",
+    "deepspeed",
+)
+
+
+class RunFolderCallback(TrainerCallback):
+    """Writes `metrics.jsonl`, `config.json` and `environment.json` into the output folder.
+
+    `metrics.jsonl` has one line for each log: all its metrics, `step` (optimizer updates) and
+    `elapsed_seconds` (wall-clock since the start of training; a resumed run counts on from the
+    checkpoint). On resuming, lines after the checkpoint are dropped, as their steps are done again.
+    """
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        elapsed = 0.0
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir or ".")
+            folder.mkdir(parents=True, exist_ok=True)
+            elapsed = _keep_until(folder / METRICS_FILE, state.global_step)
+            settings = json.dumps(args.to_dict(), indent=2, default=str)
+            (folder / "config.json").write_text(settings + "\n")
+            (folder / "environment.json").write_text(json.dumps(environment(args), indent=2) + "\n")
+        self._started = time.perf_counter() - elapsed
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        line = {
+            "step": state.global_step,
+            "elapsed_seconds": round(time.perf_counter() - self._started, 3),
+            # transformers' epoch counts the run as one, which says nothing about passes over data.
+            **{name: value for name, value in logs.items() if name != "epoch"},
+        }
+        with Path(args.output_dir or ".", METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`, in order; a last line that a crash cut off is left out.
+
+    Raises:
+        FileNotFoundError: The folder has none.
+    """
+    path = Path(folder, METRICS_FILE)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; give the output folder of a run")
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _keep_until(path: Path, step: int) -> float:
+    """Drop lines after `step`; return the seconds that the kept ones had taken."""
+    if not path.is_file() or step == 0:
+        path.unlink(missing_ok=True)
+        return 0.0
+    kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    return max((line["elapsed_seconds"] for line in kept), default=0.0)
+
+
+def environment(args: TrainingArguments) -> dict[str, Any]:
+    """Versions, commit, command and hardware of this process."""
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES if _version(name)},
+        "commit": _commit(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "num_processes": args.world_size,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from, `+` behind it if it is changed."""
+    package = Path(__file__).resolve().parents[1]
+
+    def git(*command: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(package), *command], capture_output=True, text=True, check=False
+            )
+        except FileNotFoundError:  # there is no git on this machine
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # An installed package may lie in somebody else's checkout: its own files must be tracked there.
+    if not git("ls-files", "."):
+        return None
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}+" if commit and git("status", "--porcelain", ".") else commit
+
+
+def checkpoint_to_resume(output_dir: str | Path, resume_from_checkpoint: str | None) -> str | None:
+    """The checkpoint that a run starts from, or None for a fresh start.
+
+    Args:
+        output_dir: The run's folder.
+        resume_from_checkpoint: None for a fresh run, `last` for the newest checkpoint in
+            `output_dir`, `auto` for the same if there is one and a fresh run if not, or a path.
+
+    Raises:
+        ValueError: A fresh run would overwrite another's metrics, or there is no such checkpoint.
+    """
+    folder = Path(output_dir)
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if resume_from_checkpoint == "auto":
+        return last
+    if resume_from_checkpoint == "last":
+        if last is None:
+            raise ValueError(f"there is no checkpoint in {folder}; use `auto`, or start afresh")
+        return last
+    if resume_from_checkpoint is not None:
+        if not Path(resume_from_checkpoint).is_dir():
+            raise ValueError(
+                f"resume_from_checkpoint: got {resume_from_checkpoint!r}, which is no folder; give "
+                "the path of a checkpoint, `last` or `auto`"
+            )
+        return resume_from_checkpoint
+    if (folder / METRICS_FILE).is_file():
+        raise ValueError(
+            f"{folder} already holds a run; choose another --output_dir, or go on with it by "
+            "`--resume_from_checkpoint last`"
+        )
+    return None
