@@ -16,9 +16,9 @@ SEED ?= 0
 ARGS ?=
 
 RUN := runs/quickstart
-# accelerate gives a process one thread unless told otherwise. The quickstart's model is too small
-# to gain from more than four.
-export OMP_NUM_THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
+# One thread: the quickstart's model is too small to gain much from more, and on cores that others
+# use too, several threads that wait for one another are many times slower than one.
+export OMP_NUM_THREADS ?= 1
 
 # pip tells a line for each of about 70 packages; keep those that take long.
 SLOW_STEPS := awk '/\([0-9][0-9]+\.[0-9]+ MB\)/ { print; fflush() } \

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from trl_r1zero.rewards.math_reward import math_reward_fn
 from trl_r1zero.rewards.reward_functions import question_only_reward_fn, r1_zero_reward_fn
 
 RewardFn = Callable[[str, Any], dict[str, float]]
@@ -12,6 +13,7 @@ RewardFn = Callable[[str, Any], dict[str, float]]
 REWARDS: dict[str, RewardFn] = {
     "r1_zero": r1_zero_reward_fn,
     "question_only": question_only_reward_fn,
+    "math": math_reward_fn,
 }
 
 

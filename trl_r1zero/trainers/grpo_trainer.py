@@ -125,6 +125,9 @@ class R1ZeroGRPOTrainer(GRPOTrainer):
             peft_config=peft_config,
             quantization_config=quantization_config,
         )
+        # transformers takes it from `args.train_batch_size`, which to it is one process's share; here
+        # that name is the handout's, for all processes together.
+        self._train_batch_size = args.train_batch_share
         self.fused_lm_head = (
             self.accelerator.device.type != "cpu"
             if args.fused_lm_head is None

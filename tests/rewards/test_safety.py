@@ -1,0 +1,214 @@
+"""No text of a model or a ground truth reaches an interpreter, and no text makes the grader fail
+or hang."""
+
+import ast
+import builtins
+import importlib
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import trl_r1zero.rewards
+from trl_r1zero.rewards import (
+    explain,
+    parse_gsm8k_response,
+    parse_mmlu_response,
+    question_only_reward_fn,
+    r1_zero_reward_fn,
+)
+from trl_r1zero.rewards.difference import formula_is_zero
+
+PACKAGE = Path(trl_r1zero.rewards.__file__).parent
+FORBIDDEN_NAMES = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "sympify",
+    "parse_expr",
+    "lambdify",
+    "system",
+    "popen",
+}
+FORBIDDEN_MODULES = {"pickle", "marshal", "shelve", "subprocess", "code", "torch", "transformers"}
+# What may be imported besides the standard library, and where only.
+THIRD_PARTY = {
+    "sympy": {"algebra.py"},
+    "mpmath": {"algebra.py"},
+    "pylatexenc": {"latex_text.py"},
+    "math_verify": {"latex_stage.py"},
+}
+
+
+def _trees() -> dict[str, ast.Module]:
+    return {
+        path.name: ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+def test_no_module_of_the_package_names_an_interpreter():
+    for name, tree in _trees().items():
+        for node in ast.walk(tree):
+            used = {ast.Name: "id", ast.Attribute: "attr", ast.alias: "name"}.get(type(node))
+            if used is None:
+                continue
+            word = getattr(node, used)
+            # `re.compile` is the one harmless bearer of such a name.
+            if (
+                isinstance(node, ast.Attribute)
+                and word == "compile"
+                and getattr(node.value, "id", "") == "re"
+            ):
+                continue
+            assert word.split(".")[-1] not in FORBIDDEN_NAMES, (name, node.lineno, word)
+
+
+def test_imports_stay_within_the_list():
+    for name, tree in _trees().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules = [node.module or ""]
+            else:
+                continue
+            for module in modules:
+                top = module.split(".")[0]
+                assert top not in FORBIDDEN_MODULES, (name, module)
+                own = module.startswith("trl_r1zero.rewards")
+                if top not in sys.stdlib_module_names and not own:
+                    assert name in THIRD_PARTY.get(top, set()), (name, module)
+
+
+def test_sympy_is_given_objects_and_never_text():
+    """Only constructors and functions of expressions are used; none of them parses a string."""
+    constructors = "Integer Symbol Float sqrt log frac re im factorial factorial2"
+    allowed = {*constructors.split(), "pi", "oo", "zoo", "nan", "I", "simplify"}
+    for node in ast.walk(_trees()["algebra.py"]):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "sympy"
+        ):
+            assert node.attr in allowed, node.attr
+
+
+def test_importing_the_rewards_imports_neither_torch_nor_math_verify():
+    code = (
+        "import sys, trl_r1zero.rewards as r; "
+        "r.r1_zero_reward_fn('</think> <answer>5</answer>', '5'); "
+        "heavy = ('torch', 'transformers', 'math_verify', 'latex2sympy2_extended'); "
+        "bad = [m for m in heavy if m in sys.modules]; "
+        "sys.exit(str(bad) if bad else 0)"
+    )
+    import subprocess
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _payloads(target: Path) -> list[str]:
+    python = f"open({str(target)!r},'w')"
+    octal = "".join(f"\\{ord(char):03o}" for char in python)
+    unicode_escape = "".join(f"\\u{ord(char):04x}" for char in python)
+    hexadecimal = "".join(f"\\x{ord(char):02x}" for char in python)
+    full_width = "".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in python)
+    bold = "".join(
+        chr(0x1D41A + ord(char) - ord("a")) if "a" <= char <= "z" else char for char in python
+    )
+    payloads = [python, f"__import__('os').{python}", f"eval({python!r})", full_width, bold]
+    for escaped in (octal, unicode_escape, hexadecimal):
+        payloads += [
+            f"sqrt('{escaped}')",
+            f"frac('{escaped}')",
+            f'("{escaped}")',
+            f"'{escaped}'",
+            escaped,
+        ]
+        payloads += [f"sqrt(f'{{{escaped}}}')", f"(lambda:{escaped})()", f"[{escaped}][0]"]
+    return payloads
+
+
+def test_payloads_create_no_file(tmp_path, monkeypatch):
+    target = tmp_path / "created"
+    formula_is_zero("(sqrt(x))-(sqrt(x)*1)")  # imports sympy, which may compile what it likes
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("text was about to be executed")
+
+    for name in ("eval", "exec"):
+        monkeypatch.setattr(builtins, name, refuse)
+    monkeypatch.setattr("sympy.parsing.sympy_parser.parse_expr", refuse)
+    monkeypatch.setattr("sympy.parsing.sympy_parser.eval_expr", refuse)
+    for payload in _payloads(target):
+        for truth in ("x", r"\frac{1}{2}", "(1,2)", payload + "+0"):
+            assert (
+                r1_zero_reward_fn(f"</think> <answer>{payload}</answer>", truth)["format_reward"]
+                == 1.0
+            )
+            question_only_reward_fn(f"\\boxed{{{payload}}}", truth)
+        # The letter guard of the text stage is passed by too.
+        assert formula_is_zero(f"(1)-({payload})")[0] is False
+    assert not target.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+FRAGMENTS = [
+    "</think> <answer>", "</answer>", "\\boxed{", "}", "{", "\\frac", "\\sqrt[3]", "\\text{", "x",
+    "y", "2", "10", "0.5", "^", "**", "!", "/", "+", "-", "(", ")", "[", "]", ",", "1e9",
+    "\\begin{pmatrix}", "\\end{pmatrix}", "\\\\", "&", "$", "%", " ", "\n", "\\pi", "sqrt(", "ln(",
+    "oo", "\u0665", "\u00bd", "\ud800", "million", " cm", "_", "\\left(", "=",
+]  # fmt: skip
+TEXTS = st.lists(st.sampled_from(FRAGMENTS), max_size=25).map("".join) | st.text(max_size=60)
+
+
+@settings(max_examples=400, deadline=2000)
+@given(TEXTS, TEXTS)
+def test_any_text_gets_the_same_reward_twice_in_bounded_time(response, truth):
+    for grade in (r1_zero_reward_fn, question_only_reward_fn):
+        for text in (response, f"</think> <answer>{response}</answer>", f"\\boxed{{{response}}}"):
+            start = time.perf_counter()
+            rewards = grade(text, truth)
+            assert time.perf_counter() - start < 1.5
+            assert rewards == grade(text, truth)
+            assert set(rewards) == {"format_reward", "answer_reward", "reward"}
+            assert rewards["answer_reward"] == rewards["reward"] <= rewards["format_reward"]
+    parse_gsm8k_response(response)
+    parse_mmlu_response({"options": [truth, "a", "b", "c"]}, response)
+
+
+@settings(max_examples=200, deadline=2000)
+@given(TEXTS)
+def test_an_answer_equals_itself(text):
+    if "answer>" in text or "\\boxed" in text:
+        return
+    explanation = explain(f"</think> <answer>{text}</answer>", text)
+    assert explanation.answer_reward == 1.0
+    assert explanation.rule == "identical"
+
+
+def test_every_module_has_a_docstring_and_imports():
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE.parent.parent).with_suffix("").parts).removesuffix(
+            ".__init__"
+        )
+        assert importlib.import_module(name).__doc__, name
+
+
+@pytest.mark.parametrize("size", [10_000, 1_000_000])
+@pytest.mark.parametrize(
+    "piece", ["{}", "{", "}", "\\text{", "\\begin{array}{", "1,", "a ", "\\sqrt[", "\\frac{", "^ "]
+)
+def test_long_repetitions_are_graded_within_a_second(piece, size):
+    text = piece * (size // len(piece))
+    start = time.perf_counter()
+    r1_zero_reward_fn(f"</think> <answer>{text}</answer>", "x+1")
+    assert time.perf_counter() - start < 1.0
+    start = time.perf_counter()
+    question_only_reward_fn(f"\\boxed{{{text}}}", "x+1")
+    assert time.perf_counter() - start < 1.0

@@ -1,0 +1,43 @@
+"""The README's Python code runs, its links lead somewhere, and its recipes parse."""
+
+import re
+
+import pytest
+from conftest import REPOSITORY
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+BLOCKS = [
+    (page.name, number, block)
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+]
+
+
+@pytest.mark.parametrize(
+    "block", [b for _, _, b in BLOCKS], ids=[f"{name}-{number}" for name, number, _ in BLOCKS]
+)
+def test_python_code_runs(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README", "exec"), {})
+
+
+def test_the_readme_has_code():
+    assert [name for name, _, _ in BLOCKS].count("README.md") >= 2
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_links_name_what_is_there():
+    """`name` in a link to a module is defined in that module."""
+    text = (REPOSITORY / "README.md").read_text()
+    for names, target in re.findall(r"\[((?:`[^`]+`(?:, | and )?)+)\]\(([^)]+\.py)\)", text):
+        source = (REPOSITORY / target).read_text()
+        for name in re.findall(r"`([^`]+)`", names):
+            attribute = name.split(".")[-1]
+            defined = re.search(rf"(def|class) {attribute}\b|^{attribute}\b", source, re.MULTILINE)
+            assert defined, f"{target} does not define {name}"

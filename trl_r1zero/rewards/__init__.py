@@ -1,0 +1,26 @@
+"""Reward functions: text in, `{"format_reward", "answer_reward", "reward"}` out. No torch in this
+package."""
+
+from .bounds import LIMITS, bound_counts, reset_bound_counts
+from .extraction import parse_gsm8k_response, parse_mmlu_response
+from .math_reward import math_reward_fn
+from .pool import PoolResult, RewardPool
+from .registry import REWARDS, resolve_reward
+from .reward_functions import Explanation, explain, question_only_reward_fn, r1_zero_reward_fn
+
+__all__ = [
+    "LIMITS",
+    "REWARDS",
+    "Explanation",
+    "PoolResult",
+    "RewardPool",
+    "bound_counts",
+    "explain",
+    "math_reward_fn",
+    "parse_gsm8k_response",
+    "parse_mmlu_response",
+    "question_only_reward_fn",
+    "r1_zero_reward_fn",
+    "reset_bound_counts",
+    "resolve_reward",
+]

@@ -1,0 +1,305 @@
+"""The last resort: sympy, on an expression that is built node by node from our own tree.
+
+No text reaches sympy: integers, decimals (as mantissa and exponent) and symbol names are passed to
+the constructors. Before anything is built, `_check_size` estimates what building and simplifying
+would cost and refuses what is too much; what still takes long is stopped by a budget of calls.
+"""
+
+import inspect
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from types import FrameType
+from typing import Any
+
+import sympy
+
+# `simplify` imports these on demand; here they do not delay the first formula that needs it.
+import sympy.combinatorics
+import sympy.physics.units
+import sympy.sets.setexpr
+import sympy.tensor.tensor
+from mpmath.libmp import dps_to_prec, from_man_exp, from_rational
+from sympy.core.cache import clear_cache
+
+from .bounds import LIMITS, BoundHit
+from .program import Step
+
+__all__ = ["simplifies_to_zero"]
+
+
+def simplifies_to_zero(program: list[Step]) -> bool:
+    """Whether sympy's `simplify` brings the formula to zero; BoundHit if that takes too much."""
+    _check_size(program)
+    try:
+        with _call_budget(LIMITS["algebra_calls"]):
+            return _simplifies_to_zero(program)
+    except _BudgetSpent:
+        # Half-evaluated assumptions may sit in sympy's caches.
+        clear_cache()
+        raise BoundHit("algebra_calls") from None
+
+
+def _simplifies_to_zero(program: list[Step]) -> bool:
+    expression = _build(program)
+    if expression is None:
+        return False
+    if expression == 0:
+        return True
+    if expression.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo):
+        return False
+    if (expression.is_number and expression.is_Atom) or _is_irrational_plus_decimal(expression):
+        return False
+    try:
+        return bool(sympy.simplify(expression) == 0)
+    except Exception:
+        # Whatever sympy raises (it has dozens of errors of its own), the reference calls not equal.
+        return False
+
+
+class _BudgetSpent(BaseException):
+    """Not an Exception, because sympy catches those to try something else."""
+
+
+@contextmanager
+def _call_budget(limit: int) -> Iterator[None]:
+    """Raise _BudgetSpent in this thread after `limit` calls of Python functions.
+
+    The interpreter's trace hook counts them. It works in any thread, needs no signal, and, unlike
+    a clock, stops the same formula at about the same point on every machine (sympy's caches make
+    it vary a little).
+    """
+    calls = 0
+
+    def count(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += 1
+        # Raised while a generator or an object is being finalised, an exception would be lost.
+        code = frame.f_code
+        finalising = code.co_flags & inspect.CO_GENERATOR or code.co_name == "__del__"
+        if calls > limit and not finalising:
+            raise _BudgetSpent
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def _is_irrational_plus_decimal(expression: Any) -> bool:
+    """Whether it is a decimal plus an exact irrational number: sympy never evaluates such a sum,
+    however small it is."""
+    if not expression.is_Add or not any(term.is_Float for term in expression.args):
+        return False
+    rest = expression.func(*(term for term in expression.args if not term.is_Float))
+    return bool(rest.is_irrational) and not any(atom.is_Float for atom in rest.atoms())
+
+
+def _build(program: list[Step]) -> Any:
+    """The sympy expression, or None where a step has no value."""
+    functions = {
+        "sqrt": sympy.sqrt,
+        "ln": sympy.log,
+        "frac": sympy.frac,
+        "re": sympy.re,
+        "im": sympy.im,
+        "factorial": sympy.factorial,
+        "factorial2": sympy.factorial2,
+    }
+    constants = {"pi": sympy.pi, "oo": sympy.oo, "zoo": sympy.zoo, "nan": sympy.nan, "I": sympy.I}
+    stack: list[Any] = []
+    try:
+        for step in program:
+            kind = step[0]
+            if kind == "int":
+                stack.append(sympy.Integer(step[1]))
+            elif kind == "float":
+                stack.append(_float(step[1]))
+            elif kind == "symbol":
+                stack.append(sympy.Symbol(step[1]))
+            elif kind == "constant":
+                stack.append(constants[step[1]])
+            elif kind == "neg":
+                stack[-1] = -stack[-1]
+            elif kind == "call":
+                stack[-1] = functions[step[1]](stack[-1])
+            else:
+                right = stack.pop()
+                left = stack[-1]
+                if kind == "add":
+                    stack[-1] = left + right
+                elif kind == "sub":
+                    stack[-1] = left - right
+                elif kind == "mul":
+                    stack[-1] = left * right
+                elif kind == "div":
+                    stack[-1] = left / right
+                else:
+                    stack[-1] = left**right
+    except Exception:
+        # As in `_simplifies_to_zero`.
+        return None
+    return stack[0]
+
+
+def _float(literal: str) -> Any:
+    """A decimal with the precision that sympy gives it: its own digits, at least 15."""
+    value = Fraction(literal)
+    mantissa = literal.partition("e")[0].replace(".", "").lstrip("0")
+    precision = dps_to_prec(max(15, len(mantissa)))
+    number = (
+        from_man_exp(value.numerator, 0, precision, "n")
+        if value.denominator == 1
+        else from_rational(value.numerator, value.denominator, precision, "n")
+    )
+    return sympy.Float._new(number, precision)
+
+
+def _check_size(program: list[Step]) -> None:
+    """Raise BoundHit where the expression would grow beyond the limits of bits, degree, terms or
+    radicals."""
+    if len(program) > LIMITS["algebra_nodes"]:
+        raise BoundHit("algebra_nodes")
+    stack: list[_Size] = []
+    radicals = 0
+    factorials = 0
+    nested = False
+    orders = 1
+    for step in program:
+        kind = step[0]
+        if kind == "int":
+            stack.append(_Size(step[1].bit_length(), 0, 1, Fraction(step[1])))
+        elif kind == "float":
+            value = Fraction(step[1])
+            bits = value.numerator.bit_length() + value.denominator.bit_length()
+            stack.append(_Size(bits, 0, 1, value if bits <= _EXACT_BITS else None))
+        elif kind == "symbol":
+            stack.append(_Size(1, 1, 1))
+        elif kind == "constant":
+            stack.append(_Size(2, 0, 1))
+        elif kind == "neg":
+            stack[-1] = stack[-1].negated()
+        elif kind == "call":
+            if step[1] == "sqrt":
+                radicals += 1
+                nested |= stack[-1].has_radical
+                orders = math.lcm(orders, 2)
+            elif step[1] in ("factorial", "factorial2") and stack[-1].exact is None:
+                factorials += 1
+                if stack[-1].degree > 1 or stack[-1].terms > 2 or stack[-1].has_radical:
+                    raise BoundHit("algebra_factorials")
+            stack[-1] = stack[-1].applied(step[1])
+        else:
+            right = stack.pop()
+            if kind == "pow":
+                order = right.root_order()
+                if order > 1:
+                    radicals += 1
+                    nested |= stack[-1].has_radical
+                    orders = math.lcm(orders, order)
+                stack[-1] = stack[-1].power(right)
+            else:
+                stack[-1] = stack[-1].combined(kind, right)
+        stack[-1].check()
+        if radicals > LIMITS["algebra_radicals"] or orders > LIMITS["algebra_degree"]:
+            raise BoundHit("algebra_radicals")
+        if nested and radicals > LIMITS["algebra_nested_radicals"]:
+            raise BoundHit("algebra_nested_radicals")
+        if factorials > LIMITS["algebra_factorials"]:
+            raise BoundHit("algebra_factorials")
+
+
+_EXACT_BITS = 256
+_EXPONENT_BITS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """Upper estimates for a sub-expression: bits of its integers, degree, number of terms when
+    expanded.
+
+    `exact` is its value while it is a rational constant of moderate size; `has_radical` says that
+    a root is in it.
+    """
+
+    bits: int
+    degree: int
+    terms: int
+    exact: Fraction | None = None
+    has_radical: bool = False
+
+    def check(self) -> None:
+        for value, name in (
+            (self.bits, "integer_bits"),
+            (self.degree, "algebra_degree"),
+            (self.terms, "algebra_terms"),
+        ):
+            if value > LIMITS[name]:
+                raise BoundHit(name)
+
+    def negated(self) -> "_Size":
+        return replace(self, exact=None if self.exact is None else -self.exact)
+
+    def root_order(self) -> int:
+        """Order of the radical that a power with this exponent is; 1 for an integer or unknown
+        exponent."""
+        return 1 if self.exact is None else self.exact.denominator
+
+    def applied(self, name: str) -> "_Size":
+        if name in ("factorial", "factorial2") and self.exact is not None:
+            if abs(self.exact) > LIMITS["factorial_argument"]:
+                raise BoundHit("factorial_argument")
+            n = int(abs(self.exact))
+            bits = max(2, n) * max(2, n).bit_length()
+            exact = (
+                Fraction(math.factorial(n))
+                if name == "factorial" and n == self.exact and n <= 20
+                else None
+            )
+            return _Size(bits, 0, 1, exact)
+        return _Size(self.bits, self.degree, 1, has_radical=self.has_radical or name == "sqrt")
+
+    def power(self, exponent: "_Size") -> "_Size":
+        n = exponent.exact
+        radical = self.has_radical or exponent.has_radical or exponent.root_order() > 1
+        if n is None:
+            # The exponent may yet turn out to be a constant of that many bits.
+            if exponent.bits > _EXPONENT_BITS:
+                raise BoundHit("power_exponent")
+            whole = 2**exponent.bits
+            terms = 1 if self.terms == 1 else math.comb(whole + self.terms - 1, self.terms - 1)
+            degree = self.degree * whole if self.terms > 1 else self.degree + exponent.degree + 1
+            return _Size(self.bits * whole, degree, terms, has_radical=radical)
+        if abs(n) > LIMITS["power_exponent"]:
+            raise BoundHit("power_exponent")
+        whole = max(1, math.ceil(abs(n)))
+        terms = 1 if self.terms == 1 else math.comb(whole + self.terms - 1, self.terms - 1)
+        exact = None
+        if self.exact and n.denominator == 1 and self.bits * whole <= _EXACT_BITS:
+            exact = self.exact ** int(n)
+        return _Size(self.bits * whole, self.degree * whole, terms, exact, radical)
+
+    def combined(self, kind: str, other: "_Size") -> "_Size":
+        a, b = self.exact, other.exact
+        exact = None
+        bits = self.bits + other.bits
+        if a is not None and b is not None and bits <= _EXACT_BITS:
+            if kind == "add":
+                exact = a + b
+            elif kind == "sub":
+                exact = a - b
+            elif kind == "mul":
+                exact = a * b
+            elif b != 0:
+                exact = a / b
+        radical = self.has_radical or other.has_radical
+        if kind in ("add", "sub"):
+            return _Size(
+                bits, max(self.degree, other.degree), self.terms + other.terms, exact, radical
+            )
+        return _Size(bits, self.degree + other.degree, self.terms * other.terms, exact, radical)

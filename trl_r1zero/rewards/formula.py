@@ -1,0 +1,310 @@
+"""Text of a formula to an expression tree, without ever handing text to an interpreter.
+
+The language is what sympy's `parse_expr` makes of Python's tokens with implicit multiplication:
+`2x`, `x(y+1)`, `sqrt(2)x`, `x2` (a product, digit by digit group), `5!`, `0.2[3]` (a repeating
+decimal), Python's number literals. What the reference would evaluate to something that is no
+number (comparisons, tuples, lists, strings, attribute access, lambda, bare functions) is a syntax
+error here, because there it can never end in "equal".
+
+A tree is nested tuples: ("int", n), ("float", literal), ("symbol", name), ("constant", name),
+("neg", a), ("add", a, b), ("sub", a, b), ("mul", a, b), ("div", a, b), ("pow", a, b), ("call",
+name, a).
+"""
+
+import re
+import unicodedata
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from .bounds import LIMITS, BoundHit
+
+__all__ = ["FormulaError", "Node", "parse_formula"]
+
+Node = tuple[Any, ...]
+
+CONSTANTS = frozenset({"pi", "oo", "zoo", "nan"})
+FUNCTIONS = frozenset({"sqrt", "ln", "frac", "re", "im"})
+# Names of sympy and Python with at most two different letters that cannot be part of a number here.
+_OTHER = "all csc eye ff fft fu gff hn1 hn2 id jn li ntt rf yn as if in is or"
+_OTHER_NAMES = frozenset(_OTHER.split())
+
+
+class FormulaError(ValueError):
+    """Not a formula of the language above; the reference cannot call it equal to anything."""
+
+
+class _Token(NamedTuple):
+    kind: str  # "number", "repeating", "name", "newline", "end" or the operator itself
+    text: str
+
+
+_DIGITS = r"[0-9](?:_?[0-9])*"
+_EXPONENT = rf"[eE][-+]?{_DIGITS}"
+_POINT_FLOAT = rf"(?:{_DIGITS}\.(?:{_DIGITS})?|\.{_DIGITS})"
+_TOKEN = re.compile(
+    r"(?P<blank>[ \t\f]+)"
+    r"|(?P<comment>\#[^\r\n]*)"
+    r"|(?P<newline>\r?\n)"
+    rf"|(?P<repeating>{_POINT_FLOAT}\[[0-9_]*[0-9][0-9_]*\])"
+    rf"|(?P<number>(?:{_POINT_FLOAT}(?:{_EXPONENT})?|{_DIGITS}{_EXPONENT})[jJ]?|{_DIGITS}[jJ]"
+    r"|0[xX](?:_?[0-9a-fA-F])+|0[bB](?:_?[01])+|0[oO](?:_?[0-7])+|0(?:_?0)*|[1-9](?:_?[0-9])*)"
+    r"|(?P<operator>\*\*|//|[-+*/()!])"
+    r"|(?P<name>\w+)"
+)
+
+
+def parse_formula(text: str) -> Node:
+    """The tree of `text`; FormulaError if it is none, BoundHit if it is too long or too deep."""
+    if len(text) > LIMITS["formula_chars"]:
+        raise BoundHit("formula_chars")
+    return _Parser(_tokens(text)).parse()
+
+
+def _tokens(text: str) -> list[_Token]:
+    tokens = []
+    pos = 0
+    while pos < len(text):
+        match = _TOKEN.match(text, pos)
+        if match is None:
+            raise FormulaError(f"unexpected character {text[pos]!r}")
+        pos = match.end()
+        kind = match.lastgroup or ""
+        if kind == "operator":
+            tokens.append(_Token(match.group(), match.group()))
+        elif kind not in ("blank", "comment"):
+            tokens.append(_Token(kind, match.group()))
+    if len(tokens) > LIMITS["formula_tokens"]:
+        raise BoundHit("formula_tokens")
+    tokens.append(_Token("end", ""))
+    return tokens
+
+
+class _Parser:
+    def __init__(self, tokens: list[_Token]) -> None:
+        self.tokens = tokens
+        self.index = 0
+        self.depth = 0
+
+    def parse(self) -> Node:
+        tree = self.sum()
+        if self.peek() != "end":
+            raise FormulaError(f"unexpected {self.peek()!r}")
+        return tree
+
+    def peek(self) -> str:
+        return self.tokens[self.index].kind
+
+    def take(self) -> _Token:
+        token = self.tokens[self.index]
+        self.index += 1
+        return token
+
+    def skip_newlines(self) -> None:
+        # Inside parentheses a line break means nothing, except that no factor may follow it
+        # without a sign.
+        while self.peek() == "newline" and self.depth:
+            self.index += 1
+
+    def sum(self) -> Node:
+        self.skip_newlines()
+        tree = self.product()
+        while True:
+            self.skip_newlines()
+            if self.peek() not in ("+", "-"):
+                return tree
+            kind = "add" if self.take().kind == "+" else "sub"
+            self.skip_newlines()
+            tree = (kind, tree, self.product())
+
+    def product(self) -> Node:
+        factors = self.signed()
+        tree = factors[0]
+        for factor in factors[1:]:
+            tree = ("mul", tree, factor)
+        while True:
+            blank = self.peek() == "newline"
+            self.skip_newlines()
+            kind = self.peek()
+            if kind in ("*", "/"):
+                self.take()
+                self.skip_newlines()
+                factors = self.signed()
+            elif kind in _ATOM_STARTS and not blank:
+                kind = "*"
+                factors = self.power()
+            else:
+                return tree
+            tree = ("mul" if kind == "*" else "div", tree, factors[0])
+            for factor in factors[1:]:
+                tree = ("mul", tree, factor)
+
+    def signed(self) -> list[Node]:
+        """A factor with its signs; a name of several letters gives several factors, the sign
+        belongs to the first."""
+        sign = 0
+        while self.peek() in ("+", "-"):
+            sign += self.take().kind == "-"
+            self.skip_newlines()
+            if sign > LIMITS["formula_depth"]:
+                raise BoundHit("formula_depth")
+        factors = self.power()
+        for _ in range(sign):
+            factors[0] = ("neg", factors[0])
+        return factors
+
+    def power(self) -> list[Node]:
+        """`a**b`; of several factors the last one is the base, and the exponent is the first of
+        its factors."""
+        factors = self.atom()
+        blank = self.peek() == "newline"
+        self.skip_newlines()
+        if self.peek() == "**":
+            self.take()
+            self.skip_newlines()
+            self.enter()
+            exponents = self.signed()
+            self.depth -= 1
+            factors[-1:] = [("pow", factors[-1], exponents[0]), *exponents[1:]]
+        elif blank:
+            self.index -= 1  # the caller must see the line break
+        return factors
+
+    def enter(self) -> None:
+        self.depth += 1
+        if self.depth > LIMITS["formula_depth"]:
+            raise BoundHit("formula_depth")
+
+    def atom(self) -> list[Node]:
+        token = self.take()
+        if token.kind == "number":
+            factors = _number(token.text)
+        elif token.kind == "repeating":
+            factors = [_repeating_decimal(token.text)]
+        elif token.kind == "name":
+            factors = self.named(token.text)
+        elif token.kind == "(":
+            factors = [self.group()]
+        else:
+            raise FormulaError(f"unexpected {token.text!r}")
+        return self.factorials(factors)
+
+    def group(self) -> Node:
+        self.enter()
+        tree = self.sum()
+        self.skip_newlines()
+        if self.take().kind != ")":
+            raise FormulaError("unbalanced parentheses")
+        self.depth -= 1
+        return tree
+
+    def named(self, name: str) -> list[Node]:
+        if name in FUNCTIONS:
+            if self.take().kind != "(":
+                raise FormulaError(f"{name} without an argument")
+            return [("call", name, self.group())]
+        if name in CONSTANTS:
+            factors: list[Node] = [("constant", name)]
+            # The reference takes `pi(3)!` for the factorial of a product.
+            if self.peek() == "(":
+                return self.applied_factorial(factors)
+            return factors
+        if name in _OTHER_NAMES:
+            raise FormulaError(f"{name} is not a number")
+        if _is_splittable(name):
+            return _split_name(name)
+        if self.peek() == "(":
+            return self.applied_factorial([("symbol", name)], forbidden=True)
+        return [("symbol", name)]
+
+    def applied_factorial(self, factors: list[Node], forbidden: bool = False) -> list[Node]:
+        """A name followed by a group: a product, and an error or a factorial of it if a `!`
+        follows."""
+        self.take()
+        group = self.group()
+        if self.peek() != "!":
+            return [*factors, group]
+        if forbidden:
+            raise FormulaError("factorial behind an applied symbol")
+        return [("mul", factors[0], group)]
+
+    def factorials(self, factors: list[Node]) -> list[Node]:
+        marks = 0
+        while self.peek() == "!":
+            self.take()
+            marks += 1
+        if marks == 0:
+            return factors
+        if marks > 2:
+            raise FormulaError("more than two factorial marks")
+        tree = factors[0]
+        for factor in factors[1:]:
+            tree = ("mul", tree, factor)
+        return [("call", "factorial" if marks == 1 else "factorial2", tree)]
+
+
+_ATOM_STARTS = frozenset({"number", "repeating", "name", "("})
+
+
+def _integer(text: str) -> Node:
+    if len(text) > LIMITS["literal_digits"]:
+        raise BoundHit("literal_digits")
+    return ("int", int(text, 0))
+
+
+def _number(text: str) -> list[Node]:
+    if text[-1] in "jJ" and not text.startswith(("0x", "0X")):
+        if re.fullmatch(r"0+[1-9_].*", text[:-1]) and text[:-1].replace("_", "").isdigit():
+            raise FormulaError("an integer with leading zeros")
+        return [_number(text[:-1])[0], ("constant", "I")]
+    if text.startswith(("0x", "0X", "0b", "0B", "0o", "0O")) or not (
+        "." in text or "e" in text or "E" in text
+    ):
+        return [_integer(text)]
+    if len(text) > LIMITS["literal_digits"]:
+        raise BoundHit("literal_digits")
+    literal = text.replace("_", "").lower()
+    exponent = literal.partition("e")[2]
+    if exponent and abs(int(exponent)) > LIMITS["power_exponent"]:
+        raise BoundHit("power_exponent")
+    return [("float", literal)]
+
+
+def _repeating_decimal(text: str) -> Node:
+    if len(text) > LIMITS["literal_digits"]:
+        raise BoundHit("literal_digits")
+    head, repetend = text.replace("_", "")[:-1].split("[")
+    before, after = head.split(".")
+    if before.strip("0") and before.startswith("0"):
+        raise FormulaError("an integer with leading zeros")
+    if not repetend.strip("0"):
+        raise FormulaError("a repeating decimal needs a digit other than 0")
+    scale = 10 ** len(after)
+    value = int(before or "0") + Fraction(int(after or "0"), scale)
+    value += Fraction(int(repetend), scale * (10 ** len(repetend) - 1))
+    return ("div", ("int", value.numerator), ("int", value.denominator))
+
+
+def _is_splittable(name: str) -> bool:
+    if "_" in name or len(name) == 1:
+        return False
+    try:
+        unicodedata.lookup("GREEK SMALL LETTER " + name)
+    except KeyError:
+        return True
+    except UnicodeError:
+        raise FormulaError("a name with a lone surrogate") from None
+    return False
+
+
+def _split_name(name: str) -> list[Node]:
+    """One factor per letter, one per run of digits."""
+    factors: list[Node] = []
+    for match in re.finditer(r"\d+|\D", name):
+        piece = match.group()
+        if not any(char.isdigit() for char in piece):
+            factors.append(("symbol", piece))
+        elif re.fullmatch(r"0+|[1-9][0-9]*", piece):
+            factors.append(_integer(piece))
+        else:
+            raise FormulaError(f"{piece!r} inside a name is not a number")
+    return factors

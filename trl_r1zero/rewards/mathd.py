@@ -1,0 +1,207 @@
+"""M, the string route: both sides are normalised as text and compared.
+
+The normalisation is that of the reference, step by step (its origin is the MATH dataset's grader).
+It knows no grammar: stand-alone letters that are also unit words vanish, so `a+b` equals `c+b`.
+Each step below says what it does, not why it is a good idea.
+
+The reference runs 528 regular expressions per side for the unit words alone. Here each word is
+first looked up as a plain substring, and the rest of the text is not touched where nothing can
+match.
+"""
+
+import re
+from functools import lru_cache
+
+from .units import UNITS
+
+__all__ = ["mathd_equal", "normalize_mathd"]
+
+_TEXT_WRAPPER = re.compile(r"\\text\{(.+?)\}$")
+_CANONICAL_INTEGER = re.compile(r"-?[1-9][0-9]{0,4000}\Z|0\Z")
+_ARRAY = "\\begin{array}{"
+_SUBSTRING_RULES = (
+    ("\n", ""),
+    ("\\!", ""),
+    ("\\\\", "\\"),
+)
+_RENAMES = (
+    ("\\end{array}", "\\end{pmatrix}"),
+    ("bmatrix", "pmatrix"),
+    ("tfrac", "frac"),
+    ("dfrac", "frac"),
+    ("\\neq", "\\ne"),
+    ("\\leq", "\\le"),
+    ("\\geq", "\\ge"),
+    ("\\left", ""),
+    ("\\right", ""),
+)
+
+
+class _Abort(Exception):
+    """A step that the reference leaves with an exception: the text stays as it was before all
+    steps."""
+
+
+def mathd_equal(answer: str, ground_truth: str) -> bool:
+    """Whether both texts have the same normal form; equal texts always have."""
+    return answer == ground_truth or normalize_mathd(answer) == normalize_mathd(ground_truth)
+
+
+@lru_cache(maxsize=4096)
+def normalize_mathd(text: str) -> str:
+    """The normal form of one side."""
+    text = text.strip()
+    wrapped = _TEXT_WRAPPER.match(text)
+    if wrapped is not None:
+        text = wrapped.group(1).strip()
+    try:
+        return _strip_string(text)
+    except _Abort:
+        return text
+
+
+def _strip_string(text: str) -> str:
+    for old, new in _SUBSTRING_RULES:
+        text = text.replace(old, new)
+    if "\\" in text:
+        text = _rename_arrays(text)
+    for old, new in _RENAMES:
+        text = text.replace(old, new)
+    text = _drop_trailing_text(text)
+    text = _drop_units(text)
+    text = text.replace("^{\\circ}", "").replace("^\\circ", "").replace("\\$", "")
+    if "\\text{ " in text:
+        before, *rest = text.split("\\text{ ")
+        if len(rest) > 1:
+            raise _Abort
+        text = before
+    text = text.replace("\\%", "").replace(" .", " 0.").replace("{.", "{0.")
+    if not text:
+        return text
+    if text[0] == ".":
+        text = "0" + text
+    sides = text.split("=")
+    if len(sides) == 2 and len(sides[0]) <= 2:
+        text = sides[1]
+    text = _brace_roots(text).replace(" ", "")
+    text = _brace_fractions(text)
+    if text == "0.5":
+        text = "\\frac{1}{2}"
+    parts = text.split("/")
+    if len(parts) == 2 and all(_CANONICAL_INTEGER.match(part) for part in parts):
+        text = f"\\frac{{{parts[0]}}}{{{parts[1]}}}"
+    return text
+
+
+def _rename_arrays(text: str) -> str:
+    """`\\begin{array}{...}` (up to the nearest brace) to `\\begin{pmatrix}`."""
+    out: list[str] = []
+    kept_until = 0
+    start = text.find(_ARRAY)
+    while start >= 0:
+        brace = text.find("}", start + len(_ARRAY))
+        if brace < 0:
+            break
+        out += [text[kept_until:start], "\\begin{pmatrix}"]
+        kept_until = brace + 1
+        start = text.find(_ARRAY, kept_until)
+    return "".join(out) + text[kept_until:]
+
+
+def _drop_trailing_text(text: str) -> str:
+    """Remove everything from the first `\\text{` on if the whole ends with a brace, unless nothing
+    would be left."""
+    start = text.find("\\text{")
+    inside = text[:start] if start >= 0 and text.endswith("}") else text
+    return inside.strip() or text
+
+
+def _drop_units(text: str) -> str:
+    """Two rounds over the unit words, each deleted where it stands between two characters that are
+    no word characters.
+
+    A deletion joins no two words, so a unit can only match if its first word is a whole word of
+    the text at the start.
+    """
+    words = set(_WORD.findall(text))
+    rules = sorted(rule for word in words & _RULES_BY_WORD.keys() for rule in _RULES_BY_WORD[word])
+    for _ in range(2):
+        before = text
+        for number in rules:
+            unit, wildcard = UNITS[number], _WILDCARDS.get(number)
+            shorter = _delete_word(text, unit) if wildcard is None else wildcard.sub(r"\1\2", text)
+            text = shorter or text
+        if text == before:
+            break
+    return text
+
+
+_WORD = re.compile(r"\w+")
+# In the reference the units are regular expressions without escaping: a dot in them matches any
+# character.
+_WILDCARDS = {
+    number: re.compile(rf"(^|\W){unit}($|\W)") for number, unit in enumerate(UNITS) if "." in unit
+}
+_RULES_BY_WORD: dict[str, list[int]] = {}
+for _number, _unit in enumerate(UNITS):
+    _RULES_BY_WORD.setdefault(_WORD.findall(_unit)[0], []).append(_number)
+
+
+def _delete_word(text: str, word: str) -> str:
+    """`re.sub(r"(^|\\W)word($|\\W)", r"\\1\\2", text)` for a literal word, in one pass of
+    `str.find`.
+
+    A match consumes the character before and the one after the word, so of two words with one
+    character between them only the first goes.
+    """
+    out: list[str] = []
+    kept_until = 0
+    free_from = 0
+    position = text.find(word)
+    while position >= 0:
+        end = position + len(word)
+        left_ok = position == 0 or (position > free_from and not _is_word(text[position - 1]))
+        if left_ok and (end == len(text) or not _is_word(text[end])):
+            out.append(text[kept_until:position])
+            kept_until = end
+            free_from = end + 1
+            position = text.find(word, end)
+        else:
+            position = text.find(word, position + 1)
+    if not out:
+        return text
+    out.append(text[kept_until:])
+    return "".join(out)
+
+
+def _is_word(char: str) -> bool:
+    return char.isalnum() or char == "_"
+
+
+def _brace_roots(text: str) -> str:
+    """`\\sqrt2` to `\\sqrt{2}`: one character is wrapped, whatever it is."""
+    first, *pieces = text.split("\\sqrt")
+    out = [first]
+    for piece in pieces:
+        if not piece:
+            raise _Abort
+        out.append("\\sqrt" + (piece if piece[0] == "{" else f"{{{piece[0]}}}{piece[1:]}"))
+    return "".join(out)
+
+
+def _brace_fractions(text: str) -> str:
+    """`\\frac12` to `\\frac{1}{2}`, character by character."""
+    first, *pieces = text.split("\\frac")
+    out = [first]
+    for piece in pieces:
+        if not piece:
+            raise _Abort
+        if piece[0] == "{":
+            out.append("\\frac" + piece)
+        elif len(piece) < 2:
+            return text
+        elif piece[1] == "{":
+            out.append(f"\\frac{{{piece[0]}}}{piece[1:]}")
+        else:
+            out.append(f"\\frac{{{piece[0]}}}{{{piece[1]}}}{piece[2:]}")
+    return "".join(out)

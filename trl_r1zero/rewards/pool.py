@@ -1,0 +1,338 @@
+"""Worker processes for rewards that may hang, crash or eat memory: one bad row costs that row,
+never the run.
+
+The workers are started once and each grades one row at a time. The parent holds the clock and the
+limits: a worker that misses its deadline is killed and replaced, one that dies is replaced, and
+its row is reported as failed, counted and logged. The memory limit is the kernel's (RLIMIT_AS),
+set by the parent. Rows and results travel as JSON, so nothing that a worker sends can be more than
+data.
+
+    with RewardPool(my_reward, workers=4, deadline_s=5.0) as pool:
+        results = pool.map([(response, truth), ...])  # in the order of the rows
+        results[0].value, results[0].failure
+"""
+
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+__all__ = ["PoolResult", "RewardPool", "in_worker"]
+
+logger = logging.getLogger(__name__)
+
+_PROGRESS_EVERY_S = 10.0
+_STARTUP_S = 120.0
+_IN_WORKER = False
+
+
+def in_worker() -> bool:
+    """Whether this process is a worker of a pool, so that what runs here is already under
+    limits."""
+    return _IN_WORKER
+
+
+@dataclass(frozen=True, slots=True)
+class PoolResult:
+    """Result of one row: what the function returned, or why there is nothing.
+
+    `failure` is None, or one of "timeout", "died", "error"; `detail` says more (an exception, an
+    exit code).
+    """
+
+    value: Any
+    failure: str | None = None
+    detail: str = ""
+
+
+class RewardPool:
+    """Pre-started worker processes that call one function under a deadline and a memory limit.
+
+    Args:
+        function: called as `function(*row)` in a worker. Rows and results must be JSON data (str,
+        numbers, lists, dicts). workers: number of processes; by default the number of usable cores
+        less one, at most 8. deadline_s: wall-clock seconds for one row. After that the worker is
+        killed and replaced. memory_mb: address space that a worker may add to what it has when it
+        is ready. warm_up: called once in each worker before it is ready, for slow imports; not
+        under the deadline of a row. start_method: "fork" (default on Linux: any function works,
+        and no script is imported anew), "forkserver" or
+            "spawn" (the function must be importable; the main script needs the usual `if __name__
+            == "__main__"`).
+
+    Use it as a context manager, or call `close`. `failures` counts failed rows by kind over the
+    life of the pool.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        workers: int | None = None,
+        deadline_s: float = 5.0,
+        memory_mb: int = 2048,
+        warm_up: Callable[[], None] | None = None,
+        start_method: str | None = None,
+    ) -> None:
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers is {workers}; it must be at least 1")
+        if deadline_s <= 0 or memory_mb <= 0:
+            raise ValueError(
+                f"deadline_s ({deadline_s}) and memory_mb ({memory_mb}) must be positive"
+            )
+        self.function = function
+        self.deadline_s = deadline_s
+        self.memory_mb = memory_mb
+        self.failures: Counter[str] = Counter()
+        self._warm_up = warm_up
+        self._context = multiprocessing.get_context(
+            start_method or ("fork" if sys.platform == "linux" else "spawn")
+        )
+        self._lock = threading.Lock()
+        self._size = workers or min(
+            8, max(1, len(os.sched_getaffinity(0)) - 1 if sys.platform == "linux" else 1)
+        )
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> "RewardPool":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the workers now instead of at the first batch (before a model is loaded, say)."""
+        with self._lock:
+            self._fill(self._size)
+
+    def close(self) -> None:
+        """Stop all workers. The pool can be used again and starts new ones."""
+        with self._lock:
+            while self._workers:
+                self._workers.pop().stop()
+
+    def map(
+        self, rows: Sequence[Sequence[Any]], *, progress: Callable[[int, int], None] | None = None
+    ) -> list[PoolResult]:
+        """Call the function on every row; results in the order of the rows.
+
+        `progress(done, total)` is called after every row if given; without it a long batch logs a
+        line every ten seconds. A batch of several rows of which every one raised is a broken
+        function and not bad luck: RuntimeError.
+        """
+        with self._lock:
+            results = self._map(rows, progress)
+        errors = [result.detail for result in results if result.failure == "error"]
+        if len(errors) == len(results) > 1:
+            raise RuntimeError(
+                f"the reward function raised on all {len(results)} rows, the first time: "
+                f"{errors[0]}"
+            )
+        return results
+
+    def _map(
+        self, rows: Sequence[Sequence[Any]], progress: Callable[[int, int], None] | None
+    ) -> list[PoolResult]:
+        results: list[PoolResult | None] = [None] * len(rows)
+        # Encoded first, so that a row that is not JSON data fails before anything is under way.
+        pending = deque((index, json.dumps(list(row)).encode()) for index, row in enumerate(rows))
+        self._fill(min(self._size, len(rows)))
+        done = 0
+        last_report = time.monotonic()
+        while done < len(rows):
+            for worker in self._workers:
+                if worker.row is None and worker.ready and pending:
+                    worker.send(*pending.popleft(), self.deadline_s)
+            for worker in self._wait():
+                finished = worker.row
+                result = self._collect(worker)
+                if result is None or finished is None:
+                    continue
+                results[finished] = result
+                done += 1
+                if result.failure:
+                    self.failures[result.failure] += 1
+                    logger.warning(
+                        "reward of row %d failed (%s): %s", finished, result.failure, result.detail
+                    )
+                if progress is not None:
+                    progress(done, len(rows))
+            if progress is None and time.monotonic() - last_report > _PROGRESS_EVERY_S:
+                last_report = time.monotonic()
+                logger.info(
+                    "graded %d of %d rows, %d failed so far",
+                    done,
+                    len(rows),
+                    sum(self.failures.values()),
+                )
+        return [result for result in results if result is not None]
+
+    def _fill(self, size: int) -> None:
+        while len(self._workers) < size:
+            self._workers.append(self._new_worker())
+
+    def _new_worker(self) -> "_Worker":
+        others = [worker.connection for worker in self._workers]
+        return _Worker(self._context, self.function, self._warm_up, self.memory_mb, others)
+
+    def _wait(self) -> list["_Worker"]:
+        """Workers that have something to say, have died or have missed their deadline."""
+        next_deadline = min(worker.deadline for worker in self._workers)
+        by_handle: dict[Any, _Worker] = {}
+        for worker in self._workers:
+            by_handle[worker.connection] = worker
+            by_handle[worker.process.sentinel] = worker
+        timeout = (
+            None if next_deadline == float("inf") else max(0.0, next_deadline - time.monotonic())
+        )
+        ready = {
+            id(by_handle[handle]): by_handle[handle] for handle in wait(list(by_handle), timeout)
+        }
+        now = time.monotonic()
+        for worker in self._workers:
+            if now >= worker.deadline:
+                ready.setdefault(id(worker), worker)
+        return list(ready.values())
+
+    def _collect(self, worker: "_Worker") -> PoolResult | None:
+        """Result of the worker's row, or None if it only became ready; a worker that failed is
+        replaced."""
+        message = worker.receive()
+        if message is not None:
+            if message["kind"] == "ready":
+                worker.became_ready(self.memory_mb)
+                return None
+            worker.row = None
+            worker.deadline = float("inf")
+            if message["kind"] == "error":
+                return PoolResult(None, "error", message["detail"])
+            return PoolResult(message["value"])
+        dead = not worker.process.is_alive()
+        if not dead and time.monotonic() < worker.deadline:
+            return None
+        started = worker.ready
+        position = self._workers.index(worker)
+        del self._workers[position]
+        worker.stop()
+        code = worker.process.exitcode
+        if not started:
+            detail = f"exit code {code}" if dead else f"not ready after {_STARTUP_S:.0f} s"
+            raise RuntimeError(f"a worker of the reward pool could not be started ({detail})")
+        was_busy = worker.row is not None
+        self._workers.insert(position, self._new_worker())
+        if not was_busy:
+            return None
+        if dead:
+            return PoolResult(None, "died", f"exit code {code}")
+        return PoolResult(None, "timeout", f"no result after {self.deadline_s:g} s")
+
+
+class _Worker:
+    """A worker process as its parent sees it."""
+
+    def __init__(
+        self,
+        context: Any,
+        function: Callable[..., Any],
+        warm_up: Callable[[], None] | None,
+        memory_mb: int,
+        others: list[Connection],
+    ) -> None:
+        self.connection, child = context.Pipe()
+        # A forked child inherits the parent's ends of all pipes; it closes them, or it would keep
+        # its siblings alive.
+        inherited = [*others, self.connection] if context.get_start_method() == "fork" else []
+        self.process = context.Process(
+            target=_serve,
+            args=(child, function, warm_up, inherited, os.getpid()),
+            daemon=True,
+            name="reward-worker",
+        )
+        self.process.start()
+        child.close()
+        self.row: int | None = None
+        self.ready = False
+        self.deadline = time.monotonic() + _STARTUP_S
+
+    def became_ready(self, memory_mb: int) -> None:
+        self.ready = True
+        self.deadline = float("inf")
+        if sys.platform == "linux" and self.process.pid is not None:
+            # A worker that died meanwhile is found by the next wait.
+            with (
+                contextlib.suppress(FileNotFoundError, ProcessLookupError),
+                open(f"/proc/{self.process.pid}/statm", encoding="ascii") as statm,
+            ):
+                pages = int(statm.read().split()[0])
+                limit = pages * resource.getpagesize() + memory_mb * 2**20
+                resource.prlimit(self.process.pid, resource.RLIMIT_AS, (limit, limit))
+
+    def send(self, row: int, payload: bytes, deadline_s: float) -> None:
+        self.row = row
+        self.deadline = time.monotonic() + deadline_s
+        # A worker that died while idle cannot be written to; the next wait finds it dead and fails
+        # this row.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send_bytes(payload)
+
+    def receive(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(self.connection.recv_bytes()) if self.connection.poll() else None
+        except (EOFError, OSError):
+            return None
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def _serve(
+    connection: Connection,
+    function: Callable[..., Any],
+    warm_up: Callable[[], None] | None,
+    inherited: list[Connection],
+    parent: int,
+) -> None:
+    """Main loop of a worker; it ends when its parent does."""
+    global _IN_WORKER  # noqa: PLW0603  (a process is a worker or it is not)
+    _IN_WORKER = True
+    # Ctrl-C is the parent's business; it stops the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for other in inherited:
+        other.close()
+    if warm_up is not None:
+        warm_up()
+    _reply(connection, {"kind": "ready"})
+    while True:
+        while not connection.poll(5.0):
+            if os.getppid() != parent:
+                return
+        try:
+            row = json.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        try:
+            reply = {"kind": "value", "value": function(*row)}
+            _reply(connection, reply)
+        except (
+            Exception
+        ) as error:  # the function is the user's: whatever it raises belongs to its row
+            _reply(
+                connection, {"kind": "error", "detail": f"{type(error).__name__}: {error}"[:500]}
+            )
+
+
+def _reply(connection: Connection, message: dict[str, Any]) -> None:
+    connection.send_bytes(json.dumps(message).encode())
