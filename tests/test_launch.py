@@ -1,4 +1,4 @@
-"""The user's own command, `accelerate launch recipes/grpo.py`, for real, with one and two processes."""
+"""The user's command, `accelerate launch recipes/grpo.py`, with one and with two processes."""
 
 import json
 import os

@@ -244,7 +244,6 @@ CALLED = {
     (GRPOTrainer, "_tokenize_prompts"): ["self", "prompts"],
     (GRPOTrainer, "log"): ["self", "logs", "start_time"],
     (Trainer, "save_model"): ["self", "output_dir", "_internal_call"],
-    (Trainer, "compute_loss_context_manager"): ["self"],
     (Trainer, "pop_callback"): ["self", "callback"],
     (Trainer, "add_callback"): ["self", "callback"],
     (DistributedBackend, "summon_full_params"): ["self", "module", "kwargs"],

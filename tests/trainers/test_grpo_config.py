@@ -126,9 +126,10 @@ def config(tmp_path, monkeypatch):
     """Makes a config for one process, or for `processes` of them."""
 
     def make(processes: int = 1, **settings) -> R1ZeroGRPOConfig:
-        monkeypatch.setenv("WORLD_SIZE", str(processes))
         if processes > 1:
-            # What a launcher's processes would say once they have met; here is only one.
+            # What a launcher's processes would say. (Its environment variables would make this
+            # process wait for the others.)
+            monkeypatch.setattr(R1ZeroGRPOConfig, "_launched_processes", processes)
             monkeypatch.setattr(TrainingArguments, "world_size", processes)
         return R1ZeroGRPOConfig(output_dir=str(tmp_path), **settings)
 
@@ -409,11 +410,15 @@ def test_a_process_gets_whole_micro_batches(config):
         config(processes=3)
 
 
-def test_a_process_that_is_alone_among_several_is_an_error(tmp_path, monkeypatch):
+def test_a_process_that_is_alone_among_several_is_an_error(config, monkeypatch):
+    alone = config()
+    assert alone._launched_processes == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(TrainingArguments, "world_size", 1)
+    assert alone._launched_processes == 2
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setattr(R1ZeroGRPOConfig, "_launched_processes", 2)
     with pytest.raises(ValueError, match="WORLD_SIZE says 2 processes, but there are 1"):
-        R1ZeroGRPOConfig(output_dir=str(tmp_path))
+        config()
 
 
 # (epochs x train_batch_size on 256 rollouts) -> updates per epoch, per GRPO step

@@ -22,8 +22,6 @@ TASK = TaskArguments(
 ).load()
 
 
-
-
 def make_trainer(
     tokenizer,
     output_dir,

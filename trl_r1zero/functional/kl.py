@@ -20,8 +20,8 @@ def compute_kl_penalty(
     Unbiased for samples of the policy, and never negative: the estimator k3 of Schulman (2020,
     "Approximating KL divergence"), as in GRPO (Shao et al. 2024, arXiv:2402.03300, eq. 4).
 
-    Its value is unbiased, its gradient is not: the samples' own dependence on the policy is missing.
-    With `old_log_probs` the penalty is multiplied by the importance ratio
+    Its value is unbiased, its gradient is not: the samples' own dependence on the policy is
+    missing. With `old_log_probs` the penalty is multiplied by the importance ratio
     :math:`\pi_\theta / \pi_{old}`, whose gradient supplies it (DeepSeek-V3.2, arXiv:2512.02556);
     this holds on-policy too, where the ratio is 1 and its gradient is not 0.
 

@@ -69,7 +69,9 @@ def compute_entropy(logits: torch.Tensor, *, temperature: float = 1.0) -> torch.
     _require_logits(logits)
     require_positive(temperature, "temperature", "compute_entropy")
     chunks = logits.flatten(0, 1).split(_positions_per_chunk(logits.shape[-1]))
-    return torch.cat([_entropy_S(chunk_SV, temperature) for chunk_SV in chunks]).view(logits.shape[:2])
+    return torch.cat([_entropy_S(chunk_SV, temperature) for chunk_SV in chunks]).view(
+        logits.shape[:2]
+    )
 
 
 class _LabelLogProbs(torch.autograd.Function):

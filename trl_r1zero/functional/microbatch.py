@@ -3,8 +3,9 @@
 Shape legend: B sequences of this micro-batch, T length.
 
 Both steps are `aggregate_loss` for a train batch that is cut into `gradient_accumulation_steps`
-micro-batches of B sequences each: num_sequences = B * gradient_accumulation_steps. The trainer calls
-`grpo_microbatch_loss`, which takes the true numbers of any train batch, and does its own backward.
+micro-batches of B sequences each: num_sequences = B * gradient_accumulation_steps. The trainer
+calls `grpo_microbatch_loss`, which takes the true numbers of any train batch, and does its own
+backward.
 """
 
 import torch
@@ -148,8 +149,8 @@ def grpo_microbatch_train_step(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Policy-gradient loss of one micro-batch; calls backward.
 
-    `grpo_microbatch_loss` with num_sequences = B * gradient_accumulation_steps: by default the mean over each sequence's
-    response tokens, the mean over the batch, over the accumulation steps.
+    `grpo_microbatch_loss` with num_sequences = B * gradient_accumulation_steps: by default the
+    mean over each sequence's response tokens, the mean over the batch, over the accumulation steps.
 
     Args:
         policy_log_probs: (B, T), in nats, with graph.

@@ -209,6 +209,7 @@ class R1ZeroGRPOConfig(GRPOConfig):
     gradient_checkpointing: bool = _knob(
         False, "Recompute activations in backward: less memory, slower."
     )
+    dataloader_pin_memory: bool = _knob(False, "A batch of this loader is a list of strings.")
     logging_steps: float = _knob(1, "Log every so many optimizer updates.")
     logging_nan_inf_filter: bool = _knob(False, "Not supported: it would hide a NaN loss.")
     vllm_mode: str = _knob(

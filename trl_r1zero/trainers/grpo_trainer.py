@@ -125,8 +125,8 @@ class R1ZeroGRPOTrainer(GRPOTrainer):
             peft_config=peft_config,
             quantization_config=quantization_config,
         )
-        # transformers takes it from `args.train_batch_size`, which to it is one process's share; here
-        # that name is the handout's, for all processes together.
+        # transformers takes it from `args.train_batch_size`, which to it is one process's share;
+        # here that name is the handout's, for all processes together.
         self._train_batch_size = args.train_batch_share
         self.fused_lm_head = (
             self.accelerator.device.type != "cpu"
@@ -195,6 +195,7 @@ class R1ZeroGRPOTrainer(GRPOTrainer):
                 self.rollout_sampling,
                 row_seeds(self.args.seed, "rollout", step, rows),
                 completions_per_prompt=self.args.group_size,
+                batch_size=None,
                 description=f"Rollouts of GRPO step {step + 1}",
             )
         with self.timer.part("reward"):
@@ -247,9 +248,14 @@ class R1ZeroGRPOTrainer(GRPOTrainer):
         seeds: list[int],
         *,
         completions_per_prompt: int,
+        batch_size: int | None,
         description: str,
     ) -> tuple[list[list[int]], list[Completion]]:
-        """Token ids of the prompts, and one completion for each."""
+        """Token ids of the prompts, and one completion for each.
+
+        `completions_per_prompt` says how often each prompt stands in a row, `batch_size` how many
+        rows the transformers backend takes at a time (None: all).
+        """
         prompt_ids, _, _ = self._tokenize_prompts(prompts)
         if self.use_vllm:
             return prompt_ids, self._sample_with_vllm(prompt_ids, sampling, completions_per_prompt)
@@ -281,7 +287,7 @@ class R1ZeroGRPOTrainer(GRPOTrainer):
                 sampling,
                 seeds,
                 eos_token_ids=self.eos_token_ids,
-                batch_size=None if was_training else self.args.per_device_eval_batch_size,
+                batch_size=batch_size,
                 on_rows_done=progress.update,
             )
         self.model.train(was_training)
@@ -405,12 +411,11 @@ class R1ZeroGRPOTrainer(GRPOTrainer):
                 self.accelerator.gradient_state._set_sync_gradients(is_last)
                 wait = is_last or self.accelerator.distributed_type == DistributedType.DEEPSPEED
                 with nullcontext() if wait else self.accelerator.no_sync(model):
-                    with self.timer.part("forward"), self.compute_loss_context_manager():
+                    with self.timer.part("forward"):
                         piece = self.compute_loss(model, micro_batch)
                     with self.timer.part("backward"):
                         self.accelerator.backward(piece)
                 loss += piece.detach()
-        self._step += 1
         self._record_update(rows)
         return loss
 
@@ -571,6 +576,7 @@ class R1ZeroGRPOTrainer(GRPOTrainer):
                 self.eval_sampling,
                 row_seeds(self.args.eval_seed, "eval", 0, [number % total for number in numbers]),
                 completions_per_prompt=1,
+                batch_size=self.args.per_device_eval_batch_size,
                 description="Validation",
             )
             rewards, parts = self._grade(examples, completions)
