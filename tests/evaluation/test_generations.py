@@ -44,7 +44,7 @@ def test_log_generations_summary():
     assert summary["length"] == 4.0  # (1 + 8 + 3) / 3
     assert summary["length_correct"] == 2.0  # (1 + 3) / 2
     assert summary["length_incorrect"] == 8.0
-    assert summary["entropy"] == 0.5  # (0.25 + 0.75) / 2
+    assert summary["entropy"] == 0.625  # (1 x 0.25 + 3 x 0.75) / (1 + 3)
 
 
 def test_log_generations_truncated_and_extra_columns():

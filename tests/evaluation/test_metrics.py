@@ -57,7 +57,7 @@ def test_summarize():
         "length_correct": 20.0,
         "length_incorrect": 40.0,
         "truncated": 0.25,
-        "entropy": 1.0,  # of the three that have one
+        "entropy": 85 / 70,  # (5 + 60 + 20) nats in the 70 tokens whose entropy is known
         "num_examples": 4.0,
     }
 

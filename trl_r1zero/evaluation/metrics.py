@@ -58,8 +58,8 @@ def summarize(rows: Sequence[GradedCompletion]) -> dict[str, float]:
     Returns:
         `accuracy` and `accuracy_stderr` (share of correct answers), `reward`, `format_reward`
         (where graded), `length`, `length_correct`, `length_incorrect` (mean tokens), `truncated`
-        (share), `entropy` (mean over completions of the mean token entropy, nats; where known) and
-        `num_examples`. A mean over no rows (no correct answer, say) is left out.
+        (share), `entropy` (mean over all tokens of all completions whose entropy is known, nats)
+        and `num_examples`. A mean over no rows (no correct answer, say) is left out.
     """
     lengths_if = {
         "length": [row.length for row in rows],
@@ -76,7 +76,13 @@ def summarize(rows: Sequence[GradedCompletion]) -> dict[str, float]:
         ),
         **{name: mean(lengths) for name, lengths in lengths_if.items()},
         "truncated": mean([float(row.truncated) for row in rows]),
-        "entropy": mean([row.entropy for row in rows if row.entropy is not None]),
+        "entropy": _mean_token_entropy(rows),
         "num_examples": float(len(rows)),
     }
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
+
+
+def _mean_token_entropy(rows: Sequence[GradedCompletion]) -> float:
+    known = [(row.entropy, row.length) for row in rows if row.entropy is not None]
+    tokens = sum(length for _, length in known)
+    return math.fsum(entropy * length for entropy, length in known) / tokens if tokens else math.nan

@@ -7,7 +7,8 @@ One GRPO step, in the order of the code:
 2. If the batch is trained on more than once, keep the sampling policy's log-probabilities.
 3. `training_step`, once per optimizer update: take the update's rows, cut them into micro-batches,
    and for each one `_compute_loss` (`grpo_microbatch_loss`) and backward.
-4. `evaluate`, every `eval_every` GRPO steps: one pass over the validation problems.
+4. `evaluate` (in `validation`), every `eval_every` GRPO steps: one pass over the validation
+   problems.
 
 What comes from TRL and transformers: loading, PEFT and the reference model, Accelerate and
 DeepSpeed, the vLLM client, the reward loop, the optimizer loop, checkpoints, logging. What is
@@ -24,47 +25,40 @@ replaced, and why:
 """
 
 import copy
-import inspect
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import TrainOutput
-from trl import GRPOTrainer
-from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import use_adapter
 
-from trl_r1zero.evaluation import GradedCompletion, summarize, write_generations
+from trl_r1zero.evaluation import write_generations
 from trl_r1zero.functional import (
     compute_group_advantages,
     get_response_log_probs,
     grpo_microbatch_loss,
 )
-from trl_r1zero.generation import Completion, SamplingConfig, cut_after_stop, generate, row_seeds
+from trl_r1zero.generation import SamplingConfig, row_seeds
 
 from .grpo_config import R1ZeroGRPOConfig
 from .progress import ProgressCallback, use_progress_callback
-from .rewards import TRLReward
+from .rewards import as_trl_rewards
 from .rollout_sampler import RolloutSampler
 from .rollouts import MicroBatch, Rollout, RolloutBatch, cut_into_microbatches, num_trained_tokens
 from .run_folder import RunFolderCallback
 from .timing import StepTimer
+from .update_metrics import UpdateMetrics, graded_rollout
+from .validation import ValidationMixin, require_columns
 
-BEST_MODEL_FOLDER = "best"
-_EXTRA_REWARD_COLUMNS = ("format_reward", "answer_reward")
 
-
-class R1ZeroGRPOTrainer(GRPOTrainer):
+class R1ZeroGRPOTrainer(ValidationMixin):
     """Trains a causal language model with verifiable rewards.
 
     Args:
@@ -82,10 +76,7 @@ class R1ZeroGRPOTrainer(GRPOTrainer):
         ValueError: A data set lacks a column, or settings contradict one another.
     """
 
-    args: R1ZeroGRPOConfig
-    model: Any
     train_dataset: Dataset
-    eval_dataset: Dataset | None
 
     def __init__(
         self,
@@ -103,7 +94,7 @@ class R1ZeroGRPOTrainer(GRPOTrainer):
         quantization_config: Any = None,
     ) -> None:
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            _require_columns(name, dataset)
+            require_columns(name, dataset)
         if args.eval_every is not None and eval_dataset is None:
             raise ValueError(
                 "eval_every is set, but there is no eval_dataset; give one, or set it to None"
@@ -115,7 +106,7 @@ class R1ZeroGRPOTrainer(GRPOTrainer):
         args.gradient_accumulation_steps = 1
         super().__init__(
             model=model,
-            reward_funcs=_as_trl_rewards(reward_funcs),
+            reward_funcs=as_trl_rewards(reward_funcs),
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -152,18 +143,9 @@ class R1ZeroGRPOTrainer(GRPOTrainer):
         )
         self.timer = StepTimer(self.accelerator.device)
         self._rollout_batch: RolloutBatch | None = None
-        self._step_sums: dict[str, Tensor] = {}
+        self._update_metrics = UpdateMetrics()
         use_progress_callback(self, ProgressCallback())
         self.add_callback(RunFolderCallback())
-
-    @property
-    def run_folder(self) -> Path:
-        return Path(self.args.output_dir or ".")
-
-    @property
-    def grpo_step(self) -> int:
-        """GRPO steps that are complete, or the one at work during it."""
-        return self.state.global_step // self.args.updates_per_grpo_step
 
     # Data
 
@@ -241,123 +223,18 @@ class R1ZeroGRPOTrainer(GRPOTrainer):
         self._write_rollouts(batch)
         return batch
 
-    def _sample_completions(
-        self,
-        prompts: list[str],
-        sampling: SamplingConfig,
-        seeds: list[int],
-        *,
-        completions_per_prompt: int,
-        batch_size: int | None,
-        description: str,
-    ) -> tuple[list[list[int]], list[Completion]]:
-        """Token ids of the prompts, and one completion for each.
-
-        `completions_per_prompt` says how often each prompt stands in a row, `batch_size` how many
-        rows the transformers backend takes at a time (None: all).
-        """
-        prompt_ids, _, _ = self._tokenize_prompts(prompts)
-        if self.use_vllm:
-            return prompt_ids, self._sample_with_vllm(prompt_ids, sampling, completions_per_prompt)
-        was_training = self.model.training
-        self.model.eval()  # no dropout while sampling
-        progress = tqdm(
-            total=len(prompts),
-            desc=description,
-            unit="completion",
-            leave=False,
-            delay=2,
-            disable=self.args.disable_tqdm or not self.accelerator.is_main_process,
-        )
-        with (
-            progress,
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,  # type: ignore[arg-type]
-            ) as model,
-            self._dist.summon_full_params(self.model_wrapped, recurse=False),
-            self.accelerator.autocast(),
-        ):
-            completions = generate(
-                model,
-                self._tokenizer,
-                prompt_ids,
-                sampling,
-                seeds,
-                eos_token_ids=self.eos_token_ids,
-                batch_size=batch_size,
-                on_rows_done=progress.update,
-            )
-        self.model.train(was_training)
-        return prompt_ids, completions
-
-    def _sample_with_vllm(
-        self, prompt_ids: list[list[int]], sampling: SamplingConfig, completions_per_prompt: int
-    ) -> list[Completion]:
-        if self.state.global_step != self._last_loaded_step:
-            self.vllm_generation.sync_weights()
-            self._last_loaded_step = self.state.global_step
-        server = self.vllm_generation
-        server.temperature, server.top_p = sampling.temperature, sampling.top_p
-        server.top_k, server.min_p = sampling.top_k, sampling.min_p
-        server.max_completion_length = sampling.max_tokens
-        server.generation_kwargs = {
-            "stop": list(sampling.stop),
-            "include_stop_str_in_output": True,
-            "min_tokens": sampling.min_tokens,
-        }
-        _, token_ids, log_probs, _ = server.generate(
-            prompts=prompt_ids, images=None, num_generations=completions_per_prompt
-        )
-        completions = []
-        for ids, row_log_probs in zip(token_ids, log_probs, strict=True):
-            text = self._tokenizer.decode(ids, skip_special_tokens=True)
-            stopped_text = cut_after_stop(text, sampling.stop)
-            ended = stopped_text is not None or (bool(ids) and ids[-1] in self.eos_token_ids)
-            completions.append(
-                Completion(
-                    token_ids=list(ids),
-                    text=text if stopped_text is None else stopped_text,
-                    finish_reason="stop" if ended else "length",
-                    log_probs=[token[0] for token in row_log_probs],
-                )
-            )
-        return completions
-
-    def _grade(
-        self, examples: Sequence[dict[str, Any]], completions: Sequence[Completion]
-    ) -> tuple[Tensor, list[dict[str, float]]]:
-        """Total rewards of all processes' completions, (N*G,), and this process's reward parts."""
-        rewards_per_func = self._calculate_rewards(  # (N*G, number of reward functions)
-            list(examples),
-            [example["prompt"] for example in examples],
-            [completion.text for completion in completions],
-            [completion.token_ids for completion in completions],
-        )
-        if torch.isnan(rewards_per_func).all(dim=1).any():
-            raise ValueError(
-                "a reward function returned None or NaN; return a number for each completion"
-            )
-        weights = self.reward_weights.to(rewards_per_func.device)
-        rewards = (rewards_per_func * weights).nansum(dim=1)
-        parts: list[dict[str, float]] = [{} for _ in completions]
-        for column, values in self._pending_extra_logs.items():
-            for part, value in zip(parts, values, strict=True):
-                part[column] = value
-        self._pending_extra_logs.clear()
-        return rewards.cpu(), parts
-
     # 2. Log-probabilities under a fixed policy
 
     def _keep_log_probs(self, model: Any, rollouts: list[Rollout], attribute: str) -> None:
+        was_training = model.training
+        model.eval()  # no dropout, as in sampling
         with torch.no_grad():
             for micro_batch in self._microbatches(rollouts):
                 log_probs_BT = self._log_probs(model, micro_batch)["log_probs"].float().cpu()
                 for row, log_probs_T in zip(micro_batch.rollouts, log_probs_BT, strict=True):
                     start = len(row.prompt_ids) - 1
                     setattr(row, attribute, log_probs_T[start : start + row.length].clone())
+        model.train(was_training)
 
     def _keep_reference_log_probs(self, rollouts: list[Rollout]) -> None:
         if self.ref_model is not None:
@@ -458,60 +335,29 @@ class R1ZeroGRPOTrainer(GRPOTrainer):
             normalize_constant=self.args.sequence_divisor,
         )
         mask_BT = inputs.response_mask
-        self._add_to_sums(
+        self._update_metrics.add(
             trained_tokens=mask_BT.sum(),
             entropy=output["token_entropy"].detach()[mask_BT].sum(),
         )
         if "kl" in metadata:
-            self._add_to_sums(kl=metadata["kl"][mask_BT].sum())
+            self._update_metrics.add(kl=metadata["kl"][mask_BT].sum())
         if inputs.old_log_probs is not None:
             log_ratio = (output["log_probs"].detach() - inputs.old_log_probs)[mask_BT]
-            self._add_to_sums(ratio=log_ratio.exp().sum())
+            self._update_metrics.add(ratio=log_ratio.exp().sum())
             if "clipped" in metadata:
-                self._add_to_sums(clip_fraction=metadata["clipped"][mask_BT].sum())
+                self._update_metrics.add(clip_fraction=metadata["clipped"][mask_BT].sum())
         return loss
 
     # Logging
 
-    def _add_to_sums(self, **values: Tensor) -> None:
-        for name, value in values.items():
-            self._step_sums[name] = self._step_sums.get(name, 0.0) + value.double()
-
     def _record_update(self, rows: list[Rollout]) -> None:
         """Metrics of one optimizer update, over all processes."""
-        self._add_to_sums(**{name: torch.tensor(value) for name, value in _row_sums(rows).items()})
-        names = sorted(self._step_sums)
-        device = self.accelerator.device
-        local = torch.stack([self._step_sums[name].to(device).float() for name in names])
-        sums = dict(zip(names, self.accelerator.reduce(local, "sum").tolist(), strict=True))
-        self._step_sums.clear()
-        longest = torch.tensor([max(row.length for row in rows)], device=device)
-        seconds = self.timer.collect()
-
-        tokens = max(sums["trained_tokens"], 1.0)
-        n = sums["rows"]
-        metrics: dict[str, float] = {
-            name: sums[name] / tokens
-            for name in ("entropy", "ratio", "clip_fraction", "kl")
-            if name in sums
-        }
-        metrics |= {
-            name: sums[name] / n
-            for name in ("reward", *_EXTRA_REWARD_COLUMNS, "truncated")
-            if name in sums
-        }
-        metrics["length/mean"] = sums["length"] / n
-        metrics["length/max"] = float(self.accelerator.gather(longest).max().item())
-        if sums["correct"] > 0:
-            metrics["length/correct"] = sums["length_correct"] / sums["correct"]
-        if sums["correct"] < n:
-            metrics["length/incorrect"] = (sums["length"] - sums["length_correct"]) / (
-                n - sums["correct"]
-            )
         assert self._rollout_batch is not None
+        metrics = self._update_metrics.collect(rows, self.accelerator)
+        seconds = self.timer.collect()
         metrics |= self._rollout_batch.metrics
-        metrics["grpo_step"] = self.state.global_step // self.args.updates_per_grpo_step + 1
-        metrics["tokens_per_second"] = sums["tokens"] / seconds["step"]
+        metrics["grpo_step"] = self.grpo_step + 1
+        metrics["tokens_per_second"] = metrics.pop("tokens") / seconds["step"]
         metrics["num_tokens"] = self.state.num_input_tokens_seen
         parts = ["step", "generation", "reward", "forward", "backward"]
         parts += ["old_log_probs"] if self.args.updates_per_grpo_step > 1 else []
@@ -533,97 +379,10 @@ class R1ZeroGRPOTrainer(GRPOTrainer):
             return
         if self.accelerator.is_main_process:
             write_generations(
-                [_graded(row) for row in batch.rollouts[: self.args.num_rollouts_to_log]],
+                [graded_rollout(row) for row in batch.rollouts[: self.args.num_rollouts_to_log]],
                 self.run_folder / "rollouts" / f"grpo_step_{step:05d}",
                 title=f"Rollouts of GRPO step {step}",
             )
-
-    # 4. Validation
-
-    def evaluate(
-        self,
-        eval_dataset: Dataset | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """One completion for each of the first `num_eval_examples` problems, graded.
-
-        All problems are sampled in one pass over all processes, each from its own random stream
-        that is the same at every validation, so two validations differ by the policy alone. The
-        table of generations is written to `<output_dir>/evaluations`.
-
-        Returns:
-            The metrics of `summarize`, and `seconds`, each with the prefix.
-        """
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        _require_columns("eval_dataset", dataset)
-        if dataset is None or len(dataset) == 0:
-            raise ValueError("there is nothing to validate on: eval_dataset is missing or empty")
-        total = min(len(dataset), self.args.num_eval_examples or len(dataset))
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        # Every process takes equally many rows (the collectives of grading want that); the surplus
-        # wraps around to the first rows and is dropped again below.
-        share = -(-total // world)
-        numbers = range(rank * share, (rank + 1) * share)
-        examples = [dataset[number % total] for number in numbers]
-
-        timer = StepTimer(self.accelerator.device)
-        was_training = self.model.training
-        self.model.eval()
-        with timer.part("evaluation"):
-            _, completions = self._sample_completions(
-                [example["prompt"] for example in examples],
-                self.eval_sampling,
-                row_seeds(self.args.eval_seed, "eval", 0, [number % total for number in numbers]),
-                completions_per_prompt=1,
-                batch_size=self.args.per_device_eval_batch_size,
-                description="Validation",
-            )
-            rewards, parts = self._grade(examples, completions)
-        local_rewards = rewards[rank * share : (rank + 1) * share].tolist()
-        local = [
-            GradedCompletion(
-                prompt=example["prompt"],
-                response=completion.text,
-                ground_truth=example["ground_truth"],
-                rewards={"reward": reward, **part},
-                length=len(completion.token_ids),
-                truncated=completion.truncated,
-                entropy=completion.mean_entropy,
-                extra={"finish_reason": completion.finish_reason},
-            )
-            for example, completion, reward, part in zip(
-                examples, completions, local_rewards, parts, strict=True
-            )
-        ]
-        graded = gather_object(local)[:total]
-        results = summarize(graded) | {"seconds": timer.collect()["evaluation"]}
-        if self.accelerator.is_main_process:
-            write_generations(
-                graded,
-                self.run_folder / "evaluations" / f"grpo_step_{self.grpo_step:05d}",
-                title=f"Validation after {self.grpo_step} GRPO steps",
-            )
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in results.items()}
-        self.log({**metrics, "grpo_step": self.grpo_step})
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        self.model.train(was_training)
-        return metrics
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        is_best = super()._determine_best_metric(metrics, trial)
-        # The best model is kept apart from the checkpoints: to the rotation none of them is the
-        # best one, or it would keep an old one instead of the newest.
-        self.state.best_global_step = None
-        if is_best and self.args.save_best:
-            folder = self.run_folder / BEST_MODEL_FOLDER
-            self.save_model(str(folder), _internal_call=True)
-            if self.accelerator.is_main_process:
-                facts = {"grpo_step": self.grpo_step, **metrics}
-                (folder / "best.json").write_text(json.dumps(facts, indent=2) + "\n")
-        return is_best
 
     def train(
         self,
@@ -638,56 +397,3 @@ class R1ZeroGRPOTrainer(GRPOTrainer):
             and not resume_from_checkpoint
         )
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-
-
-def _as_trl_rewards(reward_funcs: Any) -> list[Any]:
-    """Plain `(response, ground_truth)` functions wrapped, TRL's own kinds as they are."""
-    funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-    return [TRLReward(func) if _takes_response_and_truth(func) else func for func in funcs]
-
-
-def _takes_response_and_truth(func: Any) -> bool:
-    if isinstance(func, str | torch.nn.Module | TRLReward):
-        return False
-    names = list(inspect.signature(func).parameters)
-    return "completions" not in names and len(names) >= 2
-
-
-def _require_columns(name: str, dataset: Dataset | None) -> None:
-    if dataset is None:
-        return
-    missing = {"prompt", "ground_truth"} - set(dataset.column_names)
-    if missing:
-        raise ValueError(
-            f"{name} lacks the columns {sorted(missing)}, it has {dataset.column_names}; "
-            "build it with trl_r1zero.data.build_dataset"
-        )
-
-
-def _row_sums(rows: list[Rollout]) -> dict[str, float]:
-    graded = [_graded(row) for row in rows]
-    sums: dict[str, float] = {
-        "rows": len(rows),
-        "tokens": sum(row.num_tokens for row in rows),
-        "length": sum(row.length for row in rows),
-        "length_correct": sum(g.length for g in graded if g.correct),
-        "correct": sum(g.correct for g in graded),
-        "truncated": sum(g.truncated for g in graded),
-    }
-    for name in ("reward", *_EXTRA_REWARD_COLUMNS):
-        if all(name in row.rewards for row in rows):
-            sums[name] = sum(row.rewards[name] for row in rows)
-    return sums
-
-
-def _graded(row: Rollout) -> GradedCompletion:
-    return GradedCompletion(
-        prompt=row.prompt,
-        response=row.completion.text,
-        ground_truth=row.ground_truth,
-        rewards=row.rewards,
-        length=row.length,
-        truncated=row.completion.truncated,
-        entropy=row.completion.mean_entropy,
-        extra={"advantage": row.advantage},
-    )

@@ -1,7 +1,10 @@
 """Reward functions of one response as reward functions of TRL's trainers."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
+
+import torch
 
 RewardFn = Callable[[str, Any], dict[str, float]]
 
@@ -60,3 +63,16 @@ class TRLReward:
                 if name != "reward":
                     log_extra(name, [parts[name] for parts in graded])
         return [float(parts["reward"]) for parts in graded]
+
+
+def as_trl_rewards(reward_funcs: Any) -> list[Any]:
+    """Plain `(response, ground_truth)` functions wrapped, TRL's own kinds as they are."""
+    funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    return [TRLReward(func) if _takes_response_and_truth(func) else func for func in funcs]
+
+
+def _takes_response_and_truth(func: Any) -> bool:
+    if isinstance(func, str | torch.nn.Module | TRLReward):
+        return False
+    names = list(inspect.signature(func).parameters)
+    return "completions" not in names and len(names) >= 2
