@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+from tiny_models import make_tiny_model
+from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
 
 from trl_r1zero.data.embedded_tokenizer import build_embedded_tokenizer
-
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(1)
 
@@ -23,25 +22,6 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
     return build_embedded_tokenizer()
-
-
-def make_tiny_model(tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> Qwen2ForCausalLM:
-    """An untrained Qwen2 of 30,000 parameters that knows the tokenizer's vocabulary."""
-    torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return Qwen2ForCausalLM(config)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPOSITORY
+from tiny_models import REPOSITORY
 
 from trl_r1zero.trainers import read_metrics
 

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 
-from conftest import REPOSITORY
+from tiny_models import REPOSITORY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SCRIPT = REPOSITORY / "recipes" / "quickstart" / "make_base_policy.py"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import REPOSITORY
+from tiny_models import REPOSITORY
 from trl import ModelConfig
 
 from trl_r1zero.data.prompts import load_prompt

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import GradientState
-from conftest import make_tiny_model
+from tiny_models import make_tiny_model
 from transformers import Trainer
 from transformers.trainer_callback import ProgressCallback
 from trl import GRPOTrainer

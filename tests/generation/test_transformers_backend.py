@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_tiny_model
+from tiny_models import make_tiny_model
 
 from trl_r1zero.generation import SamplingConfig, generate, row_seeds
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import make_tiny_model
 from launch_rewards import odd_digits
+from tiny_models import make_tiny_model
 
 from trl_r1zero.task_arguments import TaskArguments
 from trl_r1zero.trainers import R1ZeroGRPOConfig, R1ZeroGRPOTrainer, read_metrics

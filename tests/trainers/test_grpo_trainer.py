@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tiny_model
 from launch_rewards import odd_digits
 from peft import LoraConfig
+from tiny_models import make_tiny_model
 from transformers import Qwen2ForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 

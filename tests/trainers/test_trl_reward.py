@@ -3,8 +3,8 @@
 import inspect
 
 import pytest
-from conftest import make_tiny_model
 from datasets import Dataset
+from tiny_models import make_tiny_model
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_r1zero import r1_zero_reward_fn

@@ -206,8 +206,10 @@ def _check_size(program: list[Step]) -> None:
             else:
                 stack[-1] = stack[-1].combined(kind, right)
         stack[-1].check()
-        if radicals > LIMITS["algebra_radicals"] or orders > LIMITS["algebra_degree"]:
+        if radicals > LIMITS["algebra_radicals"]:
             raise BoundHit("algebra_radicals")
+        if orders > LIMITS["algebra_root_order"]:
+            raise BoundHit("algebra_root_order")
         if nested and radicals > LIMITS["algebra_nested_radicals"]:
             raise BoundHit("algebra_nested_radicals")
         if factorials > LIMITS["algebra_factorials"]:

@@ -34,11 +34,12 @@ LIMITS: dict[str, int] = {
     "algebra_nodes": 80,
     "algebra_degree": 24,
     "algebra_terms": 200,
-    "algebra_radicals": 6,
-    "algebra_nested_radicals": 4,
+    "algebra_radicals": 10,
+    "algebra_nested_radicals": 8,
+    "algebra_root_order": 64,
     "algebra_factorials": 4,
-    # Calls of Python functions that sympy may make for one formula: about 0.3 s.
-    "algebra_calls": 150_000,
+    # Calls of Python functions that sympy may make for one formula: about a quarter of a second.
+    "algebra_calls": 120_000,
 }
 
 

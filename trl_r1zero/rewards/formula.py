@@ -156,7 +156,7 @@ class _Parser:
         """`a**b`; of several factors the last one is the base, and the exponent is the first of
         its factors."""
         factors = self.atom()
-        blank = self.peek() == "newline"
+        behind = self.index
         self.skip_newlines()
         if self.peek() == "**":
             self.take()
@@ -165,8 +165,8 @@ class _Parser:
             exponents = self.signed()
             self.depth -= 1
             factors[-1:] = [("pow", factors[-1], exponents[0]), *exponents[1:]]
-        elif blank:
-            self.index -= 1  # the caller must see the line break
+        else:
+            self.index = behind  # the caller must see the line break
         return factors
 
     def enter(self) -> None:

@@ -10,6 +10,7 @@ itself, under a budget of tokens. The reference's own quirks are part of the con
 was.
 """
 
+import logging
 import re
 import unicodedata
 from collections.abc import Callable
@@ -300,6 +301,8 @@ def _styled(text: str, style: str) -> str:
 def _databases() -> tuple[Any, Any]:
     from pylatexenc import latex2text, latexwalker
 
+    # It warns of a faulty configuration whenever a model writes `\\frac` without arguments.
+    logging.getLogger(latex2text.__name__).setLevel(logging.ERROR)
     return latexwalker.get_default_latex_context_db(), latex2text.get_default_latex_context_db()
 
 

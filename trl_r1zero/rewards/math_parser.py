@@ -19,30 +19,94 @@ __all__ = ["MathValue", "parse_math"]
 
 MathValue = tuple[Any, ...]
 
-_UNIT_WORDS = (
-    "millimeters? centimeters? kilometers? meters? metres? inch(?:es)? feet foot miles? yards? "
-    "mm cm km kg kilograms? grams? seconds? minutes? hours? days? weeks? months? years? degrees? "
-    "dollars? cents? yuan euros? percent(?:age)? pct units? square cubic liters? litres? mph apples? "
-    "people students? ways? points?"
-).split()
-_UNIT = re.compile(rf"(?<![a-zA-Z\\])(?:{'|'.join(_UNIT_WORDS)})(?![a-zA-Z])\.?")
+_UNIT_WORDS = [
+    "millimeters?",
+    "centimeters?",
+    "kilometers?",
+    "meters?",
+    "metres?",
+    "inch(?:es)?",
+    "feet",
+    "foot",
+    "miles?",
+    "yards?",
+    "mm",
+    "cm",
+    "km",
+    "kg",
+    "kilograms?",
+    "grams?",
+    "seconds?",
+    "minutes?",
+    "hours?",
+    "days?",
+    "weeks?",
+    "months?",
+    "years?",
+    "degrees?",
+    "dollars?",
+    "cents?",
+    "yuan",
+    "euros?",
+    "percent(?:age)?",
+    "pct",
+    "units?",
+    "square",
+    "cubic",
+    "liters?",
+    "litres?",
+    "mph",
+    "apples?",
+    "people",
+    "students?",
+    "ways?",
+    "points?",
+]
+_UNIT_NAME = rf"(?:{'|'.join(_UNIT_WORDS)})"
+_UNIT_POWER = r"(?:\s*\^\s*(?:\{[123]\}|[123]))?"
+_UNIT = re.compile(
+    rf"\\mathrm\s*\{{[~\s]*{_UNIT_NAME}\s*\}}{_UNIT_POWER}"
+    rf"|(?<![a-zA-Z\\]){_UNIT_NAME}(?![a-zA-Z])\.?{_UNIT_POWER}"
+)
 _FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp sqrt abs floor".split()
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "ln",
+        "log",
+        "exp",
+        "sqrt",
+        "abs",
+        "floor",
+    ]
 )
 _SIGNS = {
     "=": "=", "<": "<", ">": ">", "\\lt": "<", "\\gt": ">", "\\le": "<=", "\\leq": "<=",
-    "\\leqslant": "<=", "\\ge": ">=", "\\geq": ">=", "\\geqslant": ">=", "\\ne": "!=", "\\neq": "!=",
+    "\\leqslant": "<=", "\\ge": ">=", "\\geq": ">=", "\\geqslant": ">=",
+    "\\ne": "!=", "\\neq": "!=",
     "<=": "<=", ">=": ">=", "!=": "!=", "\\in": "in", "\\approx": "~", "\\sim": "~",
 }  # fmt: skip
 _DROPPED = re.compile(
-    r"\\(?:left|right|displaystyle|textstyle|limits|bigl?|bigr|Bigl?|Bigr|quad|qquad|,|;|!|:|\s)"
-    r"(?![a-zA-Z])|\$|\\[()\[\]]|~|\\ "
+    r"\\(?:left|right|displaystyle|textstyle|limits|bigl?|bigr?|Bigl?|Bigr?|q?quad|bf)(?![a-zA-Z])"
+    r"|\\[,;!:\s]|(?<!\\)\\[()\[\]]|\$|~"
 )
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>\d+(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+\.?\d*|\.\d+)"
-    r"|(?P<macro>\\[a-zA-Z]+|\\[{}%|])|(?P<sign><=|>=|!=|\*\*|.))"
+    r"\s*(?:(?P<number>\d+(?:\.\d+)?[eE][-+]?\d+|\d+(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+\.?\d*|\.\d+)"
+    r"|(?P<macro>\\(?:begin|end)\s*\{[a-zA-Z*]+\}|\\[a-zA-Z]+|\\[{}%|])|(?P<sign><=|>=|!=|\*\*|.))"
 )
-_WRAPPERS = re.compile(r"\\(?:mathrm|mathbf|mathit|operatorname|boldsymbol|boxed|fbox|mathcal)\s*\{")
+_WRAPPERS = re.compile(
+    r"\\(?:mathrm|mathbf|mathit|operatorname|boldsymbol|boxed|fbox|mathcal)\s*\{"
+)
 
 
 def parse_math(text: str) -> MathValue:
@@ -52,19 +116,32 @@ def parse_math(text: str) -> MathValue:
     return _Parser(_tokens(_prepared(text))).parse()
 
 
+_UNICODE = {
+    "\u2212": "-", "\u00d7": "*", "\u00b7": "*", "\u03c0": "\\pi ", "\u221e": "\\infty ",
+    "\u221a": "\\sqrt ", "\u222a": "\\cup ", "\u00b1": "\\pm ",
+    "\u2264": "\\le ", "\u2265": "\\ge ", "\u00b0": "",
+}  # fmt: skip
+
+
 def _prepared(text: str) -> str:
-    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
-    text = text.replace("^\\circ", "").replace("^{\\circ}", "").replace("\\degree", "")
+    text = (
+        text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
+    )
+    text = re.sub(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree", "", text)
     text = text.replace("{,}", "")
     text = re.sub(r"\\\$|,\\!\s*|\\%|%", lambda m: {",": ""}.get(m.group()[0], " "), text)
     text = re.sub(r"\\text(?:rm|bf|it)?\s*\{\s*(?:and|or|,)\s*\}|\b(?:and|or)\b", ",", text)
     text = re.sub(r"\\(?:text|textrm|textbf|mbox)\s*\{[^{}]*\}(?:\s*\^\s*\{?[23]\}?)?", " ", text)
+    text = _UNIT.sub(" ", text)
     text = _WRAPPERS.sub("{", text)
     text = _DROPPED.sub(" ", text)
     text = re.sub(r"(?<=\d) (?=\d{3}(?!\d))", "", text)
-    text = text.replace("\u2212", "-").replace("\u00d7", "*").replace("\u03c0", "\\pi ")
-    text = text.replace("\u221e", "\\infty ").replace("\u221a", "\\sqrt ").replace("\u222a", "\\cup ")
-    return _UNIT.sub(" ", text).strip().rstrip(".").strip()
+    text = re.sub(r"(?<![\d./^])(\d+) +(\d+)/(\d+)", r"(\1+\2/\3)", text)  # a mixed number
+    text = re.sub(r"(?<=[)\]])\s*U\s*(?=[(\[]|\\\{)", r"\\cup ", text)
+    text = re.sub(r"(?<![a-zA-Z\\])(?:inf|infinity|oo)(?![a-zA-Z])", r"\\infty ", text)
+    for char, macro in _UNICODE.items():
+        text = text.replace(char, macro)
+    return text.strip().rstrip(".").removeprefix("=").strip()
 
 
 def _tokens(text: str) -> list[tuple[str, str]]:
@@ -77,14 +154,18 @@ def _tokens(text: str) -> list[tuple[str, str]]:
         position = match.end()
         kind = match.lastgroup or ""
         token = match.group(kind)
-        tokens.append(("number", token.replace(",", "")) if kind == "number" else ("other", token))
+        if kind == "number":
+            tokens.append((kind, token.replace(",", "")))
+        else:
+            tokens.append(("other", token.partition("{")[0].strip() if len(token) > 2 else token))
     if len(tokens) > LIMITS["formula_tokens"]:
         raise BoundHit("formula_tokens")
     return _join_words(tokens)
 
 
 def _join_words(tokens: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Letters that spell a function or a constant become one token; letters otherwise are symbols."""
+    """Letters that spell a function or a constant become one token; letters otherwise are
+    symbols."""
     joined: list[tuple[str, str]] = []
     index = 0
     while index < len(tokens):
@@ -208,7 +289,17 @@ class _Parser:
                 items = self.items_until(closing)
                 closed = self.take()
                 several = len(items) > 1 or opening == "\\{" or (opening == "[" and closed == "]")
-                if several and self.peek() in ("", ",", ";", ")", "]", "}", "\\}", "\\cup", *_SIGNS):
+                if several and self.peek() in (
+                    "",
+                    ",",
+                    ";",
+                    ")",
+                    "]",
+                    "}",
+                    "\\}",
+                    "\\cup",
+                    *_SIGNS,
+                ):
                     if opening in ("\\{", "{"):
                         return ("set", items)
                     return ("tuple", opening, items, closed)
@@ -219,10 +310,6 @@ class _Parser:
 
     def matrix(self) -> MathValue:
         self.take()
-        self.expect("{")
-        while self.take() != "}":
-            if self.peek() == "":
-                raise FormulaError("unfinished \\begin")
         if self.peek() == "{":
             while self.take() != "}":
                 if self.peek() == "":
@@ -236,9 +323,6 @@ class _Parser:
                 rows.append([])
             elif not self.accept("&"):
                 rows[-1] += self.sum_values()
-        while self.take() != "}":
-            if self.peek() == "":
-                break
         return ("matrix", [row for row in rows if row])
 
     def sum(self) -> list[Node]:
@@ -302,7 +386,8 @@ class _Parser:
         return self.atom()
 
     def digit_or_group(self) -> list[Node]:
-        """An argument of `\\frac`: of the digits of a number without braces only the first counts."""
+        """An argument of `\\frac`: of the digits of a number without braces only the first
+        counts."""
         kind, token = self.tokens[self.index]
         if kind == "number" and len(token) > 1 and token.isdigit():
             self.tokens[self.index] = (kind, token[1:])
@@ -326,7 +411,11 @@ class _Parser:
         if kind == "number":
             if len(token) > LIMITS["literal_digits"]:
                 raise BoundHit("literal_digits")
-            return [("int", int(token)) if token.isdigit() else ("float", token)]
+            if abs(int(token.lower().partition("e")[2] or "0")) > LIMITS["power_exponent"]:
+                raise BoundHit("power_exponent")
+            if not token.isdigit():
+                return [("float", token)]
+            return [self.mixed_number(int(token))]
         if token in _CLOSING:
             return self.group(_CLOSING[token])
         if token == "|":
@@ -347,6 +436,21 @@ class _Parser:
         if token.isalpha() or token[1:] in _GREEK:
             return [self.symbol(token)]
         raise FormulaError(f"unexpected {token!r}")
+
+    def mixed_number(self, whole: int) -> Node:
+        """`7\\frac{3}{4}` is 7 + 3/4: an integer before a proper fraction of integers."""
+        start = self.index
+        if self.peek() == "\\frac":
+            fraction = self.atom()[0]
+            _, top, bottom = fraction if fraction[0] == "div" else ("", ("",), ("",))
+            if (
+                top[0] == bottom[0] == "int"
+                and top[1] < bottom[1]
+                and self.peek() not in ("^", "!")
+            ):
+                return ("add", ("int", whole), fraction)
+            self.index = start
+        return ("int", whole)
 
     def root(self) -> list[Node]:
         order: Node = ("int", 2)
@@ -402,8 +506,41 @@ class _Parser:
 
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 _GREEK = frozenset(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta iota kappa lambda mu nu xi rho sigma "
-    "tau phi varphi chi psi omega pi infty Gamma Delta Theta Lambda Sigma Phi Psi Omega".split()
+    [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "varepsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+        "nu",
+        "xi",
+        "rho",
+        "sigma",
+        "tau",
+        "phi",
+        "varphi",
+        "chi",
+        "psi",
+        "omega",
+        "pi",
+        "infty",
+        "Gamma",
+        "Delta",
+        "Theta",
+        "Lambda",
+        "Sigma",
+        "Phi",
+        "Psi",
+        "Omega",
+    ]
 )
 
 

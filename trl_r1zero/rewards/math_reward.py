@@ -17,6 +17,7 @@ from .bounds import LIMITS, BoundHit, count_bound
 from .extraction import BOX, extract_boxed
 from .formula import FormulaError, Node
 from .math_parser import MathValue, parse_math
+from .modular import is_zero_modulo_primes
 from .numeric import values_agree
 from .program import compile_tree
 from .reward_functions import GroundTruth, ground_truth_texts
@@ -26,14 +27,12 @@ __all__ = ["answers_agree", "math_reward_fn"]
 DECIMAL_TOLERANCE = 1e-6
 
 
-def math_reward_fn(
-    response: str, ground_truth: GroundTruth, fast: bool = True
-) -> dict[str, float]:
+def math_reward_fn(response: str, ground_truth: GroundTruth, fast: bool = True) -> dict[str, float]:
     """Lenient mathematical reward of a response in either style.
 
-    The answer is what follows the last `<answer>`, else the last box, else the text behind the last
-    "answer is". The format reward is 1 for a closed `<answer>` or a complete box. `fast` is accepted
-    for a signature like the other rewards' and changes nothing.
+    The answer is what follows the last `<answer>`, else the last box, else the text behind the
+    last "answer is". The format reward is 1 for a closed `<answer>` or a complete box. `fast` is
+    accepted for a signature like the other rewards' and changes nothing.
 
     Returns and raises as `r1_zero_reward_fn`, but without a format the answer can still be right:
     `reward` is 1 only if both are.
@@ -72,7 +71,7 @@ def answers_agree(answer: str, ground_truth: str) -> bool:
 
 
 _MATH = re.compile(r"\$\$?([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-_LEAD_IN = re.compile(r".*\b(?:answer|result|solution)\b[^.\n]{0,40}?(?:\bis\b|:)", re.DOTALL)
+_LEAD_IN = re.compile(r"\A.*\b(?:answer|result|solution)\b[^.\n]{0,40}?(?:\bis\b|:)", re.DOTALL)
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:\s*/\s*\d+)?(?![\w])")
 
 
@@ -106,9 +105,10 @@ def _words(text: str) -> str:
 
 def _ending(text: str) -> MathValue | None:
     """What a sentence ends in: its claim, or its last formula, or its last number."""
-    said = _LEAD_IN.sub("", _AFTERWORD.sub("", text[-LIMITS["formula_chars"] :]), count=1)
+    said = _AFTERWORD.sub("", text[-LIMITS["formula_chars"] :])
     if not _PROSE.search(said):
         return None
+    said = _LEAD_IN.sub("", said, count=1)
     formulas = [next(filter(None, groups)) for groups in _MATH.findall(said)]
     claim = said.rsplit(" is ", 1)[-1].split(". ", 1)[0] if " is " in said else said
     numbers = _NUMBER.findall(said)
@@ -152,7 +152,14 @@ def _numbers_agree(given: MathValue, truth: MathValue) -> bool:
 def _nodes_agree(a: Node, b: Node) -> bool:
     if a == b:
         return True
+    exactly = is_zero_modulo_primes(compile_tree(("sub", a, b)))
+    if exactly is not None and not _has_decimal(a) and not _has_decimal(b):
+        return exactly
     return values_agree(compile_tree(a), compile_tree(b), DECIMAL_TOLERANCE)
+
+
+def _has_decimal(node: Node) -> bool:
+    return any(step[0] == "float" for step in compile_tree(node))
 
 
 def _unordered(given: list[MathValue], truth: list[MathValue]) -> bool:

@@ -34,12 +34,15 @@ _PRIMES_FOR_TRIAL = 2_000
 def is_zero_modulo_primes(program: list[Step]) -> bool | None:
     """True or False where the formula is certainly zero or not zero, None where this method does
     not apply."""
+    has_decimal = any(step[0] == "float" for step in program)
     try:
-        _reject_inexact_decimals(program)
+        if has_decimal:
+            _reject_inexact_decimals(program)
         radicands = _scan(program)
         for seed in (1, 2):
             if _evaluate(program, _field(seed, radicands), seed) != 0:
-                return False
+                # The reference rounds what a decimal touches: two close numbers may be one there.
+                return None if has_decimal else False
     except (_Unsupported, ZeroDivisionError):
         return None
     return True
@@ -49,13 +52,33 @@ _IRRATIONAL = frozenset({"sqrt", "ln", "pi"})
 
 
 def _reject_inexact_decimals(program: list[Step]) -> None:
-    """The reference computes in floating point what a decimal touches: a root or a power of it is
-    not exact there."""
-    if not any(step[0] == "float" for step in program):
-        return
+    """The reference computes in floating point what a decimal touches.
+
+    That is exact for sums, products and integer powers of short dyadic numbers. A quotient by
+    anything but an integer power of 2 is rounded, unless the decimal stands alone on one side: then
+    the other side is computed exactly and rounded in the same way.
+    """
+    alone = program[-1] == ("sub",) and (
+        program[-2][0] == "float" or (program[0][0] == "float" and _is_complete(program[1:-1]))
+    )
+    one_decimal = sum(step[0] == "float" for step in program) == 1
     for previous, step in zip([("start",), *program], program, strict=False):
         if (step[0] == "pow" and previous[0] != "int") or step[-1] in _IRRATIONAL:
             raise _Unsupported
+        if step[0] == "div" and not (alone and one_decimal):
+            divisor = previous[1] if previous[0] == "int" else 0
+            if divisor <= 0 or divisor & (divisor - 1):
+                raise _Unsupported
+
+
+def _is_complete(steps: list[Step]) -> bool:
+    """Whether the steps leave exactly one value, without touching what was on the stack before."""
+    height = 0
+    for step in steps:
+        height += {"neg": 0, "call": 0}.get(step[0], 1 if len(step) > 1 else -1)
+        if height < 1:
+            return False
+    return height == 1
 
 
 def _scan(program: list[Step]) -> frozenset[int]:

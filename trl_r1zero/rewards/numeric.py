@@ -62,7 +62,8 @@ def values_agree(a: list[Step], b: list[Step], tolerance: float) -> bool:
     """Whether two programs have the same values at all points where both can be computed.
 
     Without a decimal in either, "same" means up to rounding; with one, up to `tolerance` and, for
-    small values, ten times as much relatively. One point suffices for numbers, formulas with symbols need two.
+    small values, ten times as much relatively. One point suffices for numbers, formulas with
+    symbols need two.
     """
     symbols = {step[1] for step in (*a, *b) if step[0] == "symbol"}
     if not any(step[0] == "float" for step in (*a, *b)):
