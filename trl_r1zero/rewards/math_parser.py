@@ -9,181 +9,22 @@ Values: ("number", node) with a tree as in `formula`; ("list", items) without br
 ("union", items); ("matrix", rows); ("relation", sign, left, right).
 """
 
-import re
 from typing import Any
 
 from .bounds import LIMITS, BoundHit
 from .formula import FormulaError, Node
+from .math_tokens import FUNCTIONS, SIGNS, tokenize
 
 __all__ = ["MathValue", "parse_math"]
 
 MathValue = tuple[Any, ...]
-
-_UNIT_WORDS = [
-    "millimeters?",
-    "centimeters?",
-    "kilometers?",
-    "meters?",
-    "metres?",
-    "inch(?:es)?",
-    "feet",
-    "foot",
-    "miles?",
-    "yards?",
-    "mm",
-    "cm",
-    "km",
-    "kg",
-    "kilograms?",
-    "grams?",
-    "seconds?",
-    "minutes?",
-    "hours?",
-    "days?",
-    "weeks?",
-    "months?",
-    "years?",
-    "degrees?",
-    "dollars?",
-    "cents?",
-    "yuan",
-    "euros?",
-    "percent(?:age)?",
-    "pct",
-    "units?",
-    "square",
-    "cubic",
-    "liters?",
-    "litres?",
-    "mph",
-    "apples?",
-    "people",
-    "students?",
-    "ways?",
-    "points?",
-]
-_UNIT_NAME = rf"(?:{'|'.join(_UNIT_WORDS)})"
-_UNIT_POWER = r"(?:\s*\^\s*(?:\{[123]\}|[123]))?"
-_UNIT = re.compile(
-    rf"\\mathrm\s*\{{[~\s]*{_UNIT_NAME}\s*\}}{_UNIT_POWER}"
-    rf"|(?<![a-zA-Z\\]){_UNIT_NAME}(?![a-zA-Z])\.?{_UNIT_POWER}"
-)
-_FUNCTIONS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "ln",
-        "log",
-        "exp",
-        "sqrt",
-        "abs",
-        "floor",
-    ]
-)
-_SIGNS = {
-    "=": "=", "<": "<", ">": ">", "\\lt": "<", "\\gt": ">", "\\le": "<=", "\\leq": "<=",
-    "\\leqslant": "<=", "\\ge": ">=", "\\geq": ">=", "\\geqslant": ">=",
-    "\\ne": "!=", "\\neq": "!=",
-    "<=": "<=", ">=": ">=", "!=": "!=", "\\in": "in", "\\approx": "~", "\\sim": "~",
-}  # fmt: skip
-_DROPPED = re.compile(
-    r"\\(?:left|right|displaystyle|textstyle|limits|bigl?|bigr?|Bigl?|Bigr?|q?quad|bf)(?![a-zA-Z])"
-    r"|\\[,;!:\s]|(?<!\\)\\[()\[\]]|\$|~"
-)
-_TOKEN = re.compile(
-    r"\s*(?:(?P<number>\d+(?:\.\d+)?[eE][-+]?\d+|\d+(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+\.?\d*|\.\d+)"
-    r"|(?P<macro>\\(?:begin|end)\s*\{[a-zA-Z*]+\}|\\[a-zA-Z]+|\\[{}%|])|(?P<sign><=|>=|!=|\*\*|.))"
-)
-_WRAPPERS = re.compile(
-    r"\\(?:mathrm|mathbf|mathit|operatorname|boldsymbol|boxed|fbox|mathcal)\s*\{"
-)
 
 
 def parse_math(text: str) -> MathValue:
     """The value of `text`; FormulaError if it is no mathematics, BoundHit if it is too large."""
     if len(text) > LIMITS["formula_chars"]:
         raise BoundHit("formula_chars")
-    return _Parser(_tokens(_prepared(text))).parse()
-
-
-_UNICODE = {
-    "\u2212": "-", "\u00d7": "*", "\u00b7": "*", "\u03c0": "\\pi ", "\u221e": "\\infty ",
-    "\u221a": "\\sqrt ", "\u222a": "\\cup ", "\u00b1": "\\pm ",
-    "\u2264": "\\le ", "\u2265": "\\ge ", "\u00b0": "",
-}  # fmt: skip
-
-
-def _prepared(text: str) -> str:
-    text = (
-        text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
-    )
-    text = re.sub(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree", "", text)
-    text = text.replace("{,}", "")
-    text = re.sub(r"\\\$|,\\!\s*|\\%|%", lambda m: {",": ""}.get(m.group()[0], " "), text)
-    text = re.sub(r"\\text(?:rm|bf|it)?\s*\{\s*(?:and|or|,)\s*\}|\b(?:and|or)\b", ",", text)
-    text = re.sub(r"\\(?:text|textrm|textbf|mbox)\s*\{[^{}]*\}(?:\s*\^\s*\{?[23]\}?)?", " ", text)
-    text = _UNIT.sub(" ", text)
-    text = _WRAPPERS.sub("{", text)
-    text = _DROPPED.sub(" ", text)
-    text = re.sub(r"(?<=\d) (?=\d{3}(?!\d))", "", text)
-    text = re.sub(r"(?<![\d./^])(\d+) +(\d+)/(\d+)", r"(\1+\2/\3)", text)  # a mixed number
-    text = re.sub(r"(?<=[)\]])\s*U\s*(?=[(\[]|\\\{)", r"\\cup ", text)
-    text = re.sub(r"(?<![a-zA-Z\\])(?:inf|infinity|oo)(?![a-zA-Z])", r"\\infty ", text)
-    for char, macro in _UNICODE.items():
-        text = text.replace(char, macro)
-    return text.strip().rstrip(".").removeprefix("=").strip()
-
-
-def _tokens(text: str) -> list[tuple[str, str]]:
-    tokens: list[tuple[str, str]] = []
-    position = 0
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            break
-        position = match.end()
-        kind = match.lastgroup or ""
-        token = match.group(kind)
-        if kind == "number":
-            tokens.append((kind, token.replace(",", "")))
-        else:
-            tokens.append(("other", token.partition("{")[0].strip() if len(token) > 2 else token))
-    if len(tokens) > LIMITS["formula_tokens"]:
-        raise BoundHit("formula_tokens")
-    return _join_words(tokens)
-
-
-def _join_words(tokens: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Letters that spell a function or a constant become one token; letters otherwise are
-    symbols."""
-    joined: list[tuple[str, str]] = []
-    index = 0
-    while index < len(tokens):
-        letters = 0
-        while index + letters < len(tokens) and tokens[index + letters][1].isalpha():
-            letters += 1
-        word = "".join(token for _, token in tokens[index : index + letters])
-        name = next((word[:n] for n in (6, 5, 4, 3, 2) if word[:n] in _FUNCTIONS | {"pi"}), None)
-        if name:
-            joined.append(("other", "\\" + name))
-            index += len(name)
-        else:
-            if letters > 4:
-                raise FormulaError(f"{word!r} is a word, not a product")
-            joined.append(tokens[index])
-            index += 1
-    joined.append(("end", ""))
-    return joined
+    return _Parser(tokenize(text)).parse()
 
 
 class _Parser:
@@ -240,8 +81,8 @@ class _Parser:
     def relation(self) -> list[MathValue]:
         left = self.union()
         chain: list[tuple[str, list[MathValue]]] = []
-        while self.peek() in _SIGNS:
-            sign = _SIGNS[self.take()]
+        while self.peek() in SIGNS:
+            sign = SIGNS[self.take()]
             chain.append((sign, self.union()))
         if not chain:
             return left
@@ -298,7 +139,7 @@ class _Parser:
                     "}",
                     "\\}",
                     "\\cup",
-                    *_SIGNS,
+                    *SIGNS,
                 ):
                     if opening in ("\\{", "{"):
                         return ("set", items)
@@ -357,7 +198,7 @@ class _Parser:
         kind, token = self.tokens[self.index]
         if kind == "number" or token in ("(", "[", "{", "\\frac", "\\sqrt", "\\lfloor"):
             return True
-        return token.isalpha() or (token.startswith("\\") and token[1:] in _FUNCTIONS | _GREEK)
+        return token.isalpha() or (token.startswith("\\") and token[1:] in FUNCTIONS | _GREEK)
 
     def signed(self) -> list[Node]:
         if self.accept("+"):
@@ -431,7 +272,7 @@ class _Parser:
             return [("constant", "oo")]
         if token == "\\pi":
             return [("constant", "pi")]
-        if token[1:] in _FUNCTIONS and token.startswith("\\"):
+        if token[1:] in FUNCTIONS and token.startswith("\\"):
             return self.function(token[1:])
         if token.isalpha() or token[1:] in _GREEK:
             return [self.symbol(token)]
@@ -482,7 +323,7 @@ class _Parser:
 
     def bare_product(self) -> list[Node]:
         factors = self.power()
-        while self.starts_factor() and self.peek()[1:] not in _FUNCTIONS and self.peek() != "(":
+        while self.starts_factor() and self.peek()[1:] not in FUNCTIONS and self.peek() != "(":
             factors = [("mul", a, b) for a in factors for b in self.power()]
         return factors
 
