@@ -7,10 +7,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 from trl import ModelConfig, get_peft_config, get_quantization_config
-from trl_r1zero.report import write_report
 
 from trl_r1zero import R1ZeroGRPOConfig, R1ZeroGRPOTrainer
 from trl_r1zero.recipe import ParsedRecipe, parse_recipe
+from trl_r1zero.report import write_report
 from trl_r1zero.requirements import check_requirements
 from trl_r1zero.task_arguments import TaskArguments
 from trl_r1zero.trainers.run_folder import checkpoint_to_resume
@@ -31,7 +31,7 @@ def main(recipe: ParsedRecipe) -> None:
     }
     trainer = R1ZeroGRPOTrainer(
         model=model_args.model_name_or_path,
-        reward_funcs=task.reward_fn,
+        reward_funcs=task.reward,
         args=config,
         train_dataset=task.train_dataset,
         eval_dataset=task.eval_dataset,

@@ -5,3 +5,10 @@ def odd_digits(response: str, ground_truth: str) -> dict[str, float]:
     """1 for an odd number of digits: an untrained model gets it half of the time."""
     odd = float(sum(character.isdigit() for character in response) % 2)
     return {"reward": odd, "format_reward": 1.0, "answer_reward": odd}
+
+
+def hangs_on_e(response: str, ground_truth: str) -> dict[str, float]:
+    """`odd_digits`, but it never returns for a response with an e in it."""
+    while "e" in response:
+        pass
+    return odd_digits(response, ground_truth)

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from trl_r1zero.data.prompts import Prompt, load_prompt
 from trl_r1zero.data.tasks import TASKS, get_task
-from trl_r1zero.rewards.registry import resolve_reward
+from trl_r1zero.rewards.registry import REWARDS, resolve_reward
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from trl_r1zero.trainers.rewards import RewardFn
+    from trl_r1zero.trainers.rewards import TRLReward
 
 
 @dataclass
@@ -36,6 +36,17 @@ class TaskArguments:
             "dict. Unset: the task's own for this prompt."
         },
     )
+    reward_workers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Processes that grade under a deadline; 0 grades in the training process. "
+            "Unset: 0 for the library's own rewards, which are bounded, 2 for a dotted path."
+        },
+    )
+    reward_deadline_seconds: float = field(
+        default=5.0,
+        metadata={"help": "With workers: a completion that takes longer is graded 0 and counted."},
+    )
     train_data: str | None = field(
         default=None,
         metadata={"help": "JSON-lines file or hub id (id, id:split) of the training problems."},
@@ -47,12 +58,18 @@ class TaskArguments:
     def load(self) -> "LoadedTask":
         """Read prompt, data and reward."""
         from trl_r1zero.data.rows import build_dataset
+        from trl_r1zero.trainers.rewards import TRLReward
 
         task = get_task(self.task, **(self.task_args or {}))
         prompt = load_prompt(self.prompt or task.default_prompt)
+        reward_fn = resolve_reward(self.reward) if self.reward else task.reward_fn(prompt)
+        is_own = self.reward is None or self.reward in REWARDS
+        workers = self.reward_workers if self.reward_workers is not None else 0 if is_own else 2
         return LoadedTask(
             prompt=prompt,
-            reward_fn=resolve_reward(self.reward) if self.reward else task.reward_fn(prompt),
+            reward=TRLReward(
+                reward_fn, workers=workers, deadline_seconds=self.reward_deadline_seconds
+            ),
             train_dataset=build_dataset(task.load(self.train_data, "train"), prompt),
             eval_dataset=build_dataset(task.load(self.eval_data, "validation"), prompt),
         )
@@ -60,9 +77,9 @@ class TaskArguments:
 
 @dataclass
 class LoadedTask:
-    """Prompt, reward function, and the data sets with columns `prompt` and `ground_truth`."""
+    """Prompt, reward, and the data sets with columns `prompt` and `ground_truth`."""
 
     prompt: Prompt
-    reward_fn: "RewardFn"
+    reward: "TRLReward"
     train_dataset: "Dataset"
     eval_dataset: "Dataset"

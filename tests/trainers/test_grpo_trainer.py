@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch_rewards import odd_digits
+from launch_rewards import hangs_on_e, odd_digits
 from peft import LoraConfig
 from tiny_models import make_tiny_model
 from transformers import Qwen2ForCausalLM, TrainerCallback
@@ -13,8 +13,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from trl_r1zero.functional import compute_group_advantages
 from trl_r1zero.generation import Completion
+from trl_r1zero.rewards import r1_zero_reward_fn
 from trl_r1zero.task_arguments import TaskArguments
-from trl_r1zero.trainers import R1ZeroGRPOConfig, R1ZeroGRPOTrainer, read_metrics
+from trl_r1zero.trainers import R1ZeroGRPOConfig, R1ZeroGRPOTrainer, TRLReward, read_metrics
 from trl_r1zero.trainers.rollouts import Rollout, RolloutBatch
 
 TASK = TaskArguments(
@@ -531,3 +532,29 @@ def test_output_folder_is_the_only_place_written_to(tokenizer, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     make_trainer(tokenizer, tmp_path / "run", eval_every=1).train()
     assert {path.name for path in Path(tmp_path).iterdir()} == {"run"}
+
+
+def test_a_reward_that_hangs_costs_its_rows_and_not_the_run(tokenizer, tmp_path):
+    reward = TRLReward(hangs_on_e, workers=1, deadline_seconds=0.3)
+    try:
+        make_trainer(tokenizer, tmp_path, reward=reward, log_rollouts_every=1).train()
+    finally:
+        reward.pool.close()
+    lines = train_lines(tmp_path)
+    assert len(lines) == 2
+    rows = [
+        json.loads(row)
+        for table in sorted((tmp_path / "rollouts").glob("*.jsonl"))
+        for row in table.read_text().splitlines()
+    ]
+    hung = [row for row in rows if "e" in row["response"]]
+    assert 0 < len(hung) < len(rows)
+    assert all(row["reward"] == 0.0 and row["rule"] == "reward_timeout" for row in hung)
+    assert sum(line["reward_failures"] * 16 for line in lines) == pytest.approx(len(hung))
+
+
+def test_evaluations_say_why_an_answer_is_wrong(tokenizer, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path, eval_every=1, reward=r1_zero_reward_fn)
+    trainer.evaluate()
+    rows = (tmp_path / "evaluations" / "grpo_step_00000.jsonl").read_text().splitlines()
+    assert {json.loads(row)["rule"] for row in rows} == {"no_think_answer_tags"}

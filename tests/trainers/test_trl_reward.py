@@ -4,10 +4,12 @@ import inspect
 
 import pytest
 from datasets import Dataset
+from launch_rewards import hangs_on_e
 from tiny_models import make_tiny_model
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_r1zero import r1_zero_reward_fn
+from trl_r1zero.rewards import explain
 from trl_r1zero.trainers import TRLReward
 
 
@@ -100,3 +102,31 @@ def test_it_works_in_the_stock_trainer(tokenizer, tmp_path):
     completions, rewards = trainer._logs["completion"], trainer._logs["rewards"]["counts"]
     assert list(rewards) == [float(len(text)) for text in completions]
     assert sorted(trainer._logs["extra"]["truth"]) == [2.0, 2.0, 4.0, 4.0]
+
+
+def test_a_row_that_hangs_costs_itself_only():
+    logged, metrics = {}, {}
+    reward = TRLReward(hangs_on_e, workers=1, deadline_seconds=0.5)
+    rewards = reward(
+        ["p"] * 3,
+        ["1", "e", "1 2 3"],
+        ["x"] * 3,
+        log_extra=logged.__setitem__,
+        log_metric=metrics.__setitem__,
+    )
+    reward.pool.close()
+    assert rewards == [1.0, 0.0, 1.0]
+    assert logged["format_reward"] == [1.0, 0.0, 1.0]
+    assert logged["rule"] == [None, "reward_timeout", None]
+    assert metrics == {"reward_failures": pytest.approx(1 / 3)}
+
+
+def test_rewards_that_can_explain_say_why():
+    logged = {}
+    answers = ["</think> <answer> 4 </answer>", "</think> <answer> 5 </answer>", "4"]
+    rewards = TRLReward(r1_zero_reward_fn)(
+        ["p"] * 3, answers, ["4"] * 3, log_extra=logged.__setitem__
+    )
+    assert rewards == [r1_zero_reward_fn(answer, "4")["reward"] for answer in answers]
+    assert logged["rule"] == [explain(answer, "4").rule for answer in answers]
+    assert logged["rule"][2] == "no_think_answer_tags"

@@ -61,14 +61,15 @@ class RewardPool:
 
     Args:
         function: called as `function(*row)` in a worker. Rows and results must be JSON data (str,
-        numbers, lists, dicts). workers: number of processes; by default the number of usable cores
-        less one, at most 8. deadline_s: wall-clock seconds for one row. After that the worker is
-        killed and replaced. memory_mb: address space that a worker may add to what it has when it
-        is ready. warm_up: called once in each worker before it is ready, for slow imports; not
-        under the deadline of a row. start_method: "fork" (default on Linux: any function works,
-        and no script is imported anew), "forkserver" or
-            "spawn" (the function must be importable; the main script needs the usual `if __name__
-            == "__main__"`).
+            numbers, lists, dicts).
+        workers: number of processes; by default the number of usable cores less one, at most 8.
+        deadline_s: wall-clock seconds for one row. After that the worker is killed and replaced.
+        memory_mb: address space that a worker may add to what it has when it is ready.
+        warm_up: called once in each worker before it is ready, for slow imports; not under the
+            deadline of a row.
+        start_method: "fork" (default on Linux: any function works, and no script is imported
+            anew), "forkserver" or "spawn" (the function must be importable; the main script needs
+            the usual `if __name__ == "__main__"`).
 
     Use it as a context manager, or call `close`. `failures` counts failed rows by kind over the
     life of the pool.

@@ -3,12 +3,22 @@
 import difflib
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 from trl_r1zero.rewards.math_reward import math_reward_fn
-from trl_r1zero.rewards.reward_functions import question_only_reward_fn, r1_zero_reward_fn
+from trl_r1zero.rewards.reward_functions import (
+    explain,
+    question_only_reward_fn,
+    r1_zero_reward_fn,
+)
 
 RewardFn = Callable[[str, Any], dict[str, float]]
+
+# Reward functions that can say which rule decided -> their style in `explain`.
+_EXPLAINED: dict[RewardFn, Literal["r1_zero", "question_only"]] = {
+    r1_zero_reward_fn: "r1_zero",
+    question_only_reward_fn: "question_only",
+}
 
 REWARDS: dict[str, RewardFn] = {
     "r1_zero": r1_zero_reward_fn,
@@ -48,3 +58,22 @@ def resolve_reward(name: str) -> RewardFn:
     if not callable(function):
         raise ValueError(f"reward: module {module_name!r} has no function {attribute!r}")
     return function
+
+
+def reward_and_rule(
+    reward_fn: RewardFn, response: str, ground_truth: Any
+) -> tuple[dict[str, float], str | None]:
+    """What `reward_fn` gives, and the rule of `explain` that decided, from one grading.
+
+    The rule is None for functions that have no `explain`.
+    """
+    style = _EXPLAINED.get(reward_fn)
+    if style is None:
+        return reward_fn(response, ground_truth), None
+    why = explain(response, ground_truth, style)
+    parts = {
+        "format_reward": why.format_reward,
+        "answer_reward": why.answer_reward,
+        "reward": why.answer_reward,
+    }
+    return parts, why.rule

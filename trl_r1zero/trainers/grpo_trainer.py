@@ -181,9 +181,9 @@ class R1ZeroGRPOTrainer(ValidationMixin):
                 description=f"Rollouts of GRPO step {step + 1}",
             )
         with self.timer.part("reward"):
-            all_rewards, parts = self._grade(examples, completions)
+            grades = self._grade(examples, completions)
         advantages = compute_group_advantages(
-            all_rewards, self.args.group_size, self.args.advantage, self.args.advantage_eps
+            grades.rewards, self.args.group_size, self.args.advantage, self.args.advantage_eps
         )
         advantages_NG = advantages.view(-1, self.args.group_size)
         local = slice(rows.start, rows.stop)
@@ -197,20 +197,23 @@ class R1ZeroGRPOTrainer(ValidationMixin):
                     rewards={"reward": reward, **part},
                     advantage=advantage,
                     trained=not (self.mask_truncated_completions and completion.truncated),
+                    extra=extra,
                 )
-                for example, ids, completion, reward, part, advantage in zip(
+                for example, ids, completion, reward, part, extra, advantage in zip(
                     examples,
                     prompt_ids,
                     completions,
-                    all_rewards[local].tolist(),
-                    parts,
+                    grades.rewards[local].tolist(),
+                    grades.parts,
+                    grades.extras,
                     advantages[local].tolist(),
                     strict=True,
                 )
             ],
             group_size=self.args.group_size,
             metrics={
-                "zero_advantage_groups": (advantages_NG == 0).all(dim=1).float().mean().item()
+                "zero_advantage_groups": (advantages_NG == 0).all(dim=1).float().mean().item(),
+                **grades.metrics,
             },
         )
         if self.args.updates_per_grpo_step > 1:

@@ -27,6 +27,7 @@ class Rollout:
         completion: What was sampled.
         rewards: `reward` and, where the reward function reports them, its parts.
         advantage: What the policy gradient weighs the completion by.
+        extra: What the reward functions say besides numbers, such as the `rule` that decided.
         trained: False if the completion is kept out of the loss (`mask_truncated_completions`).
         old_log_probs: Log-probabilities of the completion's tokens under the policy that sampled
             them, in nats; None if the batch is trained on once only (they are the policy's own).
@@ -40,6 +41,7 @@ class Rollout:
     rewards: dict[str, float]
     advantage: float
     trained: bool = True
+    extra: dict[str, Any] = field(default_factory=dict)
     old_log_probs: Tensor | None = None
     ref_log_probs: Tensor | None = None
 

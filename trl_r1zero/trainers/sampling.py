@@ -1,6 +1,7 @@
 """Sampling completions and grading them, for every trainer that does."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,9 +10,27 @@ from tqdm import tqdm
 from trl import GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
+from trl_r1zero.evaluation import mean
 from trl_r1zero.generation import Completion, SamplingConfig, cut_after_stop, generate
 
 from .grpo_config import R1ZeroGRPOConfig
+
+
+@dataclass
+class Grades:
+    """What the reward functions say.
+
+    Attributes:
+        rewards: (N*G,) total rewards of all processes' completions.
+        parts: For each completion of this process, the parts of its reward, by name.
+        extras: The same for what is no number, such as the `rule` that decided.
+        metrics: What the reward functions logged, mean over processes.
+    """
+
+    rewards: Tensor
+    parts: list[dict[str, float]]
+    extras: list[dict[str, Any]]
+    metrics: dict[str, float]
 
 
 class SamplingMixin(GRPOTrainer):
@@ -107,8 +126,8 @@ class SamplingMixin(GRPOTrainer):
 
     def _grade(
         self, examples: Sequence[dict[str, Any]], completions: Sequence[Completion]
-    ) -> tuple[Tensor, list[dict[str, float]]]:
-        """Total rewards of all processes' completions, (N*G,), and this process's reward parts."""
+    ) -> Grades:
+        """Grade this process's completions; a collective call with equally many on each."""
         rewards_per_func = self._calculate_rewards(  # (N*G, number of reward functions)
             list(examples),
             [example["prompt"] for example in examples],
@@ -121,9 +140,13 @@ class SamplingMixin(GRPOTrainer):
             )
         weights = self.reward_weights.to(rewards_per_func.device)
         rewards = (rewards_per_func * weights).nansum(dim=1)
-        parts: list[dict[str, float]] = [{} for _ in completions]
+        grades = Grades(rewards.cpu(), [{} for _ in completions], [{} for _ in completions], {})
         for column, values in self._pending_extra_logs.items():
-            for part, value in zip(parts, values, strict=True):
-                part[column] = value
+            for part, extra, value in zip(grades.parts, grades.extras, values, strict=True):
+                (part if isinstance(value, int | float) else extra)[column] = value
         self._pending_extra_logs.clear()
-        return rewards.cpu(), parts
+        for name, values in sorted(self._pending_metrics.items()):
+            local = torch.tensor(mean(values), device=self.accelerator.device)
+            grades.metrics[name] = self.accelerator.reduce(local, "mean").item()
+        self._pending_metrics.clear()
+        return grades

@@ -85,5 +85,5 @@ def graded_rollout(row: Rollout) -> GradedCompletion:
         length=row.length,
         truncated=row.completion.truncated,
         entropy=row.completion.mean_entropy,
-        extra={"advantage": row.advantage},
+        extra={"advantage": row.advantage, **row.extra},
     )

@@ -70,8 +70,8 @@ class ValidationMixin(SamplingMixin):
                 batch_size=self.args.per_device_eval_batch_size,
                 description="Validation",
             )
-            rewards, parts = self._grade(examples, completions)
-        local_rewards = rewards[rank * share : (rank + 1) * share].tolist()
+            grades = self._grade(examples, completions)
+        local_rewards = grades.rewards[rank * share : (rank + 1) * share].tolist()
         local = [
             GradedCompletion(
                 prompt=example["prompt"],
@@ -81,14 +81,15 @@ class ValidationMixin(SamplingMixin):
                 length=len(completion.token_ids),
                 truncated=completion.truncated,
                 entropy=completion.mean_entropy,
-                extra={"finish_reason": completion.finish_reason},
+                extra={"finish_reason": completion.finish_reason, **extra},
             )
-            for example, completion, reward, part in zip(
-                examples, completions, local_rewards, parts, strict=True
+            for example, completion, reward, part, extra in zip(
+                examples, completions, local_rewards, grades.parts, grades.extras, strict=True
             )
         ]
         graded = gather_object(local)[:total]
-        results = summarize(graded) | {"seconds": timer.collect()["evaluation"]}
+        seconds = timer.collect()["evaluation"]
+        results = summarize(graded) | grades.metrics | {"seconds": seconds}
         if self.accelerator.is_main_process:
             write_generations(
                 graded,
