@@ -407,3 +407,21 @@ def test_curves_of_a_long_noisy_run_are_drawn(tmp_path):
         lines.append(_update(step, grad_norm=norm, clip_fraction=0.01 * rng.random()))
     assert plot_run(lines, tmp_path / "curve.png", title="off-policy")
     assert _png_size(tmp_path / "curve.png")[0] == 1200
+
+
+def test_wrong_answers_are_listed_by_the_rule_that_decided(tmp_path):
+    lines = [_validation(tmp_path, 0), _update(1), _validation(tmp_path, 4)]
+    _write_metrics(tmp_path, lines)
+    table = tmp_path / "evaluations" / "grpo_step_00004.jsonl"
+    rows = [json.loads(row) for row in table.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["rule"] = "identical" if row["reward"] else "integer_required"
+        if number == 7:  # wrong, as question 1 is
+            row |= {"format_reward": 0.0, "rule": "no_think_answer_tags"}
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = write_report(tmp_path)
+    assert "## Why answers are wrong (last validation)" in report
+    assert "| format reward 0                  | no_think_answer_tags | 1   |" in report
+    assert "| format reward 1, answer reward 0 | integer_required     | 1   |" in report
+    assert "Ground truth 8, rule no_think_answer_tags:" in report
+    assert "identical" not in report

@@ -9,8 +9,7 @@ of a run that broke off: what is not there is said, and the rest is shown.
 
 import argparse
 import json
-import textwrap
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,12 +19,12 @@ from typing import Any
 
 from trl_r1zero.data.jsonl import read_jsonl
 from trl_r1zero.evaluation import mean, standard_error
+from trl_r1zero.markdown import quoted, table, wrapped
 from trl_r1zero.plots import Line, plot_run, plot_runs, training_lines, validation_lines
 from trl_r1zero.trainers.run_folder import read_metrics
 
 REPORT_FILE = "report.md"
 CURVE_FILE = "curve.png"
-_WIDTH = 100
 
 Row = dict[str, Any]  # of a table of generations
 
@@ -191,7 +190,7 @@ def write_curves(
         means = [f"{mean(v):.3f} ± {standard_error(v):.3f}" for v in values]
         minutes = mean([run.wall_time for run in runs.values()]) / 60
         rows.append([f"mean of {len(runs)} runs", *means, f"{minutes:.1f}"])
-    return "\n".join(_table(["run", "before", "after", "best", "wall minutes"], rows)) + "\n"
+    return "\n".join(table(["run", "before", "after", "best", "wall minutes"], rows)) + "\n"
 
 
 def _report(run: _Run, show_curve: bool, *, num_pairs: int, characters: int) -> str:
@@ -200,14 +199,14 @@ def _report(run: _Run, show_curve: bool, *, num_pairs: int, characters: int) -> 
     environment = run.facts("environment.json")
     if environment:
         versions = ", ".join(f"{name} {v}" for name, v in environment["packages"].items())
-        blocks += _wrapped(
+        blocks += wrapped(
             f"Started {environment['started']} on {environment['device']} with "
             f"{environment['num_processes']} process(es); commit "
             f"{environment['commit'] or 'unknown'}; {versions}."
         )
     missing = _missing(run)
     if missing:
-        blocks += [["## What is missing"], *_wrapped(*missing)]
+        blocks += [["## What is missing"], *wrapped(*missing)]
     if show_curve:
         blocks += [[f"![Curves of the run]({CURVE_FILE})"]]
     if run.validations:
@@ -215,19 +214,20 @@ def _report(run: _Run, show_curve: bool, *, num_pairs: int, characters: int) -> 
         columns = {"before" if before[0]["grpo_step"] == 0 else "first": before}
         if len(run.validations) > 1:
             columns |= {"after": after, "best": best}
-        table = _metrics_table("± standard error", _VALIDATION_ROWS, columns)
-        blocks += [["## Validation"], table, *_change(run, pairs)]
+        metrics = _metrics_table("± standard error", _VALIDATION_ROWS, columns)
+        blocks += [["## Validation"], metrics, *_change(run, pairs)]
     if run.training:
         tenth = max(1, len(run.training) // 10)
         columns = {f"first {tenth}": run.training[:tenth], f"last {tenth}": run.training[-tenth:]}
-        table = _metrics_table("mean of logged updates", _TRAINING_ROWS, columns)
-        blocks += [["## Training"], table]
+        metrics = _metrics_table("mean of logged updates", _TRAINING_ROWS, columns)
+        blocks += [["## Training"], metrics]
     blocks += [["## Wall time"], _time_table(run)]
     if pairs:
         blocks += [["## Rollouts of the same validation questions"]]
     names = ("Before", "After") if len(run.validations) > 1 else ("Validation",)
     for number in _telling(pairs)[:num_pairs]:
         blocks += _rollouts(number, dict(zip(names, pairs[number], strict=False)), characters)
+    blocks += _why_wrong([after for _, after in pairs], examples=num_pairs, characters=characters)
     blocks += [["## On disk"], [f"In {run.folder}:"], _files_table(run)]
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
@@ -265,12 +265,12 @@ def _metrics_table(
     corner: str, rows: Mapping[str, _Write], columns: Mapping[str, Sequence[Line]]
 ) -> list[str]:
     """The mean of each metric over each column's lines, without metrics that none of them has."""
-    table = [
+    cells = [
         [label, *(_metric_cell(lines, metric, write) for lines in columns.values())]
         for metric, (label, write) in rows.items()
         if any(_logged(lines, metric) for lines in columns.values())
     ]
-    return _table([corner, *columns], table)
+    return table([corner, *columns], cells)
 
 
 def _metric_cell(lines: Sequence[Line], metric: str, write: Callable[[float], str]) -> str:
@@ -286,7 +286,7 @@ def _change(run: _Run, pairs: Sequence[tuple[Row, Row]]) -> list[list[str]]:
     changes = [(_correct(before), _correct(after)) for before, after in pairs]
     counts = ", ".join(f"{changes.count(kind)} {words}" for kind, words in _KINDS.items())
     gains = [float(after) - float(before) for before, after in changes]
-    return _wrapped(
+    return wrapped(
         f"Of {len(pairs)} questions {counts}: accuracy changed by {mean(gains):+.3f} ± "
         f"{standard_error(gains):.3f} (standard error of the paired differences). Best is the "
         f"highest of {len(run.validations)} validations, picked on these very questions, and so a "
@@ -309,18 +309,44 @@ def _time_table(run: _Run) -> list[str]:
     # A device's clock may run a little ahead of the wall clock.
     seconds["rest (optimizer, saving, logging)"] = max(0.0, total - sum(seconds.values()))
     rows = [[p, _duration(s), f"{s / total:.0%}" if total else ""] for p, s in seconds.items()]
-    return _table(["part", "h:mm:ss", "share"], [*rows, ["total", _duration(total), ""]])
+    return table(["part", "h:mm:ss", "share"], [*rows, ["total", _duration(total), ""]])
 
 
 def _rollouts(number: int, answers: Mapping[str, Row], characters: int) -> list[list[str]]:
     """One question and its answers."""
     row = next(iter(answers.values()))
-    blocks = [[f"### Question {number}"], ["Prompt:"], _quoted(row["prompt"], characters)]
-    blocks += [["Ground truth:"], _quoted(str(row["ground_truth"]), characters)]
+    blocks = [[f"### Question {number}"], ["Prompt:"], quoted(row["prompt"], characters)]
+    blocks += [["Ground truth:"], quoted(str(row["ground_truth"]), characters)]
     for when, row in answers.items():
         verdict = "right" if _correct(row) else "wrong"
         facts = f"{verdict}, {row['length']} tokens{', truncated' if row['truncated'] else ''}"
-        blocks += [[f"{when} ({facts}):"], _quoted(row["response"], characters)]
+        blocks += [[f"{when} ({facts}):"], quoted(row["response"], characters)]
+    return blocks
+
+
+def _why_wrong(rows: Sequence[Row], *, examples: int, characters: int) -> list[list[str]]:
+    """Wrong answers of the last validation by the rule that decided, the most frequent first.
+
+    Only for rewards that name a rule (`trl_r1zero.rewards.explain`, and rows whose grading hung).
+    """
+    ruled = [row for row in rows if not _correct(row) and row.get("rule")]
+    if not ruled:
+        return []
+    by_kind: dict[str, list[Row]] = {"format reward 0": [], "format reward 1, answer reward 0": []}
+    for row in ruled:
+        by_kind[list(by_kind)[int(row.get("format_reward", 0.0) > 0)]].append(row)
+    counts = [
+        [kind, rule, str(count)]
+        for kind, of_kind in by_kind.items()
+        for rule, count in Counter(row["rule"] for row in of_kind).most_common()
+    ]
+    blocks = [["## Why answers are wrong (last validation)"], table(["kind", "rule", "n"], counts)]
+    for kind, of_kind in by_kind.items():
+        if of_kind:
+            blocks += [[f"### Examples: {kind}"]]
+        for row in of_kind[:examples]:
+            blocks += [[f"Ground truth {row['ground_truth']}, rule {row['rule']}:"]]
+            blocks += [quoted(row["response"], characters)]
     return blocks
 
 
@@ -331,7 +357,7 @@ def _files_table(run: _Run) -> list[str]:
     if best:
         what["best"] += f" (after GRPO step {best['grpo_step']})"
     order = [name for name in _FILES if name in names] + sorted(names - set(_FILES))
-    return _table(["name", "what"], [[name, what.get(name, "")] for name in order])
+    return table(["name", "what"], [[name, what.get(name, "")] for name in order])
 
 
 # Rollouts
@@ -363,38 +389,6 @@ def _telling(pairs: Sequence[tuple[Row, Row]]) -> list[int]:
 
 def _logged(lines: Sequence[Line], metric: str) -> list[float]:
     return [line[metric] for line in lines if line.get(metric) is not None]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table with padded columns, which is one in a terminal too."""
-    widths = [max(3, *map(len, column)) for column in zip(header, *rows, strict=True)]
-    return [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
-        for row in (header, ["-" * width for width in widths], *rows)
-    ]
-
-
-def _wrapped(*paragraphs: str) -> list[list[str]]:
-    return [textwrap.wrap(text, _WIDTH, break_on_hyphens=False) for text in paragraphs]
-
-
-def _quoted(text: str, characters: int) -> list[str]:
-    """Text as an indented block, which Markdown shows as it is.
-
-    Long text loses its middle (questions and answers tend to stand at the end), and control
-    characters are escaped: a model's text must not steer a terminal.
-    """
-    text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-    half = characters // 2
-    if len(text) > characters:
-        left_out = len(text) - 2 * half
-        text = f"{text[:half]} [... {left_out} characters left out ...] {text[-half:]}"
-    lines = [
-        piece
-        for line in (text or "(empty)").split("\n")
-        for piece in textwrap.wrap(line, _WIDTH - 4, replace_whitespace=False) or [""]
-    ]
-    return [f"    {line}".rstrip() for line in lines]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
