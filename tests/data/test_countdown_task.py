@@ -76,11 +76,11 @@ def test_evaluate_expression_rejects(text, message):
 
 
 def test_evaluate_expression_is_fast_on_the_worst_that_the_bounds_admit():
-    started = time.perf_counter()
+    started = time.thread_time()
     for operator in "*/+-":
         evaluate_expression(operator.join(["999999999"] * 20))
         evaluate_expression("(9" + operator + "9)" + (operator + "(9-8)") * 30)
-    assert time.perf_counter() - started < 0.5
+    assert time.thread_time() - started < 0.5
 
 
 @given(st.text(alphabet="0123456789+-*/() \n.e_^=x", max_size=60))
