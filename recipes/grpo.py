@@ -3,7 +3,13 @@
 accelerate launch recipes/grpo.py --config recipes/quickstart/grpo.yaml [--key value ...]
 """
 
+# ruff: noqa: E402
+
 from pathlib import Path
+
+from trl_r1zero.requirements import check_requirements
+
+check_requirements()  # before the imports that a wrong version would break
 
 from transformers import AutoTokenizer
 from trl import ModelConfig, get_peft_config, get_quantization_config
@@ -11,7 +17,6 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl_r1zero import R1ZeroGRPOConfig, R1ZeroGRPOTrainer
 from trl_r1zero.recipe import ParsedRecipe, parse_recipe
 from trl_r1zero.report import write_report
-from trl_r1zero.requirements import check_requirements
 from trl_r1zero.task_arguments import TaskArguments
 from trl_r1zero.trainers.run_folder import checkpoint_to_resume
 
@@ -49,5 +54,4 @@ def main(recipe: ParsedRecipe) -> None:
 
 
 if __name__ == "__main__":
-    check_requirements()
     main(parse_recipe((R1ZeroGRPOConfig, TaskArguments, ModelConfig), description=__doc__))
