@@ -147,6 +147,8 @@ PUBLIC_NAMES = [
     "grpo_microbatch_train_step",
     "r1_zero_reward_fn",
     "question_only_reward_fn",
+    "math_reward_fn",
+    "explain",
     "parse_gsm8k_response",
     "parse_mmlu_response",
     "Prompt",

@@ -28,6 +28,8 @@ _EXPORTS = {
     # rewards
     "r1_zero_reward_fn": "rewards",
     "question_only_reward_fn": "rewards",
+    "math_reward_fn": "rewards",
+    "explain": "rewards",
     "parse_gsm8k_response": "rewards",
     "parse_mmlu_response": "rewards",
     # data

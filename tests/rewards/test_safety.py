@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 
 import trl_r1zero.rewards
 from trl_r1zero.rewards import (
+    bound_counts,
     explain,
     math_reward_fn,
     parse_gsm8k_response,
     parse_mmlu_response,
     question_only_reward_fn,
     r1_zero_reward_fn,
+    reset_bound_counts,
 )
 from trl_r1zero.rewards.difference import formula_is_zero
 
@@ -213,3 +215,17 @@ def test_long_repetitions_are_graded_within_a_second(piece, size):
     start = time.thread_time()
     question_only_reward_fn(f"\\boxed{{{text}}}", "x+1")
     assert time.thread_time() - start < 1.0
+
+
+def test_many_ground_truths_share_one_allowance_of_algebra():
+    """Twenty formulas that each spend all of sympy's calls take no longer than one."""
+    formula = "-4-2.0+sqrt(18)+.5sqrt(3)"
+    other = "9-1pi"
+    answer = f"sqrt(({formula})**2+2*({formula})*({other})+({other})**2)-({other})"
+    truths = [f"{formula}+{i}-{i}" for i in range(20)]
+    reset_bound_counts()
+    start = time.thread_time()
+    rewards = r1_zero_reward_fn(f"</think> <answer>{answer}</answer>", truths)
+    assert time.thread_time() - start < 1.0
+    assert rewards == {"format_reward": 1.0, "answer_reward": 0.0, "reward": 0.0}
+    assert bound_counts()["algebra_calls"] >= 2

@@ -25,7 +25,7 @@ import sympy.tensor.tensor
 from mpmath.libmp import dps_to_prec, from_man_exp, from_rational
 from sympy.core.cache import clear_cache
 
-from .bounds import LIMITS, BoundHit
+from .bounds import LIMITS, BoundHit, one_reward
 from .program import Step
 
 __all__ = ["simplifies_to_zero"]
@@ -35,7 +35,7 @@ def simplifies_to_zero(program: list[Step]) -> bool:
     """Whether sympy's `simplify` brings the formula to zero; BoundHit if that takes too much."""
     _check_size(program)
     try:
-        with _call_budget(LIMITS["algebra_calls"]):
+        with one_reward() as calls_left, _call_budget(calls_left):
             return _simplifies_to_zero(program)
     except _BudgetSpent:
         # Half-evaluated assumptions may sit in sympy's caches.
@@ -65,22 +65,20 @@ class _BudgetSpent(BaseException):
 
 
 @contextmanager
-def _call_budget(limit: int) -> Iterator[None]:
-    """Raise _BudgetSpent in this thread after `limit` calls of Python functions.
+def _call_budget(calls_left: list[int]) -> Iterator[None]:
+    """Count down at each call of a Python function, and raise _BudgetSpent in this thread below 0.
 
     The interpreter's trace hook counts them. It works in any thread, needs no signal, and, unlike
     a clock, stops the same formula at about the same point on every machine (sympy's caches make
     it vary a little).
     """
-    calls = 0
 
     def count(frame: FrameType, event: str, argument: Any) -> None:
-        nonlocal calls
-        calls += 1
+        calls_left[0] -= 1
         # Raised while a generator or an object is being finalised, an exception would be lost.
         code = frame.f_code
         finalising = code.co_flags & inspect.CO_GENERATOR or code.co_name == "__del__"
-        if calls > limit and not finalising:
+        if calls_left[0] < 0 and not finalising:
             raise _BudgetSpent
 
     before = sys.gettrace()

@@ -7,8 +7,18 @@ says (almost always: wrong), and counts it.
 
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
-__all__ = ["LIMITS", "BoundHit", "bound_counts", "count_bound", "reset_bound_counts"]
+__all__ = [
+    "LIMITS",
+    "BoundHit",
+    "bound_counts",
+    "count_bound",
+    "one_reward",
+    "reset_bound_counts",
+]
 
 LIMITS: dict[str, int] = {
     # Characters of an answer or a ground truth that are normalised at all; longer ones are
@@ -38,7 +48,8 @@ LIMITS: dict[str, int] = {
     "algebra_nested_radicals": 8,
     "algebra_root_order": 64,
     "algebra_factorials": 4,
-    # Calls of Python functions that sympy may make for one formula: about a quarter of a second.
+    # Calls of Python functions that sympy may make for one reward, over all its formulas: about a
+    # quarter of a second.
     "algebra_calls": 120_000,
 }
 
@@ -71,3 +82,25 @@ def reset_bound_counts() -> None:
     """Set all counts to zero."""
     with _lock:
         _counts.clear()
+
+
+_calls_left: ContextVar[list[int] | None] = ContextVar("algebra_calls_left", default=None)
+
+
+@contextmanager
+def one_reward() -> Iterator[list[int]]:
+    """All formulas that are graded inside share one allowance of `algebra_calls`.
+
+    Otherwise the time of a reward would grow with its tuples and its list of ground truths. Gives
+    the calls that are left, in a list of one; inside of another `one_reward`, that one's.
+    """
+    outer = _calls_left.get()
+    if outer is not None:
+        yield outer
+        return
+    calls_left = [LIMITS["algebra_calls"]]
+    token = _calls_left.set(calls_left)
+    try:
+        yield calls_left
+    finally:
+        _calls_left.reset(token)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
-from .bounds import LIMITS, BoundHit, count_bound
+from .bounds import LIMITS, BoundHit, count_bound, one_reward
 from .extraction import BOX, extract_boxed
 from .formula import FormulaError, Node
 from .math_parser import MathValue, parse_math
@@ -42,7 +42,8 @@ def math_reward_fn(response: str, ground_truth: GroundTruth, fast: bool = True) 
     tagged = "<answer>" in tail and "</answer>" in tail
     answer = tail.rsplit("<answer>", 1)[-1].replace("</answer>", "") if tagged else tail
     formatted = tagged or extract_boxed(tail) is not None
-    right = any(answers_agree(answer, text) for text in texts)
+    with one_reward():
+        right = any(answers_agree(answer, text) for text in texts)
     return {
         "format_reward": float(formatted),
         "answer_reward": float(right),

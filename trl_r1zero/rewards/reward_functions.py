@@ -16,6 +16,7 @@ before anything is graded.
 from dataclasses import dataclass
 from typing import Literal
 
+from .bounds import one_reward
 from .equivalence import Verdict, answer_verdict
 from .extraction import BOX, Extraction, extract_boxed, extract_question_only, extract_r1_zero
 
@@ -106,11 +107,12 @@ def _grade(extraction: Extraction, ground_truth: GroundTruth, fast: bool) -> tup
     if not texts:
         return Verdict(False, "no_ground_truth"), ""
     graded = []
-    for text in texts:
-        verdict = _grade_one(extraction.answer, text, fast)
-        if verdict.right:
-            return verdict, text
-        graded.append(verdict)
+    with one_reward():
+        for text in texts:
+            verdict = _grade_one(extraction.answer, text, fast)
+            if verdict.right:
+                return verdict, text
+            graded.append(verdict)
     return graded[0], texts[0]
 
 
