@@ -7,7 +7,7 @@ accelerate launch recipes/grpo.py --config recipes/quickstart/grpo.yaml [--key v
 
 from pathlib import Path
 
-from trl_r1zero.requirements import check_requirements
+from trl_r1zero.requirements import check_model_path, check_requirements
 
 check_requirements()  # before the imports that a wrong version would break
 
@@ -23,6 +23,7 @@ from trl_r1zero.trainers.run_folder import checkpoint_to_resume
 
 def main(recipe: ParsedRecipe) -> None:
     config, task_args, model_args = recipe.instances
+    check_model_path(model_args.model_name_or_path)
     checkpoint = checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)
     task = task_args.load()
     tokenizer = AutoTokenizer.from_pretrained(

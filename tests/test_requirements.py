@@ -11,7 +11,12 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from trl_r1zero import requirements
-from trl_r1zero.requirements import REQUIREMENTS, RequirementsError, check_requirements
+from trl_r1zero.requirements import (
+    REQUIREMENTS,
+    RequirementsError,
+    check_model_path,
+    check_requirements,
+)
 
 ROOT = Path(__file__).parent.parent
 GOOD = {"torch": "2.13.0+cpu", "trl": "1.16.0", "transformers": "5.17.0", "accelerate": "1.15.0"}
@@ -115,3 +120,16 @@ def test_the_check_imports_none_of_the_packages():
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["runs/quickstart/base_policy_", "./nowhere", "/nowhere/at/all"])
+def test_a_model_folder_that_is_not_there_is_named(name):
+    with pytest.raises(ValueError, match="there is no folder"):
+        check_model_path(name)
+
+
+def test_hub_ids_and_folders_are_accepted(tmp_path):
+    for name in ("gpt2", "Qwen/Qwen2.5-Math-1.5B", str(tmp_path)):
+        check_model_path(name)
+    with pytest.raises(ValueError, match="model_name_or_path is not set"):
+        check_model_path(None)

@@ -1,14 +1,15 @@
-"""Checks the installed versions of the packages whose inner workings this package relies on.
+"""What must hold before a run: the versions of what this package builds on, and a model's folder.
 
 Private methods of TRL's trainers are overridden here, so that a neighbouring version may train on
 something else without an error. Recipes call `check_requirements` first; an import does not.
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-__all__ = ["REQUIREMENTS", "RequirementsError", "check_requirements"]
+__all__ = ["REQUIREMENTS", "RequirementsError", "check_model_path", "check_requirements"]
 
 # The same bounds as in pyproject.toml's dependencies.
 REQUIREMENTS = {
@@ -52,3 +53,25 @@ def check_requirements() -> None:
         + f"\nInstall them, from the project's folder:\n"
         f"  python -m pip install -c constraints.txt {arguments}"
     )
+
+
+def check_model_path(model_name_or_path: str | None) -> None:
+    """Say so where a model is not given, or is the path of a folder that is not there.
+
+    A hub id is `name` or `owner/name`; whatever has more parts, or begins like a path, is a path.
+
+    Raises:
+        ValueError: There is no name, or no such folder.
+    """
+    if not model_name_or_path:
+        raise ValueError(
+            "model_name_or_path is not set; give the path of a model's folder or a hub id, such as "
+            "Qwen/Qwen2.5-Math-1.5B"
+        )
+    is_path = model_name_or_path.count("/") > 1 or model_name_or_path.startswith((".", "/", "~"))
+    if is_path and not Path(model_name_or_path).expanduser().is_dir():
+        raise ValueError(
+            f"model_name_or_path: there is no folder {model_name_or_path!r}; give one that exists, "
+            "or a hub id (the quickstart's is made by recipes/quickstart/make_base_policy.py, "
+            "which `make quickstart` runs first)"
+        )

@@ -287,10 +287,11 @@ class R1ZeroGRPOTrainer(ValidationMixin):
             micro_batches = list(self._microbatches(rows))
             for number, micro_batch in enumerate(micro_batches, start=1):
                 is_last = number == len(micro_batches)
-                # Accelerate (and through it DeepSpeed) takes the update's end from this flag.
+                # Accelerate takes the update's end from this flag.
                 self.accelerator.gradient_state._set_sync_gradients(is_last)
-                wait = is_last or self.accelerator.distributed_type == DistributedType.DEEPSPEED
-                with nullcontext() if wait else self.accelerator.no_sync(model):
+                # DeepSpeed tells the last backward from the others by that flag alone.
+                syncs = is_last or self.accelerator.distributed_type == DistributedType.DEEPSPEED
+                with nullcontext() if syncs else self.accelerator.no_sync(model):
                     with self.timer.part("forward"):
                         piece = self.compute_loss(model, micro_batch)
                     with self.timer.part("backward"):
