@@ -113,6 +113,7 @@ def _generate_batch(
     filters = _probability_filters(sampling)
     uniforms = torch.tensor(  # (rows, max_tokens), one stream for each row
         np.stack([np.random.default_rng(seed).random(sampling.max_tokens) for seed in seeds]),
+        dtype=_cumulative_dtype(device),
         device=device,
     )
     width = max(len(ids) for ids in prompt_ids)
@@ -204,13 +205,18 @@ def _probability_filters(sampling: SamplingConfig) -> LogitsProcessorList:
     return filters
 
 
+def _cumulative_dtype(device: torch.device) -> torch.dtype:
+    # 150,000 probabilities summed up in float32 lose the tail; Apple's GPUs have nothing wider.
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _sample(
     logits_BV: Tensor, sampling: SamplingConfig, filters: LogitsProcessorList, uniform_B: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens, their log-probabilities and the entropies, each (B,).
 
     The token is the inverse of the cumulative distribution at `uniform_B`: one random number a
-    token, whatever the vocabulary. Sums are in float64, since 150,000 float32 terms lose the tail.
+    token, whatever the vocabulary.
     """
     greedy = sampling.temperature == 0
     scores_BV = logits_BV if greedy else logits_BV / sampling.temperature
@@ -223,7 +229,7 @@ def _sample(
     else:
         if filters:
             probs_BV = filters(None, scores_BV).softmax(-1)  # type: ignore[arg-type]
-        cumulative_BV = probs_BV.cumsum(-1, dtype=torch.float64)
+        cumulative_BV = probs_BV.cumsum(-1, dtype=uniform_B.dtype)
         target_B1 = (uniform_B * cumulative_BV[:, -1]).unsqueeze(1)
         token_B = torch.searchsorted(cumulative_BV, target_B1, right=True).squeeze(1)
         token_B = token_B.clamp(max=probs_BV.shape[1] - 1)
