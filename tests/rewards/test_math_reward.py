@@ -1,5 +1,7 @@
 """The lenient reward: right where the reference is known to be wrong, and the other way round."""
 
+import time
+
 import pytest
 
 from trl_r1zero.rewards import (
@@ -124,3 +126,27 @@ def test_rewards_are_found_by_name_and_by_path():
     with pytest.raises(ValueError, match=r"has no function 'nothing'"):
         resolve_reward("trl_r1zero.rewards.math_reward.nothing")
     assert set(REWARDS) == {"r1_zero", "question_only", "math"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        r"\pm" * 60 + "1",
+        r"1\pm1" * 40,
+        r"\frac{\pm\pm\pm 1}{\pm\pm\pm 1}^{\pm\pm\pm 1}",
+        r"\sqrt[\pm\pm\pm 2]{\pm\pm\pm 2}" * 3,
+        "(1\\pm" * 30 + "1" + ")" * 30,
+        r"\sqrt" * 400 + "2",
+        r"-\sqrt" * 300 + "2",
+        r"\frac1" * 300,
+        r"\ln" * 400 + "2",
+        "-" * 900 + "1",
+        "(" * 900 + "1",
+        r"\{" * 400 + "1",
+    ],
+    ids=lambda answer: answer[:12],
+)
+def test_repeated_operators_neither_multiply_nor_nest_without_end(answer):
+    start = time.thread_time()
+    assert math_reward_fn(f"<answer>{answer}</answer>", "2")["answer_reward"] == 0.0
+    assert time.thread_time() - start < 1.0

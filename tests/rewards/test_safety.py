@@ -229,3 +229,24 @@ def test_many_ground_truths_share_one_allowance_of_algebra():
     assert time.thread_time() - start < 1.0
     assert rewards == {"format_reward": 1.0, "answer_reward": 0.0, "reward": 0.0}
     assert bound_counts()["algebra_calls"] >= 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\begin{pmatrix}x&1\\" * 16 + "1" + r"\end{pmatrix}" * 16,
+        r"\begin{pmatrix}i&" * 100,
+        r"|\begin{pmatrix}!\\" * 30,
+        r"\begin{array}" + "&" * 3000 + "x" * 3000 + r"\end{array}",
+        r"\sqrt[i\log_" * 60,
+        r"1;\sqrt[" * 200,
+        r"\sqrt[or" * 300,
+    ],
+    ids=lambda text: text[:20],
+)
+def test_nested_environments_and_arguments_do_not_multiply(text):
+    for response, truth in (("2", text), (text, "2"), (text, text + "+0")):
+        start = time.thread_time()
+        r1_zero_reward_fn(f"</think> <answer>{response}</answer>", truth)
+        math_reward_fn(f"</think> <answer>{response}</answer>", truth)
+        assert time.thread_time() - start < 1.0

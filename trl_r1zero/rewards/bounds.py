@@ -25,10 +25,11 @@ LIMITS: dict[str, int] = {
     # compared as they are.
     "answer_chars": 20_000,
     # LaTeX to text: characters, nesting of groups, tokens read (a broken macro makes the reference
-    # read twice).
+    # read twice), characters of the text that matrices may become.
     "latex_chars": 10_000,
     "latex_depth": 150,
-    "latex_steps": 20_000,
+    "latex_steps": 8_000,
+    "latex_matrix_chars": 200_000,
     # Formula (both sides together): characters, tokens, nesting of parentheses.
     "formula_chars": 2_000,
     "formula_tokens": 1_000,
@@ -39,6 +40,8 @@ LIMITS: dict[str, int] = {
     "integer_bits": 8_192,
     "power_exponent": 1_000,
     "factorial_argument": 500,
+    # Values of a formula with plus-minus signs (`math_reward_fn` only).
+    "plus_minus_alternatives": 16,
     # Computer algebra: nodes of the tree, polynomial degree and number of terms, radicals (all of
     # them, and all of them if one is under another), factorials of anything but a number.
     "algebra_nodes": 80,

@@ -337,6 +337,8 @@ def _pylatexenc_text(text: str) -> str:
     )
     if nesting > LIMITS["latex_depth"] and _depth(text) > LIMITS["latex_depth"]:
         raise BoundHit("latex_depth")
+    if _matrix_chars(text) > LIMITS["latex_matrix_chars"]:
+        raise BoundHit("latex_matrix_chars")
     walker = _budgeted_walker()(text, latex_context=_databases()[0])
     try:
         nodes = walker.get_latex_nodes()[0]
@@ -349,6 +351,20 @@ def _pylatexenc_text(text: str) -> str:
         Exception
     ) as error:  # pylatexenc raises KeyError, TypeError, ValueError and its own errors here
         raise UnrenderableError(str(error)) from error
+
+
+def _matrix_chars(text: str) -> int:
+    """At most how long the text of the matrices is.
+
+    pylatexenc pads each cell to the widest one of its matrix, so that a matrix is as long as its
+    widest cell times its cells; in a nest of matrices these factors multiply.
+    """
+    depth = deepest = 0
+    for match in re.finditer(r"\\(begin|end)", text):
+        depth = depth + 1 if match.group(1) == "begin" else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    cells = text.count("&") + text.count("\\\\") + 1
+    return len(text) * cells**deepest
 
 
 def _depth(text: str) -> int:

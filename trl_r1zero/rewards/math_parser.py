@@ -9,6 +9,8 @@ Values: ("number", node) with a tree as in `formula`; ("list", items) without br
 ("union", items); ("matrix", rows); ("relation", sign, left, right).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .bounds import LIMITS, BoundHit
@@ -25,6 +27,13 @@ def parse_math(text: str) -> MathValue:
     if len(text) > LIMITS["formula_chars"]:
         raise BoundHit("formula_chars")
     return _Parser(tokenize(text)).parse()
+
+
+def _few(alternatives: list[Node]) -> list[Node]:
+    """What a formula with `\\pm` may stand for; each sign doubles it, so it is limited at once."""
+    if len(alternatives) > LIMITS["plus_minus_alternatives"]:
+        raise BoundHit("plus_minus_alternatives")
+    return alternatives
 
 
 class _Parser:
@@ -65,9 +74,10 @@ class _Parser:
 
     def items_until(self, closing: set[str]) -> list[MathValue]:
         """Values separated by commas or semicolons, up to a closing token, which stays."""
-        self.depth += 1
-        if self.depth > LIMITS["formula_depth"]:
-            raise BoundHit("formula_depth")
+        with self.level():
+            return self.items_of_level(closing)
+
+    def items_of_level(self, closing: set[str]) -> list[MathValue]:
         items: list[MathValue] = []
         while self.peek() not in closing:
             if self.accept(",", ";"):
@@ -75,8 +85,18 @@ class _Parser:
             items += self.relation()
             if self.peek() not in closing and self.peek() not in (",", ";"):
                 raise FormulaError(f"unexpected {self.peek()!r}")
-        self.depth -= 1
         return items
+
+    @contextmanager
+    def level(self) -> Iterator[None]:
+        """One level deeper; every rule that can come back to itself goes through it."""
+        self.depth += 1
+        if self.depth > LIMITS["formula_depth"]:
+            raise BoundHit("formula_depth")
+        try:
+            yield
+        finally:
+            self.depth -= 1
 
     def relation(self) -> list[MathValue]:
         left = self.union()
@@ -172,13 +192,8 @@ class _Parser:
             sign = self.take()
             terms = self.product()
             kinds = {"+": ["add"], "-": ["sub"]}.get(sign, ["add", "sub"])
-            totals = [(kind, a, b) for a in totals for kind in kinds for b in terms]
-            self.check(totals)
+            totals = _few([(kind, a, b) for a in totals for kind in kinds for b in terms])
         return totals
-
-    def check(self, nodes: list[Node]) -> None:
-        if len(nodes) > 16:
-            raise BoundHit("formula_tokens")
 
     def product(self) -> list[Node]:
         factors = self.signed()
@@ -191,8 +206,7 @@ class _Parser:
                 right, kind = self.power(), "mul"
             else:
                 return factors
-            factors = [(kind, a, b) for a in factors for b in right]
-            self.check(factors)
+            factors = _few([(kind, a, b) for a in factors for b in right])
 
     def starts_factor(self) -> bool:
         kind, token = self.tokens[self.index]
@@ -201,12 +215,13 @@ class _Parser:
         return token.isalpha() or (token.startswith("\\") and token[1:] in FUNCTIONS | _GREEK)
 
     def signed(self) -> list[Node]:
-        if self.accept("+"):
-            return self.signed()
-        if self.accept("-"):
-            return [("neg", node) for node in self.signed()]
-        if self.accept("\\pm", "\\mp"):
-            return [signed for node in self.signed() for signed in (node, ("neg", node))]
+        with self.level():
+            if self.accept("+"):
+                return self.signed()
+            if self.accept("-"):
+                return [("neg", node) for node in self.signed()]
+            if self.accept("\\pm", "\\mp"):
+                return _few([signed for node in self.signed() for signed in (node, ("neg", node))])
         return self.power()
 
     def power(self) -> list[Node]:
@@ -215,7 +230,7 @@ class _Parser:
             bases = [("call", "factorial", base) for base in bases]
         if self.accept("^", "**"):
             exponents = self.argument()
-            return [("pow", base, exponent) for base in bases for exponent in exponents]
+            return _few([("pow", base, exponent) for base in bases for exponent in exponents])
         return bases
 
     def argument(self) -> list[Node]:
@@ -223,7 +238,8 @@ class _Parser:
         if self.peek() == "{":
             return self.atom()
         if self.accept("-"):
-            return [("neg", node) for node in self.argument()]
+            with self.level():
+                return [("neg", node) for node in self.argument()]
         return self.atom()
 
     def digit_or_group(self) -> list[Node]:
@@ -236,15 +252,15 @@ class _Parser:
         return self.argument()
 
     def group(self, closing: str) -> list[Node]:
-        self.depth += 1
-        if self.depth > LIMITS["formula_depth"]:
-            raise BoundHit("formula_depth")
         nodes = self.sum()
         self.expect(closing)
-        self.depth -= 1
         return nodes
 
     def atom(self) -> list[Node]:
+        with self.level():
+            return self.atom_of_level()
+
+    def atom_of_level(self) -> list[Node]:
         kind, token = self.tokens[self.index]
         if kind == "end":
             raise FormulaError("the text ends too early")
@@ -265,7 +281,7 @@ class _Parser:
             return [("call", "floor", node) for node in self.group("\\rfloor")]
         if token == "\\frac":
             tops, bottoms = self.digit_or_group(), self.digit_or_group()
-            return [("div", top, bottom) for top in tops for bottom in bottoms]
+            return _few([("div", top, bottom) for top in tops for bottom in bottoms])
         if token == "\\sqrt":
             return self.root()
         if token == "\\infty":
@@ -324,7 +340,7 @@ class _Parser:
     def bare_product(self) -> list[Node]:
         factors = self.power()
         while self.starts_factor() and self.peek()[1:] not in FUNCTIONS and self.peek() != "(":
-            factors = [("mul", a, b) for a in factors for b in self.power()]
+            factors = _few([("mul", a, b) for a in factors for b in self.power()])
         return factors
 
     def symbol(self, name: str) -> Node:
