@@ -139,7 +139,9 @@ def _payloads(target: Path) -> list[str]:
 
 def test_payloads_create_no_file(tmp_path, monkeypatch):
     target = tmp_path / "created"
-    formula_is_zero("(sqrt(x))-(sqrt(x)*1)")  # imports sympy, which may compile what it likes
+    # Importing a module executes it: sympy and pylatexenc are imported before it is forbidden.
+    formula_is_zero("(sqrt(x))-(sqrt(x)*1)")
+    r1_zero_reward_fn(r"</think> <answer>\begin{pmatrix}1\end{pmatrix}</answer>", r"\frac{1}{2}")
 
     def refuse(*args, **kwargs):
         raise AssertionError("text was about to be executed")
@@ -166,8 +168,17 @@ FRAGMENTS = [
     "y", "2", "10", "0.5", "^", "**", "!", "/", "+", "-", "(", ")", "[", "]", ",", "1e9",
     "\\begin{pmatrix}", "\\end{pmatrix}", "\\\\", "&", "$", "%", " ", "\n", "\\pi", "sqrt(", "ln(",
     "oo", "\u0665", "\u00bd", "\ud800", "million", " cm", "_", "\\left(", "=",
+    "\\pm", "\\sqrt[", "\\log_", "\\sin", "|", "\\{", "\\cup",
 ]  # fmt: skip
-TEXTS = st.lists(st.sampled_from(FRAGMENTS), max_size=25).map("".join) | st.text(max_size=60)
+PIECES = st.lists(st.sampled_from(FRAGMENTS), max_size=5).map("".join)
+TEXTS = (
+    st.lists(st.sampled_from(FRAGMENTS), max_size=25).map("".join)
+    | st.text(max_size=60)
+    # What multiplies with its nesting shows in repetitions only.
+    | st.builds(
+        lambda unit, n, rest: unit * n + rest, PIECES, st.sampled_from([9, 99, 400]), PIECES
+    )
+)
 
 
 @settings(max_examples=400, deadline=None)
