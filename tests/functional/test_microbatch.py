@@ -12,6 +12,7 @@ from trl_r1zero.functional import (
     aggregate_loss,
     compute_policy_gradient_loss,
     get_response_log_probs,
+    grpo_microbatch_loss,
     grpo_microbatch_train_step,
     sft_microbatch_train_step,
 )
@@ -121,6 +122,85 @@ def test_grpo_microbatch_train_step_masked_normalize():
     torch.testing.assert_close(
         policy.grad, torch.tensor([[-1 / 6, -1 / 6, 0.0], [0.0, 0.0, 1 / 12]])
     )
+
+
+def weighed_loss(sampler_weights, **settings):
+    """The loss of a train batch of two rows, and the policy with its gradient."""
+    policy = LOG_PROBS.clone().requires_grad_()
+    loss, _ = grpo_microbatch_loss(
+        policy,
+        MASK,
+        "reinforce_with_baseline",
+        advantages=ARGUMENTS["advantages"],
+        sampler_weights=sampler_weights,
+        num_sequences=2,
+        **settings,
+    )
+    loss.backward()
+    return loss.item(), policy.grad
+
+
+def test_sampler_weights_multiply_each_token():
+    loss, gradient = weighed_loss(torch.tensor([[0.5, 2.0, 9.0], [9.0, 9.0, 3.0]]))
+    # Row 1, A = 2: (0.5 * 2 + 2 * 4) / 2 = 4.5. Row 2, A = -1: 3 * -6 = -18.   (4.5 - 18) / 2
+    assert loss == -6.75
+    # -w A / (tokens of the row * 2)
+    assert gradient.tolist() == [[-0.25, -1.0, 0.0], [0.0, 0.0, 1.5]]
+
+
+def test_sampler_weights_of_whole_responses():
+    loss, gradient = weighed_loss(torch.tensor([[0.5], [0.0]]))
+    # Row 1: 0.5 * (2 + 4) / 2 = 1.5. Row 2 weighs nothing, and counts as one of two rows.
+    assert loss == 0.75
+    assert gradient.tolist() == [[-0.25, -0.25, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_sampler_weights_do_not_weigh_the_kl_penalty():
+    # The reference is the policy plus ln 2 per token: k3 is 2 - ln 2 - 1, times beta 0.1.
+    settings = {"ref_log_probs": LOG_PROBS + math.log(2.0), "beta": 0.1}
+    loss, _ = weighed_loss(torch.tensor([[0.5], [0.0]]), **settings)
+    assert loss == pytest.approx(0.75 + 0.1 * (1 - math.log(2.0)))
+
+
+@pytest.mark.parametrize("garbage", [math.nan, math.inf])
+def test_sampler_weights_under_the_mask_change_nothing(garbage):
+    weights = torch.tensor([[0.5, 2.0, garbage], [garbage, garbage, 3.0]])
+    loss, gradient = weighed_loss(weights)
+    assert loss == -6.75
+    assert gradient.tolist() == [[-0.25, -1.0, 0.0], [0.0, 0.0, 1.5]]
+
+
+def test_sampler_weights_are_not_differentiated():
+    policy = LOG_PROBS.clone().requires_grad_()
+    weights = policy.exp()
+    loss, _ = grpo_microbatch_loss(
+        policy, MASK, "no_baseline", **ARGUMENTS, sampler_weights=weights, num_sequences=2
+    )
+    loss.backward()
+    # -w r / (tokens of the row * 2); through the weights there would be more.
+    expected = -LOG_PROBS.exp() * torch.tensor([[0.25], [0.25]]) * MASK
+    torch.testing.assert_close(policy.grad, expected)
+
+
+@pytest.mark.parametrize("loss_type", list(LOSS_TYPES))
+def test_sampler_weights_reweigh_every_loss_type(loss_type):
+    gradients = []
+    for weights in (None, torch.ones(2, 1), torch.full((2, 3), 3.0)):
+        policy = POLICY.clone().requires_grad_()
+        loss, _ = grpo_microbatch_loss(
+            policy, MASK, loss_type, **ARGUMENTS, sampler_weights=weights, num_sequences=2
+        )
+        loss.backward()
+        gradients.append(policy.grad)
+    assert gradients[0].any()
+    assert torch.equal(gradients[1], gradients[0])
+    torch.testing.assert_close(gradients[2], 3 * gradients[0])
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 3), (2, 2), (1, 1)])
+def test_sampler_weights_of_another_shape_are_an_error(shape):
+    with pytest.raises(ValueError, match=r"sampler_weights must have .* \(2, 3\) or .* \(2, 1\)"):
+        weighed_loss(torch.ones(shape))
 
 
 def test_results_carry_no_graph():

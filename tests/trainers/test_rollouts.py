@@ -1,5 +1,7 @@
 """A rollout batch cut into train batches and micro-batches: every row once, and at its place."""
 
+import math
+
 import pytest
 import torch
 
@@ -140,6 +142,24 @@ def test_log_probs_stand_at_their_tokens():
     expected = torch.tensor([[0.0, 0.0, -0.3], [-0.1, -0.2, 0.0], [0.0, 0.0, 0.0]])
     assert torch.equal(batch.old_log_probs, expected)
     assert batch.ref_log_probs is None
+
+
+def test_the_samplers_log_probs_stand_at_their_tokens():
+    rows = [
+        rollout("a", [1], [2, 3]),
+        rollout("b", [4, 5, 6], [7]),
+        rollout("c", [8], []),
+    ]
+    (batch,) = cut(rows, 1)
+    assert batch.sampler_log_probs is None
+    for row, log_probs in zip(rows, ([-0.1, -0.2], [math.nan], []), strict=True):
+        row.completion.log_probs = log_probs
+    (batch,) = cut(rows, 1)
+    # labels: 5 6 7 | 2 3 - | - - -
+    expected = torch.tensor([[0.0, 0.0, math.nan], [-0.1, -0.2, 0.0], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(
+        batch.sampler_log_probs, expected, atol=0.0, rtol=0.0, equal_nan=True
+    )
 
 
 def test_log_probs_of_some_rows_only_are_an_error():

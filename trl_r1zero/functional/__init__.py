@@ -6,6 +6,10 @@ from trl_r1zero.functional.advantages import (
     compute_group_normalized_rewards,
 )
 from trl_r1zero.functional.aggregation import AGGREGATIONS, aggregate_loss
+from trl_r1zero.functional.importance import (
+    SAMPLER_CORRECTIONS,
+    compute_sampler_importance_weights,
+)
 from trl_r1zero.functional.kl import compute_kl_penalty
 from trl_r1zero.functional.log_probs import (
     compute_entropy,
@@ -32,6 +36,7 @@ __all__ = [
     "ADVANTAGES",
     "AGGREGATIONS",
     "LOSS_TYPES",
+    "SAMPLER_CORRECTIONS",
     "SURROGATES",
     "LossType",
     "aggregate_loss",
@@ -43,6 +48,7 @@ __all__ = [
     "compute_kl_penalty",
     "compute_naive_policy_gradient_loss",
     "compute_policy_gradient_loss",
+    "compute_sampler_importance_weights",
     "get_response_log_probs",
     "grpo_microbatch_loss",
     "grpo_microbatch_train_step",

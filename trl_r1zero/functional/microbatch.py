@@ -61,6 +61,19 @@ def sft_microbatch_train_step(
     return loss.detach(), {"num_response_tokens": response_mask.to(torch.bool).sum()}
 
 
+def _weigh_tokens(
+    per_token_loss_BT: torch.Tensor, weights: torch.Tensor, response_mask: torch.Tensor
+) -> torch.Tensor:
+    shape, batch_size = per_token_loss_BT.shape, per_token_loss_BT.shape[0]
+    if weights.shape not in (shape, (batch_size, 1)):
+        raise ValueError(
+            f"sampler_weights must have shape (B, T) = {tuple(shape)} or (B, 1) = "
+            f"({batch_size}, 1), got {tuple(weights.shape)}"
+        )
+    weights_BT = zero_unselected(weights.detach().expand(shape), response_mask)
+    return per_token_loss_BT * weights_BT
+
+
 def grpo_microbatch_loss(
     policy_log_probs: torch.Tensor,
     response_mask: torch.Tensor,
@@ -73,6 +86,7 @@ def grpo_microbatch_loss(
     ref_log_probs: torch.Tensor | None = None,
     beta: float = 0.0,
     correct_kl_bias: bool = False,
+    sampler_weights: torch.Tensor | None = None,
     aggregation: str = "masked_mean",
     num_sequences: float | None = None,
     normalize_constant: float | None = None,
@@ -80,8 +94,9 @@ def grpo_microbatch_loss(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     r"""One micro-batch's share of the loss of its train batch.
 
-    `compute_policy_gradient_loss` plus, with a reference, :math:`\beta` times `compute_kl_penalty`,
-    per token; then `aggregate_loss` with the denominators of the whole train batch.
+    `compute_policy_gradient_loss`, weighed by `sampler_weights` where they are given, plus, with a
+    reference, :math:`\beta` times `compute_kl_penalty`, per token; then `aggregate_loss` with the
+    denominators of the whole train batch.
 
     Args:
         policy_log_probs: (B, T), in nats, with graph.
@@ -92,6 +107,8 @@ def grpo_microbatch_loss(
         ref_log_probs: (B, T), in nats, under the reference model; needed if beta is not 0.
         beta: weight of the KL penalty.
         correct_kl_bias: give `compute_kl_penalty` the old log-probabilities too (needed then).
+        sampler_weights: (B, T), or (B, 1) for whole responses: factors of the loss per token before
+            the KL penalty is added, see `compute_sampler_importance_weights`. Never differentiated.
         aggregation, num_sequences, normalize_constant, num_tokens: as in `aggregate_loss`.
 
     Returns:
@@ -112,6 +129,8 @@ def grpo_microbatch_loss(
         old_log_probs=old_log_probs,
         cliprange=cliprange,
     )
+    if sampler_weights is not None:
+        per_token_loss_BT = _weigh_tokens(per_token_loss_BT, sampler_weights, response_mask)
     if beta != 0:
         reference_BT = require(ref_log_probs, "ref_log_probs", f"beta {beta}")
         kl_BT = compute_kl_penalty(

@@ -63,6 +63,7 @@ class MicroBatch:
         input_ids, labels, response_mask: (B, T).
         advantages, raw_rewards: (B, 1).
         old_log_probs, ref_log_probs: (B, T), or None.
+        sampler_log_probs: (B, T), what the completions' `log_probs` say, or None without them.
         num_sequences, num_tokens: Rows, and trained response tokens, of the train batch over all
             processes, divided by the number of processes: the denominators of `aggregate_loss`,
             such that the mean over processes is the loss of the whole train batch.
@@ -76,6 +77,7 @@ class MicroBatch:
     raw_rewards: Tensor
     old_log_probs: Tensor | None
     ref_log_probs: Tensor | None
+    sampler_log_probs: Tensor | None
     num_sequences: float
     num_tokens: float
 
@@ -148,9 +150,15 @@ def cut_into_microbatches(
             raw_rewards=torch.tensor([[row.rewards["reward"]] for row in rows], device=device),
             old_log_probs=_scatter([row.old_log_probs for row in rows], mask_BT, device),
             ref_log_probs=_scatter([row.ref_log_probs for row in rows], mask_BT, device),
+            sampler_log_probs=_scatter([_sampler_log_probs(row) for row in rows], mask_BT, device),
             num_sequences=num_sequences,
             num_tokens=num_tokens,
         )
+
+
+def _sampler_log_probs(row: Rollout) -> Tensor | None:
+    log_probs = row.completion.log_probs
+    return None if log_probs is None else torch.tensor(log_probs, dtype=torch.float32)
 
 
 def _scatter(values: list[Tensor | None], mask_BT: Tensor, device: torch.device) -> Tensor | None:

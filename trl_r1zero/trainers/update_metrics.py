@@ -1,5 +1,6 @@
 """The metrics of one optimizer update, over all processes."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,19 +13,44 @@ from .rollouts import Rollout
 
 _REWARDS = ("reward", "format_reward", "answer_reward")
 _PER_TOKEN = ("entropy", "ratio", "clip_fraction", "kl")
+# What is logged of the values that `add_values` takes.
+_STATISTICS = {
+    "sampler_log_prob_diff": ("mean", "max"),
+    "importance_weight": ("mean", "min", "max"),
+}
 
 
 class UpdateMetrics:
-    """Adds up sums over tokens while an update runs, and turns them into means at its end."""
+    """Adds up sums over tokens while an update runs, and turns them into means at its end.
+
+    Every process has to add the same names: their numbers meet in collective calls.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
+        self._maxima: dict[str, Tensor] = {}
 
     def add(self, **sums: Tensor) -> None:
         """Add sums over trained tokens: `trained_tokens` (their number), `entropy`, `kl`, ..."""
         for name, value in sums.items():
             total = value.detach().float()
             self._sums[name] = self._sums[name] + total if name in self._sums else total
+
+    def add_values(self, name: str, values: Tensor) -> None:
+        """Add values, any number of them, of a key of `_STATISTICS`."""
+        values = values.detach().float().flatten()
+        self.add(
+            **{f"{name}/sum": values.sum(), f"{name}/count": torch.tensor(float(values.numel()))}
+        )
+        self._raise_maximum(f"{name}/max", values)
+        self._raise_maximum(f"{name}/-min", -values)
+
+    def _raise_maximum(self, name: str, values: Tensor) -> None:
+        # The maximum of no values is the one that every other exceeds.
+        candidates = [values, values.new_full((1,), -math.inf)]
+        if name in self._maxima:
+            candidates.append(self._maxima[name].to(values.device).reshape(1))
+        self._maxima[name] = torch.cat(candidates).max()
 
     def collect(self, rows: Sequence[Rollout], accelerator: Accelerator) -> dict[str, float]:
         """Means over all processes since the last call.
@@ -36,27 +62,46 @@ class UpdateMetrics:
         Returns:
             Means over trained tokens (`entropy` and, where added, `ratio`, `clip_fraction`, `kl`),
             means over rows (the rewards, `truncated`, `length/mean`, `length/correct`,
-            `length/incorrect`), `length/max`, and `tokens`, the number of tokens of the rows.
+            `length/incorrect`), `length/max`, `tokens`, the number of tokens of the rows, and what
+            `_STATISTICS` names of the values that were added (nothing where there were none).
         """
         self.add(**{name: torch.tensor(float(value)) for name, value in _row_sums(rows).items()})
-        names = sorted(self._sums)
-        local = torch.stack([self._sums[name].to(accelerator.device) for name in names])
+        self._raise_maximum("length/max", torch.tensor([float(row.length) for row in rows]))
+        names, local = _stack(self._sums, accelerator.device)
         sums = dict(zip(names, accelerator.reduce(local, "sum").tolist(), strict=True))
+        names, local = _stack(self._maxima, accelerator.device)
+        maxima_WN = accelerator.gather(local).view(-1, len(names))  # W processes
+        maxima = dict(zip(names, maxima_WN.amax(dim=0).tolist(), strict=True))
         self._sums.clear()
-        longest = torch.tensor([max(row.length for row in rows)], device=accelerator.device)
+        self._maxima.clear()
 
         trained_tokens, n = max(sums["trained_tokens"], 1.0), sums["rows"]
         metrics = {name: sums[name] / trained_tokens for name in _PER_TOKEN if name in sums}
         metrics |= {name: sums[name] / n for name in (*_REWARDS, "truncated") if name in sums}
         metrics["length/mean"] = sums["length"] / n
-        metrics["length/max"] = float(accelerator.gather(longest).max().item())
+        metrics["length/max"] = maxima["length/max"]
         if sums["correct"] > 0:
             metrics["length/correct"] = sums["length_correct"] / sums["correct"]
         if sums["correct"] < n:
             incorrect = sums["length"] - sums["length_correct"]
             metrics["length/incorrect"] = incorrect / (n - sums["correct"])
         metrics["tokens"] = sums["tokens"]
+        for name, statistics in _STATISTICS.items():
+            count = sums.get(f"{name}/count", 0.0)
+            if count > 0:
+                values = {
+                    "mean": sums[f"{name}/sum"] / count,
+                    "min": -maxima[f"{name}/-min"],
+                    "max": maxima[f"{name}/max"],
+                }
+                metrics |= {f"{name}/{statistic}": values[statistic] for statistic in statistics}
         return metrics
+
+
+def _stack(values: dict[str, Tensor], device: torch.device) -> tuple[list[str], Tensor]:
+    """The names, in an order that all processes have, and their values in one tensor."""
+    names = sorted(values)
+    return names, torch.stack([values[name].to(device) for name in names])
 
 
 def _row_sums(rows: Sequence[Rollout]) -> dict[str, float]:
