@@ -19,7 +19,7 @@ from typing import Any
 
 from trl_r1zero.data.jsonl import read_jsonl
 from trl_r1zero.evaluation import mean, standard_error
-from trl_r1zero.markdown import quoted, table, wrapped
+from trl_r1zero.evaluation.markdown import quoted, table, wrapped
 from trl_r1zero.plots import Line, plot_run, plot_runs, training_lines, validation_lines
 from trl_r1zero.trainers.run_folder import read_metrics
 

@@ -1,8 +1,9 @@
-"""The answer parsers of the two benchmarks."""
+"""The answer parsers of the two benchmarks, and the one for votes."""
 
 import pytest
 
 from trl_r1zero.rewards import parse_gsm8k_response, parse_mmlu_response
+from trl_r1zero.rewards.extraction import extract_answer
 
 EXAMPLE = {
     "question": "Capital of France?",
@@ -73,3 +74,22 @@ def test_mmlu(output, answer):
 def test_mmlu_without_options():
     assert parse_mmlu_response({}, "The correct answer is B.") == "B"
     assert parse_mmlu_response({}, "The correct answer is Paris.") is None
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("4 </think> <answer> 4 </answer>", " 4 "),
+        ("4 </think>\n<answer>4</answer>", "4"),
+        ("<answer>3</answer> no, <answer>4</answer>", "4"),
+        ("<answer>it is \\boxed{4}.</answer>", "4"),
+        ("<answer>it is \\boxed{4</answer>", None),
+        ("it is \\boxed{3} or \\boxed{4}", "4"),
+        ("<answer>3 \\boxed{4}", "4"),  # not closed: what counts is the box
+        ("<answer>4", None),
+        ("the answer is 4", None),
+        ("", None),
+    ],
+)
+def test_answer_of_either_style(response, answer):
+    assert extract_answer(response) == answer

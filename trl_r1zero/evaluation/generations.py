@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .markdown import fenced
 from .metrics import GradedCompletion, summarize
 
 
@@ -77,7 +78,7 @@ def write_generations(
     graded: Sequence[GradedCompletion], path: str | Path | None, *, title: str = "Generations"
 ) -> dict[str, Any]:
     """`log_generations` for rows that are already graded."""
-    rows = [_row(g) for g in graded]
+    rows = [g.as_row() for g in graded]
     summary = summarize(graded)
     if path is not None:
         path = Path(path)
@@ -89,19 +90,6 @@ def write_generations(
             _markdown(rows, summary, title), encoding="utf-8"
         )
     return {"rows": rows, "summary": summary}
-
-
-def _row(graded: GradedCompletion) -> dict[str, Any]:
-    return {
-        "prompt": graded.prompt,
-        "response": graded.response,
-        "ground_truth": graded.ground_truth,
-        **graded.rewards,
-        "entropy": graded.entropy,
-        "length": graded.length,
-        "truncated": graded.truncated,
-        **graded.extra,
-    }
 
 
 def _markdown(rows: Sequence[dict[str, Any]], summary: dict[str, float], title: str) -> str:
@@ -122,13 +110,5 @@ def _markdown(rows: Sequence[dict[str, Any]], summary: dict[str, float], title: 
             f"Ground truth: `{row['ground_truth']}`",
             "",
         ]
-        lines += [*_fenced(row["prompt"]), "", *_fenced(row["response"])]
+        lines += [*fenced(row["prompt"]), "", *fenced(row["response"])]
     return "\n".join(lines) + "\n"
-
-
-def _fenced(text: str) -> list[str]:
-    # A fence longer than any run of backticks in the text cannot be closed by the text.
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return [fence, text, fence]

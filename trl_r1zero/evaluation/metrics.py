@@ -1,9 +1,22 @@
 """Numbers with their uncertainty, from graded completions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+# Columns of a row that are attributes of `GradedCompletion`; its rewards are further numbers.
+_COLUMNS = (
+    "example",
+    "completion",
+    "prompt",
+    "response",
+    "ground_truth",
+    "length",
+    "truncated",
+    "entropy",
+)
+_NUMBERS_IN_EXTRA = ("mean_log_prob",)
 
 
 @dataclass
@@ -18,6 +31,9 @@ class GradedCompletion:
         truncated: Whether it ended at the length limit.
         entropy: Mean entropy over its tokens, in nats; None where the backend gives none.
         extra: Further columns, such as the advantage.
+        example: Number of the example, where it has several completions: these are not independent,
+            and standard errors take that into account. None: the only one of its example.
+        completion: Number among the completions of its example, in sampling order.
     """
 
     prompt: str
@@ -28,11 +44,45 @@ class GradedCompletion:
     truncated: bool
     entropy: float | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    example: int | None = None
+    completion: int = 0
 
     @property
     def correct(self) -> bool:
         """Answer reward (total reward, where there are no parts) above 0."""
         return self.rewards.get("answer_reward", self.rewards["reward"]) > 0
+
+    def as_row(self) -> dict[str, Any]:
+        """One flat dict, as tables of generations hold it; the numbers only with an example."""
+        numbers = {"example": self.example, "completion": self.completion}
+        return {
+            **(numbers if self.example is not None else {}),
+            "prompt": self.prompt,
+            "response": self.response,
+            "ground_truth": self.ground_truth,
+            **self.rewards,
+            "entropy": self.entropy,
+            "length": self.length,
+            "truncated": self.truncated,
+            **self.extra,
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "GradedCompletion":
+        """What `as_row` gave, where no extra column but `mean_log_prob` is a number."""
+        rewards: dict[str, float] = {}
+        extra: dict[str, Any] = {}
+        for name, value in row.items():
+            if name in _COLUMNS:
+                continue
+            is_reward = is_number(value) and name not in _NUMBERS_IN_EXTRA
+            (rewards if is_reward else extra)[name] = value
+        own = {name: row[name] for name in _COLUMNS if name in row}
+        return cls(**own, rewards=rewards, extra=extra)
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def mean(values: Sequence[float]) -> float:
@@ -52,21 +102,32 @@ def standard_error(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((x - centre) ** 2 for x in values) / (n * (n - 1)))
 
 
+def per_example(rows: Sequence[GradedCompletion], values: Sequence[float]) -> list[float]:
+    """The mean of each example's values, one value per row: of examples, and not of completions, a
+    standard error may take that they are independent."""
+    by_example: dict[int, list[float]] = {}
+    for number, (row, value) in enumerate(zip(rows, values, strict=True)):
+        key = -1 - number if row.example is None else row.example  # below 0: one of its own
+        by_example.setdefault(key, []).append(value)
+    return [mean(of_example) for of_example in by_example.values()]
+
+
 def summarize(rows: Sequence[GradedCompletion]) -> dict[str, float]:
     """The metrics of a set of graded completions.
 
     Returns:
-        `accuracy` and `accuracy_stderr` (share of correct answers), `reward`, `format_reward`
-        (where graded), `length`, `length_correct`, `length_incorrect` (mean tokens), `truncated`
-        (share), `entropy` (mean over all tokens of all completions whose entropy is known, nats)
-        and `num_examples`. A mean over no rows (no correct answer, say) is left out.
+        `accuracy` and `accuracy_stderr` (share of correct answers, per example first), `reward`,
+        `format_reward` (where graded), `length`, `length_correct`, `length_incorrect` (mean
+        tokens), `truncated` (share), `entropy` (mean over all tokens of all completions whose
+        entropy is known, nats) and `num_examples`. A mean over no rows (no correct answer, say) is
+        left out.
     """
     lengths_if = {
         "length": [row.length for row in rows],
         "length_correct": [row.length for row in rows if row.correct],
         "length_incorrect": [row.length for row in rows if not row.correct],
     }
-    correct = [float(row.correct) for row in rows]
+    correct = per_example(rows, [float(row.correct) for row in rows])
     metrics = {
         "accuracy": mean(correct),
         "accuracy_stderr": standard_error(correct),
@@ -76,13 +137,14 @@ def summarize(rows: Sequence[GradedCompletion]) -> dict[str, float]:
         ),
         **{name: mean(lengths) for name, lengths in lengths_if.items()},
         "truncated": mean([float(row.truncated) for row in rows]),
-        "entropy": _mean_token_entropy(rows),
-        "num_examples": float(len(rows)),
+        "entropy": mean_over_tokens(rows, [row.entropy for row in rows]),
+        "num_examples": float(len(correct)),
     }
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
-def _mean_token_entropy(rows: Sequence[GradedCompletion]) -> float:
-    known = [(row.entropy, row.length) for row in rows if row.entropy is not None]
+def mean_over_tokens(rows: Sequence[GradedCompletion], means: Sequence[float | None]) -> float:
+    """Mean over the tokens of all rows, from each row's mean, None where it is not known."""
+    known = [(m, row.length) for row, m in zip(rows, means, strict=True) if m is not None]
     tokens = sum(length for _, length in known)
-    return math.fsum(entropy * length for entropy, length in known) / tokens if tokens else math.nan
+    return math.fsum(m * length for m, length in known) / tokens if tokens else math.nan

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "Extraction",
+    "extract_answer",
     "extract_boxed",
     "extract_question_only",
     "extract_r1_zero",
@@ -101,6 +102,18 @@ def extract_question_only(response: str) -> Extraction:
     if boxed is not None:
         return Extraction(True, boxed)
     return Extraction(False, None, "broken_box" if BOX in response else "no_box")
+
+
+def extract_answer(response: str) -> str | None:
+    """Answer of a response in either style, None if it has none; for votes, not for grading.
+
+    It is what follows the last `<answer>` where one is closed (or the box in it), else the contents
+    of the last box.
+    """
+    if "<answer>" in response and "</answer>" in response:
+        answer = response.rsplit("<answer>", 1)[1].replace("</answer>", "")
+        return extract_boxed(answer) if BOX in answer else answer
+    return extract_boxed(response)
 
 
 # A minus is a sign unless it joins two operands ("5-3", "(2)-3"); commas count only as thousands

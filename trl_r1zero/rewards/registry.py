@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from trl_r1zero.rewards.math_reward import math_reward_fn
 from trl_r1zero.rewards.reward_functions import (
+    Explanation,
     explain,
     question_only_reward_fn,
     r1_zero_reward_fn,
@@ -67,6 +68,14 @@ def reward_and_rule(
 
     The rule is None for functions that have no `explain`.
     """
+    parts, why = reward_and_explanation(reward_fn, response, ground_truth)
+    return parts, None if why is None else why.rule
+
+
+def reward_and_explanation(
+    reward_fn: RewardFn, response: str, ground_truth: Any
+) -> tuple[dict[str, float], Explanation | None]:
+    """As `reward_and_rule`, with all that `explain` says, the graded answer among it."""
     style = _EXPLAINED.get(reward_fn)
     if style is None:
         return reward_fn(response, ground_truth), None
@@ -76,4 +85,4 @@ def reward_and_rule(
         "answer_reward": why.answer_reward,
         "reward": why.answer_reward,
     }
-    return parts, why.rule
+    return parts, why

@@ -1,0 +1,109 @@
+"""Zero-shot evaluation of a model that vLLM samples from, in one call."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from trl_r1zero.generation import Engine, SamplingConfig
+from trl_r1zero.generation.vllm_offline import OfflineVLLMEngine, from_sampling_params
+
+from .environment import package_versions
+from .evaluate import RewardFn, evaluate, make_grader
+
+if TYPE_CHECKING:
+    from vllm import LLM, SamplingParams
+
+
+class VLLMEvaluation(NamedTuple):
+    """What `evaluate_vllm` returns.
+
+    Attributes:
+        results: One dict for each completion, in the order of the prompts: `prompt`, `response`,
+            `ground_truth`, the reward's parts, `length` in tokens, `truncated` and more.
+        metrics: Accuracy with its standard error, the three categories, lengths; see
+            `summarize_evaluation`.
+    """
+
+    results: list[dict[str, Any]]
+    metrics: dict[str, Any]
+
+
+def evaluate_vllm(
+    vllm_model: "LLM | Engine",
+    reward_fn: RewardFn,
+    prompts: Sequence[str],
+    ground_truths: Sequence[Any],
+    eval_sampling_params: "SamplingParams | SamplingConfig",
+    output_path: str | Path | None = None,
+) -> VLLMEvaluation:
+    """Sample an answer to every prompt in one go, grade them, and write what came of it.
+
+    It is `evaluate` for those who have a `vllm.LLM` and prompts at hand. Every completion draws
+    from a random stream of its own, which the seed of `eval_sampling_params` begins (0 if it has
+    none), so the same call gives the same answers.
+
+    Args:
+        vllm_model: A `vllm.LLM`, or any `Engine` (a vLLM server's, or transformers').
+        reward_fn: `(response, ground_truth) -> dict` with the key `reward`, such as
+            `r1_zero_reward_fn`.
+        prompts: The formatted prompts, N of them.
+        ground_truths: What the answers are graded against, N of them.
+        eval_sampling_params: How to sample. With `n` above 1 each prompt gets n completions.
+        output_path: Folder for `results.jsonl`, `summary.json`, `report.md` and `report.html`. An
+            evaluation that was killed goes on there. Nothing is written if None.
+
+    Raises:
+        ValueError: Not as many ground truths as prompts; none of them; settings of vLLM's
+            SamplingParams that are not supported; or the folder holds another evaluation.
+        TypeError: `eval_sampling_params` is neither of the two kinds.
+    """
+    if len(prompts) != len(ground_truths):
+        raise ValueError(
+            f"got {len(prompts)} prompts but {len(ground_truths)} ground truths; give one for each"
+        )
+    sampling, num_completions, seed = _sampling(eval_sampling_params)
+    engine, settings = _engine(vllm_model)
+    evaluation = evaluate(
+        engine,
+        [
+            {"prompt": prompt, "ground_truth": ground_truth}
+            for prompt, ground_truth in zip(prompts, ground_truths, strict=True)
+        ],
+        make_grader(reward_fn),
+        sampling,
+        num_completions=num_completions,
+        seed=seed,
+        folder=output_path,
+        settings=settings,
+    )
+    return VLLMEvaluation([row.as_row() for row in evaluation.rows], evaluation.summary)
+
+
+def _sampling(given: "SamplingParams | SamplingConfig") -> tuple[SamplingConfig, int, int]:
+    if isinstance(given, SamplingConfig):
+        return given, 1, 0
+    vllm = _imported_vllm()
+    if vllm is None or not isinstance(given, vllm.SamplingParams):
+        raise TypeError(
+            "eval_sampling_params must be a vllm.SamplingParams or a trl_r1zero.SamplingConfig, "
+            f"got {type(given).__name__}"
+        )
+    sampling, num_completions, seed = from_sampling_params(given)
+    return sampling, num_completions, 0 if seed is None else seed
+
+
+def _engine(vllm_model: "LLM | Engine") -> tuple[Engine, dict[str, Any]]:
+    """The model as an engine, and what is known of it."""
+    vllm = _imported_vllm()
+    versions = package_versions()
+    if vllm is not None and isinstance(vllm_model, vllm.LLM):
+        settings = {"model": vllm_model.model_config.model, "versions": versions}
+        return OfflineVLLMEngine(vllm_model), settings
+    engine: Any = vllm_model
+    return engine, {"versions": versions}
+
+
+def _imported_vllm() -> Any:
+    # Where it was never imported, nothing can be of its types; importing it takes seconds.
+    return sys.modules.get("vllm")
