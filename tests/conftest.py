@@ -7,14 +7,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from offline_vllm import run_offline_vllm
 from tiny_models import make_tiny_model
 from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
 
 from trl_r1zero.data.embedded_tokenizer import build_embedded_tokenizer
+from trl_r1zero.generation.vllm_server import VLLMServer, VLLMServerConfig
 
 torch.set_num_threads(1)
 
@@ -36,3 +40,31 @@ def tiny_model_folder(tokenizer: PreTrainedTokenizerBase, tmp_path_factory) -> P
     make_tiny_model(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def served_model_folder(tokenizer: PreTrainedTokenizerBase, tmp_path_factory) -> Path:
+    """A tiny model that a vLLM server for CPUs can run too."""
+    folder = tmp_path_factory.mktemp("served_model")
+    make_tiny_model(tokenizer, num_heads=1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vllm_server(served_model_folder: Path, tmp_path_factory):
+    """One real vLLM server for all tests; its weights are those of whoever sent some last."""
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed: make vllm")
+    config = VLLMServerConfig(dtype="float32", max_model_len=256)
+    log_path = tmp_path_factory.mktemp("vllm_server") / "server.log"
+    with VLLMServer(str(served_model_folder), config, log_path=log_path) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def offline_vllm(served_model_folder: Path, tmp_path_factory) -> dict[str, Any]:
+    """What `offline_vllm.py` wrote, run once: vLLM in a process, without a server."""
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed: make vllm")
+    return run_offline_vllm(served_model_folder, tmp_path_factory.mktemp("offline_vllm"))

@@ -8,16 +8,21 @@ from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def make_tiny_model(tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> Qwen2ForCausalLM:
-    """An untrained Qwen2 of 30,000 parameters that knows the tokenizer's vocabulary."""
+def make_tiny_model(
+    tokenizer: PreTrainedTokenizerBase, seed: int = 0, num_heads: int = 4
+) -> Qwen2ForCausalLM:
+    """An untrained Qwen2 of 30,000 parameters that knows the tokenizer's vocabulary.
+
+    vLLM on a CPU wants heads of at least 32, the whole width: `num_heads` 1.
+    """
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=num_heads,
+        num_key_value_heads=max(1, num_heads // 2),
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=None,

@@ -4,7 +4,13 @@ import pytest
 import torch
 from tiny_models import make_tiny_model
 
-from trl_r1zero.generation import SamplingConfig, generate, row_seeds
+from trl_r1zero.generation import (
+    SamplingConfig,
+    TransformersEngine,
+    generate,
+    in_order,
+    row_seeds,
+)
 
 
 class Scripted(torch.nn.Module):
@@ -196,11 +202,15 @@ def test_the_narrowest_filter_is_greedy(tiny_model, tokenizer, filters):
     assert [c.token_ids for c in filtered] == [c.token_ids for c in greedy]
 
 
-def test_progress_counts_every_row_once(tiny_model, tokenizer):
-    counts = []
+def test_a_stream_yields_every_row_once_as_it_ends(tiny_model, tokenizer):
+    engine = TransformersEngine(tiny_model, tokenizer, batch_size=3)
     sampling = SamplingConfig(max_tokens=6, min_tokens=0)
-    sample(tiny_model, tokenizer, sampling, batch_size=3, on_rows_done=counts.append)
-    assert sum(counts) == len(PROMPTS)
+    ids = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    rows = list(engine.stream(ids, sampling, list(range(len(ids)))))
+    assert sorted(row for row, _ in rows) == list(range(len(ids)))
+    assert in_order(rows) == generate(
+        tiny_model, tokenizer, ids, sampling, list(range(len(ids))), batch_size=3
+    )
 
 
 def test_bad_input_says_what_to_do(tiny_model, tokenizer):

@@ -1,6 +1,16 @@
-"""Generation: one sampling config and one kind of completion for every backend."""
+"""Generation: one sampling config, one kind of completion and one interface for every backend."""
 
-from .sampling import Completion, SamplingConfig, cut_after_stop, row_seeds
+from .engine import Engine, TransformersEngine
+from .sampling import Completion, SamplingConfig, cut_after_stop, in_order, row_seeds
 from .transformers_backend import generate
 
-__all__ = ["Completion", "SamplingConfig", "cut_after_stop", "generate", "row_seeds"]
+__all__ = [
+    "Completion",
+    "Engine",
+    "SamplingConfig",
+    "TransformersEngine",
+    "cut_after_stop",
+    "generate",
+    "in_order",
+    "row_seeds",
+]

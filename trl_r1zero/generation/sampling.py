@@ -1,6 +1,6 @@
 """What to sample and what came back, the same for every generation backend."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,8 +57,8 @@ class Completion:
             string included: exactly the tokens that training may touch.
         text: `token_ids` decoded without special tokens, cut behind the stop string.
         finish_reason: `stop` (end-of-sequence token or stop string) or `length` (truncated).
-        log_probs: Log-probability of each token at the sampling temperature, before top-p, top-k
-            and min-p, in nats; None where the backend gives none.
+        log_probs: Log-probability of each token at the sampling temperature, in nats, before top-p,
+            top-k and min-p (transformers) or after them (vLLM); None where the backend gives none.
         entropies: Entropy of the same distribution at each token, in nats; None likewise.
     """
 
@@ -75,6 +75,11 @@ class Completion:
     @property
     def mean_entropy(self) -> float | None:
         return float(np.mean(self.entropies)) if self.entropies else None
+
+
+def in_order(rows: Iterable[tuple[int, Completion]]) -> list[Completion]:
+    """The completions of a stream, in the order of its prompts."""
+    return [completion for _, completion in sorted(rows, key=lambda pair: pair[0])]
 
 
 def cut_after_stop(text: str, stop: Sequence[str], start: int = 0) -> str | None:

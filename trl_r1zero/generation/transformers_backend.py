@@ -15,7 +15,7 @@ It is the backend for CPUs, tests and small models; vLLM is the one for speed. W
 Shapes: B rows still running, T prompt positions, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from .sampling import Completion, SamplingConfig, cut_after_stop
+from .sampling import Completion, SamplingConfig, cut_after_stop, in_order
 
 # Finished rows leave once they are this share of the batch: copying the cache costs about as much
 # as one step, so leaving one by one would not pay.
@@ -46,9 +46,35 @@ def generate(
     *,
     eos_token_ids: Sequence[int] | None = None,
     batch_size: int | None = None,
-    on_rows_done: Callable[[int], object] | None = None,
 ) -> list[Completion]:
-    """Sample one completion for each prompt.
+    """Sample one completion for each prompt; see `stream` for arguments and errors.
+
+    Returns:
+        The completions, in the order of the prompts.
+    """
+    rows = stream(
+        model,
+        tokenizer,
+        prompt_ids,
+        sampling,
+        seeds,
+        eos_token_ids=eos_token_ids,
+        batch_size=batch_size,
+    )
+    return in_order(rows)
+
+
+def stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[Sequence[int]],
+    sampling: SamplingConfig,
+    seeds: Sequence[int],
+    *,
+    eos_token_ids: Sequence[int] | None = None,
+    batch_size: int | None = None,
+) -> Iterator[tuple[int, Completion]]:
+    """Sample one completion for each prompt, and yield each as soon as it is complete.
 
     Args:
         model: A causal language model; it is called as it is (no change of train/eval mode).
@@ -59,10 +85,9 @@ def generate(
         seeds: One seed for each prompt (see `row_seeds`); not used by greedy decoding.
         eos_token_ids: Tokens that end a completion; the tokenizer's own by default.
         batch_size: At most this many rows at a time; all by default.
-        on_rows_done: Called with the number of rows finished since the last call (a progress bar).
 
-    Returns:
-        The completions, in the order of the prompts.
+    Yields:
+        (row, completion): each row once, in the order in which they end.
 
     Raises:
         ValueError: A prompt is empty, the number of seeds is wrong, or there is no pad token.
@@ -83,31 +108,24 @@ def generate(
     if eos_token_ids is None:
         eos_token_ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     batch_size = batch_size or max(len(prompt_ids), 1)
-    completions: list[Completion] = []
     for start in range(0, len(prompt_ids), batch_size):
         rows = slice(start, start + batch_size)
-        completions += _generate_batch(
-            model,
-            tokenizer,
-            prompt_ids[rows],
-            sampling,
-            seeds[rows],
-            list(eos_token_ids),
-            on_rows_done,
+        batch = _stream_batch(
+            model, tokenizer, prompt_ids[rows], sampling, seeds[rows], list(eos_token_ids)
         )
-    return completions
+        for row, completion in batch:
+            yield start + row, completion
 
 
 @torch.no_grad()
-def _generate_batch(
+def _stream_batch(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Sequence[Sequence[int]],
     sampling: SamplingConfig,
     seeds: Sequence[int],
     eos_token_ids: list[int],
-    on_rows_done: Callable[[int], object] | None,
-) -> list[Completion]:
+) -> Iterator[tuple[int, Completion]]:
     device = model.device
     stops = _StopDetector(tokenizer, sampling, eos_token_ids)
     filters = _probability_filters(sampling)
@@ -130,7 +148,7 @@ def _generate_batch(
     tokens: list[list[int]] = [[] for _ in prompt_ids]
     log_probs: list[list[float]] = [[] for _ in prompt_ids]
     entropies: list[list[float]] = [[] for _ in prompt_ids]
-    done: list[Completion | None] = [None] * len(prompt_ids)
+    done = [False] * len(prompt_ids)
 
     for step in range(sampling.max_tokens):
         logits_BV = (
@@ -154,40 +172,31 @@ def _generate_batch(
         for row, token, log_prob, entropy in zip(
             rows, new_tokens, log_prob_B.tolist(), entropy_B.tolist(), strict=True
         ):
-            if done[row] is None:
-                tokens[row].append(token)
-                log_probs[row].append(log_prob)
-                entropies[row].append(entropy)
-        finished_before = sum(completion is not None for completion in done)
-        for row, token in zip(rows, new_tokens, strict=True):
-            if done[row] is None:
-                text = stops.text_if_stopped(tokens[row], token)
-                if text is not None:
-                    done[row] = Completion(
-                        tokens[row], text, "stop", log_probs[row], entropies[row]
-                    )
-        finished = sum(completion is not None for completion in done)
-        if on_rows_done is not None and finished > finished_before:
-            on_rows_done(finished - finished_before)
-        if finished == len(done):
-            break
+            if done[row]:
+                continue
+            tokens[row].append(token)
+            log_probs[row].append(log_prob)
+            entropies[row].append(entropy)
+            text = stops.text_if_stopped(tokens[row], token)
+            if text is not None:
+                done[row] = True
+                yield row, Completion(tokens[row], text, "stop", log_probs[row], entropies[row])
+        if all(done):
+            return
         input_ids = token_B.unsqueeze(1)
         position_ids = position_ids[:, -1:] + 1
         attention_mask_BT = torch.nn.functional.pad(attention_mask_BT, (0, 1), value=1)
-        keep = [position for position, row in enumerate(rows) if done[row] is None]
+        keep = [position for position, row in enumerate(rows) if not done[row]]
         if len(rows) - len(keep) >= _COMPACT_SHARE * len(rows):
             kept = torch.tensor(keep, device=device)
             cache.batch_select_indices(kept)
             input_ids, position_ids, running = input_ids[kept], position_ids[kept], running[kept]
             attention_mask_BT = attention_mask_BT[kept]
 
-    for row, completion in enumerate(done):
-        if completion is None:
+    for row in range(len(prompt_ids)):
+        if not done[row]:
             text = _decode(tokenizer, tokens[row])
-            done[row] = Completion(tokens[row], text, "length", log_probs[row], entropies[row])
-    if on_rows_done is not None and finished < len(done):
-        on_rows_done(len(done) - finished)
-    return [completion for completion in done if completion is not None]
+            yield row, Completion(tokens[row], text, "length", log_probs[row], entropies[row])
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:

@@ -1,0 +1,369 @@
+"""Sampling from a vLLM server over HTTP.
+
+One request for each row, all of them on their way at once: the server's scheduler sees the whole
+batch, and each row has its own seed. Every request has a connect and a read timeout. A refusal is
+shown in the server's own words.
+"""
+
+import asyncio
+import contextlib
+import json
+import math
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import requests
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from .sampling import Completion, SamplingConfig
+from .vllm_server import VLLMServer, VLLMServerConfig, VLLMServerError
+
+# More than vLLM runs at a time by default (max_num_seqs): its waiting queue must not run dry.
+_MAX_CONCURRENT_REQUESTS = 1024
+
+
+class VLLMConnectionError(VLLMServerError):
+    """The server cannot be reached, or cut a request off."""
+
+
+class VLLMRefusal(VLLMServerError):
+    """The server answered a request with an error.
+
+    Args:
+        path: What was asked for.
+        status: The HTTP status.
+        text: The body of the answer.
+    """
+
+    def __init__(self, path: str, status: int, text: str) -> None:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # vLLM's form of an error
+            text = json.loads(text)["error"]["message"]
+        super().__init__(
+            f"the vLLM server refused {path} (HTTP {status}): {text or 'no reason given'}"
+        )
+        self.status = status
+
+
+class VLLMServerEngine:
+    """An `Engine` over a vLLM server.
+
+    Args:
+        base_url: Such as `http://127.0.0.1:8000`.
+        tokenizer: The model's tokenizer; loaded from where the server loaded the model, by default.
+        server: The server's process, if this process started it; `close` stops it.
+        connect_timeout_seconds: To open a connection.
+        read_timeout_seconds: Between two pieces of an answer: for a completion, its whole time.
+        wait_seconds: How long to wait for a server that is not up yet.
+
+    Raises:
+        VLLMConnectionError: No server answers at `base_url`.
+    """
+
+    name = "vllm-server"
+
+    def __init__(
+        self,
+        base_url: str,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        server: VLLMServer | None = None,
+        connect_timeout_seconds: float = 10.0,
+        read_timeout_seconds: float = 600.0,
+        wait_seconds: float = 0.0,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self.server = server
+        self.connect_timeout_seconds = connect_timeout_seconds
+        self.read_timeout_seconds = read_timeout_seconds
+        self._wait_until_up(wait_seconds)
+        model = self.request("GET", "/v1/models")["data"][0]
+        self.model: str = model["id"]
+        self.max_model_len: int = model["max_model_len"]
+        self.tokenizer = (
+            AutoTokenizer.from_pretrained(model.get("root") or self.model)
+            if tokenizer is None
+            else tokenizer
+        )
+
+    @classmethod
+    def start(
+        cls,
+        model: str,
+        config: VLLMServerConfig | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        log_path: Path | None = None,
+        **timeouts: float,
+    ) -> "VLLMServerEngine":
+        """An engine on a server of its own, which `close` stops; see `VLLMServer`."""
+        server = VLLMServer(model, config, log_path=log_path)
+        server.start()
+        try:
+            return cls(server.base_url, tokenizer, server=server, **timeouts)
+        except BaseException:
+            server.stop()
+            raise
+
+    def close(self) -> None:
+        """Stop the server if it is this engine's own."""
+        if self.server is not None:
+            self.server.stop()
+
+    # Sampling
+
+    def stream(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        sampling: SamplingConfig,
+        seeds: Sequence[int],
+    ) -> Iterator[tuple[int, Completion]]:
+        """As `Engine.stream`.
+
+        Log-probabilities are those of the distribution that was sampled from: after top-p, top-k
+        and min-p, the end-of-sequence token ruled out before `min_tokens`. There are no entropies.
+
+        Raises:
+            ValueError: A prompt is empty or, with `max_tokens`, longer than the server's context;
+                the number of seeds is wrong.
+            VLLMServerError: The server refused a request.
+            VLLMConnectionError: It cannot be reached, or cut a request off.
+        """
+        self._check_prompts(prompt_ids, sampling, seeds)
+        bodies = [
+            self._completion_request(ids, sampling, seed)
+            for ids, seed in zip(prompt_ids, seeds, strict=True)
+        ]
+        for row, response in self._post_all("/v1/completions", bodies):
+            yield row, _completion(response)
+
+    def log_probs(self, prompt_ids: Sequence[int]) -> list[float]:
+        """The server's log-probability of each token but the first, in nats."""
+        body = {
+            "model": self.model,
+            "prompt": list(prompt_ids),
+            "max_tokens": 1,
+            "temperature": 1.0,
+            "prompt_logprobs": 0,
+        }
+        choice = self.request("POST", "/v1/completions", body)["choices"][0]
+        return [
+            float(position[str(token)]["logprob"])
+            for position, token in zip(choice["prompt_logprobs"][1:], prompt_ids[1:], strict=True)
+        ]
+
+    def _check_prompts(
+        self, prompt_ids: Sequence[Sequence[int]], sampling: SamplingConfig, seeds: Sequence[int]
+    ) -> None:
+        if len(seeds) != len(prompt_ids):
+            raise ValueError(
+                f"got {len(prompt_ids)} prompts but {len(seeds)} seeds; give one for each prompt"
+            )
+        for row, ids in enumerate(prompt_ids):
+            if len(ids) == 0:
+                raise ValueError(
+                    f"prompt {row} has no tokens; a causal model needs at least one to go on from"
+                )
+            if len(ids) + sampling.max_tokens > self.max_model_len:
+                raise ValueError(
+                    f"prompt {row} has {len(ids)} tokens, and up to {sampling.max_tokens} new ones "
+                    f"may follow, but the server's context is {self.max_model_len} tokens; sample "
+                    "fewer, or start the server with a larger max_model_len"
+                )
+
+    def _completion_request(
+        self, ids: Sequence[int], sampling: SamplingConfig, seed: int
+    ) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "prompt": list(ids),
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "max_tokens": sampling.max_tokens,
+            "min_tokens": sampling.min_tokens,
+            "stop": list(sampling.stop),
+            "include_stop_str_in_output": True,
+            "seed": seed,
+            "logprobs": 0,  # of the sampled token alone
+            "return_token_ids": True,
+        }
+
+    # HTTP
+
+    def is_up(self) -> bool:
+        """Whether the server says that it is healthy."""
+        try:
+            self._send("GET", "/health", None, min(self.read_timeout_seconds, 10.0))
+        except VLLMServerError:
+            return False
+        return True
+
+    def is_down(self, within_seconds: float) -> bool:
+        """Whether the server is gone, or goes soon: a dying one answers for a while."""
+        deadline = time.monotonic() + within_seconds
+        while self.is_up() and (self.server is None or self.server.is_alive()):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.2)
+        return True
+
+    def server_info(self) -> dict[str, Any]:
+        """vLLM's resolved configuration.
+
+        Raises:
+            VLLMServerError: The server keeps its development endpoints closed.
+        """
+        try:
+            info = self.request("GET", "/server_info?config_format=json")
+        except VLLMRefusal as error:
+            if error.status != 404:
+                raise
+            raise VLLMServerError(
+                f"the vLLM server at {self.base_url} takes no weights: it was started without its "
+                "development endpoints; start it with `trl-r1zero serve MODEL`"
+            ) from error
+        config: dict[str, Any] = info["vllm_config"]
+        return config
+
+    def dtype(self) -> str:
+        """What the server computes in, such as `bfloat16`."""
+        return str(self.server_info()["model_config"]["dtype"]).removeprefix("torch.")
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        read_timeout_seconds: float | None = None,
+    ) -> Any:
+        """One request; never repeated, as not every one may be.
+
+        Raises:
+            VLLMServerError: The server refused it.
+            VLLMConnectionError: The server cannot be reached, or cut it off.
+        """
+        text = self._send(method, path, body, read_timeout_seconds or self.read_timeout_seconds)
+        return json.loads(text) if text else None
+
+    def _send(
+        self, method: str, path: str, body: dict[str, Any] | None, read_timeout_seconds: float
+    ) -> str:
+        with requests.Session() as session:
+            session.trust_env = False  # no proxy stands between a trainer and its server
+            try:
+                response = session.request(
+                    method,
+                    self.base_url + path,
+                    json=body,
+                    timeout=(self.connect_timeout_seconds, read_timeout_seconds),
+                )
+            except requests.RequestException as error:
+                raise self._connection_error(path, error) from error
+        if response.status_code != 200:
+            raise VLLMRefusal(path, response.status_code, response.text)
+        return response.text
+
+    def _post_all(
+        self, path: str, bodies: list[dict[str, Any]]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Answers to all requests, each as it comes; the first error ends it and is raised."""
+        answers: queue.SimpleQueue[tuple[int, dict[str, Any]] | BaseException | None] = (
+            queue.SimpleQueue()
+        )
+        loop = asyncio.new_event_loop()
+        sending = loop.create_task(self._post_all_async(path, bodies, answers))
+        # A thread with a loop of its own: the caller's thread may be running one (notebooks do).
+        thread = threading.Thread(target=_run, args=(loop, sending, answers), daemon=True)
+        thread.start()
+        try:
+            while (answer := answers.get()) is not None:
+                if isinstance(answer, BaseException):
+                    raise answer
+                yield answer
+        finally:
+            if thread.is_alive():
+                loop.call_soon_threadsafe(sending.cancel)  # the caller went away, or one failed
+            thread.join()
+            loop.close()
+
+    async def _post_all_async(
+        self,
+        path: str,
+        bodies: list[dict[str, Any]],
+        answers: "queue.SimpleQueue[Any]",
+    ) -> None:
+        timeout = aiohttp.ClientTimeout(
+            total=None,
+            sock_connect=self.connect_timeout_seconds,
+            sock_read=self.read_timeout_seconds,
+        )
+        connector = aiohttp.TCPConnector(limit=_MAX_CONCURRENT_REQUESTS)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+
+            async def post(row: int, body: dict[str, Any]) -> None:
+                try:
+                    async with session.post(self.base_url + path, json=body) as response:
+                        text = await response.text()
+                except (aiohttp.ClientError, TimeoutError) as error:
+                    raise self._connection_error(path, error) from error
+                if response.status != 200:
+                    raise VLLMRefusal(path, response.status, text)
+                answers.put((row, json.loads(text)))
+
+            async with asyncio.TaskGroup() as group:
+                for row, body in enumerate(bodies):
+                    group.create_task(post(row, body))
+
+    def _connection_error(self, path: str, error: BaseException) -> VLLMConnectionError:
+        details = str(error) or type(error).__name__
+        return VLLMConnectionError(
+            f"the vLLM server at {self.base_url} did not answer {path}: {details}"
+        )
+
+    def _wait_until_up(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not self.is_up():
+            if time.monotonic() >= deadline:
+                raise VLLMConnectionError(
+                    f"there is no vLLM server at {self.base_url} (waited {seconds:g} s); start one "
+                    "with `trl-r1zero serve MODEL`, or correct the address"
+                )
+            time.sleep(0.5)
+
+
+def _run(
+    loop: asyncio.AbstractEventLoop,
+    task: "asyncio.Task[None]",
+    answers: "queue.SimpleQueue[Any]",
+) -> None:
+    try:
+        loop.run_until_complete(task)
+    except asyncio.CancelledError:
+        pass  # by the consumer, which knows why
+    except BaseExceptionGroup as group:
+        answers.put(group.exceptions[0])
+    finally:
+        answers.put(None)
+
+
+def _completion(response: dict[str, Any]) -> Completion:
+    choice = response["choices"][0]
+    reason = choice["finish_reason"]
+    if reason not in ("stop", "length"):
+        raise VLLMServerError(f"the vLLM server ended a completion with {reason!r}")
+    return Completion(
+        token_ids=list(choice["token_ids"]),
+        text=choice["text"],
+        finish_reason=reason,
+        log_probs=[
+            math.nan if value is None else float(value)  # JSON has no NaN
+            for value in choice["logprobs"]["token_logprobs"]
+        ],
+    )

