@@ -12,3 +12,9 @@ def hangs_on_e(response: str, ground_truth: str) -> dict[str, float]:
     while "e" in response:
         pass
     return odd_digits(response, ground_truth)
+
+
+def many_digits(response: str, ground_truth: str) -> dict[str, float]:
+    """1 for three digits or more: rare in an untrained model, and soon learned."""
+    many = float(sum(character.isdigit() for character in response) >= 3)
+    return {"reward": many, "format_reward": 1.0, "answer_reward": many}

@@ -1,14 +1,11 @@
 """The user's command, `accelerate launch recipes/grpo.py`, with one and with two processes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from tiny_models import REPOSITORY
+from launching import launch
 
 from trl_r1zero.trainers import read_metrics
 
@@ -29,38 +26,6 @@ RECIPE = {
     "seed": 3,
     "report_to": "tensorboard",
 }
-
-
-def launch(
-    recipe: dict, output_dir: Path, model: Path, *arguments: str, processes: int = 1
-) -> subprocess.CompletedProcess:
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    path = output_dir.with_suffix(".yaml")
-    path.write_text(
-        yaml.safe_dump({**recipe, "model_name_or_path": str(model), "output_dir": str(output_dir)})
-    )
-    paths = [str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH", "")]
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--config_file",
-            str(REPOSITORY / "accelerate_configs" / "cpu.yaml"),
-            "--num_processes",
-            str(processes),
-            str(REPOSITORY / "recipes" / "grpo.py"),
-            "--config",
-            str(path),
-            *arguments,
-        ],
-        cwd=output_dir.parent,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")

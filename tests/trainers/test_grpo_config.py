@@ -7,9 +7,9 @@ import torch
 from transformers import TrainingArguments
 from trl import GRPOConfig
 
-from trl_r1zero.functional import AGGREGATIONS, LOSS_TYPES
+from trl_r1zero.functional import AGGREGATIONS, LOSS_TYPES, SAMPLER_CORRECTIONS
 from trl_r1zero.trainers import R1ZeroGRPOConfig
-from trl_r1zero.trainers.grpo_config import DERIVED_FIELDS, UNSUPPORTED_FIELDS
+from trl_r1zero.trainers.trl_fields import DERIVED_FIELDS, UNSUPPORTED_FIELDS
 
 TRL_FIELDS = {f.name for f in dataclasses.fields(GRPOConfig)}
 TRANSFORMERS_FIELDS = {f.name for f in dataclasses.fields(TrainingArguments)}
@@ -38,6 +38,10 @@ SUPPORTED_FIELDS = {
     "use_bias_correction_kl",
     "use_vllm",
     "vllm_group_port",
+    "vllm_importance_sampling_clip_max",
+    "vllm_importance_sampling_clip_min",
+    "vllm_importance_sampling_correction",
+    "vllm_importance_sampling_mode",
     "vllm_mode",
     "vllm_server_base_url",
     "vllm_server_host",
@@ -90,10 +94,6 @@ OTHER_UNSUPPORTED = {
     "off_policy_mask_threshold": 0.5,
     "router_aux_loss_coef": 0.001,
     "multi_objective_aggregation": "normalize_then_sum",
-    "vllm_importance_sampling_correction": True,
-    "vllm_importance_sampling_mode": "token_mask",
-    "vllm_importance_sampling_clip_max": 2.0,
-    "vllm_importance_sampling_clip_min": 0.5,
     "vllm_importance_sampling_cap": 2.0,
     "vllm_tensor_parallel_size": 2,
     "vllm_gpu_memory_utilization": 0.5,
@@ -343,6 +343,66 @@ def test_sequence_divisor(config):
         config(normalize_constant=7.0)
     with pytest.raises(ValueError, match="normalize_constant must be above 0, got 0"):
         config(aggregation="masked_normalize", normalize_constant=0)
+
+
+# The correction for the sampler
+
+
+def correction(**settings):
+    """Settings of a run with the correction: short names get TRL's prefix."""
+    return {
+        "use_vllm": True,
+        "vllm_importance_sampling_correction": True,
+        **{f"vllm_importance_sampling_{name}": value for name, value in settings.items()},
+    }
+
+
+def test_the_correction_is_off_and_its_settings_are_those_of_trl(config):
+    assert config(use_vllm=True).vllm_importance_sampling_correction is False
+    assert GRPOConfig.vllm_importance_sampling_correction is True
+    for name in ("mode", "clip_min", "clip_max"):
+        field = f"vllm_importance_sampling_{name}"
+        assert getattr(config(**correction()), field) == getattr(GRPOConfig, field)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("mode", SAMPLER_CORRECTIONS)
+def test_the_correction_goes_with_every_loss_type(config, loss_type, mode):
+    args = config(loss_type=loss_type, **correction(mode=mode, clip_min=0.5, clip_max=2.0))
+    assert args.vllm_importance_sampling_mode == mode
+
+
+def test_the_correction_needs_vllm(config):
+    with pytest.raises(ValueError, match=r"^vllm_importance_sampling_correction needs use_vllm"):
+        config(vllm_importance_sampling_correction=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("mode", "token_mask"), ("clip_max", None), ("clip_min", 0.5)]
+)
+def test_settings_of_a_correction_that_is_off_are_errors(config, name, value):
+    with pytest.raises(ValueError, match=f"^vllm_importance_sampling_{name} is used by .* is off"):
+        config(**{**correction(**{name: value}), "vllm_importance_sampling_correction": False})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "token_trunc"}, "got 'token_trunc'; did you mean 'token_truncate'"),
+        ({"clip_min": 3.5}, r"clip_min \(3.5\) must be less than .*clip_max \(3.0\)"),
+        ({"clip_min": 2.0, "clip_max": 2.0}, r"clip_min \(2.0\) must be less than"),
+        ({"clip_min": -0.5}, r"vllm_importance_sampling_clip_min must be at least 0, got -0.5"),
+        ({"clip_max": -1.0}, r"vllm_importance_sampling_clip_max must be at least 0, got -1.0"),
+        ({"mode": "token_truncate", "clip_max": None}, "At least one of .* must be set"),
+    ],
+)
+def test_settings_of_the_correction_that_cannot_work(config, settings, message):
+    with pytest.raises(ValueError, match=message):
+        config(**correction(**settings))
+
+
+def test_masking_needs_no_bounds(config):
+    assert config(**correction(clip_max=None)).vllm_importance_sampling_clip_max is None
 
 
 # Batch geometry

@@ -1,21 +1,17 @@
 """What a run leaves on disk, and where a resumed one goes on."""
 
 import json
-import re
-import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-import trl_r1zero
 from trl_r1zero.trainers import read_metrics
 from trl_r1zero.trainers.run_folder import (
     METRICS_FILE,
     RunFolderCallback,
     checkpoint_to_resume,
-    environment,
 )
 
 
@@ -98,30 +94,6 @@ def test_a_fresh_run_starts_a_fresh_file(tmp_path):
 def test_read_metrics_of_no_run(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl does not exist; give the output"):
         read_metrics(tmp_path)
-
-
-def test_environment(tmp_path):
-    facts = environment(TrainingArguments(output_dir=str(tmp_path), use_cpu=True))
-    assert facts["packages"]["torch"] == version("torch")
-    assert facts["num_processes"] == 1
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}", facts["started"])
-
-
-def test_the_commit_is_that_of_the_checkout(tmp_path):
-    def git(*command: str) -> str:
-        folder = str(Path(trl_r1zero.__file__).parent)
-        done = subprocess.run(
-            ["git", "-C", folder, *command], capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    head = git("rev-parse", "HEAD")
-    commit = environment(TrainingArguments(output_dir=str(tmp_path), use_cpu=True))["commit"]
-    if head and git("ls-files", "."):
-        # Marked if any file of the package is changed, not only one near the code that looks.
-        assert commit == (f"{head}+" if git("status", "--porcelain", ".") else head)
-    else:
-        assert commit is None
 
 
 # checkpoint_to_resume

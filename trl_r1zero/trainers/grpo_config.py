@@ -18,103 +18,10 @@ from typing import Any
 import torch
 from trl import GRPOConfig
 
-from trl_r1zero.functional import AGGREGATIONS, LOSS_TYPES
+from trl_r1zero.functional import AGGREGATIONS, LOSS_TYPES, SAMPLER_CORRECTIONS
+from trl_r1zero.generation.vllm_server import VLLMServerConfig
 
-# Fields of TRL's config that follow from ours: name -> what to set instead.
-DERIVED_FIELDS = {
-    "num_generations": "group_size",
-    "per_device_train_batch_size": "train_batch_size and gradient_accumulation_steps",
-    "generation_batch_size": "rollout_batch_size",
-    "steps_per_generation": "rollout_batch_size and train_batch_size",
-    "num_iterations": "epochs_per_rollout_batch",
-    "max_steps": "n_grpo_steps",
-    "num_train_epochs": "n_grpo_steps",
-    "scale_rewards": "use_std_normalization",
-    "epsilon": "cliprange",
-    "epsilon_high": "cliprange_high",
-    "do_eval": "eval_every",
-    "eval_strategy": "eval_every",
-    "eval_steps": "eval_every",
-    "num_generations_eval": "num_eval_examples (validation draws one completion per problem)",
-    "save_strategy": "save_every",
-    "save_steps": "save_every",
-    "metric_for_best_model": "save_best (the best checkpoint is the one of best accuracy)",
-    "greater_is_better": "save_best (the best checkpoint is the one of best accuracy)",
-    "load_best_model_at_end": "save_best (the best model is in <output_dir>/best)",
-    "log_completions": "log_rollouts_every",
-    "num_completions_to_print": "num_rollouts_to_log",
-    "data_seed": "seed",
-}
-
-# Options of TRL's loss and generation that are not supported: name -> why.
-_NOT_AN_AXIS = (
-    "it is not one of this trainer's surrogates, see SURROGATES in functional/policy_losses.py"
-)
-_FIXED_LOSS = "the loss is advantage x surrogate x aggregation; this term is part of none of them"
-_COLOCATE = "it is for a vLLM inside of the trainer's process; give it to `trl vllm-serve`"
-UNSUPPORTED_FIELDS = {
-    "delta": f"two-sided clipping: {_NOT_AN_AXIS}",
-    "importance_sampling_level": f"sequence-level ratios: {_NOT_AN_AXIS}",
-    "sapo_temperature_neg": f"SAPO: {_NOT_AN_AXIS}",
-    "sapo_temperature_pos": f"SAPO: {_NOT_AN_AXIS}",
-    "vespo_k_pos": f"VESPO: {_NOT_AN_AXIS}",
-    "vespo_lambda_pos": f"VESPO: {_NOT_AN_AXIS}",
-    "vespo_k_neg": f"VESPO: {_NOT_AN_AXIS}",
-    "vespo_lambda_neg": f"VESPO: {_NOT_AN_AXIS}",
-    "top_entropy_quantile": f"entropy mask: {_FIXED_LOSS}",
-    "entropy_coef": f"entropy bonus: {_FIXED_LOSS}",
-    "use_adaptive_entropy": f"entropy bonus: {_FIXED_LOSS}",
-    "entropy_coef_min": f"entropy bonus: {_FIXED_LOSS}",
-    "entropy_coef_max": f"entropy bonus: {_FIXED_LOSS}",
-    "entropy_coef_delta": f"entropy bonus: {_FIXED_LOSS}",
-    "entropy_target": f"entropy bonus: {_FIXED_LOSS}",
-    "off_policy_mask_threshold": f"off-policy sequence mask: {_FIXED_LOSS}",
-    "router_aux_loss_coef": "mixture-of-experts load balancing is not part of the loss",
-    "multi_objective_aggregation": "rewards are weighted and summed before the group baseline",
-    "vllm_importance_sampling_correction": "the loss does not reweight by sampler against trainer",
-    "vllm_importance_sampling_mode": "the loss does not reweight by sampler against trainer",
-    "vllm_importance_sampling_clip_max": "the loss does not reweight by sampler against trainer",
-    "vllm_importance_sampling_clip_min": "the loss does not reweight by sampler against trainer",
-    "vllm_importance_sampling_cap": "the loss does not reweight by sampler against trainer",
-    "vllm_tensor_parallel_size": _COLOCATE,
-    "vllm_gpu_memory_utilization": _COLOCATE,
-    "vllm_max_model_length": _COLOCATE,
-    "vllm_enable_sleep_mode": _COLOCATE,
-    "vllm_model_impl": _COLOCATE,
-    "repetition_penalty": "the policy's log-probabilities would not be those it was sampled from",
-    "generation_kwargs": "sampling is set by temperature, top_p, top_k, min_p, min_tokens and "
-    "max_completion_length; stop strings come from the prompt",
-    "cache_implementation": "the transformers backend has its own decoding loop",
-    "use_transformers_continuous_batching": "the transformers backend has its own decoding loop",
-    "transformers_continuous_batching_config": "the transformers backend has its own decoding loop",
-    "use_transformers_paged": "the transformers backend has its own decoding loop",
-    "max_tool_calling_iterations": "there are no tools: a rollout is one completion",
-    "log_completions_hub_repo": "rollouts are written to <output_dir>/rollouts only",
-    "log_multimodal": "prompts are text",
-    "log_unique_prompts": "rollouts are written to <output_dir>/rollouts only",
-    "chat_template_kwargs": "prompts are formatted by a prompt file, not by a chat template",
-    "auto_find_batch_size": "the batch sizes are part of the algorithm",
-    "logging_nan_inf_filter": "it would hide a NaN loss",
-    "pad_to_multiple_of": "each micro-batch is padded to its own longest row",
-    "label_smoothing_factor": f"label smoothing: {_FIXED_LOSS}",
-    "torch_empty_cache_steps": "the training step is this trainer's own",
-    "include_num_input_tokens_seen": "tokens are always counted, prompts and completions alike",
-    "use_liger_kernel": "log-probabilities come from the model's logits or TRL's fused head",
-}
-
-# TRL's names of fused combinations -> the three settings that they stand for.
-_TRL_LOSS_TYPES = {
-    "grpo": "loss_type: grpo_clip, use_std_normalization: true, aggregation: masked_mean",
-    "bnpo": "loss_type: grpo_clip, use_std_normalization: true, aggregation: token_mean",
-    "dapo": "loss_type: grpo_clip (with cliprange_high: 0.28), use_std_normalization: true, "
-    "aggregation: token_mean",
-    "dr_grpo": "loss_type: grpo_clip, use_std_normalization: false, aggregation: masked_normalize",
-    "cispo": "none here: its clipped importance weight is not one of the surrogates",
-    "sapo": "none here: its soft gate is not one of the surrogates",
-    "luspo": "none here: its length scaling is not one of the aggregations",
-    "vespo": "none here: its sequence kernel is not one of the surrogates",
-}
-
+from .trl_fields import DERIVED_FIELDS, TRL_LOSS_TYPES, UNSUPPORTED_FIELDS
 
 # What the instances so far have derived: `dataclasses.replace` hands all of it back in at once.
 _DERIVATIONS: set[tuple[Any, ...]] = set()
@@ -215,7 +122,42 @@ class R1ZeroGRPOConfig(GRPOConfig):
     vllm_mode: str = _knob(
         "server", "With use_vllm: server (one device generates, the others train)."
     )
-    vllm_importance_sampling_correction: bool = _knob(False, "Not supported.")
+    vllm_importance_sampling_correction: bool = _knob(
+        False,
+        "With use_vllm: multiply each token's loss by its probability under the trainer's model "
+        "over that under vLLM's, bounded.",
+    )
+    vllm_importance_sampling_mode: str = _knob(
+        "sequence_mask",
+        f"With the correction, a ratio per token or per response, clamped to the bounds or 0 "
+        f"outside of them: {', '.join(SAMPLER_CORRECTIONS)}.",
+    )
+    vllm_importance_sampling_clip_max: float | None = _knob(
+        3.0, "With the correction, the ratio's upper bound. null: none."
+    )
+    vllm_importance_sampling_clip_min: float | None = _knob(
+        None, "With the correction, the ratio's lower bound. Unset: none."
+    )
+    vllm_server: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "With use_vllm: start a server for this run, with these settings ({} for all "
+            "defaults; see `trl-r1zero serve --help`), and start it again should it die. Unset: "
+            "connect to vllm_server_base_url, or vllm_server_host and vllm_server_port."
+        },
+    )
+    vllm_server_host: str = _knob("127.0.0.1", "Host of a server that runs already.")
+    vllm_group_port: int | None = _knob(  # type: ignore[assignment]
+        None, "Port on which the trainer meets the server's workers. Unset: a free one."
+    )
+    vllm_request_timeout: float = _knob(
+        600.0, "Seconds that a completion, or one step of a weight update, may take at most."
+    )
+    vllm_check_syncs: int = _knob(
+        3,
+        "After so many first synchronisations, compare the server's log-probabilities of a probe "
+        "with the trainer's, and stop if they differ.",
+    )
     pad_to_multiple_of: int | str | None = _knob(None, "Not supported.")
     # Derived: unset here, so that a value that somebody sets is seen.
     num_generations: int | None = _knob(None, "Derived from group_size.")
@@ -233,6 +175,8 @@ class R1ZeroGRPOConfig(GRPOConfig):
         self._forget_derived_values()
         self._reject_foreign_settings()
         self._check_names()
+        self._check_sampler_correction()
+        self._check_server()
         self._check_batch_sizes()
         self._derive()
         super().__post_init__()
@@ -305,12 +249,16 @@ class R1ZeroGRPOConfig(GRPOConfig):
                 )
 
     def _check_names(self) -> None:
-        if self.loss_type in _TRL_LOSS_TYPES:
+        if self.loss_type in TRL_LOSS_TYPES:
             raise ValueError(
                 f"loss_type {self.loss_type!r} is TRL's name of a fused combination; here it is "
-                f"{_TRL_LOSS_TYPES[self.loss_type]}"
+                f"{TRL_LOSS_TYPES[self.loss_type]}"
             )
-        for name, allowed in (("loss_type", LOSS_TYPES), ("aggregation", AGGREGATIONS)):
+        for name, allowed in (
+            ("loss_type", LOSS_TYPES),
+            ("aggregation", AGGREGATIONS),
+            ("vllm_importance_sampling_mode", SAMPLER_CORRECTIONS),
+        ):
             value = getattr(self, name)
             if value not in allowed:
                 nearest = difflib.get_close_matches(str(value), allowed, n=1)
@@ -322,7 +270,13 @@ class R1ZeroGRPOConfig(GRPOConfig):
                 f"normalize_constant is used by aggregation masked_normalize only, and aggregation "
                 f"is {self.aggregation}; remove one"
             )
-        for name in ("cliprange", "cliprange_high", "advantage_eps"):
+        for name in (
+            "cliprange",
+            "cliprange_high",
+            "advantage_eps",
+            "vllm_importance_sampling_clip_max",
+            "vllm_importance_sampling_clip_min",
+        ):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
@@ -334,6 +288,37 @@ class R1ZeroGRPOConfig(GRPOConfig):
             )
         if self.use_vllm and self.vllm_mode != "server":
             raise ValueError(f"vllm_mode must be 'server', got {self.vllm_mode!r}")
+
+    def _check_sampler_correction(self) -> None:
+        correction = "vllm_importance_sampling_correction"
+        if self.vllm_importance_sampling_correction:
+            if not self.use_vllm:
+                raise ValueError(
+                    f"{correction} needs use_vllm: without it the trainer's own model samples, and "
+                    f"there is nothing to correct; remove it or set use_vllm to true"
+                )
+            return
+        defaults = {f.name: _default(f) for f in fields(self)}
+        for part in ("mode", "clip_max", "clip_min"):
+            name = f"vllm_importance_sampling_{part}"
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"{name} is used by {correction} only, and that is off; got "
+                    f"{getattr(self, name)!r}, remove it or set {correction} to true"
+                )
+
+    def _check_server(self) -> None:
+        if self.vllm_server is not None:
+            if not self.use_vllm:
+                raise ValueError("vllm_server has settings, but use_vllm is false; set it to true")
+            # Unknown and wrong settings are to be errors now, not after the model is loaded.
+            VLLMServerConfig.from_settings(self.vllm_server)
+        if self.vllm_check_syncs < 0:
+            raise ValueError(f"vllm_check_syncs must be at least 0, got {self.vllm_check_syncs}")
+        if not self.vllm_request_timeout > 0:
+            raise ValueError(
+                f"vllm_request_timeout must be above 0 seconds, got {self.vllm_request_timeout}"
+            )
 
     def _check_batch_sizes(self) -> None:
         for name in (

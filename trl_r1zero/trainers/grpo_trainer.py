@@ -36,16 +36,19 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from trl.trainer.utils import use_adapter
 
 from trl_r1zero.evaluation import write_generations
 from trl_r1zero.functional import (
     compute_group_advantages,
+    compute_sampler_importance_weights,
     get_response_log_probs,
     grpo_microbatch_loss,
 )
 from trl_r1zero.generation import SamplingConfig, row_seeds
+from trl_r1zero.generation.vllm_server import VLLMServerError
 
 from .grpo_config import R1ZeroGRPOConfig
 from .progress import ProgressCallback, use_progress_callback
@@ -74,9 +77,8 @@ class R1ZeroGRPOTrainer(ValidationMixin):
 
     Raises:
         ValueError: A data set lacks a column, or settings contradict one another.
+        VLLMServerError: With use_vllm, there is no server, or it cannot be started.
     """
-
-    train_dataset: Dataset
 
     def __init__(
         self,
@@ -102,8 +104,10 @@ class R1ZeroGRPOTrainer(ValidationMixin):
         if args.temperature <= 0:
             raise ValueError(f"temperature must be above 0 to explore, got {args.temperature}")
         self.num_microbatches = args.gradient_accumulation_steps
+        use_vllm = args.use_vllm
         args = copy.copy(args)
         args.gradient_accumulation_steps = 1
+        args.use_vllm = False  # TRL would connect a client of its own
         super().__init__(
             model=model,
             reward_funcs=as_trl_rewards(reward_funcs),
@@ -142,6 +146,9 @@ class R1ZeroGRPOTrainer(ValidationMixin):
             max_tokens=args.eval_max_completion_length or self.rollout_sampling.max_tokens,
         )
         self.timer = StepTimer(self.accelerator.device)
+        self.args.use_vllm = use_vllm
+        if use_vllm:
+            self.server = self._connect_to_server()
         self._rollout_batch: RolloutBatch | None = None
         self._update_metrics = UpdateMetrics()
         use_progress_callback(self, ProgressCallback())
@@ -176,7 +183,6 @@ class R1ZeroGRPOTrainer(ValidationMixin):
                 [example["prompt"] for example in examples],
                 self.rollout_sampling,
                 row_seeds(self.args.seed, "rollout", step, rows),
-                completions_per_prompt=self.args.group_size,
                 batch_size=None,
                 description=f"Rollouts of GRPO step {step + 1}",
             )
@@ -319,20 +325,22 @@ class R1ZeroGRPOTrainer(ValidationMixin):
     def _compute_loss(self, model: torch.nn.Module, inputs: MicroBatch) -> Tensor:
         """This micro-batch's share of the loss of its train batch."""
         output = self._log_probs(model, inputs, return_token_entropy=True)
+        # On-policy the sampling policy is the policy itself.
+        old_log_probs_BT = (
+            output["log_probs"].detach() if inputs.old_log_probs is None else inputs.old_log_probs
+        )
         loss, metadata = grpo_microbatch_loss(
             output["log_probs"],
             inputs.response_mask,
             self.args.loss_type,
             raw_rewards=inputs.raw_rewards,
             advantages=inputs.advantages,
-            # On-policy the sampling policy is the policy itself.
-            old_log_probs=output["log_probs"].detach()
-            if inputs.old_log_probs is None
-            else inputs.old_log_probs,
+            old_log_probs=old_log_probs_BT,
             cliprange=self.args.clip_bounds,
             ref_log_probs=inputs.ref_log_probs,
             beta=self.beta,
             correct_kl_bias=self.args.use_bias_correction_kl,
+            sampler_weights=self._sampler_weights(inputs, old_log_probs_BT),
             aggregation=self.args.aggregation,
             num_sequences=inputs.num_sequences,
             num_tokens=inputs.num_tokens,
@@ -352,6 +360,38 @@ class R1ZeroGRPOTrainer(ValidationMixin):
                 self._update_metrics.add(clip_fraction=metadata["clipped"][mask_BT].sum())
         return loss
 
+    def _sampler_weights(self, inputs: MicroBatch, old_log_probs_BT: Tensor) -> Tensor | None:
+        """What corrects for vLLM's probabilities, which are not quite the trainer's; None if off.
+
+        Their difference is logged in either case: it grows when weights fail to reach the server.
+        """
+        mask_BT, sampler_BT = inputs.response_mask, inputs.sampler_log_probs
+        if self.args.use_vllm and sampler_BT is not None:
+            difference = (old_log_probs_BT - sampler_BT)[mask_BT].abs()
+            # NaN stands for what the sampler could not tell.
+            self._update_metrics.add_values(
+                "sampler_log_prob_diff", difference[~difference.isnan()]
+            )
+        if not self.args.vllm_importance_sampling_correction:
+            return None
+        if sampler_BT is None:
+            raise ValueError(
+                "vllm_importance_sampling_correction needs the sampler's log-probabilities, and "
+                "the completions have none; set it to false"
+            )
+        weights = compute_sampler_importance_weights(
+            old_log_probs_BT,
+            sampler_BT,
+            mask_BT,
+            self.args.vllm_importance_sampling_mode,
+            self.args.vllm_importance_sampling_clip_min,
+            self.args.vllm_importance_sampling_clip_max,
+        )
+        # One weight per token, or per response with tokens.
+        weighed = mask_BT if weights.shape == mask_BT.shape else mask_BT.any(dim=1, keepdim=True)
+        self._update_metrics.add_values("importance_weight", weights[weighed])
+        return weights
+
     # Logging
 
     def _record_update(self, rows: list[Rollout]) -> None:
@@ -364,6 +404,7 @@ class R1ZeroGRPOTrainer(ValidationMixin):
         metrics["tokens_per_second"] = metrics.pop("tokens") / seconds["step"]
         metrics["num_tokens"] = self.state.num_input_tokens_seen
         parts = ["step", "generation", "reward", "forward", "backward"]
+        parts += ["weight_sync"] if self.server is not None else []
         parts += ["old_log_probs"] if self.args.updates_per_grpo_step > 1 else []
         parts += ["ref_log_probs"] if self.beta != 0 else []
         # A part that did not run in this update (sampling, in a second epoch) took 0 seconds.
@@ -394,10 +435,30 @@ class R1ZeroGRPOTrainer(ValidationMixin):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """As transformers' `train`; a resumed run is not validated at its start again."""
+        """As transformers' `train`; a resumed run is not validated at its start again.
+
+        Raises:
+            VLLMServerError: The vLLM server refused a request, or is gone and not this trainer's to
+                start again. The run is saved first.
+        """
         self.args.eval_on_start = (
             self.args.eval_on_start
             and self.args.eval_every is not None
             and not resume_from_checkpoint
         )
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        try:
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        except VLLMServerError as error:
+            raise VLLMServerError(f"{error}\n{self._save_stopped_run()}") from error
+
+    def _save_stopped_run(self) -> str:
+        """A checkpoint of the last complete update, unless there is one; what to tell people."""
+        if self.state.global_step == 0:
+            return "Nothing was trained yet; start the run again once the server works."
+        folder = self.run_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if not (folder / TRAINER_STATE_NAME).is_file():
+            self._save_checkpoint(self.model, trial=None)
+        return (
+            f"The run stopped after {self.grpo_step} of {self.args.n_grpo_steps} GRPO steps and is "
+            f"saved in {folder}; once the server works, go on with --resume_from_checkpoint last."
+        )

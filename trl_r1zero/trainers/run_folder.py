@@ -1,30 +1,16 @@
 """What a run leaves on disk besides checkpoints: its metrics, its settings, its versions."""
 
 import json
-import platform
-import subprocess
-import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from trl_r1zero.evaluation.environment import environment
+
 METRICS_FILE = "metrics.jsonl"
-_PACKAGES = (
-    "trl-r1zero",
-    "torch",
-    "trl",
-    "transformers",
-    "accelerate",
-    "datasets",
-    "peft",
-    "vllm",
-    "deepspeed",
-)
 
 
 class RunFolderCallback(TrainerCallback):
@@ -48,7 +34,9 @@ class RunFolderCallback(TrainerCallback):
             elapsed = _keep_until(folder / METRICS_FILE, state.global_step)
             settings = json.dumps(args.to_dict(), indent=2, default=str)
             (folder / "config.json").write_text(settings + "\n")
-            (folder / "environment.json").write_text(json.dumps(environment(args), indent=2) + "\n")
+            (folder / "environment.json").write_text(
+                json.dumps(environment(args.world_size), indent=2) + "\n"
+            )
         self._started = time.perf_counter() - elapsed
 
     def on_log(
@@ -92,47 +80,6 @@ def _keep_until(path: Path, step: int) -> float:
     kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
     path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     return max((line["elapsed_seconds"] for line in kept), default=0.0)
-
-
-def environment(args: TrainingArguments) -> dict[str, Any]:
-    """Versions, commit, command and hardware of this process."""
-    return {
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES if _version(name)},
-        "commit": _commit(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "num_processes": args.world_size,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this package runs from, `+` behind it if it is changed."""
-    package = Path(__file__).resolve().parents[1]
-
-    def git(*command: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(package), *command], capture_output=True, text=True, check=False
-            )
-        except FileNotFoundError:  # there is no git on this machine
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    # An installed package may lie in somebody else's checkout: its own files must be tracked there.
-    if not git("ls-files", "."):
-        return None
-    commit = git("rev-parse", "HEAD")
-    return f"{commit}+" if commit and git("status", "--porcelain", ".") else commit
 
 
 def checkpoint_to_resume(output_dir: str | Path, resume_from_checkpoint: str | None) -> str | None:

@@ -2,18 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from tqdm import tqdm
 from trl import GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
 from trl_r1zero.evaluation import mean
-from trl_r1zero.generation import Completion, SamplingConfig, cut_after_stop, generate
+from trl_r1zero.functional import get_response_log_probs
+from trl_r1zero.generation import Completion, SamplingConfig, TransformersEngine, in_order
+from trl_r1zero.generation.vllm_server import VLLMServerConfig
 
 from .grpo_config import R1ZeroGRPOConfig
+from .server_generation import ServerAddress, ServerGeneration
+from .timing import StepTimer
 
 
 @dataclass
@@ -38,6 +44,11 @@ class SamplingMixin(GRPOTrainer):
 
     args: R1ZeroGRPOConfig
     model: Any
+    train_dataset: Dataset
+    timer: StepTimer
+    server: ServerGeneration | None = None
+    _synced_step: int | None = None  # optimizer updates that the server's weights have seen
+    _num_syncs: int = 0
 
     def _sample_completions(
         self,
@@ -45,30 +56,22 @@ class SamplingMixin(GRPOTrainer):
         sampling: SamplingConfig,
         seeds: list[int],
         *,
-        completions_per_prompt: int,
         batch_size: int | None,
         description: str,
     ) -> tuple[list[list[int]], list[Completion]]:
-        """Token ids of the prompts, and one completion for each.
+        """Token ids of the prompts, and one completion for each; a collective call.
 
-        `completions_per_prompt` says how often each prompt stands in a row, `batch_size` how many
-        rows the transformers backend takes at a time (None: all).
+        `batch_size` says how many rows the transformers backend takes at a time (None: all).
         """
         prompt_ids, _, _ = self._tokenize_prompts(prompts)
-        if self.use_vllm:
-            return prompt_ids, self._sample_with_vllm(prompt_ids, sampling, completions_per_prompt)
-        was_training = self.model.training
-        self.model.eval()  # no dropout while sampling
-        progress = tqdm(
-            total=len(prompts),
-            desc=description,
-            unit="completion",
-            leave=False,
-            delay=2,
-            disable=self.args.disable_tqdm or not self.accelerator.is_main_process,
-        )
+        show_progress = self.accelerator.is_main_process and not self.args.disable_tqdm
+        if self.server is not None:
+            self._sync_server()
+            completions = self.server.sample(
+                prompt_ids, sampling, seeds, description=description, show_progress=show_progress
+            )
+            return prompt_ids, completions
         with (
-            progress,
             unwrap_model_for_generation(
                 self.model_wrapped,
                 self.accelerator,
@@ -78,51 +81,79 @@ class SamplingMixin(GRPOTrainer):
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
             self.accelerator.autocast(),
         ):
-            completions = generate(
-                model,
-                self._tokenizer,
-                prompt_ids,
-                sampling,
-                seeds,
-                eos_token_ids=self.eos_token_ids,
-                batch_size=batch_size,
-                on_rows_done=progress.update,
+            engine = TransformersEngine(
+                model, self._tokenizer, eos_token_ids=self.eos_token_ids, batch_size=batch_size
             )
-        self.model.train(was_training)
-        return prompt_ids, completions
+            rows = tqdm(
+                engine.stream(prompt_ids, sampling, seeds),
+                total=len(prompts),
+                desc=description,
+                unit="completion",
+                leave=False,
+                delay=2,
+                disable=not show_progress,
+            )
+            return prompt_ids, in_order(rows)
 
-    def _sample_with_vllm(
-        self, prompt_ids: list[list[int]], sampling: SamplingConfig, completions_per_prompt: int
-    ) -> list[Completion]:
-        if self.state.global_step != self._last_loaded_step:
-            self.vllm_generation.sync_weights()
-            self._last_loaded_step = self.state.global_step
-        server = self.vllm_generation
-        server.temperature, server.top_p = sampling.temperature, sampling.top_p
-        server.top_k, server.min_p = sampling.top_k, sampling.min_p
-        server.max_completion_length = sampling.max_tokens
-        server.generation_kwargs = {
-            "stop": list(sampling.stop),
-            "include_stop_str_in_output": True,
-            "min_tokens": sampling.min_tokens,
-        }
-        _, token_ids, log_probs, _ = server.generate(
-            prompts=prompt_ids, images=None, num_generations=completions_per_prompt
-        )
-        completions = []
-        for ids, row_log_probs in zip(token_ids, log_probs, strict=True):
-            text = self._tokenizer.decode(ids, skip_special_tokens=True)
-            stopped_text = cut_after_stop(text, sampling.stop)
-            ended = stopped_text is not None or (bool(ids) and ids[-1] in self.eos_token_ids)
-            completions.append(
-                Completion(
-                    token_ids=list(ids),
-                    text=text if stopped_text is None else stopped_text,
-                    finish_reason="stop" if ended else "length",
-                    log_probs=[token[0] for token in row_log_probs],
-                )
+    # The vLLM server
+
+    def _connect_to_server(self) -> ServerGeneration:
+        args = self.args
+        server: VLLMServerConfig | ServerAddress
+        if args.vllm_server is None:
+            url = args.vllm_server_base_url
+            server = ServerAddress(
+                url or f"http://{args.vllm_server_host}:{args.vllm_server_port}",
+                wait_seconds=args.vllm_server_timeout,
             )
-        return completions
+        else:
+            server = VLLMServerConfig.from_settings(args.vllm_server)
+        return ServerGeneration(
+            self.model,
+            self.accelerator,
+            self._tokenizer,
+            server,
+            model_path=self.model.name_or_path,
+            log_path=Path(args.output_dir or ".", "vllm_server.log"),
+            group_port=args.vllm_group_port,
+            request_timeout_seconds=args.vllm_request_timeout,
+        )
+
+    def _sync_server(self) -> None:
+        """Give the server the current weights, unless it has them."""
+        assert self.server is not None
+        if self._synced_step == self.state.global_step:
+            return
+        with self.timer.part("weight_sync"):
+            self.server.sync_weights()
+        self._synced_step = self.state.global_step
+        if self._num_syncs < self.args.vllm_check_syncs:
+            self.check_server()
+        self._num_syncs += 1
+
+    def check_server(self) -> float:
+        """Compare the server's and the trainer's log-probabilities of a probe, the first prompt.
+
+        Returns:
+            The mean absolute difference per token, in nats.
+
+        Raises:
+            VLLMServerError: It is above what the dtypes explain (`PROBE_TOLERANCES`).
+        """
+        if self.server is None:
+            raise ValueError("there is no server to check: use_vllm is false")
+        (ids,), _, _ = self._tokenize_prompts([self.train_dataset[0]["prompt"]])
+        tokens_1T = torch.tensor([ids], device=self.accelerator.device)
+        was_training = self.model.training
+        self.model.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            output = get_response_log_probs(self.model, tokens_1T[:, :-1], tokens_1T[:, 1:])
+        self.model.train(was_training)
+        computes_in = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else None
+        dtype = computes_in or str(self.model.dtype).removeprefix("torch.")
+        return self.server.check_probe(ids, output["log_probs"][0], dtype)
+
+    # Rewards
 
     def _grade(
         self, examples: Sequence[dict[str, Any]], completions: Sequence[Completion]

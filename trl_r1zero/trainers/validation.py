@@ -7,7 +7,7 @@ from typing import Any
 from accelerate.utils import gather_object
 from datasets import Dataset
 
-from trl_r1zero.evaluation import GradedCompletion, summarize, write_generations
+from trl_r1zero.evaluation import graded_completion, summarize, write_generations
 from trl_r1zero.generation import SamplingConfig, row_seeds
 
 from .sampling import SamplingMixin
@@ -59,30 +59,18 @@ class ValidationMixin(SamplingMixin):
         examples = [dataset[number % total] for number in numbers]
 
         timer = StepTimer(self.accelerator.device)
-        was_training = self.model.training
-        self.model.eval()
         with timer.part("evaluation"):
             _, completions = self._sample_completions(
                 [example["prompt"] for example in examples],
                 self.eval_sampling,
                 row_seeds(self.args.eval_seed, "eval", 0, [number % total for number in numbers]),
-                completions_per_prompt=1,
                 batch_size=self.args.per_device_eval_batch_size,
                 description="Validation",
             )
             grades = self._grade(examples, completions)
         local_rewards = grades.rewards[rank * share : (rank + 1) * share].tolist()
         local = [
-            GradedCompletion(
-                prompt=example["prompt"],
-                response=completion.text,
-                ground_truth=example["ground_truth"],
-                rewards={"reward": reward, **part},
-                length=len(completion.token_ids),
-                truncated=completion.truncated,
-                entropy=completion.mean_entropy,
-                extra={"finish_reason": completion.finish_reason, **extra},
-            )
+            graded_completion(example, completion, {"reward": reward, **part}, extra)
             for example, completion, reward, part, extra in zip(
                 examples, completions, local_rewards, grades.parts, grades.extras, strict=True
             )
@@ -101,7 +89,6 @@ class ValidationMixin(SamplingMixin):
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
-        self.model.train(was_training)
         return metrics
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:

@@ -1,0 +1,309 @@
+"""A vLLM server as the sampler of a trainer with any number of processes.
+
+The first process talks to the server; prompts are gathered to it, completions go back from it.
+After each attempt all processes learn how it went: an error is raised by all of them, and a server
+that died is started again, given the current weights (gathering sharded ones takes all processes)
+and asked again, at the same point of the program everywhere.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+from trl.generation.vllm_generation import VLLMGeneration
+
+from trl_r1zero.generation import Completion, SamplingConfig, in_order
+from trl_r1zero.generation.vllm_client import VLLMServerEngine
+from trl_r1zero.generation.vllm_server import VLLMServerConfig, VLLMServerError
+from trl_r1zero.generation.weight_sync import WeightSync, open_weight_sync
+from trl_r1zero.generation.weight_transfer import TensorInfo
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# A server that dies so often without an answer in between will do it again.
+_MAX_RESTARTS_IN_A_ROW = 3
+
+# How far the server's and the trainer's log-probabilities of a token may differ on average, in
+# nats, by the coarser dtype of the two. With the same weights they differ by the order of sums: by
+# 1e-6 in float32 on the quickstart's model.
+PROBE_TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+
+
+@dataclass(frozen=True)
+class ServerAddress:
+    """Where a server that somebody else started is to be found.
+
+    Attributes:
+        base_url: Such as `http://127.0.0.1:8000`.
+        wait_seconds: How long to wait for it to come up.
+    """
+
+    base_url: str
+    wait_seconds: float
+
+
+class PolicyWeights(VLLMGeneration):
+    """The policy's weights under the names of its checkpoint.
+
+    How TRL gathers sharded parameters (FSDP, ZeRO-3) and merges adapters (PEFT) for its own
+    synchronisation; only that part of TRL's class is used.
+    """
+
+    def _init_vllm(self) -> None:
+        """No engine of TRL's: see `ServerGeneration`."""
+
+    def infos(self) -> list[TensorInfo]:
+        """What `tensors` will yield; a collective call."""
+        return [TensorInfo.of(name, tensor) for name, tensor in self._iter_named_params()]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The named weights, one at a time; every process must take all of them."""
+        yield from self._iter_named_params()
+
+
+class ServerGeneration:
+    """Samples with the current policy from a vLLM server. Every method is a collective call.
+
+    Args:
+        model: The policy, unwrapped.
+        accelerator, tokenizer: The trainer's.
+        server: The settings of a server to start (and, should it die, to start again), or the
+            address of one that somebody else runs.
+        model_path: What a server of its own is started with; its weights are replaced at once.
+        log_path: Log of a server of its own.
+        group_port: See `open_weight_sync`.
+        request_timeout_seconds: For each completion, and for each step of a weight update.
+
+    Raises:
+        VLLMServerError: The server does not come up, or takes no weights.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        accelerator: Accelerator,
+        tokenizer: PreTrainedTokenizerBase,
+        server: VLLMServerConfig | ServerAddress,
+        *,
+        model_path: str,
+        log_path: Path,
+        group_port: int | None,
+        request_timeout_seconds: float,
+    ) -> None:
+        self.accelerator = accelerator
+        self.weights = PolicyWeights(model, accelerator, tokenizer, mode="server")
+        self._tokenizer = tokenizer
+        self._server = server
+        self._model_path = model_path
+        self._log_path = log_path
+        self._group_port = group_port
+        self._request_timeout_seconds = request_timeout_seconds
+        self._infos: list[TensorInfo] | None = None
+        self._engine: VLLMServerEngine | None = None  # of the first process alone
+        self._sync: WeightSync | None = None
+        self._restarts = 0
+        self._connect_everywhere()
+
+    def sync_weights(self) -> None:
+        """Give the server the policy's weights.
+
+        Raises:
+            VLLMServerError: The server refused them, or is gone for good.
+        """
+        if self._infos is None:
+            self._infos = self.weights.infos()
+        while not self._attempt(self._send_weights):
+            pass
+
+    def sample(
+        self,
+        prompt_ids: list[list[int]],
+        sampling: SamplingConfig,
+        seeds: list[int],
+        *,
+        description: str,
+        show_progress: bool,
+    ) -> list[Completion]:
+        """One completion for each prompt of this process; equally many on each.
+
+        Raises:
+            VLLMServerError: The server refused a request, or is gone for good.
+        """
+        all_ids, all_seeds = gather_object(prompt_ids), gather_object(seeds)
+
+        def stream() -> list[Completion]:
+            assert self._engine is not None
+            with tqdm(
+                total=len(all_ids),
+                desc=description,
+                unit="completion",
+                leave=False,
+                delay=2,
+                disable=not show_progress,
+            ) as progress:
+                rows = []
+                for row in self._engine.stream(all_ids, sampling, all_seeds):
+                    rows.append(row)
+                    progress.update()
+            return in_order(rows)
+
+        completions = self._ask(stream)
+        start = self.accelerator.process_index * len(prompt_ids)
+        return completions[start : start + len(prompt_ids)]
+
+    def check_probe(self, token_ids: list[int], trainer_log_probs: Tensor, dtype: str) -> float:
+        """Compare the server's log-probabilities of a sequence with the trainer's.
+
+        Args:
+            token_ids: The sequence, of T + 1 tokens.
+            trainer_log_probs: (T,) of its tokens but the first, at temperature 1, in nats.
+            dtype: What the trainer computes in, such as `bfloat16`.
+
+        Returns:
+            The mean absolute difference, in nats.
+
+        Raises:
+            VLLMServerError: It is above what the coarser of the two dtypes explains.
+        """
+
+        def compare() -> float:
+            assert self._engine is not None
+            server_T = torch.tensor(self._engine.log_probs(token_ids), dtype=torch.float64)
+            difference = (server_T - trainer_log_probs.double().cpu()).abs().mean().item()
+            dtypes = (dtype, self._engine.dtype())
+            tolerance = max(PROBE_TOLERANCES[name] for name in dtypes)
+            if not difference <= tolerance:  # a NaN is no agreement either
+                raise VLLMServerError(
+                    f"after a synchronisation the vLLM server at {self._engine.base_url} does not "
+                    f"have the trainer's weights: their log-probabilities of a probe differ by "
+                    f"{difference:.3g} nats a token, more than {tolerance:g} ({dtypes[0]} trainer, "
+                    f"{dtypes[1]} server). Does it serve the same model? vllm_check_syncs: 0 "
+                    "trains regardless"
+                )
+            return difference
+
+        return self._ask(compare)
+
+    def close(self) -> None:
+        """Stop the server if it is this trainer's own."""
+        if self._engine is not None:
+            self._engine.close()
+
+    # The first process
+
+    def _connect(self) -> None:
+        timeout = self._request_timeout_seconds
+        if isinstance(self._server, ServerAddress):
+            self._engine = VLLMServerEngine(
+                self._server.base_url,
+                self._tokenizer,
+                read_timeout_seconds=timeout,
+                wait_seconds=self._server.wait_seconds,
+            )
+        else:
+            self._engine = VLLMServerEngine.start(
+                self._model_path,
+                self._server,
+                self._tokenizer,
+                log_path=self._log_path,
+                read_timeout_seconds=timeout,
+            )
+        self._sync = open_weight_sync(
+            self._engine,
+            self.accelerator.device,
+            port=self._group_port,
+            timeout_seconds=timeout,
+        )
+
+    def _send_weights(self) -> None:
+        tensors = self.weights.tensors()
+        try:
+            if self.accelerator.is_main_process:
+                assert self._sync is not None and self._infos is not None
+                self._sync.update(self._infos, tensors)
+        finally:
+            # To the end in any case: gathering sharded weights waits for every process.
+            for _ in tensors:
+                pass
+
+    def _mend(self, error: VLLMServerError) -> VLLMServerError | None:
+        """Start the server again if it is gone and this trainer's own; else what to tell people."""
+        assert self._engine is not None
+        server = self._engine.server
+        if server is None or not self._engine.is_down(within_seconds=5.0):
+            return error  # not ours to start again; or it lives and refuses, and would again
+        self._restarts += 1
+        reason = server.first_error() or "no error in its log"
+        if self._restarts > _MAX_RESTARTS_IN_A_ROW:
+            return VLLMServerError(
+                f"the vLLM server died {self._restarts} times in a row, last with: {reason} (log: "
+                f"{server.log_path})"
+            )
+        logger.warning(
+            "the vLLM server died (%s: %s); it is started again with the current weights",
+            error,
+            reason,
+        )
+        server.stop()
+        try:
+            self._connect()
+        except VLLMServerError as failure:
+            return failure
+        return None
+
+    # All processes
+
+    def _ask(self, action: Callable[[], T]) -> T:
+        """What `action` says on the first process, if need be after a restart of the server."""
+        answers: list[T] = []
+
+        def ask() -> None:
+            if self.accelerator.is_main_process:
+                answers[:] = [action()]
+
+        while not self._attempt(ask):
+            self.sync_weights()  # a new server has the weights of its folder
+        self._restarts = 0
+        return self._from_main(answers)[0]
+
+    def _attempt(self, action: Callable[[], object]) -> bool:
+        """Run `action` everywhere. True if it went well, False if the server was started again.
+
+        Raises:
+            VLLMServerError: On every process, if it failed for good.
+        """
+        failed, failure = False, None
+        try:
+            action()
+        except VLLMServerError as error:  # on the first process alone
+            failed, failure = True, self._mend(error)
+        failed, message = self._from_main((failed, None if failure is None else str(failure)))
+        if message is not None:
+            raise VLLMServerError(message)
+        return not failed
+
+    def _connect_everywhere(self) -> None:
+        message = None
+        if self.accelerator.is_main_process:
+            try:
+                self._connect()
+            except VLLMServerError as error:
+                message = str(error)
+        message = self._from_main(message)
+        if message is not None:
+            raise VLLMServerError(message)
+
+    def _from_main(self, value: T) -> T:
+        values = [value]
+        broadcast_object_list(values, from_process=0)
+        return values[0]
