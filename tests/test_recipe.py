@@ -360,6 +360,23 @@ def test_script(tmp_path, arguments, status, out, err):
     assert "Traceback" not in done.stderr
 
 
+def test_a_program_of_several_words(capsys):
+    """A subcommand: its arguments are given, and it ends with a message all the same."""
+    with pytest.raises(SystemExit) as caught:
+        parse_recipe((TrainConfig,), ["--step", "3"], program="tool train")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("tool train: error: command line: unknown key 'step'")
+    with pytest.raises(SystemExit) as caught:
+        parse_recipe((TrainConfig,), ["--steps", "0"], program="tool train")  # its __post_init__
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == (
+        "tool train: error: steps is 0, but at least one is needed\n"
+    )
+    with pytest.raises(SystemExit):
+        parse_recipe((TrainConfig,), ["--help"], program="tool train")
+    assert capsys.readouterr().out.startswith("usage: tool train [--config RECIPE.yaml]")
+
+
 def test_help_lists_every_key_of_every_dataclass(capsys):
     with pytest.raises(SystemExit) as caught:
         parse_recipe((TrainConfig, DataConfig), ["--steps", "3", "--help"], "Trains something.")

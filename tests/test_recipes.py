@@ -10,13 +10,19 @@ from trl import ModelConfig
 
 from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.tasks import get_task
+from trl_r1zero.evaluate_command import EvaluationArguments
 from trl_r1zero.recipe import parse_recipe
 from trl_r1zero.task_arguments import TaskArguments
 from trl_r1zero.trainers import R1ZeroGRPOConfig
 
 RECIPES = sorted((REPOSITORY / "recipes").rglob("*.yaml"))
-# recipes/<model>/<method>[-variant].yaml is for recipes/<method>.py, which takes these.
-DATACLASSES = {"grpo": (R1ZeroGRPOConfig, TaskArguments, ModelConfig)}
+# recipes/<model>/<method>[-variant].yaml is for a script, which takes these.
+DATACLASSES = {
+    "grpo": (R1ZeroGRPOConfig, TaskArguments, ModelConfig),
+    "eval": (EvaluationArguments,),
+}
+SCRIPTS = {"grpo": "grpo.py", "eval": "evaluate.py"}
+MODEL_KEYS = {"grpo": "model_name_or_path", "eval": "model"}
 
 QWEN = REPOSITORY / "recipes" / "qwen2.5-math-1.5b"
 # Each ablation: the values that differ from grpo.yaml's, besides output_dir.
@@ -54,9 +60,12 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(REPOSITORY / "recipes"))
 
 
+def method_of(path: Path) -> str:
+    return path.stem.partition("-")[0]
+
+
 def parse(path: Path):
-    method = path.stem.partition("-")[0]
-    return parse_recipe(DATACLASSES[method], ["--config", str(path)])
+    return parse_recipe(DATACLASSES[method_of(path)], ["--config", str(path)])
 
 
 def differences(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
@@ -67,8 +76,9 @@ def differences(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any
 def test_every_recipe_parses(path):
     recipe = parse(path)
     values = recipe.values
-    assert (REPOSITORY / "recipes" / f"{path.stem.partition('-')[0]}.py").is_file()
-    assert {"model_name_or_path", "output_dir", "task"} <= set(recipe.places)
+    method = method_of(path)
+    assert (REPOSITORY / "recipes" / SCRIPTS[method]).is_file()
+    assert {MODEL_KEYS[method], "output_dir", "task"} <= set(recipe.places)
     task = get_task(values["task"], **(values["task_args"] or {}))
     # Prompt and task go together.
     assert task.reward_fn(load_prompt(values["prompt"] or task.default_prompt))
@@ -100,7 +110,6 @@ def test_the_default_recipe_is_the_handout():
         "seed": 0,
         "use_std_normalization": True,  # what unset stands for with a baseline
         "use_vllm": True,
-        "vllm_server_host": "127.0.0.1",
         "eval_every": 10,
         "num_eval_examples": 1024,
     }
@@ -108,7 +117,7 @@ def test_the_default_recipe_is_the_handout():
 
 
 def test_every_ablation_is_listed():
-    assert {path.stem for path in QWEN.glob("*.yaml")} - {"grpo"} == set(ABLATIONS)
+    assert {path.stem for path in QWEN.glob("grpo*.yaml")} - {"grpo"} == set(ABLATIONS)
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
@@ -131,3 +140,43 @@ def test_the_clip_ablation_is_one_line():
     clipped = parse(QWEN / lines["base"])
     assert clipped.values["loss_type"] == "grpo_clip"
     assert clipped.instances[0].updates_per_grpo_step > 1
+
+
+# Evaluations
+
+
+def test_the_evaluation_recipe_is_the_handout():
+    """What it writes out is also the default; the rest is the model, the data and the folder."""
+    values = parse(QWEN / "eval-math-r1_zero.yaml").values
+    defaults = parse_recipe(DATACLASSES["eval"], ["--model", "some/model"]).values
+    assert differences(values, defaults) == {
+        "model": "Qwen/Qwen2.5-Math-1.5B",
+        "data": "data/MATH/validation.jsonl",
+        "prompt": "r1_zero",  # the task's own
+        "output_dir": "runs/qwen2.5-math-1.5b/eval-math-r1_zero",
+    }
+    assert (values["temperature"], values["top_p"], values["n"]) == (1.0, 1.0, 1)
+    assert (values["min_tokens"], values["max_tokens"]) == (4, 1024)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("eval-math-question_only", {"prompt": "question_only"}),
+        ("eval-gsm8k", {"task": "gsm8k", "data": "openai/gsm8k@main:test"}),
+    ],
+)
+def test_an_evaluation_differs_in_its_own_keys_only(name, changed):
+    values = parse(QWEN / f"{name}.yaml").values
+    differing = differences(values, parse(QWEN / "eval-math-r1_zero.yaml").values)
+    assert differing == {"output_dir": f"runs/qwen2.5-math-1.5b/{name}", **changed}
+
+
+def test_the_quickstart_evaluates_as_it_trains():
+    """The same questions and limits as the validation of the quickstart's own training."""
+    training = parse(REPOSITORY / "recipes" / "quickstart" / "grpo.yaml").values
+    values = parse(REPOSITORY / "recipes" / "quickstart" / "eval.yaml").values
+    assert values["task"] == training["task"]
+    assert values["num_examples"] == training["num_eval_examples"]
+    assert values["max_tokens"] == training["max_completion_length"]
+    assert values["model"] == training["model_name_or_path"]

@@ -159,6 +159,7 @@ PUBLIC_NAMES = [
     "Completion",
     "generate",
     "log_generations",
+    "evaluate_vllm",
     "R1ZeroGRPOConfig",
     "R1ZeroGRPOTrainer",
 ]

@@ -43,6 +43,7 @@ _EXPORTS = {
     "generate": "generation",
     # evaluation
     "log_generations": "evaluation",
+    "evaluate_vllm": "evaluation",
     # trainers
     "R1ZeroGRPOConfig": "trainers",
     "R1ZeroGRPOTrainer": "trainers",

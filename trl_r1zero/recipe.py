@@ -86,7 +86,10 @@ class ParsedRecipe:
 
 
 def parse_recipe(
-    dataclass_types: tuple[type, ...], argv: Sequence[str] | None = None, description: str = ""
+    dataclass_types: tuple[type, ...],
+    argv: Sequence[str] | None = None,
+    description: str = "",
+    program: str | None = None,
 ) -> ParsedRecipe:
     """Read a recipe and its overrides from a command line into dataclass instances.
 
@@ -104,24 +107,27 @@ def parse_recipe(
         argv: the arguments. None, for scripts, stands for `sys.argv[1:]`; errors then end the
             program as argparse does: a message without a traceback, exit status 2.
         description: what `--help` says first, such as the script's docstring.
+        program: what `--help` and messages call the program, the script's name by default; with it,
+            errors end the program for an explicit argv too.
 
     Raises:
-        RecipeError: with an explicit argv, for what is wrong in the recipe or the command line; all
-            wrong keys at once.
+        RecipeError: with an explicit argv and no program, for what is wrong in the recipe or the
+            command line; all wrong keys at once.
         ValueError: from a dataclass's own `__post_init__`, unchanged.
         TypeError: two dataclasses share a field, or a field has a reserved name.
     """
     fields = _namespace(dataclass_types)
     arguments = list(sys.argv[1:] if argv is None else argv)
+    name = program or Path(sys.argv[0]).name
     if any(flag in arguments for flag in _HELP_FLAGS):
-        print(_help(dataclass_types, fields, description))
+        print(_help(dataclass_types, fields, description, name))
         raise SystemExit(0)
-    if argv is not None:
+    if argv is not None and program is None:
         return _parse(dataclass_types, fields, arguments)
     try:
         return _parse(dataclass_types, fields, arguments)
     except ValueError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -307,9 +313,10 @@ def _fit_text(text: str, hint: Any) -> Any:
 # --help.
 
 
-def _help(dataclass_types: tuple[type, ...], fields: dict[str, _Field], description: str) -> str:
-    script = Path(sys.argv[0]).name
-    blocks = [f"usage: {script} [--config RECIPE.yaml] [--key value ...]"]
+def _help(
+    dataclass_types: tuple[type, ...], fields: dict[str, _Field], description: str, program: str
+) -> str:
+    blocks = [f"usage: {program} [--config RECIPE.yaml] [--key value ...]"]
     if description:
         blocks.append(description.strip())
     blocks.append(

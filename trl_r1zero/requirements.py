@@ -55,23 +55,27 @@ def check_requirements() -> None:
     )
 
 
-def check_model_path(model_name_or_path: str | None) -> None:
+def check_model_path(model_name_or_path: str | None, key: str = "model_name_or_path") -> None:
     """Say so where a model is not given, or is the path of a folder that is not there.
 
     A hub id is `name` or `owner/name`; whatever has more parts, or begins like a path, is a path.
+
+    Args:
+        model_name_or_path: What was given.
+        key: The recipe's key for it, for the message.
 
     Raises:
         ValueError: There is no name, or no such folder.
     """
     if not model_name_or_path:
         raise ValueError(
-            "model_name_or_path is not set; give the path of a model's folder or a hub id, such as "
+            f"{key} is not set; give the path of a model's folder or a hub id, such as "
             "Qwen/Qwen2.5-Math-1.5B"
         )
     is_path = model_name_or_path.count("/") > 1 or model_name_or_path.startswith((".", "/", "~"))
     if is_path and not Path(model_name_or_path).expanduser().is_dir():
         raise ValueError(
-            f"model_name_or_path: there is no folder {model_name_or_path!r}; give one that exists, "
+            f"{key}: there is no folder {model_name_or_path!r}; give one that exists, "
             "or a hub id (the quickstart's is made by recipes/quickstart/make_base_policy.py, "
             "which `make quickstart` runs first)"
         )

@@ -1,11 +1,11 @@
-"""What to train and validate on, as recipes say it."""
+"""What to train, validate and evaluate on, as recipes say it."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trl_r1zero.data.prompts import Prompt, load_prompt
-from trl_r1zero.data.tasks import TASKS, get_task
-from trl_r1zero.rewards.registry import REWARDS, resolve_reward
+from trl_r1zero.data.tasks import TASKS, Task, get_task
+from trl_r1zero.rewards.registry import REWARDS, RewardFn, resolve_reward
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class TaskArguments:
-    """A task, its data, the prompt and the reward. Keys of a recipe.
+class TaskSelection:
+    """A task, its prompt and its reward. Keys of every recipe that has a task.
 
     Raises:
-        ValueError: An unknown task, prompt or reward, or a malformed row (on `load`).
+        ValueError: An unknown task, prompt or reward (on `load_task` and `load_reward`).
     """
 
     task: str = field(default="math", metadata={"help": f"One of: {', '.join(TASKS)}."})
@@ -39,7 +39,7 @@ class TaskArguments:
     reward_workers: int | None = field(
         default=None,
         metadata={
-            "help": "Processes that grade under a deadline; 0 grades in the training process. "
+            "help": "Processes that grade under a deadline; 0 grades in the recipe's own process. "
             "Unset: 0 for the library's own rewards, which are bounded, 2 for a dotted path."
         },
     )
@@ -47,6 +47,29 @@ class TaskArguments:
         default=5.0,
         metadata={"help": "With workers: a completion that takes longer is graded 0 and counted."},
     )
+
+    def load_task(self) -> tuple[Task, Prompt]:
+        """The task with its settings, and the prompt."""
+        task = get_task(self.task, **(self.task_args or {}))
+        return task, load_prompt(self.prompt or task.default_prompt)
+
+    def load_reward(self, task: Task, prompt: Prompt) -> tuple[RewardFn, int]:
+        """The reward function, and the number of processes that grade with it (0: none)."""
+        reward_fn = resolve_reward(self.reward) if self.reward else task.reward_fn(prompt)
+        if self.reward_workers is not None:
+            return reward_fn, self.reward_workers
+        is_own = self.reward is None or self.reward in REWARDS
+        return reward_fn, 0 if is_own else 2
+
+
+@dataclass
+class TaskArguments(TaskSelection):
+    """A task to train on: with its two sets of data.
+
+    Raises:
+        ValueError: An unknown task, prompt or reward, or a malformed row (on `load`).
+    """
+
     train_data: str | None = field(
         default=None,
         metadata={"help": "JSON-lines file or hub id (id, id:split) of the training problems."},
@@ -60,11 +83,8 @@ class TaskArguments:
         from trl_r1zero.data.rows import build_dataset
         from trl_r1zero.trainers.rewards import TRLReward
 
-        task = get_task(self.task, **(self.task_args or {}))
-        prompt = load_prompt(self.prompt or task.default_prompt)
-        reward_fn = resolve_reward(self.reward) if self.reward else task.reward_fn(prompt)
-        is_own = self.reward is None or self.reward in REWARDS
-        workers = self.reward_workers if self.reward_workers is not None else 0 if is_own else 2
+        task, prompt = self.load_task()
+        reward_fn, workers = self.load_reward(task, prompt)
         return LoadedTask(
             prompt=prompt,
             reward=TRLReward(

@@ -131,8 +131,9 @@ def make_trainer(model: Path, output_dir: Path, **settings) -> R1ZeroGRPOTrainer
 
 
 def kill_server(trainer: R1ZeroGRPOTrainer) -> None:
-    """kill -9 for every process of the server but the supervisor."""
-    for process in psutil.Process(trainer.server._engine.server.pid).children(recursive=True):
+    """kill -9 for every process of the server."""
+    server = psutil.Process(trainer.server._engine.server.pid)
+    for process in (server, *server.children(recursive=True)):
         os.kill(process.pid, 9)
 
 
