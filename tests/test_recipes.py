@@ -110,6 +110,7 @@ def test_the_default_recipe_is_the_handout():
         "seed": 0,
         "use_std_normalization": True,  # what unset stands for with a baseline
         "use_vllm": True,
+        "vllm_server": {"devices": "1"},
         "eval_every": 10,
         "num_eval_examples": 1024,
     }

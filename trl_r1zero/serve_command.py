@@ -1,70 +1,119 @@
-"""`trl-r1zero serve MODEL`: a vLLM server that a trainer can use, in the foreground."""
+"""Serves a model with vLLM, with what training and evaluation need of a server.
+
+trl-r1zero serve MODEL [--key value ...] [-- FLAGS OF vllm serve ...]
+
+MODEL is the path of a model's folder, or a hub id. Once the server is ready, the lines for a recipe
+are printed, and its log from then on. Ctrl-C or SIGTERM ends it.
+"""
 
 import signal
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 from trl_r1zero.generation.vllm_server import VLLMServer, VLLMServerConfig, VLLMServerError
 from trl_r1zero.recipe import parse_recipe
 
+_PROGRAM = "trl-r1zero serve"
 _POLL_SECONDS = 0.5
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Serve until Ctrl-C or SIGTERM.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve a model until this process is asked to stop.
+
+    Args:
+        argv: The arguments; those of this process by default.
 
     Returns:
-        0 if the server was ended, 1 if it did not start or died.
+        The exit status: 0 after Ctrl-C or SIGTERM, 1 if the server does not start or dies. A
+        command line that cannot be read ends the program with 2.
     """
-    words = sys.argv[1:] if argv is None else argv
-    model, settings = (words[0], words[1:]) if words and words[0][:1] != "-" else (None, words)
-    (config,) = parse_recipe(
-        (VLLMServerConfig,),
-        settings,
-        description=__doc__ or "",
-        program="trl-r1zero serve MODEL",
-    ).instances
-    if model is None:
-        print(
-            "trl-r1zero serve: which model? Give its folder or hub id: trl-r1zero serve MODEL",
-            file=sys.stderr,
-        )
-        return 2
-    signal.signal(signal.SIGTERM, _interrupt)
+    model, config = _parse(list(sys.argv[1:] if argv is None else argv))
+    previous = signal.signal(signal.SIGTERM, _interrupt)
     server = VLLMServer(model, config)
     try:
-        print(f"Starting a vLLM server for {model}, log in {server.log_path} ...", flush=True)
         server.start()
-        print(_recipe_lines(server), flush=True)
-        while server.is_alive():
-            time.sleep(_POLL_SECONDS)
-        error = server.first_error() or "its log names no error"
-        print(f"the vLLM server died: {error}\n(its log: {server.log_path})", file=sys.stderr)
+        print(_banner(server), flush=True)
+        _follow_log(server)
+        reason = server.first_error() or "its log names no error"
+        print(f"{_PROGRAM}: the server died: {reason}\nIts log: {server.log_path}", file=sys.stderr)
         return 1
     except VLLMServerError as error:
-        print(error, file=sys.stderr)
+        print(f"{_PROGRAM}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Ending the vLLM server.", flush=True)
+        print("vLLM server: stopping", file=sys.stderr)
         return 0
     finally:
         server.stop()
+        signal.signal(signal.SIGTERM, previous)
 
 
-def _recipe_lines(server: VLLMServer) -> str:
-    lines = [f"vLLM server ready at {server.base_url}; Ctrl-C ends it."]
-    if server.weight_transfer is None:
-        return lines[0] + " It takes no weights: it can evaluate, not train."
-    return "\n".join(
-        [
-            *lines,
-            "In a recipe:",
-            "  use_vllm: true",
-            f"  vllm_server_base_url: {server.base_url}",
-        ]
+def _parse(arguments: list[str]) -> tuple[str, VLLMServerConfig]:
+    asks_for_help = bool({"-h", "--help"} & set(arguments))
+    arguments, extra_args = _split_at(arguments, "--")
+    if not asks_for_help and (not arguments or arguments[0].startswith("-")):
+        print(
+            f"{_PROGRAM}: error: the model comes first, its folder or hub id, such as "
+            f"`{_PROGRAM} Qwen/Qwen2.5-Math-1.5B --port 8000`",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+    recipe = parse_recipe(
+        (VLLMServerConfig,),
+        arguments if asks_for_help else arguments[1:],
+        description=__doc__ or "",
+        program=f"{_PROGRAM} MODEL",
     )
+    config: VLLMServerConfig = recipe.instances[0]
+    config.extra_args += extra_args
+    return arguments[0], config
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
+def _split_at(arguments: list[str], separator: str) -> tuple[list[str], list[str]]:
+    if separator not in arguments:
+        return arguments, []
+    position = arguments.index(separator)
+    return arguments[:position], arguments[position + 1 :]
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _banner(server: VLLMServer) -> str:
+    host = server.base_url.removeprefix("http://").rpartition(":")[0].strip("[]")
+    lines = [f"Serving {server.model} at {server.base_url}, log in {server.log_path}"]
+    if server.weight_transfer is not None:
+        lines += [
+            f"To train with it (weights by {server.weight_transfer}), in a recipe:",
+            "  use_vllm: true",
+            f"  vllm_server_host: {host}",
+            f"  vllm_server_port: {server.port}",
+        ]
+    lines += [
+        "To evaluate with it:",
+        f"  trl-r1zero eval --model {server.model} --backend vllm_server "
+        f"--server_url {server.base_url} ...",
+        "Ctrl-C ends it. Its log from here:",
+    ]
+    return "\n".join(lines)
+
+
+def _follow_log(server: VLLMServer) -> None:
+    """Print what the server writes for as long as it runs."""
+    path = Path(str(server.log_path))
+    with path.open(encoding="utf-8", errors="replace") as log:
+        log.seek(0, 2)
+        while True:
+            alive = server.is_alive()  # before reading, so that the last words are read too
+            print(log.read(), end="", flush=True)
+            if not alive:
+                return
+            time.sleep(_POLL_SECONDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -43,6 +43,18 @@ def test_the_reason_below_the_exceptions_name_is_part_of_it():
     assert hint(error) == "lower max_model_len to what the model's config allows"
 
 
+def test_an_engine_that_was_killed_is_the_reason_of_the_requests_that_failed():
+    log = """\
+(APIServer pid=10) ERROR 11-24 14:16:24 [async_llm.py:871] AsyncLLM output_handler failed.
+(APIServer pid=10) ERROR 11-24 14:16:24 [async_llm.py:871] Traceback (most recent call last):
+(APIServer pid=10) ERROR 11-24 14:16:24 [async_llm.py:871]   File "async_llm.py", line 817, in f
+(APIServer pid=10) ERROR 11-24 14:16:24 [async_llm.py:871] EngineDeadError: See stack trace (above)
+vllm_supervisor.py: the server lost its VLLM::Worker
+"""
+    assert first_error(log) == "vllm_supervisor.py: the server lost its VLLM::Worker"
+    assert "memory ran out" in hint(first_error(log))
+
+
 def test_a_log_without_an_error_has_none():
     assert first_error(WORKER_FAILS.partition("(Worker")[0]) is None
     assert first_error("") is None

@@ -26,7 +26,8 @@ _PLAIN_ERRORS = re.compile(
     r"(?:main\.py|vllm\S*): error: |vllm_supervisor\.py: |.*: No module named "
 )
 _ENGINE_PROCESSES = ("EngineCore", "Worker", "VllmWorker")
-_ENGINE_IS_GONE = "died unexpectedly"
+# vLLM's words for it and the supervisor's; the requests that fail with it know no reason.
+_ENGINE_IS_GONE = re.compile(r"died unexpectedly|the server lost its ")
 _MAX_ERROR_LINES = 8
 
 # What the first error matches -> what to do. The first match counts.
@@ -42,7 +43,8 @@ HINTS = {
         "cache more (cpu_kv_cache_gb on a CPU, gpu_memory_utilization on a GPU)"
     ),
     r"(?i)out of memory|OutOfMemory|can't allocate memory|Available memory on node|"
-    r"Free memory on device|No available memory for the cache|\bSIGKILL\b|MemoryError": (
+    r"Free memory on device|No available memory for the cache|\bSIGKILL\b|MemoryError|"
+    r"the server lost its |died unexpectedly": (
         "memory ran out: lower cpu_kv_cache_gb on a CPU; on a GPU lower gpu_memory_utilization or "
         "max_model_len, or name a free GPU in devices"
     ),
@@ -86,7 +88,7 @@ def first_error(log: str) -> str | None:
         if line.of_engine:
             return error
     for _, error in errors:
-        if _ENGINE_IS_GONE in error:
+        if _ENGINE_IS_GONE.search(error):
             return error
     return errors[0][1] if errors else None
 

@@ -196,6 +196,9 @@ class OfflineVLLMEngine:
             "tensor_parallel_size": tensor_parallel_size,
             "enforce_eager": on_cpu if enforce_eager is None else enforce_eager,
             "kv_cache_memory_bytes": int(cpu_kv_cache_gb * 2**30) if on_cpu else None,
+            # A prompt that is cut in two ends the engine if its request has a seed: vLLM rewinds
+            # the random stream then, which a CPU's cannot. None leaves it to vLLM.
+            "enable_chunked_prefill": False if on_cpu else None,
             "logprobs_mode": _LOGPROBS_MODE,
             "generation_config": "vllm",
         }

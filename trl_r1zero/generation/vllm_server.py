@@ -1,44 +1,54 @@
 """A `vllm serve` of one's own: its flags, its start, and an end that leaves nothing behind.
 
-The flags are what TRL's server mode needs: for new weights, the development endpoints
-(`VLLM_SERVER_DEV_MODE`) and a weight-transfer engine; log-probabilities of the distribution that
-was sampled from; the request's sampling parameters alone, not those of the model's generation
+The flags are those that TRL's server mode needs: the development endpoints (`VLLM_SERVER_DEV_MODE`)
+and a weight-transfer engine, for new weights; log-probabilities of the distribution that was
+sampled from; the sampling parameters of the request alone, not those of the model's generation
 config.
+
+Importing vLLM takes seconds: whatever is asked about it here, its metadata tells.
 """
 
 import atexit
-import difflib
+import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import typing
 import warnings
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
+import psutil
 from tqdm import tqdm
 
-from . import vllm_log
+from .vllm_log import first_error, gist, hint
+from .vllm_server_config import VLLMServerConfig
+from .weight_transfer import BACKEND as GLOO
 from .weight_transfer import is_loopback
 
-WEIGHT_TRANSFERS = ("auto", "nccl", "gloo", "none")
 _PLUGIN = "trl_r1zero_gloo"  # the entry point of `vllm_plugin` in pyproject.toml
-_STOP_SECONDS = 20.0
 _MAX_PORTS = 3
+_POLL_SECONDS = 0.25
+_PLAIN_PROGRESS_SECONDS = 15.0
+# From SIGTERM to SIGKILL: an idle server on a CPU takes 3 to 5.
+_GRACE_SECONDS = 10.0
+# Longer than a step of training: a client's idle connection is not closed just as it is used again.
+_KEEP_ALIVE_SECONDS = 3600
 
-# Set by launchers for the training processes; vLLM would take them for its own.
+# Set by launchers for the training processes; vLLM would take them for its own. OMP_NUM_THREADS
+# too: `accelerate launch` and torchrun set it to 1.
 _LAUNCHER_VARIABLES = re.compile(
     r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|"
-    r"(TORCHELASTIC|ACCELERATE|FSDP)_.*"
+    r"(TORCHELASTIC|ACCELERATE|FSDP)_.*|OMP_NUM_THREADS"
 )
 
 
@@ -46,125 +56,37 @@ class VLLMServerError(RuntimeError):
     """A vLLM server does not start, does not answer, or refuses."""
 
 
-def _setting(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
-@dataclass
-class VLLMServerConfig:
-    """How a server is started.
-
-    Raises:
-        ValueError: A value is of the wrong type or outside its range.
-    """
-
-    host: str = _setting(
-        "127.0.0.1",
-        "Address to listen on. Whoever reaches it can replace the weights: keep it to this machine "
-        "unless the trainer is on another one and the network is yours.",
-    )
-    port: int | None = _setting(None, "Port to listen on. Unset: a free one.")
-    dtype: str = _setting("auto", "What to compute in: auto (the model's own), bfloat16 ...")
-    max_model_len: int | None = _setting(
-        None, "Tokens of a prompt and its completion at most. Unset: what the model allows."
-    )
-    max_num_seqs: int | None = _setting(None, "Completions at a time. Unset: vLLM's choice.")
-    gpu_memory_utilization: float = _setting(
-        0.9, "On a GPU: share of its memory that the server takes."
-    )
-    tensor_parallel_size: int = _setting(1, "GPUs that share the model.")
-    data_parallel_size: int = _setting(1, "Copies of the model.")
-    devices: str | None = _setting(
-        None, "CUDA_VISIBLE_DEVICES of the server, such as '1'. Unset: the environment's."
-    )
-    cpu_kv_cache_gb: float = _setting(1.0, "On a CPU: GiB for the key-value cache.")
-    cpu_threads: int | None = _setting(
-        None, "On a CPU: threads that compute. Unset: all cores but one, which schedules."
-    )
-    enforce_eager: bool | None = _setting(
-        None, "No CUDA graphs, no compilation. Unset: so on a CPU, not so on a GPU."
-    )
-    weight_transfer: str = _setting(
-        "auto",
-        f"How new weights arrive: {', '.join(WEIGHT_TRANSFERS)}. auto: nccl on GPUs, gloo on CPUs. "
-        "none: never, and the endpoints for it stay closed.",
-    )
-    startup_timeout_seconds: float = _setting(600.0, "How long the start may take.")
-    extra_args: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Further arguments of `vllm serve`, as they are."},
-    )
-
-    def __post_init__(self) -> None:
-        for name, hint in typing.get_type_hints(type(self)).items():
-            _check_type(name, getattr(self, name), hint)
-        at_least_one = (
-            "max_model_len",
-            "max_num_seqs",
-            "tensor_parallel_size",
-            "data_parallel_size",
-            "cpu_threads",
-        )
-        for name in at_least_one:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.port is not None and not 1 <= self.port <= 65535:
-            raise ValueError(f"port must be between 1 and 65535, got {self.port}")
-        if not 0 < self.gpu_memory_utilization <= 1:
-            raise ValueError(
-                f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}"
-            )
-        for name in ("cpu_kv_cache_gb", "startup_timeout_seconds"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.weight_transfer not in WEIGHT_TRANSFERS:
-            raise ValueError(
-                f"weight_transfer must be one of {', '.join(WEIGHT_TRANSFERS)}, got "
-                f"{self.weight_transfer!r}"
-            )
-
-    @classmethod
-    def from_settings(cls, settings: dict[str, Any]) -> "VLLMServerConfig":
-        """The config that a recipe's mapping says.
-
-        Raises:
-            ValueError: There is a key that is no field, or a value as above.
-        """
-        names = [f.name for f in fields(cls)]
-        for key in settings:
-            if key not in names:
-                nearest = difflib.get_close_matches(str(key), names, n=1)
-                hint = f"did you mean {nearest[0]!r}?" if nearest else f"they are {names}"
-                raise ValueError(f"{key!r} is no setting of a vLLM server; {hint}")
-        return cls(**settings)
+class _PortTaken(VLLMServerError):
+    """Another program has the port."""
 
 
 class VLLMServer:
-    """A vLLM server that ends with this process, however that ends.
+    """A vLLM server on this machine that ends with this process, however that ends.
 
     Args:
-        model: Path or hub id.
-        config: The settings.
-        log_path: Where the server's output goes; by default to a file that is removed at the end,
-            unless the server fails.
+        model: Path of a model's folder, or a hub id.
+        config: The settings; the defaults if None.
+        log_path: The server's output is appended here. By default it goes to a temporary file,
+            which is kept if the server failed.
+
+    Attributes:
+        log_path: Where the output goes; None before the first start where none was given.
+        port: The port; None before the first start where none was given.
     """
 
     def __init__(
         self, model: str, config: VLLMServerConfig | None = None, log_path: Path | None = None
     ) -> None:
         self.model = model
-        self.config = config or VLLMServerConfig()
-        self._keeps_log = log_path is not None
-        if log_path is None:
-            handle, name = tempfile.mkstemp(prefix="vllm_server_", suffix=".log")
-            os.close(handle)
-            log_path = Path(name)
+        self.config = VLLMServerConfig() if config is None else config
         self.log_path = log_path
         self.port = self.config.port
-        self._log_start = 0
+        self._has_temporary_log = log_path is None
+        self._log_start = 0  # of the newest start, in bytes
+        self._failed = False
+        self._owner = os.getpid()
         self._supervisor: subprocess.Popen[bytes] | None = None
-        atexit.register(self.stop)
+        self._pid: int | None = None
 
     def __enter__(self) -> "VLLMServer":
         self.start()
@@ -175,87 +97,147 @@ class VLLMServer:
 
     @property
     def base_url(self) -> str:
-        """Such as `http://127.0.0.1:8000`; known once the server is started."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.config.host, self.config.host)
-        return f"http://{host}:{self.port}"
+        """Such as `http://127.0.0.1:8000`, to be reached from this machine.
+
+        Raises:
+            VLLMServerError: The port is not known before the first start.
+        """
+        if self.port is None:
+            raise VLLMServerError("the vLLM server has no port yet; call start() first")
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.config.host, self.config.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     @property
     def pid(self) -> int | None:
-        """The process above all of the server's."""
-        return None if self._supervisor is None else self._supervisor.pid
+        """The server's own process, above its engine and workers; None if it does not run."""
+        return self._pid if self.is_alive() else None
 
-    def is_alive(self) -> bool:
-        return self._supervisor is not None and self._supervisor.poll() is None
-
-    def start(self) -> None:
-        """Start the server, and return once it is healthy.
+    @property
+    def weight_transfer(self) -> str | None:
+        """The weight-transfer backend; None for none.
 
         Raises:
-            VLLMServerError: vLLM is not installed; or the server dies, or takes too long.
+            VLLMServerError: vLLM is not installed, or its build does not have the backend.
+        """
+        on_cpu, wanted = is_cpu_build(), self.config.weight_transfer
+        if wanted == "nccl" and on_cpu:
+            raise VLLMServerError(
+                "weight_transfer is nccl, but vLLM's build for CPUs is installed, and NCCL needs "
+                "GPUs; set gloo or auto"
+            )
+        if wanted == "auto":
+            return GLOO if on_cpu else "nccl"
+        return None if wanted == "none" else wanted
+
+    def is_alive(self) -> bool:
+        """Whether its process runs; it may be starting, or unwell."""
+        return self._supervisor is not None and self._supervisor.poll() is None
+
+    def is_healthy(self, timeout_seconds: float = 5.0) -> bool:
+        """Whether it says that it can take requests."""
+        if self.port is None:
+            return False
+        opener = build_opener(ProxyHandler({}))  # no proxy stands between a machine and itself
+        try:
+            with opener.open(f"{self.base_url}/health", timeout=timeout_seconds) as response:
+                return bool(response.status == 200)
+        except (OSError, HTTPException):  # refused, reset, too late, or not well
+            return False
+
+    def start(self) -> None:
+        """Start the server, and return once it is healthy; nothing happens if it runs.
+
+        Raises:
+            VLLMServerError: vLLM is not installed; there is no such model; the port is taken; or
+                the server dies, or takes too long. The message has its first error.
         """
         if self.is_alive():
             return
-        is_cpu_build()  # an error if there is no vLLM at all
-        if not is_loopback(self.config.host) and self.config.weight_transfer != "none":
-            warnings.warn(
-                f"the vLLM server listens on {self.config.host}: whoever reaches it can replace "
-                "its weights (/init_weight_transfer_engine, /update_weights) and stop it (/pause); "
-                "keep it to 127.0.0.1, or to a network that is yours alone",
-                stacklevel=2,
-            )
-        for attempt in range(1, _MAX_PORTS + 1):
-            if self.config.port is None:
-                self.port = _free_port(self.config.host)
-            self._spawn()
-            try:
-                return self._wait_until_healthy()
-            except VLLMServerError as error:
-                taken = "Address already in use" in str(error)
-                if not (taken and self.config.port is None and attempt < _MAX_PORTS):
-                    raise
+        self.stop()  # what is left of one that died
+        self._check_before_start()
+        for attempts_left in reversed(range(_MAX_PORTS)):
+            # Nobody else is given the port while the server, which binds it late, starts.
+            with _reserved_port(self.config.host, self.config.port) as self.port:
+                try:
+                    return self._start_once()
+                except _PortTaken:
+                    if self.config.port is not None or not attempts_left:
+                        raise
 
     def stop(self) -> None:
         """End the server and all of its processes; harmless when repeated."""
+        if os.getpid() != self._owner:
+            return  # a forked child has a copy of this object, but the server is not its own
         supervisor, self._supervisor = self._supervisor, None
         if supervisor is None:
             return
+        atexit.unregister(self.stop)
+        self._failed = self._failed or supervisor.poll() is not None
         assert supervisor.stdin is not None
         supervisor.stdin.close()  # what the supervisor waits for
         try:
-            code = supervisor.wait(_STOP_SECONDS)
+            supervisor.wait(2 * _GRACE_SECONDS + 5)
         except subprocess.TimeoutExpired:
             supervisor.kill()
-            code = supervisor.wait()
-        if not self._keeps_log and code == 0:
+            supervisor.wait()
+        if supervisor.returncode < 0 and self._pid is not None:
+            # The supervisor was killed and could not clear up; the server has a group of its own.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._pid, signal.SIGKILL)
+        if self._has_temporary_log and self.log_path is not None and not self._failed:
             self.log_path.unlink(missing_ok=True)
+            self.log_path.parent.rmdir()
+            self.log_path = None
+
+    def restart(self) -> None:
+        """Stop what is left, and start with the same settings; a port that was free to choose may
+        be another one then.
+
+        Raises:
+            VLLMServerError: As `start`.
+        """
+        self.stop()
+        self.start()
 
     def first_error(self) -> str | None:
-        """The first error in the log of the newest start: the others are its consequences."""
-        return vllm_log.first_error(self._log())
+        """The first error in the log of the newest start; most others follow from it."""
+        return first_error(self._log())
 
     def command(self) -> list[str]:
-        """The command line of `vllm serve`."""
+        """The command line of `vllm serve`.
+
+        Raises:
+            VLLMServerError: As `weight_transfer`.
+        """
         config, on_cpu = self.config, is_cpu_build()
         flags: dict[str, Any] = {
             "host": config.host,
             "port": self.port,
             "dtype": config.dtype,
-            "generation-config": "vllm",
-            "logprobs-mode": "processed_logprobs",
-            "max-logprobs": -1,
             "tensor-parallel-size": config.tensor_parallel_size,
             "data-parallel-size": config.data_parallel_size,
+            # The model's own would change the sampling of requests that leave something open.
+            "generation-config": "vllm",
+            # Of the distribution that was sampled from, any number of them: what TRL relies on.
+            "logprobs-mode": "processed_logprobs",
+            "max-logprobs": -1,
         }
         if config.max_model_len is not None:
             flags["max-model-len"] = config.max_model_len
         if config.max_num_seqs is not None:
             flags["max-num-seqs"] = config.max_num_seqs
-        if not on_cpu:
+        if on_cpu:
+            flags["kv-cache-memory-bytes"] = int(config.cpu_kv_cache_gb * 2**30)
+        else:
             flags["gpu-memory-utilization"] = config.gpu_memory_utilization
         if self.weight_transfer is not None:
             flags["weight-transfer-config"] = json.dumps({"backend": self.weight_transfer})
         words = [f"--{name}={value}" for name, value in flags.items()]
         words.append("--disable-uvicorn-access-log")
+        if on_cpu:
+            # A prompt that is cut in two ends the engine if its request has a seed: vLLM rewinds
+            # the random stream then, which a CPU's cannot ("CPU Generator does not use offset").
+            words.append("--no-enable-chunked-prefill")
         if on_cpu if config.enforce_eager is None else config.enforce_eager:
             words.append("--enforce-eager")
         # -P: the working directory is no place to import from.
@@ -263,114 +245,192 @@ class VLLMServer:
         return [*vllm, *words, *config.extra_args]
 
     def environment(self) -> dict[str, str]:
-        """The server's environment: this process's, without what a launcher set for trainers."""
+        """The server's environment: this process's, without what a launcher set for trainers.
+
+        Raises:
+            VLLMServerError: As `weight_transfer`.
+        """
         environment = {
             name: value
             for name, value in os.environ.items()
             if not _LAUNCHER_VARIABLES.fullmatch(name)
         }
-        environment["VLLM_NO_USAGE_STATS"] = "1"
-        if self.weight_transfer is not None:
-            environment["VLLM_SERVER_DEV_MODE"] = "1"
-            plugins = environment.get("VLLM_PLUGINS")
-            if plugins is not None and _PLUGIN not in plugins.split(","):
-                environment["VLLM_PLUGINS"] = f"{plugins},{_PLUGIN}".lstrip(",")
+        environment["VLLM_SERVER_DEV_MODE"] = "0" if self.weight_transfer is None else "1"
+        environment["VLLM_NO_USAGE_STATS"] = environment["DO_NOT_TRACK"] = "1"
+        environment.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", str(_KEEP_ALIVE_SECONDS))
+        plugins = environment.get("VLLM_PLUGINS")
+        if self.weight_transfer == GLOO and plugins is not None:
+            names = [name for name in plugins.split(",") if name not in ("", _PLUGIN)]
+            environment["VLLM_PLUGINS"] = ",".join([*names, _PLUGIN])
         if self.config.devices is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = self.config.devices
+            environment["CUDA_VISIBLE_DEVICES"] = str(self.config.devices)
         if is_cpu_build():
-            threads = self.config.cpu_threads or max((os.cpu_count() or 1) - 1, 1)
-            environment["VLLM_CPU_KVCACHE_SPACE"] = f"{self.config.cpu_kv_cache_gb:g}"
-            environment["OMP_NUM_THREADS"] = str(threads)
+            environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over the flag
+            environment["OMP_NUM_THREADS"] = str(self.config.cpu_threads or default_cpu_threads())
             # Not tied to cores: a trainer, or a second server, works on the same ones.
             environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         return environment
 
-    @property
-    def weight_transfer(self) -> str | None:
-        """The weight-transfer backend, None for none."""
-        if self.config.weight_transfer == "auto":
-            return "gloo" if is_cpu_build() else "nccl"
-        return None if self.config.weight_transfer == "none" else self.config.weight_transfer
+    # The start
 
-    def _spawn(self) -> None:
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        supervisor = Path(__file__).with_name("vllm_supervisor.py")
-        with self.log_path.open("ab") as log:
-            self._log_start = log.tell()
-            self._supervisor = subprocess.Popen(
-                [sys.executable, "-I", str(supervisor), *self.command()],
-                env=self.environment(),
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is this process's to handle
+    def _check_before_start(self) -> None:
+        is_cpu_build()  # an error if there is no vLLM at all
+        path = Path(self.model).expanduser()
+        looks_like_a_path = self.model.count("/") > 1 or self.model.startswith((".", "/", "~"))
+        if looks_like_a_path and not path.is_dir():
+            raise VLLMServerError(
+                f"there is no folder {self.model!r} to serve; give a model's folder, or a hub id"
+            )
+        if not is_loopback(self.config.host) and self.weight_transfer is not None:
+            warnings.warn(
+                f"the vLLM server listens on {self.config.host}: whoever reaches it can replace "
+                "its weights (/init_weight_transfer_engine, /update_weights) and stop it (/pause); "
+                "keep it to 127.0.0.1, or to a network that is yours alone",
+                stacklevel=3,
             )
 
-    def _wait_until_healthy(self) -> None:
-        start = time.monotonic()
+    def _start_once(self) -> None:
+        started = False
         try:
-            with tqdm(bar_format="{desc} {elapsed}", leave=False, disable=None) as progress:
-                while not self._is_healthy():
-                    waited = time.monotonic() - start
-                    if not self.is_alive():
-                        raise VLLMServerError(self._failure("did not start"))
-                    if waited > self.config.startup_timeout_seconds:
-                        raise VLLMServerError(self._failure(f"was not ready after {waited:.0f} s"))
-                    progress.set_description_str(f"vLLM server: {vllm_log.gist(self._log())}")
-                    time.sleep(0.25)
-        except BaseException:
-            self.stop()
+            self._spawn()
+            self._wait_until_healthy()
+            started = True
+        except VLLMServerError:
+            self._failed = True
             raise
+        finally:
+            if not started:  # whatever came in between, Ctrl-C too
+                self.stop()
 
-    def _is_healthy(self) -> bool:
-        opener = build_opener(ProxyHandler({}))  # no proxy stands in between
-        try:
-            with opener.open(f"{self.base_url}/health", timeout=5) as response:
-                return bool(response.status == 200)
-        except (URLError, OSError):
+    def _spawn(self) -> None:
+        if self.log_path is None:
+            self.log_path = Path(tempfile.mkdtemp(prefix="vllm_server_"), "server.log")
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        supervisor = [
+            sys.executable,
+            "-I",
+            "-S",
+            str(Path(__file__).with_name("vllm_supervisor.py")),
+        ]
+        with self.log_path.open("ab") as log:
+            self._log_start = log.tell()
+            self._failed = False
+            self._supervisor = subprocess.Popen(
+                [*supervisor, str(os.getpid()), str(_GRACE_SECONDS), *self.command()],
+                env=self.environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is this process's to handle
+            )
+        atexit.register(self.stop)
+        assert self._supervisor.stdout is not None
+        with self._supervisor.stdout as said:
+            pid = said.readline()
+        self._pid = int(pid) if pid else None
+
+    def _wait_until_healthy(self) -> None:
+        began = time.monotonic()
+        next_line = 0.0
+        with tqdm(bar_format="{desc}", leave=False, disable=None) as bar:
+            while not (self.is_healthy() and self._has_port()):
+                waited = time.monotonic() - began
+                if not self.is_alive():
+                    raise self._failure("did not start")
+                if waited > self.config.startup_timeout_seconds:
+                    raise self._failure(f"was not ready after {waited:.0f} s")
+                text = f"vLLM server starts, {waited:.0f} s: {gist(self._log())}"
+                if not bar.disable:
+                    bar.set_description_str(text)
+                elif waited >= next_line:  # no terminal: a line now and then
+                    _say(text if next_line else f"vLLM server starts, its log is {self.log_path}")
+                    next_line += _PLAIN_PROGRESS_SECONDS
+                time.sleep(_POLL_SECONDS)
+        _say(f"vLLM server ready at {self.base_url} after {time.monotonic() - began:.0f} s")
+
+    def _has_port(self) -> bool:
+        """Whether it is this server that listens: another one may answer at its address."""
+        if self._pid is None:
             return False
+        try:
+            main = psutil.Process(self._pid)
+            return any(
+                connection.status == psutil.CONN_LISTEN and connection.laddr.port == self.port
+                for process in (main, *main.children(recursive=True))
+                for connection in process.net_connections("tcp")
+            )
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.AccessDenied:
+            return True  # nobody may look; it is healthy
 
-    def _failure(self, what: str) -> str:
+    def _failure(self, what: str) -> VLLMServerError:
         error = self.first_error() or "its log names no error"
-        advice = vllm_log.hint(error)
-        self._keeps_log = True
-        lines = [f"the vLLM server for {self.model} {what}: {error}"]
-        lines += [advice] if advice else []
-        return "\n".join([*lines, f"(its log: {self.log_path})"])
+        advice = hint(error)
+        lines = [f"the vLLM server for {self.model} {what}: {error}", f"Its log: {self.log_path}"]
+        if advice is not None:
+            lines.insert(1, f"What to do: {advice}.")
+        kind = _PortTaken if "Address already in use" in error else VLLMServerError
+        return kind("\n".join(lines))
 
     def _log(self) -> str:
-        """What the server has said since its newest start."""
-        with self.log_path.open(encoding="utf-8", errors="replace") as log:
+        if self.log_path is None or not self.log_path.exists():
+            return ""
+        with self.log_path.open("rb") as log:
             log.seek(self._log_start)
-            return log.read()
+            return log.read().decode("utf-8", "replace")
 
 
 def is_cpu_build() -> bool:
-    """Whether the installed vLLM is the one for CPUs, by its metadata (importing it takes seconds).
+    """Whether the installed vLLM is the one for CPUs.
 
     Raises:
         VLLMServerError: There is none.
     """
-    try:
-        return "cpu" in version("vllm")
-    except PackageNotFoundError as error:
+    installed = installed_vllm()
+    if installed is None:
         raise VLLMServerError(
-            "vLLM is not installed; on a machine with a GPU: pip install -c constraints.txt -e "
-            '".[vllm]", on one without: make vllm'
-        ) from error
+            "vLLM is not installed. On a machine with a GPU: "
+            'pip install -c constraints.txt -e ".[vllm]"; on one without: make vllm'
+        )
+    return "cpu" in installed.partition("+")[2]
 
 
-def _free_port(host: str) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+def installed_vllm() -> str | None:
+    """The version of the installed vLLM, such as `0.31.0+cpu`; None if there is none."""
+    try:
+        return version("vllm")
+    except PackageNotFoundError:
+        return None
 
 
-def _check_type(name: str, value: Any, hint: Any) -> None:
-    allowed = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
-    kinds = tuple(typing.get_origin(kind) or kind for kind in allowed)
-    fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
-    if not fits or (isinstance(value, bool) and bool not in kinds):
-        words = " or ".join("none" if k is type(None) else k.__name__ for k in kinds)
-        raise ValueError(f"{name} must be {words}, got {value!r}")
+def default_cpu_threads() -> int:
+    """Threads that compute where nothing else is said: one for each core but one, at least one."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(cores - 1, 1)
+
+
+@contextlib.contextmanager
+def _reserved_port(host: str, port: int | None) -> Iterator[int]:
+    """A free port, or the one that is wanted, kept from everybody but a server that binds it.
+
+    On Linux a second socket may bind a port with SO_REUSEADDR, which vLLM sets, as long as the
+    first one does not listen; no program that asks for any free port is given it.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            holder.bind((host, port or 0))
+        except OSError as error:
+            where = f"{host}, any port" if port is None else f"{host}, port {port}"
+            raise VLLMServerError(
+                f"a vLLM server cannot listen on {where}: {error.strerror or error}. Give another "
+                "host or port; without a port it takes a free one"
+            ) from error
+        if sys.platform != "linux":
+            holder.close()
+        yield port or int(holder.getsockname()[1])
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,9 +1,21 @@
-"""Runs a command, and ends it with all of its descendants when its own starter is gone.
+"""Runs a command and ends it, with all of its descendants, when the process that wanted it is gone.
 
-Started as a script, with the standard library alone: `python -I vllm_supervisor.py COMMAND ...`.
-Its standard input is a pipe whose other end the starter holds: when the starter ends, in order, by
-a crash or by `kill -9`, the pipe closes. Descendants that lose their parent are handed to this
-process (on Linux), so none gets away, whatever sessions or groups they made.
+Not imported but started, with nothing but the standard library, so that it is there at once:
+
+    python -I -S vllm_supervisor.py OWNER_PID GRACE_SECONDS COMMAND ...
+
+Standard input is a pipe whose other end the owner holds and never writes to: its end means stop,
+be it that the owner closed it or that it was killed. Children that the owner forks may hold it open
+for longer, so the owner's pid is watched too. The first line of standard output is the command's
+pid; the command itself writes to standard error. The exit status is the command's (128 + n after
+signal n).
+
+A server whose engine or worker is killed may go on as if nothing were, with requests that nobody
+will answer; so the end of any process that vLLM gave a name (`VLLM::EngineCore`) is the end of all.
+
+Stopping is SIGTERM to the command, and SIGKILL to whatever is left after the grace time. On Linux
+orphans of the command come back to this process (PR_SET_CHILD_SUBREAPER), so that sessions and
+process groups of their own do not hide them. Elsewhere the command's process group is killed.
 """
 
 import contextlib
@@ -16,64 +28,128 @@ import sys
 import time
 from pathlib import Path
 
+# From linux/prctl.h.
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_GRACE_SECONDS = 5.0
+
 _POLL_SECONDS = 0.1
+_KILL_SECONDS = 10.0
+_ENGINE_SECONDS = 0.5
+_ENGINE_GRACE_SECONDS = 5.0
+_ENGINE_PREFIX = os.environ.get("VLLM_PROCESS_NAME_PREFIX", "VLLM") + "::"
 
 
-def main(command: list[str]) -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the starter's to handle
-    stopping = []
-    signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
+def main(owner: int, grace_seconds: float, command: list[str]) -> int:
+    """Run the command; see the module."""
+    asked_to_stop = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: asked_to_stop.append(True))
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    child = subprocess.Popen(
+    process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
-        # Should this process itself be killed, the child is too. There are no other threads here.
-        preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),  # noqa: PLW1509
+        stdout=sys.stderr,
+        start_new_session=True,
+        # Should this process itself be killed, the server stops all the same. One thread: safe.
+        preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),  # noqa: PLW1509
     )
-    while child.poll() is None and not stopping and not _starter_is_gone():
+    print(process.pid, flush=True)
+    engine = _EngineWatch()
+    while process.poll() is None and not asked_to_stop and not _owner_is_gone(owner):
+        if (name := engine.lost()) is not None:
+            # Mostly the server notices, says why and ends.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_ENGINE_GRACE_SECONDS)
+            print(f"vllm_supervisor.py: the server lost its {name}", file=sys.stderr)
+            break
         time.sleep(_POLL_SECONDS)
-    if child.poll() is None:
-        child.terminate()
+    ended_by_itself = process.poll() is not None
+    if not ended_by_itself:
+        process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(_GRACE_SECONDS)
-    # The child may have left its own behind, and those theirs.
-    while _kill_descendants():
-        time.sleep(_POLL_SECONDS)
-    code = child.wait()
-    return code if code >= 0 else 128 - code
+            process.wait(grace_seconds)
+    _kill_descendants(process)
+    status = process.wait()
+    _reap_orphans()
+    if ended_by_itself and status < 0:
+        name = signal.Signals(-status).name
+        print(f"vllm_supervisor.py: the server was ended by {name}", file=sys.stderr)
+    return status if status >= 0 else 128 - status
 
 
-def _starter_is_gone() -> bool:
+class _EngineWatch:
+    """Remembers the processes below this one that vLLM named; on Linux only."""
+
+    def __init__(self) -> None:
+        self._names: dict[int, str] = {}
+        self._next_look = 0.0
+
+    def lost(self) -> str | None:
+        """The name of one that has ended since an earlier call; None if all are there."""
+        if sys.platform != "linux" or time.monotonic() < self._next_look:
+            return None
+        self._next_look = time.monotonic() + _ENGINE_SECONDS
+        parents = _descendants(os.getpid())
+        titles = {}
+        for pid in parents:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+                title = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").rstrip("\0 ")
+                if title.startswith(_ENGINE_PREFIX):
+                    titles[pid] = title
+        for pid, title in titles.items():
+            # A child that a worker forks to run a program has the worker's name until it does.
+            if titles.get(parents[pid]) != title:
+                self._names[pid] = title
+        return next((name for pid, name in self._names.items() if pid not in parents), None)
+
+
+def _owner_is_gone(owner: int) -> bool:
     readable, _, _ = select.select([sys.stdin], [], [], 0)
-    return bool(readable) and os.read(sys.stdin.fileno(), 1) == b""
+    return bool(readable) or os.getppid() != owner
 
 
-def _kill_descendants() -> int:
-    """Kill all descendants that still run, and how many those were."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            # pid (name) state parent ...: the name may hold blanks and brackets
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-            if state != "Z":
-                children.setdefault(int(parent), []).append(int(stat.parent.name))
-    family, new = [], [os.getpid()]
-    while new:
-        new = [child for parent in new for child in children.get(parent, [])]
-        family += new
-    for pid in family:
+def _kill_descendants(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to everything below this process, until nothing is there."""
+    if sys.platform != "linux":
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return len(family)
+            os.killpg(process.pid, signal.SIGKILL)
+        return
+    # A process in an uninterruptible wait (a driver that hangs) may outlast any signal.
+    deadline = time.monotonic() + _KILL_SECONDS
+    while (pids := _descendants(os.getpid())) and time.monotonic() < deadline:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _reap_orphans() -> None:
+    """Take the ended orphans out of the process table; a container's first process may not."""
+    with contextlib.suppress(ChildProcessError):  # none is left
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _descendants(ancestor: int) -> dict[int, int]:
+    """All processes below one, each with its parent; those that have ended apart."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            # pid (name) state parent ...: a name may hold blanks, brackets and any bytes
+            text = stat.read_text(errors="replace")
+            state, parent = text.rpartition(")")[2].split()[:2]
+            if state != "Z":
+                parents[int(stat.parent.name)] = int(parent)
+    found = {ancestor}
+    while below := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= below
+    return {pid: parents[pid] for pid in found - {ancestor}}
 
 
 def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value)
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))

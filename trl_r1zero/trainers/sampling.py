@@ -108,6 +108,11 @@ class SamplingMixin(GRPOTrainer):
             )
         else:
             server = VLLMServerConfig.from_settings(args.vllm_server)
+            if not self.model.name_or_path:
+                raise ValueError(
+                    "vllm_server starts a server, but the model is an object that was loaded from "
+                    "nowhere; save it to a folder, and give the trainer that"
+                )
         return ServerGeneration(
             self.model,
             self.accelerator,

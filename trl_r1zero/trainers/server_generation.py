@@ -242,24 +242,24 @@ class ServerGeneration:
         server = self._engine.server
         if server is None or not self._engine.is_down(within_seconds=5.0):
             return error  # not ours to start again; or it lives and refuses, and would again
-        self._restarts += 1
-        reason = server.first_error() or "no error in its log"
-        if self._restarts > _MAX_RESTARTS_IN_A_ROW:
-            return VLLMServerError(
-                f"the vLLM server died {self._restarts} times in a row, last with: {reason} (log: "
-                f"{server.log_path})"
+        while self._restarts < _MAX_RESTARTS_IN_A_ROW:
+            self._restarts += 1
+            logger.warning(
+                "the vLLM server died (%s; its log: %s); it is started again with current weights",
+                error,
+                server.first_error() or "no error",
             )
-        logger.warning(
-            "the vLLM server died (%s: %s); it is started again with the current weights",
-            error,
-            reason,
+            self._engine.close()
+            try:
+                self._connect()
+            except VLLMServerError as failure:
+                error = failure
+            else:
+                return None
+        return VLLMServerError(
+            f"the vLLM server was started again {self._restarts} times without an answer in "
+            f"between; at last: {error}\nIts log: {server.log_path}"
         )
-        server.stop()
-        try:
-            self._connect()
-        except VLLMServerError as failure:
-            return failure
-        return None
 
     # All processes
 

@@ -31,7 +31,7 @@ _NOT_AN_AXIS = (
     "it is not one of this trainer's surrogates, see SURROGATES in functional/policy_losses.py"
 )
 _FIXED_LOSS = "the loss is advantage x surrogate x aggregation; this term is part of none of them"
-_COLOCATE = "it is for a vLLM inside of the trainer's process; a server's settings are in vllm_server"
+_COLOCATE = "it is for a vLLM inside of the trainer's process; see vllm_server for a server"
 UNSUPPORTED_FIELDS = {
     "delta": f"two-sided clipping: {_NOT_AN_AXIS}",
     "importance_sampling_level": f"sequence-level ratios: {_NOT_AN_AXIS}",

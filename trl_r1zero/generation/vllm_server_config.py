@@ -1,0 +1,131 @@
+"""The settings of a vLLM server."""
+
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from trl_r1zero.data.naming import unknown_name_message
+
+from .weight_transfer import BACKEND as GLOO
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+WEIGHT_TRANSFERS = ("auto", "nccl", GLOO, "none")
+
+
+def _setting(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class VLLMServerConfig:
+    """How a server is started.
+
+    Raises:
+        ValueError: A value is of the wrong type or outside its range.
+    """
+
+    host: str = _setting(
+        "127.0.0.1",
+        "Address to listen on. Whoever reaches it can replace the weights: keep it to this machine "
+        "unless the trainer is on another one and the network is yours.",
+    )
+    port: int | None = _setting(None, "Port to listen on. Unset: a free one.")
+    dtype: str = _setting(
+        "auto",
+        f"What to compute in: {', '.join(DTYPES)}. auto: the model's own if that has 16 bits, else "
+        "one that has; so say float32 if that is meant.",
+    )
+    max_model_len: int | None = _setting(
+        None, "Tokens of a prompt and its completion at most. Unset: what the model allows."
+    )
+    max_num_seqs: int | None = _setting(None, "Completions at a time. Unset: vLLM's choice.")
+    gpu_memory_utilization: float = _setting(
+        0.9, "On a GPU: share of its memory that the server takes."
+    )
+    tensor_parallel_size: int = _setting(1, "Devices that share one copy of the model.")
+    data_parallel_size: int = _setting(1, "Copies of the model.")
+    devices: str | int | None = _setting(
+        None, "CUDA_VISIBLE_DEVICES of the server, such as 1 or '2,3'. Unset: the environment's."
+    )
+    cpu_kv_cache_gb: float = _setting(
+        1.0, "On a CPU: GiB for the key-value cache, taken at the start."
+    )
+    cpu_threads: int | None = _setting(
+        None,
+        "On a CPU: threads that compute, whatever OMP_NUM_THREADS says. Unset: one for each core "
+        "but one, which schedules and answers.",
+    )
+    enforce_eager: bool | None = _setting(
+        None, "No CUDA graphs, no compilation. Unset: so on a CPU, not so on a GPU."
+    )
+    weight_transfer: str = _setting(
+        "auto",
+        f"How new weights arrive: {', '.join(WEIGHT_TRANSFERS)}. auto: nccl on GPUs, gloo on CPUs. "
+        "none: never, and the endpoints for it stay closed.",
+    )
+    startup_timeout_seconds: float = _setting(600.0, "How long the start may take.")
+    extra_args: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Further arguments of `vllm serve`, as they are."},
+    )
+
+    def __post_init__(self) -> None:
+        for name, kind in typing.get_type_hints(type(self)).items():
+            _check_type(name, getattr(self, name), kind)
+        if self.devices is not None:
+            self.devices = str(self.devices)
+        whole = (
+            "max_model_len",
+            "max_num_seqs",
+            "tensor_parallel_size",
+            "data_parallel_size",
+            "cpu_threads",
+        )
+        rules = {
+            **{name: (self._unset_or(name, 1), "at least 1") for name in whole},
+            "host": (self.host != "", "an address, such as 127.0.0.1"),
+            "port": (self._unset_or("port", 1, 65535), "between 1 and 65535"),
+            "dtype": (self.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
+            "gpu_memory_utilization": (0 < self.gpu_memory_utilization <= 1, "in (0, 1]"),
+            "cpu_kv_cache_gb": (self.cpu_kv_cache_gb > 0, "above 0"),
+            "weight_transfer": (
+                self.weight_transfer in WEIGHT_TRANSFERS,
+                f"one of {', '.join(WEIGHT_TRANSFERS)}",
+            ),
+            "startup_timeout_seconds": (self.startup_timeout_seconds > 0, "above 0"),
+        }
+        for name, (holds, allowed) in rules.items():
+            if not holds:
+                raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
+
+    def _unset_or(self, name: str, least: int, most: float = float("inf")) -> bool:
+        value = getattr(self, name)
+        return value is None or least <= value <= most
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> "VLLMServerConfig":
+        """The config that a recipe's mapping says.
+
+        Raises:
+            ValueError: There is a key that is no field, or a value as above.
+        """
+        names = [one.name for one in fields(cls)]
+        for key in settings:
+            if key not in names:
+                raise ValueError(unknown_name_message("setting of a vLLM server", key, names))
+        return cls(**settings)
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    alternatives = typing.get_args(hint) if typing.get_origin(hint) is not list else ()
+    kinds = tuple(typing.get_origin(kind) or kind for kind in alternatives or (hint,))
+    fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+    if isinstance(value, bool):
+        fits = bool in kinds
+    if isinstance(value, list):
+        fits = fits and all(isinstance(item, str) for item in value)
+    if not fits:
+        words = {type(None): "null", list: "a list of str"}
+        allowed = " or ".join(words.get(kind, kind.__name__) for kind in kinds)
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
