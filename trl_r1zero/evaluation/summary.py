@@ -62,10 +62,11 @@ def summarize_evaluation(
             "completions_per_second": len(rows) / seconds,
             "tokens_per_second": metrics["num_tokens"] / seconds,
         }
+    categories = [category(row) for row in rows]
     return {
         **_known(metrics),
-        "categories": {name: _share(rows, name) for name in CATEGORIES},
-        "rules": _rules(rows),
+        "categories": {name: _share(rows, categories, name) for name in CATEGORIES},
+        "rules": _rules(rows, categories),
         "finish_reasons": dict(
             Counter(r.extra["finish_reason"] for r in rows if "finish_reason" in r.extra)
         ),
@@ -161,9 +162,11 @@ def _majority_at_k(by_example: Sequence[Sequence[GradedCompletion]]) -> dict[str
     return metrics
 
 
-def _share(rows: Sequence[GradedCompletion], name: str) -> dict[str, float]:
-    of_category = [row for row in rows if category(row) == name]
-    shares = per_example(rows, [float(category(row) == name) for row in rows])
+def _share(
+    rows: Sequence[GradedCompletion], categories: Sequence[str], name: str
+) -> dict[str, float]:
+    of_category = [row for row, own in zip(rows, categories, strict=True) if own == name]
+    shares = per_example(rows, [float(own == name) for own in categories])
     return {
         "count": len(of_category),
         **_known(
@@ -176,13 +179,14 @@ def _share(rows: Sequence[GradedCompletion], name: str) -> dict[str, float]:
     }
 
 
-def _rules(rows: Sequence[GradedCompletion]) -> dict[str, dict[str, int]]:
+def _rules(
+    rows: Sequence[GradedCompletion], categories: Sequence[str]
+) -> dict[str, dict[str, int]]:
     """How often each rule decided, by category, the most frequent first."""
-    ruled = [row for row in rows if row.extra.get("rule") is not None]
-    counts = {
-        name: Counter(str(row.extra["rule"]) for row in ruled if category(row) == name)
-        for name in CATEGORIES
-    }
+    counts: dict[str, Counter[str]] = {name: Counter() for name in CATEGORIES}
+    for row, own in zip(rows, categories, strict=True):
+        if row.extra.get("rule") is not None:
+            counts[own][str(row.extra["rule"])] += 1
     return {name: dict(counter.most_common()) for name, counter in counts.items() if counter}
 
 
