@@ -16,6 +16,7 @@ def launch(
     *arguments: str,
     processes: int = 1,
     accelerate_config: Path = REPOSITORY / "accelerate_configs" / "cpu.yaml",
+    timeout_seconds: float = 300,
 ) -> subprocess.CompletedProcess:
     """Run `recipes/grpo.py` on a recipe, written beside the output folder."""
     output_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -42,6 +43,6 @@ def launch(
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout_seconds,
         check=False,
     )
