@@ -106,7 +106,7 @@ def test_filters_reach_vllm(completions):
 
 def test_a_stream_that_is_given_up_leaves_nothing(offline_vllm, completions):
     # How many are left depends on how far vLLM's own process is.
-    assert re.match(r"RuntimeError: the vllm\.LLM has [1-7] unfinished", offline_vllm["busy"])
+    assert re.match(r"RuntimeError: the vllm\.LLM has [1-9]\d* unfinished", offline_vllm["busy"])
     assert offline_vllm["left_after_close"] == 0
     assert completions("after_close") == completions("sampled")
 
