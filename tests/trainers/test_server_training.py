@@ -17,7 +17,8 @@ from trl_r1zero.generation.vllm_server import VLLMServerError
 from trl_r1zero.task_arguments import TaskArguments
 from trl_r1zero.trainers import read_metrics
 
-pytestmark = pytest.mark.slow
+# Servers that start, and DeepSpeed's first start, which compiles, take minutes on a busy machine.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 RECIPE = {
     "task": "chain_arithmetic",
@@ -79,7 +80,6 @@ def four_steps(vllm_server, served_model_folder, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.timeout(900)  # DeepSpeed's first start compiles, which takes minutes on a busy machine
 @pytest.mark.parametrize("sharding", ["zero2", "zero3", "fsdp2"])
 def test_sharded_over_two_processes_the_numbers_are_those_of_one(
     sharding, vllm_server, served_model_folder, four_steps, tmp_path
