@@ -77,6 +77,38 @@ class Completion:
         return float(np.mean(self.entropies)) if self.entropies else None
 
 
+def check_rows(prompt_ids: Sequence[Sequence[int]], seeds: Sequence[int]) -> None:
+    """What every engine wants of its rows.
+
+    Raises:
+        ValueError: The number of seeds is not that of the prompts, or a prompt is empty.
+    """
+    if len(seeds) != len(prompt_ids):
+        raise ValueError(
+            f"got {len(prompt_ids)} prompts but {len(seeds)} seeds; give one for each prompt"
+        )
+    for row, ids in enumerate(prompt_ids):
+        if len(ids) == 0:
+            raise ValueError(
+                f"prompt {row} has no tokens; a causal model needs at least one to go on from"
+            )
+
+
+def check_context(prompt_ids: Sequence[Sequence[int]], max_tokens: int, max_model_len: int) -> None:
+    """Whether prompts and completions fit into vLLM's context, in tokens.
+
+    Raises:
+        ValueError: A prompt and its `max_tokens` new tokens are more than `max_model_len`.
+    """
+    for row, ids in enumerate(prompt_ids):
+        if len(ids) + max_tokens > max_model_len:
+            raise ValueError(
+                f"prompt {row} has {len(ids)} tokens, which with max_tokens {max_tokens} is more "
+                f"than max_model_len {max_model_len}; lower max_tokens, or give vLLM a larger "
+                "max_model_len"
+            )
+
+
 def in_order(rows: Iterable[tuple[int, Completion]]) -> list[Completion]:
     """The completions of a stream, in the order of its prompts."""
     return [completion for _, completion in sorted(rows, key=lambda pair: pair[0])]

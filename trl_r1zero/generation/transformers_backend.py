@@ -30,7 +30,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from .sampling import Completion, SamplingConfig, cut_after_stop, in_order
+from .sampling import Completion, SamplingConfig, check_rows, cut_after_stop, in_order
 
 # Finished rows leave once they are this share of the batch: copying the cache costs about as much
 # as one step, so leaving one by one would not pay.
@@ -92,15 +92,7 @@ def stream(
     Raises:
         ValueError: A prompt is empty, the number of seeds is wrong, or there is no pad token.
     """
-    if len(seeds) != len(prompt_ids):
-        raise ValueError(
-            f"got {len(prompt_ids)} prompts but {len(seeds)} seeds; give one for each prompt"
-        )
-    for row, ids in enumerate(prompt_ids):
-        if len(ids) == 0:
-            raise ValueError(
-                f"prompt {row} has no tokens; a causal model needs at least one to go on from"
-            )
+    check_rows(prompt_ids, seeds)
     if tokenizer.pad_token_id is None:
         raise ValueError(
             "the tokenizer has no pad token; set tokenizer.pad_token (the eos token will do)"

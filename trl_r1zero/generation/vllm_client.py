@@ -20,7 +20,7 @@ import aiohttp
 import requests
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .sampling import Completion, SamplingConfig
+from .sampling import Completion, SamplingConfig, check_context, check_rows
 from .vllm_server import VLLMServer, VLLMServerConfig, VLLMServerError
 
 # More than vLLM runs at a time by default (max_num_seqs): its waiting queue must not run dry.
@@ -133,7 +133,8 @@ class VLLMServerEngine:
             VLLMServerError: The server refused a request.
             VLLMConnectionError: It cannot be reached, or cut a request off.
         """
-        self._check_prompts(prompt_ids, sampling, seeds)
+        check_rows(prompt_ids, seeds)
+        check_context(prompt_ids, sampling.max_tokens, self.max_model_len)
         bodies = [
             self._completion_request(ids, sampling, seed)
             for ids, seed in zip(prompt_ids, seeds, strict=True)
@@ -155,25 +156,6 @@ class VLLMServerEngine:
             float(position[str(token)]["logprob"])
             for position, token in zip(choice["prompt_logprobs"][1:], prompt_ids[1:], strict=True)
         ]
-
-    def _check_prompts(
-        self, prompt_ids: Sequence[Sequence[int]], sampling: SamplingConfig, seeds: Sequence[int]
-    ) -> None:
-        if len(seeds) != len(prompt_ids):
-            raise ValueError(
-                f"got {len(prompt_ids)} prompts but {len(seeds)} seeds; give one for each prompt"
-            )
-        for row, ids in enumerate(prompt_ids):
-            if len(ids) == 0:
-                raise ValueError(
-                    f"prompt {row} has no tokens; a causal model needs at least one to go on from"
-                )
-            if len(ids) + sampling.max_tokens > self.max_model_len:
-                raise ValueError(
-                    f"prompt {row} has {len(ids)} tokens, and up to {sampling.max_tokens} new ones "
-                    f"may follow, but the server's context is {self.max_model_len} tokens; sample "
-                    "fewer, or start the server with a larger max_model_len"
-                )
 
     def _completion_request(
         self, ids: Sequence[int], sampling: SamplingConfig, seed: int

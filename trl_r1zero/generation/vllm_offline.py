@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from .sampling import Completion, SamplingConfig
+from .sampling import Completion, SamplingConfig, check_context, check_rows
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
@@ -221,7 +221,8 @@ class OfflineVLLMEngine:
         """
         from vllm.inputs import tokens_input
 
-        self._check(prompt_ids, sampling, seeds)
+        check_rows(prompt_ids, seeds)
+        check_context(prompt_ids, sampling.max_tokens, self.llm.model_config.max_model_len)
         engine = self.llm.llm_engine
         if engine.has_unfinished_requests():
             raise RuntimeError(
@@ -251,29 +252,6 @@ class OfflineVLLMEngine:
         if self._owns_llm:
             self._owns_llm = False
             self.llm.llm_engine.engine_core.shutdown(timeout=_SHUTDOWN_SECONDS)
-
-    def _check(
-        self,
-        prompt_ids: Sequence[Sequence[int]],
-        sampling: SamplingConfig,
-        seeds: Sequence[int],
-    ) -> None:
-        if len(seeds) != len(prompt_ids):
-            raise ValueError(
-                f"got {len(prompt_ids)} prompts but {len(seeds)} seeds; give one for each prompt"
-            )
-        limit = self.llm.model_config.max_model_len
-        for row, ids in enumerate(prompt_ids):
-            if len(ids) == 0:
-                raise ValueError(
-                    f"prompt {row} has no tokens; a causal model needs at least one to go on from"
-                )
-            if len(ids) + sampling.max_tokens > limit:
-                raise ValueError(
-                    f"prompt {row} has {len(ids)} tokens, which with max_tokens "
-                    f"{sampling.max_tokens} is more than max_model_len {limit}; lower max_tokens, "
-                    "or load the model with a larger max_model_len"
-                )
 
 
 def _completion(output: Any, log_probs: bool) -> Completion:
