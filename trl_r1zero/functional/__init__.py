@@ -20,6 +20,7 @@ from trl_r1zero.functional.masking import masked_mean, masked_normalize, zero_un
 from trl_r1zero.functional.microbatch import (
     grpo_microbatch_loss,
     grpo_microbatch_train_step,
+    sft_microbatch_loss,
     sft_microbatch_train_step,
 )
 from trl_r1zero.functional.policy_losses import (
@@ -55,6 +56,7 @@ __all__ = [
     "log_probs_from_logits",
     "masked_mean",
     "masked_normalize",
+    "sft_microbatch_loss",
     "sft_microbatch_train_step",
     "zero_unselected",
 ]

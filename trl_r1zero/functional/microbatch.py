@@ -3,9 +3,9 @@
 Shape legend: B sequences of this micro-batch, T length.
 
 Both steps are `aggregate_loss` for a train batch that is cut into `gradient_accumulation_steps`
-micro-batches of B sequences each: num_sequences = B * gradient_accumulation_steps. The trainer
-calls `grpo_microbatch_loss`, which takes the true numbers of any train batch, and does its own
-backward.
+micro-batches of B sequences each: num_sequences = B * gradient_accumulation_steps. The trainers
+call `sft_microbatch_loss` and `grpo_microbatch_loss`, which take the true numbers of any train
+batch, and do their own backward.
 """
 
 import torch
@@ -25,6 +25,41 @@ def _num_sequences(policy_log_probs: torch.Tensor, gradient_accumulation_steps: 
     return policy_log_probs.shape[0] * gradient_accumulation_steps
 
 
+def sft_microbatch_loss(
+    policy_log_probs: torch.Tensor,
+    response_mask: torch.Tensor,
+    *,
+    num_sequences: float,
+    normalize_constant: float = 1.0,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    r"""One micro-batch's share of the negative log-likelihood of its train batch's responses.
+
+    .. math:: L = -\frac{1}{\text{num\_sequences}}
+              \sum_b \frac{\sum_t m_{bt} \ln \pi_\theta(y_{bt})}{\text{normalize\_constant}}
+
+    Args:
+        policy_log_probs: (B, T), in nats, with graph.
+        response_mask: (B, T), bool or 0/1.
+        num_sequences: sequences of the whole train batch, over all micro-batches and ranks.
+        normalize_constant: divisor of each sequence's sum, above 0.
+
+    Returns:
+        The loss, a scalar with graph; and metadata without graph: `num_response_tokens` (a scalar
+        count).
+
+    Raises:
+        ValueError: shapes do not fit; num_sequences or normalize_constant not above 0.
+    """
+    loss = aggregate_loss(
+        -policy_log_probs,
+        response_mask,
+        "masked_normalize",
+        num_sequences=num_sequences,
+        normalize_constant=normalize_constant,
+    )
+    return loss, {"num_response_tokens": response_mask.to(torch.bool).sum()}
+
+
 def sft_microbatch_train_step(
     policy_log_probs: torch.Tensor,
     response_mask: torch.Tensor,
@@ -32,6 +67,8 @@ def sft_microbatch_train_step(
     normalize_constant: float = 1.0,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     r"""Negative log-likelihood of the responses; calls backward.
+
+    `sft_microbatch_loss` with num_sequences = B * gradient_accumulation_steps:
 
     .. math:: L = -\frac{1}{B \cdot \text{gradient\_accumulation\_steps}}
               \sum_b \frac{\sum_t m_{bt} \ln \pi_\theta(y_{bt})}{\text{normalize\_constant}}
@@ -50,15 +87,14 @@ def sft_microbatch_train_step(
         ValueError: shapes do not fit; gradient_accumulation_steps below 1; normalize_constant not
             above 0.
     """
-    loss = aggregate_loss(
-        -policy_log_probs,
+    loss, metadata = sft_microbatch_loss(
+        policy_log_probs,
         response_mask,
-        "masked_normalize",
         num_sequences=_num_sequences(policy_log_probs, gradient_accumulation_steps),
         normalize_constant=normalize_constant,
     )
     loss.backward()
-    return loss.detach(), {"num_response_tokens": response_mask.to(torch.bool).sum()}
+    return loss.detach(), metadata
 
 
 def _weigh_tokens(
