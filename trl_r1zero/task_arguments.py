@@ -81,18 +81,27 @@ class TaskArguments(TaskSelection):
     def load(self) -> "LoadedTask":
         """Read prompt, data and reward."""
         from trl_r1zero.data.rows import build_dataset
-        from trl_r1zero.trainers.rewards import TRLReward
 
         task, prompt = self.load_task()
-        reward_fn, workers = self.load_reward(task, prompt)
         return LoadedTask(
             prompt=prompt,
-            reward=TRLReward(
-                reward_fn, workers=workers, deadline_seconds=self.reward_deadline_seconds
-            ),
+            reward=self.load_trl_reward(task, prompt),
             train_dataset=build_dataset(task.load(self.train_data, "train"), prompt),
-            eval_dataset=build_dataset(task.load(self.eval_data, "validation"), prompt),
+            eval_dataset=self.load_validation(task, prompt),
         )
+
+    def load_trl_reward(self, task: Task, prompt: Prompt) -> "TRLReward":
+        """The reward as trainers take it; its workers, if any, start now."""
+        from trl_r1zero.trainers.rewards import TRLReward
+
+        reward_fn, workers = self.load_reward(task, prompt)
+        return TRLReward(reward_fn, workers=workers, deadline_seconds=self.reward_deadline_seconds)
+
+    def load_validation(self, task: Task, prompt: Prompt) -> "Dataset":
+        """The validation problems, with columns `prompt` and `ground_truth` among others."""
+        from trl_r1zero.data.rows import build_dataset
+
+        return build_dataset(task.load(self.eval_data, "validation"), prompt)
 
 
 @dataclass

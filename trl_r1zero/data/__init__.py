@@ -3,6 +3,8 @@
 * `tokenization`: prompt and output strings (or ids) to `input_ids`, `labels`, `response_mask`
 * `prompts`: prompt templates as text files that carry their stop strings
 * `tasks`: a task owns where its examples come from, how an answer is graded, and its default prompt
-* `rows`: examples and a prompt to the `datasets.Dataset` that a trainer reads
+* `traces`: prompts with written responses, for supervised fine-tuning, and what selects them
+* `trace_doctor`: what is wrong with traces, and how long they are
+* `rows`: examples and a prompt, or traces, to the `datasets.Dataset` that a trainer reads
 * `embedded_tokenizer`: the tokenizer of the small model of the embedded task
 """

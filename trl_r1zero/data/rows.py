@@ -1,4 +1,4 @@
-"""Examples and a prompt to the rows that a trainer or an evaluation reads."""
+"""Examples and a prompt, or traces, to the rows that a trainer or an evaluation reads."""
 
 import json
 from collections.abc import Sequence
@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from trl_r1zero.data.prompts import Prompt
 from trl_r1zero.data.tasks.base import Example
+from trl_r1zero.data.traces import Trace
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["build_dataset"]
+__all__ = ["build_dataset", "build_trace_dataset"]
 
 OWN_COLUMNS = ("prompt", "question", "ground_truth")
 
@@ -31,20 +32,40 @@ def build_dataset(examples: Sequence[Example], prompt: Prompt) -> "Dataset":
 
     if not examples:
         raise ValueError("got no examples; give at least one")
-    any_list = any(isinstance(example.ground_truth, list) for example in examples)
     columns: dict[str, list[Any]] = {
         "prompt": [prompt.format(example.question) for example in examples],
         "question": [example.question for example in examples],
-        "ground_truth": [
-            [example.ground_truth]
-            if any_list and isinstance(example.ground_truth, str)
-            else example.ground_truth
-            for example in examples
-        ],
+        "ground_truth": _of_one_type([example.ground_truth for example in examples]),
     }
     for key in dict.fromkeys(key for example in examples for key in example.metadata):
         columns[key] = _metadata_column(key, examples)
     return Dataset.from_dict(columns)
+
+
+def build_trace_dataset(traces: Sequence[Trace]) -> "Dataset":
+    """Returns a data set of `prompt` (formatted), `response`, and, where all traces have one,
+    `ground_truth` (of one type, as in `build_dataset`). Rows keep the order of `traces`.
+
+    Raises:
+        ValueError: no traces.
+    """
+    from datasets import Dataset
+
+    if not traces:
+        raise ValueError("got no traces; give at least one")
+    columns: dict[str, list[Any]] = {
+        "prompt": [trace.prompt for trace in traces],
+        "response": [trace.response for trace in traces],
+    }
+    truths = [trace.ground_truth for trace in traces if trace.ground_truth is not None]
+    if len(truths) == len(traces):
+        columns["ground_truth"] = _of_one_type(truths)
+    return Dataset.from_dict(columns)
+
+
+def _of_one_type(ground_truths: Sequence[str | list[str]]) -> list[Any]:
+    any_list = any(isinstance(truth, list) for truth in ground_truths)
+    return [[t] if any_list and isinstance(t, str) else t for t in ground_truths]
 
 
 def _metadata_column(key: str, examples: Sequence[Example]) -> list[Any]:

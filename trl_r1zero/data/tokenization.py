@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["pad_and_shift", "tokenize_prompt_and_output"]
+__all__ = ["pad_and_shift", "tokenize_prompt_and_output", "tokenize_separately"]
 
 
 def tokenize_prompt_and_output(
@@ -53,6 +53,19 @@ def tokenize_prompt_and_output(
             "got a tokenizer whose pad_token_id is None; set one first, for example "
             "tokenizer.pad_token = tokenizer.eos_token"
         )
+    prompt_ids, output_ids = tokenize_separately(prompt_strs, output_strs, tokenizer)
+    return pad_and_shift(prompt_ids, output_ids, tokenizer.pad_token_id)
+
+
+def tokenize_separately(
+    prompt_strs: list[str], output_strs: list[str], tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Returns the token ids of B >= 1 prompts and of B outputs, as `tokenize_prompt_and_output`
+    joins them.
+
+    Raises:
+        ValueError: a tokenizer that appends special tokens to a text.
+    """
     prompt_ids = tokenizer(prompt_strs)["input_ids"]
     output_ids = tokenizer(output_strs, add_special_tokens=False)["input_ids"]
 
@@ -63,7 +76,7 @@ def tokenize_prompt_and_output(
             f"got a tokenizer that appends special tokens ({prompt_ids[0][-1]}) after the prompt; "
             "use one that adds special tokens only at the beginning"
         )
-    return pad_and_shift(prompt_ids, output_ids, tokenizer.pad_token_id)
+    return prompt_ids, output_ids
 
 
 def pad_and_shift(

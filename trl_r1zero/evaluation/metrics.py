@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trl_r1zero.rewards import is_correct
+
 # Columns of a row that are attributes of `GradedCompletion`; its rewards are further numbers.
 _COLUMNS = (
     "example",
@@ -50,7 +52,7 @@ class GradedCompletion:
     @property
     def correct(self) -> bool:
         """Answer reward (total reward, where there are no parts) above 0."""
-        return self.rewards.get("answer_reward", self.rewards["reward"]) > 0
+        return is_correct(self.rewards)
 
     def as_row(self) -> dict[str, Any]:
         """One flat dict, as tables of generations hold it; the numbers only with an example."""

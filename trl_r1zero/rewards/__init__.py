@@ -5,7 +5,13 @@ from .bounds import LIMITS, bound_counts, reset_bound_counts
 from .extraction import parse_gsm8k_response, parse_mmlu_response
 from .math_reward import math_reward_fn
 from .pool import PoolResult, RewardPool
-from .registry import REWARDS, resolve_reward, reward_and_explanation, reward_and_rule
+from .registry import (
+    REWARDS,
+    is_correct,
+    resolve_reward,
+    reward_and_explanation,
+    reward_and_rule,
+)
 from .reward_functions import Explanation, explain, question_only_reward_fn, r1_zero_reward_fn
 
 __all__ = [
@@ -16,6 +22,7 @@ __all__ = [
     "RewardPool",
     "bound_counts",
     "explain",
+    "is_correct",
     "math_reward_fn",
     "parse_gsm8k_response",
     "parse_mmlu_response",

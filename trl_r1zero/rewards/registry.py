@@ -1,7 +1,7 @@
 """Reward functions by name, as recipes call them. To add one, add a line to `REWARDS`."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, Literal
 
@@ -59,6 +59,11 @@ def resolve_reward(name: str) -> RewardFn:
     if not callable(function):
         raise ValueError(f"reward: module {module_name!r} has no function {attribute!r}")
     return function
+
+
+def is_correct(parts: Mapping[str, float]) -> bool:
+    """Answer reward (total reward, where there are no parts) above 0."""
+    return parts.get("answer_reward", parts["reward"]) > 0
 
 
 def reward_and_rule(

@@ -6,13 +6,13 @@ from dataclasses import fields
 from typing import Any
 
 from trl_r1zero.data.naming import unknown_name_message
-from trl_r1zero.data.tasks.base import Example, Task
+from trl_r1zero.data.tasks.base import Example, Solution, Task
 from trl_r1zero.data.tasks.chain_arithmetic import ChainArithmeticTask
 from trl_r1zero.data.tasks.countdown import CountdownTask
 from trl_r1zero.data.tasks.gsm8k import Gsm8kTask
 from trl_r1zero.data.tasks.math import MathTask
 
-__all__ = ["TASKS", "Example", "Task", "get_task"]
+__all__ = ["TASKS", "Example", "Solution", "Task", "get_task"]
 
 TASKS: dict[str, type[Task]] = {
     "math": MathTask,

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, ClassVar
 
+from trl_r1zero.data.jsonl import Row
 from trl_r1zero.data.naming import unknown_name_message
 from trl_r1zero.data.prompts import Prompt
 from trl_r1zero.rewards import question_only_reward_fn, r1_zero_reward_fn
 
-__all__ = ["MATH_REWARDS", "Example", "GeneratedTask", "RewardFn", "Task", "take"]
+__all__ = ["MATH_REWARDS", "Example", "GeneratedTask", "RewardFn", "Solution", "Task", "take"]
 
 RewardFn = Callable[[str, str | list[str]], dict[str, float]]
 
@@ -41,6 +42,23 @@ class Example:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Solution:
+    """One question, worked out.
+
+    Attributes:
+        question: goes into the prompt's `{question}`.
+        working: the solution in words, without what a prompt's answer format adds (tags).
+        answer: the final answer, which is the ground truth too.
+        where: the place it came from, for messages.
+    """
+
+    question: str
+    working: str
+    answer: str
+    where: str
+
+
 class Task(ABC):
     """Base of all tasks: a frozen dataclass whose fields are its settings (`task_args`)."""
 
@@ -61,6 +79,23 @@ class Task(ABC):
                 this says nothing about it.
             limit: at most so many, from the start; rows after them are not read. None: all.
         """
+
+    def solutions(self, rows: Iterator[Row] | None, split: str = "train") -> Iterator[Solution]:
+        """Yields the worked solutions of a split, in a fixed order; for supervised fine-tuning.
+
+        Args:
+            rows: of the source that was given; None if none was, for tasks that generate their
+                examples, or that have a usual source.
+            split: as in `load`, where `rows` is None.
+
+        Raises:
+            ValueError: the task has no worked solutions, or a row has none.
+        """
+        raise ValueError(
+            f"task {self.name!r}: got {'no source' if rows is None else 'problems'}, expected "
+            "traces, for this task has no worked solutions; give a source whose rows have the "
+            "fields prompt and response"
+        )
 
     def reward_fn(self, prompt: Prompt) -> RewardFn:
         """Returns the function `(response, ground_truth) -> {"format_reward", "answer_reward",

@@ -12,12 +12,21 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar
 
-from trl_r1zero.data.tasks.base import Example, GeneratedTask
+from trl_r1zero.data.jsonl import Row
+from trl_r1zero.data.tasks.base import Example, GeneratedTask, Solution
 from trl_r1zero.data.tasks.splitting import distinct_examples
 
-__all__ = ["ChainArithmeticTask", "TraceNoise", "noisy_trace", "parse_chain", "solve_trace"]
+__all__ = [
+    "ChainArithmeticTask",
+    "TraceNoise",
+    "noisy_trace",
+    "parse_chain",
+    "solve_steps",
+    "solve_trace",
+]
 
 MAX_VALUE = 49
 QUESTION = re.compile(r"(?:0|[1-9]\d*)(?: [+-] (?:0|[1-9]\d*))+", re.ASCII)
@@ -63,6 +72,18 @@ class ChainArithmeticTask(GeneratedTask):
         count = {"train": self.num_train, "validation": self.num_validation}[split]
         return distinct_examples(self._draw, self.name, self.seed, split, count)
 
+    def solutions(self, rows: Iterator[Row] | None, split: str = "train") -> Iterator[Solution]:
+        """Yields the honest steps of each generated chain; see `Task.solutions`."""
+        if rows is not None:
+            raise ValueError(
+                f"task {self.name!r}: got problems, expected traces or no source, for this task "
+                "generates its problems; remove the source, or give one whose rows have the fields "
+                "prompt and response"
+            )
+        for number, example in enumerate(self.load(split=split)):
+            working, answer = solve_steps(example.question)
+            yield Solution(example.question, working, answer, f"{self.name} {split} row {number}")
+
     def _draw(self, rng: random.Random) -> Example:
         value = rng.randint(0, MAX_VALUE)
         question = str(value)
@@ -105,6 +126,7 @@ class TraceNoise:
 
 HONEST = TraceNoise(guess=0.0, step_error=0.0, bad_format=0.0, recheck=0.0)
 WRONG_BY = (-10, -3, -2, -1, 1, 2, 3, 10)
+STEP_SEPARATOR = " ; "
 GOOD_FORMAT = " </think> <answer> {value} </answer>"
 BAD_FORMATS = (
     " </think> {value}",
@@ -131,7 +153,19 @@ def solve_trace(question: str) -> str:
     `14 + 5 + 9 - 8` -> ` 14 + 5 = 19 ; 19 + 9 = 28 ; 28 - 8 = 20 </think> <answer> 20 </answer>`.
     It begins with a space, as the prompt ends in `<think>`; it has no end-of-text token.
     """
-    return noisy_trace(question, random.Random(0), HONEST)
+    working, answer = solve_steps(question)
+    return f" {working}" + GOOD_FORMAT.format(value=answer)
+
+
+def solve_steps(question: str) -> tuple[str, str]:
+    """Returns the honest steps for this question, and the final value.
+
+    `14 + 5 - 8` -> `("14 + 5 = 19 ; 19 - 8 = 11", "11")`.
+    """
+    first, steps = parse_chain(question)
+    values = list(accumulate(steps, initial=first))
+    lines = map(_line, values, steps, values[1:])
+    return STEP_SEPARATOR.join(lines), str(values[-1])
 
 
 def noisy_trace(question: str, rng: random.Random, noise: TraceNoise = TraceNoise()) -> str:
@@ -152,7 +186,7 @@ def noisy_trace(question: str, rng: random.Random, noise: TraceNoise = TraceNois
         if rng.random() < noise.recheck:
             value = _result(before, steps[-1:], rng, noise.step_error)
             lines.append(_line(before, steps[-1], value))
-        working = " " + " ; ".join(lines)
+        working = " " + STEP_SEPARATOR.join(lines)
     formats = BAD_FORMATS if rng.random() < noise.bad_format else (GOOD_FORMAT,)
     return working + rng.choice(formats).format(value=value)
 

@@ -1,0 +1,386 @@
+"""What is wrong with traces, and how long they are: a report before they are trained on."""
+
+import math
+import re
+import statistics
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trl_r1zero.data.traces import BETWEEN_TAGS, Trace, count_questions, has_wrong_whitespace
+
+__all__ = ["Finding", "LengthSummary", "Place", "TraceReport", "examine_traces"]
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+SHOWN_PLACES = 3
+AROUND = 25  # characters of an excerpt on either side of a fault
+MAX_BINS = 10
+WIDTH = 100
+WHERE_WIDTH = 40
+BAR_WIDTH = 40
+
+
+@dataclass(frozen=True)
+class Place:
+    """A row with a fault: where it is, and the text around the fault as Python writes it (so white
+    space is to be seen, and nothing in it steers a terminal), or what else tells the fault."""
+
+    where: str
+    excerpt: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of fault.
+
+    Attributes:
+        problem: what is wrong, in words.
+        advice: what to do about it.
+        rows: how many rows have it; 0 for a fault that was looked for and not found.
+        places: the first few of them.
+    """
+
+    problem: str
+    advice: str
+    rows: int
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class LengthSummary:
+    """Of lengths in tokens; `percentile_95` is the smallest length that at least 95 % of the rows
+    do not exceed."""
+
+    min: int
+    median: float
+    percentile_95: int
+    max: int
+
+
+@dataclass(frozen=True)
+class TraceReport:
+    """What `examine_traces` found.
+
+    Attributes:
+        rows, questions: how many traces there are, and how many different prompts.
+        findings: every fault that was looked for, found or not, by its name.
+        lengths: of `prompt`, `response` and `total`, in tokens.
+        histogram: (from, to, rows) of total lengths; both ends belong to the bin, and the last one
+            takes in the few longest rows.
+    """
+
+    rows: int
+    questions: int
+    findings: dict[str, Finding]
+    lengths: dict[str, LengthSummary]
+    histogram: tuple[tuple[int, int, int], ...]
+
+    @property
+    def healthy(self) -> bool:
+        """True if no fault was found."""
+        return not any(finding.rows for finding in self.findings.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as data that JSON can hold."""
+        return {
+            **asdict(self),
+            "findings": {
+                name: {**asdict(finding), "places": [asdict(place) for place in finding.places]}
+                for name, finding in self.findings.items()
+            },
+            "histogram": [list(bin_) for bin_ in self.histogram],
+        }
+
+    def to_text(self) -> str:
+        """The report for a terminal, at most 100 columns wide: faults first, then the facts."""
+        lines = [f"Traces: {self.rows:,} rows, different questions: {self.questions:,}"]
+        for finding in self.findings.values():
+            if finding.rows:
+                lines += _finding_lines(finding, self.rows)
+        healthy = [finding.problem for finding in self.findings.values() if not finding.rows]
+        if healthy:
+            lines += _wrapped(f"Not found: {'; '.join(healthy)}.", "  ")
+        lines.append("Tokens          min    median  95th perc.       max")
+        for name, of in self.lengths.items():
+            lines.append(
+                f"  {name:<8}{of.min:>9,}{of.median:>10,.7g}{of.percentile_95:>12,}{of.max:>10,}"
+            )
+        lines.append("Rows by total tokens")
+        return "\n".join([*lines, *_bars(self.histogram)])
+
+
+def examine_traces(
+    traces: Sequence[Trace],
+    lengths: Sequence[tuple[int, int]],
+    *,
+    answer_format: str,
+    max_length: int | None,
+    eval_prompts: Iterable[str] = (),
+) -> TraceReport:
+    """Looks for the known faults of traces; nothing is changed.
+
+    Args:
+        traces: at least one.
+        lengths: tokens of the prompt and tokens of the response, for each trace.
+        answer_format: of the prompt; tags are looked at for "tags" only.
+        max_length: prompt and response together should have at most so many tokens. None: no limit.
+        eval_prompts: formatted prompts of the validation set. Empty: no overlap is looked for.
+
+    Raises:
+        ValueError: no traces, or not one pair of lengths for each.
+    """
+    if not traces:
+        raise ValueError("got no traces, expected at least one")
+    if len(lengths) != len(traces):
+        raise ValueError(
+            f"got {len(lengths)} lengths for {len(traces)} traces; give a pair for each trace"
+        )
+    totals = [prompt + response for prompt, response in lengths]
+    findings = {"empty_response": _find(traces, *EMPTY_RESPONSE)}
+    if answer_format == "tags":
+        findings |= {name: _find(traces, *check) for name, check in TAG_CHECKS.items()}
+    findings["duplicates"] = _duplicates(traces)
+    known = {_collapsed(prompt) for prompt in eval_prompts}
+    if known:
+        findings["in_validation"] = _in_validation(traces, known)
+    if max_length is not None:
+        findings["too_long"] = _too_long(traces, totals, max_length)
+    return TraceReport(
+        rows=len(traces),
+        questions=count_questions(traces),
+        findings=findings,
+        lengths={
+            "prompt": _summary([prompt for prompt, _ in lengths]),
+            "response": _summary([response for _, response in lengths]),
+            "total": _summary(totals),
+        },
+        histogram=_histogram(totals),
+    )
+
+
+# Faults of one row. A check takes a trace and returns an excerpt, None if the trace is fine.
+
+Check = Callable[[Trace], str | None]
+
+
+def _find(traces: Sequence[Trace], problem: str, advice: str, check: Check) -> Finding:
+    places = [
+        Place(trace.where, repr(excerpt))
+        for trace in traces
+        if (excerpt := check(trace)) is not None
+    ]
+    return Finding(problem, advice, len(places), tuple(places[:SHOWN_PLACES]))
+
+
+def _empty(trace: Trace) -> str | None:
+    return None if trace.response.strip() else trace.response[: 2 * AROUND]
+
+
+def _lacks(tag: str) -> Check:
+    return lambda trace: None if tag in trace.response else trace.response[-2 * AROUND :]
+
+
+def _wrong_whitespace(trace: Trace) -> str | None:
+    if not has_wrong_whitespace(trace.response):
+        return None
+    wrong = next(match for match in BETWEEN_TAGS.finditer(trace.response) if match[1] != " ")
+    return _around(trace.response, wrong.start(), wrong.end())
+
+
+def _tags_apart(trace: Trace) -> str | None:
+    text = trace.response
+    if "</think>" not in text or "<answer>" not in text or BETWEEN_TAGS.search(text):
+        return None
+    return _around(text, text.index("</think>"), text.index("</think>") + len("</think>"))
+
+
+def _repeated_tag(trace: Trace) -> str | None:
+    for tag in TAGS:
+        found = [match.span() for match in re.finditer(re.escape(tag), trace.response)]
+        # The prompt may end in <think>: then any in the response is a second one.
+        opened = tag == "<think>" and trace.prompt.rstrip().endswith(tag)
+        if len(found) + opened > 1:
+            return _around(trace.response, *found[-1])
+    return None
+
+
+def _text_after(trace: Trace) -> str | None:
+    _, tag, after = trace.response.rpartition("</answer>")
+    if not tag or not after.strip():
+        return None
+    end = len(trace.response) - len(after)
+    return _around(trace.response, end - len(tag), end)
+
+
+def _around(text: str, start: int, end: int) -> str:
+    """The text around a fault, shortened by "..."."""
+    left = max(0, start - AROUND)
+    right = min(len(text), end + AROUND, left + 4 * AROUND)
+    return ("..." if left else "") + text[left:right] + ("..." if right < len(text) else "")
+
+
+EMPTY_RESPONSE = (
+    "an empty response",
+    "Remove the rows: there is nothing to learn in them.",
+    _empty,
+)
+_UNREWARDED = "The reward is 0 without it. Correct the rows, or --filter_correct leaves them out."
+TAG_CHECKS: dict[str, tuple[str, str, Check]] = {
+    "no_think_end": ("a missing </think>", _UNREWARDED, _lacks("</think>")),
+    "no_answer": ("a missing <answer>", _UNREWARDED, _lacks("<answer>")),
+    "no_answer_end": ("a missing </answer>", _UNREWARDED, _lacks("</answer>")),
+    "wrong_whitespace": (
+        "something other than one space between </think> and <answer>",
+        "The reward is 0 for such a response. --fix_whitespace repairs them.",
+        _wrong_whitespace,
+    ),
+    "tags_apart": (
+        "text between </think> and <answer>, or the two in the wrong order",
+        "The reward is 0 for such a response. Correct the rows, or --filter_correct leaves them "
+        "out.",
+        _tags_apart,
+    ),
+    "repeated_tag": (
+        "a tag more than once",
+        "Only what follows the last <answer> is graded. Correct or remove the rows; a <think> that "
+        "the prompt ends in does not belong in the response.",
+        _repeated_tag,
+    ),
+    "text_after_answer": (
+        "text after </answer>",
+        "A prompt that stops at </answer> never lets the model write it. Cut it off.",
+        _text_after,
+    ),
+}
+
+
+# Faults that show between rows, or in numbers.
+
+
+def _duplicates(traces: Sequence[Trace]) -> Finding:
+    first: dict[tuple[str, str], str] = {}
+    places = []
+    for trace in traces:
+        key = (trace.prompt, trace.response)
+        if key in first:
+            places.append(Place(trace.where, f"as {_shortened(first[key])}"))
+        else:
+            first[key] = trace.where
+    return Finding(
+        "the prompt and response of an earlier row again",
+        "They weigh double in training. Remove them, unless that is meant.",
+        len(places),
+        tuple(places[:SHOWN_PLACES]),
+    )
+
+
+def _in_validation(traces: Sequence[Trace], known: set[str]) -> Finding:
+    found = [trace for trace in traces if _collapsed(trace.prompt) in known]
+    questions = count_questions(found)
+    return Finding(
+        "a question of the validation set" + (f" (different ones: {questions:,})" if found else ""),
+        "Validation would look better than it is. Remove the rows from train_data.",
+        len(found),
+        tuple(
+            Place(trace.where, repr(trace.prompt[-2 * AROUND :])) for trace in found[:SHOWN_PLACES]
+        ),
+    )
+
+
+def _too_long(traces: Sequence[Trace], totals: Sequence[int], max_length: int) -> Finding:
+    places = [
+        Place(trace.where, f"{total:,} tokens")
+        for trace, total in zip(traces, totals, strict=True)
+        if total > max_length
+    ]
+    return Finding(
+        f"more tokens than max_length, {max_length:,}",
+        "Raise max_length if memory admits it, or remove the rows.",
+        len(places),
+        tuple(places[:SHOWN_PLACES]),
+    )
+
+
+def _collapsed(text: str) -> str:
+    return " ".join(text.split())
+
+
+# Lengths.
+
+
+def _summary(lengths: Sequence[int]) -> LengthSummary:
+    return LengthSummary(
+        min=min(lengths),
+        median=statistics.median(lengths),
+        percentile_95=_percentile_95(lengths),
+        max=max(lengths),
+    )
+
+
+def _percentile_95(lengths: Sequence[int]) -> int:
+    # In whole numbers: 0.95 * 20 is a little more than 19 in floats on some lengths.
+    return sorted(lengths)[-(-95 * len(lengths) // 100) - 1]
+
+
+def _histogram(lengths: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+    """Bins of one round width from the shortest row to the 95th percentile, and one for the rest.
+
+    Without the last, a single very long row would put all others into the first bin.
+    """
+    shortest, high, longest = min(lengths), _percentile_95(lengths), max(lengths)
+    width = _round_width((high - shortest + 1) / MAX_BINS)
+    edges = list(range(shortest // width * width, high + 1, width))
+    ends = [edge + width - 1 for edge in edges]
+    if longest > ends[-1]:
+        edges.append(ends[-1] + 1)
+        ends.append(max(longest, ends[-1] + width))
+    return tuple(
+        (low, end, sum(low <= length <= end for length in lengths))
+        for low, end in zip(edges, ends, strict=True)
+    )
+
+
+def _round_width(least: float) -> int:
+    """The smallest of 1, 2, 5, 10, 20, 50, ... that is at least this."""
+    power = 1
+    while True:
+        for digit in (1, 2, 5):
+            if digit * power >= least:
+                return digit * power
+        power *= 10
+
+
+# Text.
+
+
+def _finding_lines(finding: Finding, rows: int) -> list[str]:
+    share = 100 * finding.rows / rows
+    count = "1 row" if finding.rows == 1 else f"{finding.rows:,} rows"
+    lines = [f"WARNING: {count} ({share:.1f} %) with {finding.problem}"]
+    for place in finding.places:
+        line = f"    {_shortened(place.where)}: {place.excerpt}"
+        lines.append(line if len(line) <= WIDTH else line[: WIDTH - 3] + "...")
+    return [*lines, *_wrapped(finding.advice, "  ")]
+
+
+def _bars(histogram: Sequence[tuple[int, int, int]]) -> list[str]:
+    most = max(rows for _, _, rows in histogram)
+    labels = [f"{low:,} - {end:,}" for low, end, _ in histogram]
+    wide = max(map(len, labels))
+    return [
+        # A bin with a row in it shows at least one mark.
+        f"  {label:>{wide}}  {rows:>9,}  {'#' * math.ceil(BAR_WIDTH * rows / most)}".rstrip()
+        for label, (_, _, rows) in zip(labels, histogram, strict=True)
+    ]
+
+
+def _shortened(where: str) -> str:
+    """The end of a long path: there stand the file's name and the line."""
+    return where if len(where) <= WHERE_WIDTH else "..." + where[3 - WHERE_WIDTH :]
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )

@@ -1,0 +1,306 @@
+"""Traces for supervised fine-tuning: a formatted prompt and the response to be learned.
+
+A source holds either traces (rows with `prompt` and `response`, taken as they are) or problems with
+worked solutions, which a task reads and a prompt formats.
+"""
+
+import logging
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from trl_r1zero.data.jsonl import Row
+from trl_r1zero.data.prompts import Prompt
+from trl_r1zero.data.sources import read_source
+from trl_r1zero.data.tasks.base import Solution, Task
+from trl_r1zero.rewards import RewardPool, is_correct
+from trl_r1zero.rewards.extraction import extract_boxed
+
+__all__ = [
+    "Trace",
+    "count_questions",
+    "fix_whitespace",
+    "has_wrong_whitespace",
+    "keep_correct",
+    "load_traces",
+    "select_examples",
+]
+
+logger = logging.getLogger(__name__)
+
+TRACE_FIELDS = ("prompt", "response")
+# The graders ask for exactly one space here; line breaks in its place are a usual fault.
+BETWEEN_TAGS = re.compile(r"</think>(\s*)<answer>")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One prompt and the response to be learned.
+
+    Attributes:
+        prompt: already formatted; it identifies the question.
+        response: what follows it, character by character.
+        ground_truth: what the response is graded against, None if the row has none.
+        where: the place it came from ("file:line"), for messages.
+    """
+
+    prompt: str
+    response: str
+    ground_truth: str | list[str] | None
+    where: str
+
+
+def load_traces(
+    task: Task, prompt: Prompt, source: str | None, split: str = "train"
+) -> list[Trace]:
+    r"""Returns the traces of a source, in its order.
+
+    The first row decides what all rows are:
+
+    * traces, with the fields `prompt` and `response`, and perhaps `ground_truth` (a string or a
+      list of them): taken as they are, an empty response too; `task` and `prompt` are not asked;
+    * problems with worked solutions, as `task` reads them. The response is then, by the prompt's
+      answer format, ` WORKING </think> <answer> ANSWER </answer>` (for a prompt that ends in
+      `<think>`), or a new line, WORKING and, if it has no complete `\boxed{...}`, another line with
+      `\boxed{ANSWER}`.
+
+    Args:
+        task: reads rows that are problems; for a source of None, has its own.
+        prompt: formats the questions of problems.
+        source: see `trl_r1zero.data.sources`; None for tasks that generate their examples, or that
+            have a usual source.
+        split: see `Task.load`.
+
+    Raises:
+        ValueError: no rows; a malformed row; a row of another kind than the first; problems of a
+            task that has no worked solutions. The text names the row.
+        FileNotFoundError, OSError: as in `read_source`.
+    """
+    if source is None:
+        return [_from_solution(solution, prompt) for solution in task.solutions(None, split)]
+    rows = read_source(source, split)
+    first = next(rows, None)
+    if first is None:
+        raise ValueError(f"source {source!r}: got no rows, expected at least one; give another")
+    same_kind = _same_kind(first, rows)
+    if _is_trace(first):
+        return [_from_row(row) for row in same_kind]
+    return [_from_solution(solution, prompt) for solution in task.solutions(same_kind, split)]
+
+
+def count_questions(traces: Sequence[Trace]) -> int:
+    """Returns how many different questions there are; the formatted prompt identifies one."""
+    return len({trace.prompt for trace in traces})
+
+
+def has_wrong_whitespace(response: str) -> bool:
+    """True if something other than one space, but only white space or nothing, stands between a
+    `</think>` and the `<answer>` after it."""
+    return any(match[1] != " " for match in BETWEEN_TAGS.finditer(response))
+
+
+def fix_whitespace(traces: Sequence[Trace]) -> tuple[list[Trace], int]:
+    """Returns the traces with exactly one space between `</think>` and `<answer>`, where there was
+    any white space or none, and the number of traces that this changed."""
+    fixed = [
+        replace(trace, response=BETWEEN_TAGS.sub("</think> <answer>", trace.response))
+        for trace in traces
+    ]
+    changed = sum(new != old for new, old in zip(fixed, traces, strict=True))
+    return fixed, changed
+
+
+def select_examples(traces: Sequence[Trace], num_examples: int | None, seed: int) -> list[Trace]:
+    """Returns all traces of the first `num_examples` questions of a shuffle by `seed`, in the order
+    of `traces`.
+
+    So of two subsets with one seed, the larger holds the smaller. None: all traces.
+
+    Raises:
+        ValueError: num_examples is below 1, or above the number of questions.
+    """
+    if num_examples is None:
+        return list(traces)
+    if num_examples < 1:
+        raise ValueError(
+            f"num_examples: got {num_examples}, expected at least 1, or null for all questions"
+        )
+    questions = list(dict.fromkeys(trace.prompt for trace in traces))
+    if num_examples > len(questions):
+        raise ValueError(
+            f"num_examples: got {num_examples}, but the {len(traces)} traces have only "
+            f"{len(questions)} different questions; ask for at most so many, or null for all"
+        )
+    random.Random(seed).shuffle(questions)
+    chosen = set(questions[:num_examples])
+    return [trace for trace in traces if trace.prompt in chosen]
+
+
+def keep_correct(
+    traces: Sequence[Trace],
+    reward_fn: Callable[[str, Any], dict[str, float]],
+    *,
+    workers: int = 0,
+    deadline_seconds: float = 5.0,
+) -> list[Trace]:
+    """Returns the traces whose response the reward function accepts, in their order.
+
+    A response is accepted if its answer reward (total reward, where there are no parts) is above 0.
+
+    Args:
+        traces: each with a ground truth.
+        reward_fn: takes a response and its ground truth, returns a dict of floats with `reward`.
+        workers: processes that grade, for functions that may hang or crash: a response that cannot
+            be graded is then left out, with a warning. 0 grades in this process.
+        deadline_seconds: with workers, what one response may take.
+
+    Raises:
+        ValueError: a trace without ground truth; a reward function that returns no such dict; no
+            response that is accepted.
+        RuntimeError: with workers, the function raises on all rows.
+    """
+    rows = [(trace.response, _ground_truth(trace)) for trace in traces]
+    grade = partial(_accepts, reward_fn)
+    if workers == 0:
+        accepted = [grade(*row) for row in rows]
+    else:
+        with RewardPool(grade, workers=workers, deadline_s=deadline_seconds) as pool:
+            results = pool.map(rows)
+        accepted = [result.value is True for result in results]
+        failed = [
+            f"{trace.where} ({result.failure}: {result.detail})"
+            for trace, result in zip(traces, results, strict=True)
+            if result.failure is not None
+        ]
+        if failed:
+            logger.warning(
+                "%d responses could not be graded and are left out, the first: %s",
+                len(failed),
+                failed[0],
+            )
+    left_out = [trace for trace, keep in zip(traces, accepted, strict=True) if not keep]
+    repairable = sum(has_wrong_whitespace(trace.response) for trace in left_out)
+    hint = (
+        f"{repairable} of them have wrong white space between </think> and <answer>; "
+        "--fix_whitespace repairs it before grading"
+    )
+    if len(left_out) == len(traces):
+        raise ValueError(
+            f"filter_correct: {_name(reward_fn)} accepts none of {len(traces)} responses, expected "
+            "at least one; check that the responses have the answer format of the prompt"
+            + (f". {hint}" if repairable else "")
+        )
+    if repairable:
+        logger.warning("filter_correct leaves out %d responses; %s", len(left_out), hint)
+    return [trace for trace, keep in zip(traces, accepted, strict=True) if keep]
+
+
+# Grading.
+
+
+def _accepts(
+    reward_fn: Callable[[str, Any], dict[str, float]], response: str, ground_truth: Any
+) -> bool:
+    parts = reward_fn(response, ground_truth)
+    if not isinstance(parts, dict) or "reward" not in parts:
+        raise ValueError(
+            f"{_name(reward_fn)} must return a dict with the key 'reward', got {parts!r}"
+        )
+    return bool(is_correct(parts))
+
+
+def _name(reward_fn: Callable[..., Any]) -> str:
+    return getattr(reward_fn, "__name__", type(reward_fn).__name__)
+
+
+def _ground_truth(trace: Trace) -> str | list[str]:
+    if trace.ground_truth is None:
+        raise ValueError(
+            f"{trace.where}: field 'ground_truth': got nothing, expected an answer to grade the "
+            "response against; add it, or leave filter_correct out"
+        )
+    return trace.ground_truth
+
+
+# Rows.
+
+
+def _same_kind(first: Row, rest: Iterator[Row]) -> Iterator[Row]:
+    """Yields all rows as long as they are of the kind of the first."""
+    kinds = {
+        True: "a trace, with the fields prompt and response",
+        False: "a problem, without the fields prompt and response",
+    }
+    expected = _is_trace(first)
+    for row in chain([first], rest):
+        got = _is_trace(row)
+        if got != expected:
+            raise ValueError(
+                f"{row.where}: got {kinds[got]}, expected {kinds[expected]}, as in the first row; "
+                "put the two kinds into files of their own"
+            )
+        yield row
+
+
+def _is_trace(row: Row) -> bool:
+    # Null is as good as absent: data sets of the Hub fill missing fields so.
+    missing = [field for field in TRACE_FIELDS if row.fields.get(field) is None]
+    if len(missing) == 1:
+        other = "response" if missing == ["prompt"] else "prompt"
+        raise row.error(
+            missing[0],
+            "nothing",
+            f"a string, as the row has the field {other!r}",
+            f"add it, or remove {other!r} if the rows are problems with solutions",
+        )
+    return not missing
+
+
+def _from_row(row: Row) -> Trace:
+    response = row.fields["response"]
+    if not isinstance(response, str):
+        raise row.error("response", _shown(response), "a string", "correct or remove the row")
+    truth = row.fields.get("ground_truth")
+    answers = truth if isinstance(truth, list) else [truth]
+    if truth is not None and not (
+        answers and all(isinstance(answer, str) and answer.strip() for answer in answers)
+    ):
+        raise row.error(
+            "ground_truth",
+            _shown(truth),
+            "a non-empty string or a list of them",
+            "write numbers in quotes, or remove the field",
+        )
+    return Trace(row.text("prompt"), response, truth, row.where)
+
+
+def _shown(value: object) -> str:
+    return f"{value!r:.80} ({type(value).__name__})"
+
+
+# Responses from worked solutions.
+
+
+def _from_solution(solution: Solution, prompt: Prompt) -> Trace:
+    response = RESPONSE_WRITERS[prompt.answer_format](solution.working.strip(), solution.answer)
+    return Trace(prompt.format(solution.question), response, solution.answer, solution.where)
+
+
+def _write_tags(working: str, answer: str) -> str:
+    return f" {working} </think> <answer> {answer} </answer>"
+
+
+def _write_boxed(working: str, answer: str) -> str:
+    box = "" if extract_boxed(working) is not None else f"\n\\boxed{{{answer}}}"
+    return f"\n{working}{box}"
+
+
+# answer_format of a prompt -> a function (working, answer) that writes a response in it.
+RESPONSE_WRITERS: dict[str, Callable[[str, str], str]] = {
+    "tags": _write_tags,
+    "boxed": _write_boxed,
+}
