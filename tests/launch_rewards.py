@@ -18,3 +18,8 @@ def many_digits(response: str, ground_truth: str) -> dict[str, float]:
     """1 for three digits or more: rare in an untrained model, and soon learned."""
     many = float(sum(character.isdigit() for character in response) >= 3)
     return {"reward": many, "format_reward": 1.0, "answer_reward": many}
+
+
+def never(response: str, ground_truth: str) -> dict[str, float]:
+    """0 for everything."""
+    return {"reward": 0.0}

@@ -3,15 +3,16 @@
 import json
 import math
 import random
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from report_runs import Curve, cells_of, keep_figures, panels_of, png_size, seed_run, write_metrics
 
 from trl_r1zero.evaluation import GradedCompletion, summarize, write_generations
-from trl_r1zero.plots import PANELS, plot_run, training_lines, validation_lines
+from trl_r1zero.logged_run import training_lines, validation_lines
+from trl_r1zero.plots import PANELS, plot_run
 from trl_r1zero.report import main, write_curves, write_report
 
 N_QUESTIONS = 8
@@ -68,20 +69,13 @@ def _update(step: int, **more: float) -> dict:
     }
 
 
-def _write_metrics(folder: Path, lines: list[dict]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "metrics.jsonl").write_text(text)
-    return folder
-
-
 def _complete_run(folder: Path, seed: int = 0) -> Path:
     """Four GRPO steps of one update each, validated at 0, 2 and 4."""
     lines = [_validation(folder, 0)]
     lines += [_update(1), _update(2), _validation(folder, 2)]
     lines += [_update(3), _update(4), _validation(folder, 4)]
     lines.append({"step": 4, "elapsed_seconds": 122.0, "train_runtime": 122.0, "train_loss": 0.0})
-    _write_metrics(folder, lines)
+    write_metrics(folder, lines)
     (folder / "best").mkdir()
     (folder / "best" / "best.json").write_text('{"grpo_step": 4, "eval_accuracy": 0.75}\n')
     (folder / "config.json").write_text(json.dumps({"seed": seed, "n_grpo_steps": 4}))
@@ -97,38 +91,24 @@ def _complete_run(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def _row(report: str, label: str, section: str = "") -> list[str]:
-    """The cells behind a row's label, in the one table (of a section) that has it."""
-    text = report.split(section)[1].split("\n## ", maxsplit=1)[0] if section else report
-    rows = [line for line in text.splitlines() if line.startswith(f"| {label} ")]
-    assert len(rows) == 1, report
-    return [cell.strip() for cell in rows[0].strip("|").split("|")][1:]
-
-
-def _png_size(path: Path) -> tuple[int, int]:
-    head = path.read_bytes()[:24]
-    assert head[:8] == b"\x89PNG\r\n\x1a\n"
-    return struct.unpack(">II", head[16:24])
-
-
 def test_report_compares_validation_before_after_and_best(tmp_path):
     report = write_report(_complete_run(tmp_path / "run"))
     assert "What is missing" not in report
-    assert _row(report, "after GRPO step") == ["0", "4", "4"]
+    assert cells_of(report, "after GRPO step") == ["0", "4", "4"]
     # sqrt(p (1 - p) / (n - 1)): sqrt(0.25 * 0.75 / 7) = 0.1637, the same for 0.75
-    assert _row(report, "accuracy") == ["0.250 ± 0.164", "0.750 ± 0.164", "0.750 ± 0.164"]
-    assert _row(report, "format rate") == ["1.000", "1.000", "1.000"]
-    lengths = _row(report, "mean length (tokens)", section="## Validation")
+    assert cells_of(report, "accuracy") == ["0.250 ± 0.164", "0.750 ± 0.164", "0.750 ± 0.164"]
+    assert cells_of(report, "format rate") == ["1.000", "1.000", "1.000"]
+    lengths = cells_of(report, "mean length (tokens)", section="## Validation")
     assert lengths == ["10.0", "14.0", "14.0"]
-    assert _row(report, "time since the start (h:mm:ss)") == ["0:00:01", "0:02:01", "0:02:01"]
+    assert cells_of(report, "time since the start (h:mm:ss)") == ["0:00:01", "0:02:01", "0:02:01"]
 
 
 def test_best_is_the_first_of_the_highest_and_may_lie_before_the_end(tmp_path):
     lines = [{"grpo_step": step, "eval_accuracy": a, "elapsed_seconds": 1.0, "step": step}
              for step, a in ((0, 0.1), (2, 0.6), (4, 0.6), (6, 0.3))]  # fmt: skip
-    report = write_report(_write_metrics(tmp_path, lines))
-    assert _row(report, "after GRPO step") == ["0", "6", "2"]
-    assert _row(report, "accuracy") == ["0.100", "0.300", "0.600"]
+    report = write_report(write_metrics(tmp_path, lines))
+    assert cells_of(report, "after GRPO step") == ["0", "6", "2"]
+    assert cells_of(report, "accuracy") == ["0.100", "0.300", "0.600"]
 
 
 def test_change_is_counted_by_question_with_a_paired_standard_error(tmp_path):
@@ -141,19 +121,19 @@ def test_change_is_counted_by_question_with_a_paired_standard_error(tmp_path):
 def test_wall_time_is_split_over_all_of_it(tmp_path):
     report = write_report(_complete_run(tmp_path / "run"))
     # 4 updates of 15, 4 and 8 s, 3 validations of 1 s; 122 s in all
-    assert _row(report, "generation") == ["0:01:00", "49%"]
-    assert _row(report, "forward") == ["0:00:16", "13%"]
-    assert _row(report, "backward") == ["0:00:32", "26%"]
-    assert _row(report, "validation") == ["0:00:03", "2%"]
-    assert _row(report, "rest (optimizer, saving, logging)") == ["0:00:11", "9%"]
-    assert _row(report, "total") == ["0:02:02", ""]
+    assert cells_of(report, "generation") == ["0:01:00", "49%"]
+    assert cells_of(report, "forward") == ["0:00:16", "13%"]
+    assert cells_of(report, "backward") == ["0:00:32", "26%"]
+    assert cells_of(report, "validation") == ["0:00:03", "2%"]
+    assert cells_of(report, "rest (optimizer, saving, logging)") == ["0:00:11", "9%"]
+    assert cells_of(report, "total") == ["0:02:02", ""]
 
 
 def test_wall_time_weighs_a_line_with_the_updates_that_it_averages(tmp_path):
     # logging_steps 2, and the third update in the line of the summary
     lines = [_update(2), _update(3, train_runtime=90.0)]
-    report = write_report(_write_metrics(tmp_path, lines))
-    assert _row(report, "generation")[0] == "0:00:45"
+    report = write_report(write_metrics(tmp_path, lines))
+    assert cells_of(report, "generation")[0] == "0:00:45"
 
 
 def test_rollouts_show_a_question_that_became_right_first(tmp_path):
@@ -199,40 +179,40 @@ def test_files_on_disk_are_listed_with_what_they_are(tmp_path):
     folder = _complete_run(tmp_path / "run")
     report = write_report(folder)
     assert f"In {folder}:" in report
-    assert _row(report, "best") == ["the model of best validation accuracy (after GRPO step 4)"]
-    assert _row(report, "checkpoint-4") == ["to resume from"]
-    assert _row(report, "curve.png") == ["its curves"]
+    assert cells_of(report, "best") == ["the model of best validation accuracy (after GRPO step 4)"]
+    assert cells_of(report, "checkpoint-4") == ["to resume from"]
+    assert cells_of(report, "curve.png") == ["its curves"]
     assert "![Curves of the run](curve.png)" in (folder / "report.md").read_text()
 
 
 def test_run_that_stopped_early_without_entropies_says_so(tmp_path):
     folder = tmp_path / "run"
     lines = [_validation(folder, 0, entropy=None), _update(1)]
-    _write_metrics(folder, lines)
+    write_metrics(folder, lines)
     (folder / "config.json").write_text('{"n_grpo_steps": 4}')
     report = write_report(folder)
     assert "The end of training: the last GRPO step logged is 1 of 4." in report
     assert "Before and after: there is only one validation." in report
     assert "Never logged: eval_entropy (generation with vLLM gives no entropies)." in report
-    assert _row(report, "accuracy") == ["0.250 ± 0.164"]
+    assert cells_of(report, "accuracy") == ["0.250 ± 0.164"]
     assert "Validation (right, 10 tokens):" in report and "After" not in report
     assert "became" not in report
 
 
 def test_resumed_run_that_broke_off_is_not_called_complete(tmp_path):
     lines = [_update(1), {"step": 1, "elapsed_seconds": 30.0, "train_runtime": 30.0}, _update(2)]
-    report = write_report(_write_metrics(tmp_path, lines))
+    report = write_report(write_metrics(tmp_path, lines))
     assert "the last GRPO step logged is 2 of an unknown number." in report
     lines.append({"step": 2, "elapsed_seconds": 60.0, "train_runtime": 30.0})
-    assert "the last GRPO step" not in write_report(_write_metrics(tmp_path, lines))
+    assert "the last GRPO step" not in write_report(write_metrics(tmp_path, lines))
 
 
 def test_run_without_validation_reports_its_training(tmp_path):
-    report = write_report(_write_metrics(tmp_path, [_update(step) for step in range(1, 21)]))
+    report = write_report(write_metrics(tmp_path, [_update(step) for step in range(1, 21)]))
     assert "Validation: none was logged" in report
     assert "## Validation" not in report and "## Rollouts" not in report
     # means of updates 1, 2 and of 19, 20
-    assert _row(report, "reward", section="## Training") == ["0.150", "1.950"]
+    assert cells_of(report, "reward", section="## Training") == ["0.150", "1.950"]
     assert (tmp_path / "curve.png").is_file()
 
 
@@ -245,7 +225,7 @@ def test_missing_generations_of_a_validation_are_named(tmp_path):
 
 
 def test_run_with_nothing_logged_yet_gets_a_report_without_curves(tmp_path):
-    report = write_report(_write_metrics(tmp_path, []))
+    report = write_report(write_metrics(tmp_path, []))
     assert "Training: no update was logged." in report
     assert not (tmp_path / "curve.png").exists()
     assert "curve.png" not in (tmp_path / "report.md").read_text()
@@ -257,26 +237,11 @@ def test_folder_that_is_no_run_is_an_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def _drawn(monkeypatch, lines: list[dict], path: Path) -> dict[str, list[tuple]]:
-    """Panel titles -> (label, x, y) of its lines, from the figure that is written."""
-    from matplotlib.figure import Figure
-
-    figures = []
-    save = Figure.savefig
-
-    def keep_and_save(figure, *args, **kwargs):
-        figures.append(figure)
-        return save(figure, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", keep_and_save)
+def _drawn(monkeypatch, lines: list[dict], path: Path) -> dict[str, list[Curve]]:
+    """The panels of the figure that is written."""
+    figures = keep_figures(monkeypatch)
     assert plot_run(lines, path)
-    return {
-        f"{axes.get_title()} / {axes.get_xlabel()} / {axes.get_yscale()}": [
-            (line.get_label(), list(line.get_xdata()), list(line.get_ydata()))
-            for line in axes.lines
-        ]
-        for axes in figures[0].axes
-    }
+    return panels_of(figures[0])
 
 
 def test_curves_have_the_logged_points(tmp_path, monkeypatch):
@@ -294,7 +259,7 @@ def test_curves_have_the_logged_points(tmp_path, monkeypatch):
         "training, all", "validation, all", "correct", "incorrect"
     ]  # fmt: skip
     assert len(panels) == len(PANELS) - 1  # on-policy: no clip fraction
-    assert _png_size(tmp_path / "curve.png")[0] == 1200
+    assert png_size(tmp_path / "curve.png")[0] == 1200
 
 
 def test_off_policy_curves_average_the_updates_of_a_grpo_step(tmp_path, monkeypatch):
@@ -321,39 +286,28 @@ def test_lines_are_told_apart(tmp_path):
     assert [line["grpo_step"] for line in validation_lines(lines)] == [0, 2, 4]
 
 
-def _seed_run(folder: Path, seed: int, accuracies: list[float]) -> Path:
-    lines = [
-        {"step": 5 * i, "grpo_step": 5 * i, "elapsed_seconds": 60.0 * i, "eval_accuracy": accuracy,
-         "eval_accuracy_stderr": 0.02}
-        for i, accuracy in enumerate(accuracies)
-    ]  # fmt: skip
-    _write_metrics(folder, lines)
-    (folder / "config.json").write_text(json.dumps({"seed": seed}))
-    return folder
-
-
 def test_write_curves_gives_one_row_a_run_and_their_mean(tmp_path):
     folders = [
-        _seed_run(tmp_path / "seed0", 0, [0.2, 0.9, 0.8]),
-        _seed_run(tmp_path / "seed1", 1, [0.3, 0.5, 0.7]),
+        seed_run(tmp_path / "seed0", 0, [0.2, 0.9, 0.8]),
+        seed_run(tmp_path / "seed1", 1, [0.3, 0.5, 0.7]),
     ]
     table = write_curves(folders, tmp_path / "docs" / "curves.png", label_by="seed")
-    assert _row(table, "seed 0") == [
+    assert cells_of(table, "seed 0") == [
         "0.200 ± 0.020", "0.800 ± 0.020", "0.900 ± 0.020 (step 5)", "2.0"
     ]  # fmt: skip
-    assert _row(table, "seed 1")[2:] == ["0.700 ± 0.020 (step 10)", "2.0"]
+    assert cells_of(table, "seed 1")[2:] == ["0.700 ± 0.020 (step 10)", "2.0"]
     # standard error of two values: half their difference
-    assert _row(table, "mean of 2 runs") == [
+    assert cells_of(table, "mean of 2 runs") == [
         "0.250 ± 0.050", "0.750 ± 0.050", "0.800 ± 0.100", "2.0"
     ]  # fmt: skip
-    assert _png_size(tmp_path / "docs" / "curves.png") == (800, 460)
-    assert _row(write_curves(folders[:1], tmp_path / "one.png"), "seed0")[0] == "0.200 ± 0.020"
+    assert png_size(tmp_path / "docs" / "curves.png") == (800, 460)
+    assert cells_of(write_curves(folders[:1], tmp_path / "one.png"), "seed0")[0] == "0.200 ± 0.020"
 
 
 def test_write_curves_says_what_is_wrong_with_a_folder(tmp_path):
-    run = _seed_run(tmp_path / "a", 0, [0.2, 0.8])
-    same = _seed_run(tmp_path / "b", 0, [0.2, 0.8])
-    blind = _write_metrics(tmp_path / "blind", [_update(1)])
+    run = seed_run(tmp_path / "a", 0, [0.2, 0.8])
+    same = seed_run(tmp_path / "b", 0, [0.2, 0.8])
+    blind = write_metrics(tmp_path / "blind", [_update(1)])
     path = tmp_path / "curves.png"
     with pytest.raises(ValueError, match="run_folders is empty"):
         write_curves([], path)
@@ -380,7 +334,7 @@ def test_command_line_reports_one_run(tmp_path):
 
 
 def test_command_line_draws_several_runs(tmp_path, capsys):
-    folders = [str(_seed_run(tmp_path / f"s{seed}", seed, [0.2, 0.8])) for seed in range(3)]
+    folders = [str(seed_run(tmp_path / f"s{seed}", seed, [0.2, 0.8])) for seed in range(3)]
     main([*folders, "--output", str(tmp_path / "all.png"), "--label_by", "seed"])
     assert "| seed 2 " in capsys.readouterr().out
     assert (tmp_path / "all.png").is_file()
@@ -406,12 +360,12 @@ def test_curves_of_a_long_noisy_run_are_drawn(tmp_path):
         norm = 0.0 if step == 50 else math.exp(rng.gauss(-1, 1))
         lines.append(_update(step, grad_norm=norm, clip_fraction=0.01 * rng.random()))
     assert plot_run(lines, tmp_path / "curve.png", title="off-policy")
-    assert _png_size(tmp_path / "curve.png")[0] == 1200
+    assert png_size(tmp_path / "curve.png")[0] == 1200
 
 
 def test_wrong_answers_are_listed_by_the_rule_that_decided(tmp_path):
     lines = [_validation(tmp_path, 0), _update(1), _validation(tmp_path, 4)]
-    _write_metrics(tmp_path, lines)
+    write_metrics(tmp_path, lines)
     table = tmp_path / "evaluations" / "grpo_step_00004.jsonl"
     rows = [json.loads(row) for row in table.read_text().splitlines()]
     for number, row in enumerate(rows):

@@ -1,7 +1,6 @@
-"""The shape of the package: who imports whom, what is public, and what it relies on in TRL."""
+"""The shape of the package: who imports whom, and what is public."""
 
 import ast
-import dataclasses
 import importlib
 import inspect
 import subprocess
@@ -9,20 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from accelerate.state import GradientState
-from tiny_models import make_tiny_model
-from transformers import Trainer
-from transformers.trainer_callback import ProgressCallback
-from trl import GRPOTrainer
-from trl.distributed import DistributedBackend
-from trl.generation.vllm_generation import VLLMGeneration
-from trl.models.utils import unwrap_model_for_generation
-from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head, use_adapter
 
 import trl_r1zero
-from trl_r1zero.functional import get_response_log_probs
-from trl_r1zero.trainers import R1ZeroGRPOTrainer
 
 PACKAGE = Path(trl_r1zero.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -162,6 +149,10 @@ PUBLIC_NAMES = [
     "evaluate_vllm",
     "R1ZeroGRPOConfig",
     "R1ZeroGRPOTrainer",
+    "R1ZeroSFTConfig",
+    "R1ZeroSFTTrainer",
+    "ExpertIterationConfig",
+    "ExpertIterationTrainer",
 ]
 
 
@@ -197,185 +188,3 @@ def test_public_names_are_documented_and_typed(name):
             parameter.annotation is not inspect.Parameter.empty
             for parameter in signature.parameters.values()
         )
-
-
-# What R1ZeroGRPOTrainer relies on in TRL and transformers. If a test below fails after an upgrade,
-# read the new version of what it names before changing the test.
-
-OUR_CLASSES = [cls for cls in R1ZeroGRPOTrainer.__mro__ if cls.__module__.startswith("trl_r1zero.")]
-THEIR_CLASSES = [cls for cls in R1ZeroGRPOTrainer.__mro__[:-1] if cls not in OUR_CLASSES]
-OVERRIDDEN = {
-    (GRPOTrainer, "training_step"): ["self", "model", "inputs", "num_items_in_batch"],
-    (GRPOTrainer, "_compute_loss"): ["self", "model", "inputs"],
-    (GRPOTrainer, "_get_train_sampler"): ["self", "dataset"],
-    (Trainer, "evaluate"): ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"],
-    (Trainer, "_determine_best_metric"): ["self", "metrics", "trial"],
-    (Trainer, "train"): ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
-}
-CALLED = {
-    (GRPOTrainer, "__init__"): [
-        "self",
-        "model",
-        "reward_funcs",
-        "args",
-        "train_dataset",
-        "eval_dataset",
-        "processing_class",
-        "reward_processing_classes",
-        "callbacks",
-        "optimizers",
-        "quantization_config",
-        "peft_config",
-        "tools",
-        "rollout_func",
-        "environment_factory",
-    ],
-    (GRPOTrainer, "compute_loss"): [
-        "self",
-        "model",
-        "inputs",
-        "return_outputs",
-        "num_items_in_batch",
-    ],
-    (GRPOTrainer, "_calculate_rewards"): [
-        "self",
-        "inputs",
-        "prompts",
-        "completions",
-        "completion_ids_list",
-    ],
-    (GRPOTrainer, "_tokenize_prompts"): ["self", "prompts"],
-    (GRPOTrainer, "log"): ["self", "logs", "start_time"],
-    (Trainer, "save_model"): ["self", "output_dir", "_internal_call"],
-    (Trainer, "pop_callback"): ["self", "callback"],
-    (Trainer, "add_callback"): ["self", "callback"],
-    (DistributedBackend, "summon_full_params"): ["self", "module", "kwargs"],
-    (VLLMGeneration, "sync_weights"): ["self"],
-    (VLLMGeneration, "generate"): ["self", "prompts", "images", "num_generations", "profiler"],
-    (GradientState, "_set_sync_gradients"): ["self", "sync_gradients"],
-}
-
-
-def signature_id(key: object) -> str:
-    return f"{key[0].__name__}.{key[1]}" if isinstance(key, tuple) else ""
-
-
-@pytest.mark.parametrize(
-    ("key", "parameters"), [*OVERRIDDEN.items(), *CALLED.items()], ids=signature_id
-)
-def test_contract_of_methods(key, parameters):
-    owner, name = key
-    assert list(inspect.signature(getattr(owner, name)).parameters) == parameters
-
-
-@pytest.mark.parametrize("key", OVERRIDDEN, ids=signature_id)
-def test_contract_of_overrides(key):
-    """What we override is ours in fact, and takes its arguments by the same names."""
-    name = key[1]
-    assert any(name in vars(cls) for cls in OUR_CLASSES)
-    ours = list(inspect.signature(getattr(R1ZeroGRPOTrainer, name)).parameters)
-    assert ours == OVERRIDDEN[key]
-
-
-def test_contract_nothing_is_overridden_unawares():
-    """A method that TRL's next version adds must not collide with one of ours."""
-    inherited = set(dir(GRPOTrainer)) - set(dir(object))
-    ours = {
-        name
-        for cls in OUR_CLASSES
-        for name, value in vars(cls).items()
-        if callable(value) or isinstance(value, property)
-    }
-    assert ours & inherited == {name for _, name in OVERRIDDEN}
-
-
-def test_contract_of_functions():
-    generation = inspect.signature(unwrap_model_for_generation).parameters
-    assert list(generation) == [
-        "model",
-        "accelerator",
-        "gather_deepspeed3_params",
-        "generation_kwargs",
-        "gradient_checkpointing_kwargs",
-    ]
-    assert list(inspect.signature(use_adapter).parameters) == ["model", "adapter_name"]
-    assert list(inspect.signature(add_fused_lm_head).parameters) == [
-        "model",
-        "temperature",
-        "cast_lm_head_to_fp32",
-        "outputs",
-    ]
-    assert {"log_probs", "entropy"} <= {f.name for f in dataclasses.fields(FusedCausalLMOutput)}
-
-
-def attributes_of_self(classes: list[type], context: type[ast.expr_context]) -> set[str]:
-    """Names of `self.name` that the code of these classes reads (Load) or assigns (Store)."""
-    return {
-        node.attr
-        for cls in classes
-        for node in ast.walk(ast.parse(inspect.getsource(cls)))
-        if isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name)
-        and node.value.id == "self"
-        and isinstance(node.ctx, context)
-    }
-
-
-def provided(classes: list[type]) -> set[str]:
-    """Attributes of `self` that these classes assign or define."""
-    defined = {name for cls in classes for name in vars(cls)}
-    return attributes_of_self(classes, ast.Store) | defined
-
-
-def test_contract_of_attributes():
-    """Every attribute of `self` that our trainer reads is its own or is set by TRL's classes."""
-    read = attributes_of_self(OUR_CLASSES, ast.Load)
-    inherited = read - (provided(OUR_CLASSES) - provided(THEIR_CLASSES))
-    assert inherited >= {
-        "_dist",
-        "_metrics",
-        "_pending_extra_logs",
-        "_tokenizer",
-        "beta",
-        "eos_token_ids",
-        "mask_truncated_completions",
-        "ref_model",
-        "reward_weights",
-    }
-    assert inherited <= provided(THEIR_CLASSES)
-
-
-def test_contract_of_the_vllm_settings():
-    """They are set anew before each call, so they must be what `generate` reads."""
-    used = inspect.getsource(VLLMGeneration.generate)
-    for name in ("temperature", "top_p", "top_k", "min_p", "max_completion_length"):
-        assert f"{name} = self.{name}" in used
-    assert '"generation_kwargs": self.generation_kwargs' in used
-
-
-def test_contract_of_the_training_loop():
-    # A process draws its whole share of a rollout batch at a time, from our sampler ...
-    loader = inspect.getsource(GRPOTrainer.get_train_dataloader)
-    assert "batch_size=self._train_batch_size * self.args.steps_per_generation" in loader
-    assert "sampler_fn=self._get_train_sampler" in loader
-    # ... the loss of a micro-batch is ours ...
-    assert "return self._compute_loss(model, inputs)" in inspect.getsource(GRPOTrainer.compute_loss)
-    # ... rewards come back from all processes, and their parts through log_extra.
-    rewards = inspect.getsource(GRPOTrainer._calculate_rewards)
-    assert "rewards_per_func = gather(rewards_per_func)" in rewards
-    assert 'reward_kwargs["log_extra"] = self._log_completion_extra' in rewards
-    extra = inspect.getsource(GRPOTrainer._log_completion_extra)
-    assert "self._pending_extra_logs[column].extend(values)" in extra
-    assert "training_bar" in inspect.getsource(ProgressCallback)
-
-
-def test_contract_of_the_fused_head(tokenizer):
-    """It takes shifted labels and gives the log-probabilities and entropies of the plain way."""
-    model = make_tiny_model(tokenizer)
-    ids = torch.randint(0, len(tokenizer), (2, 9), generator=torch.Generator().manual_seed(0))
-    inputs, labels = ids[:, :-1], ids[:, 1:]
-    plain = get_response_log_probs(model, inputs, labels, True, temperature=0.7)
-    add_fused_lm_head(model, temperature=0.7, outputs=("log_probs", "entropy"))
-    fused = model(input_ids=inputs, shift_labels=labels, fused_lm_head=True)
-    torch.testing.assert_close(fused.log_probs, plain["log_probs"], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(fused.entropy, plain["token_entropy"], atol=1e-5, rtol=1e-5)

@@ -47,6 +47,10 @@ _EXPORTS = {
     # trainers
     "R1ZeroGRPOConfig": "trainers",
     "R1ZeroGRPOTrainer": "trainers",
+    "R1ZeroSFTConfig": "trainers",
+    "R1ZeroSFTTrainer": "trainers",
+    "ExpertIterationConfig": "trainers",
+    "ExpertIterationTrainer": "trainers",
 }
 
 __all__ = ["__version__", *_EXPORTS]

@@ -1,32 +1,29 @@
-"""What came of a run: a report from its folder, and curves of several runs.
+"""What came of a run: a report from its folder; and curves of several runs, and of groups of them.
 
     python -m trl_r1zero.report RUN_FOLDER                       # report.md, curve.png; prints it
     python -m trl_r1zero.report RUN_FOLDER RUN_FOLDER ... [--output curves.png] [--label_by seed]
+    python -m trl_r1zero.report RUN_FOLDER ... --group_by num_examples [--output groups.png]
 
+Runs may be of GRPO, of expert iteration (EI) or of SFT; their metrics tell which.
 Everything is read from the files that the run wrote, so a report can be made while it trains, and
 of a run that broke off: what is not there is said, and the rest is shown.
 """
 
 import argparse
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
-from trl_r1zero.data.jsonl import read_jsonl
+from trl_r1zero.compare_runs import write_curves, write_groups
 from trl_r1zero.evaluation import mean, standard_error
 from trl_r1zero.evaluation.markdown import quoted, table, wrapped
-from trl_r1zero.plots import Line, plot_run, plot_runs, training_lines, validation_lines
-from trl_r1zero.trainers.run_folder import read_metrics
+from trl_r1zero.logged_run import Line, LoggedRun, Row, logged, metric_cell, rollout_pass_metric
+from trl_r1zero.plots import plot_run
 
 REPORT_FILE = "report.md"
 CURVE_FILE = "curve.png"
-
-Row = dict[str, Any]  # of a table of generations
 
 # What may lie in a run folder. Everything else there is listed too, without words.
 _FILES = {
@@ -35,6 +32,9 @@ _FILES = {
     "metrics.jsonl": "all metrics, one line for each log",
     "evaluations": "a table of generations for each validation (.md to read, .jsonl for programs)",
     "rollouts": "tables of training rollouts",
+    "expert_iteration": "kept rollouts of each EI step",
+    "data_report.md": "what the data doctor saw",
+    "data_report.json": "the same for programs",
     "best": "the model of best validation accuracy",
     "final": "the model at the end",
     "recipe.yaml": "the recipe that this run followed, defaults included",
@@ -52,9 +52,8 @@ _COUNT = "{:.0f}".format
 _SHARE = "{:.3f}".format
 _LENGTH = "{:.1f}".format
 _NUMBER = "{:.3g}".format
-# Rows of the tables, by metric.
+# Rows of the tables, by metric. The validation's begin with the step, whose key is the run's.
 _VALIDATION_ROWS: dict[str, _Write] = {
-    "grpo_step": ("after GRPO step", _COUNT),
     "elapsed_seconds": ("time since the start (h:mm:ss)", _duration),
     "eval_num_examples": ("questions", _COUNT),
     "eval_accuracy": ("accuracy", _SHARE),
@@ -65,62 +64,43 @@ _VALIDATION_ROWS: dict[str, _Write] = {
     "eval_entropy": ("entropy (nats per token)", _SHARE),
     "eval_truncated": ("truncated share", _SHARE),
 }
-_TRAINING_ROWS: dict[str, _Write] = {
+_RESPONSE_ROWS: dict[str, _Write] = {
+    "length/mean": ("mean length (tokens)", _LENGTH),
+    "entropy": ("entropy (nats per token)", _SHARE),
+}
+_UPDATE_ROWS: dict[str, _Write] = {
+    "loss": ("loss", _NUMBER),
+    "grad_norm": ("gradient norm", _NUMBER),
+}
+_GRPO_ROWS: dict[str, _Write] = {
     "reward": ("reward", _SHARE),
     "format_reward": ("format reward", _SHARE),
     "answer_reward": ("answer reward", _SHARE),
-    "length/mean": ("mean length (tokens)", _LENGTH),
-    "entropy": ("entropy (nats per token)", _SHARE),
+    **_RESPONSE_ROWS,
     "truncated": ("truncated share", _SHARE),
     "zero_advantage_groups": ("groups without advantage (share)", _SHARE),
-    "loss": ("loss", _NUMBER),
-    "grad_norm": ("gradient norm", _NUMBER),
+    **_UPDATE_ROWS,
     "ratio": ("ratio of policy to sampling policy", _SHARE),
     "clip_fraction": ("clipped tokens (share)", _SHARE),
 }
+_SFT_ROWS: dict[str, _Write] = {
+    "nll": ("negative log-likelihood (nats per token)", _SHARE),
+    **_RESPONSE_ROWS,
+    **_UPDATE_ROWS,
+    "learning_rate": ("learning rate", _NUMBER),
+    "tokens_per_second": ("tokens per second", _COUNT),
+}
+_TRAINING_ROWS = {"grpo_step": _GRPO_ROWS, "ei_step": _SFT_ROWS, "train_step": _SFT_ROWS}
+# Columns of the table of an EI run's rollouts; pass@k, whose k is the run's, goes with accuracy.
+_ROLLOUT_COLUMNS: dict[str, _Write] = {
+    "rollout_accuracy": ("accuracy", _SHARE),
+    "rollout_kept": ("kept", _COUNT),
+    "rollout_kept_share": ("share", _SHARE),
+    "rollout_length": ("length", _LENGTH),
+    "rollout_entropy": ("entropy", _SHARE),
+}
 # These are absent where they have no meaning: no such answers, no off-policy updates.
 _OPTIONAL = {"eval_length_correct", "eval_length_incorrect", "ratio", "clip_fraction"}
-
-
-@dataclass
-class _Run:
-    """What a report is made of."""
-
-    folder: Path
-
-    def __post_init__(self) -> None:
-        self.name = self.folder.resolve().name
-        self.lines = read_metrics(self.folder)
-        self.training = training_lines(self.lines)
-        self.validations = validation_lines(self.lines)
-        self.wall_time = max((line["elapsed_seconds"] for line in self.lines), default=0.0)
-
-    @property
-    def before_after_best(self) -> tuple[Line, Line, Line]:
-        """First, last and most accurate validation (the first of equal ones)."""
-        best = max(self.validations, key=lambda line: line["eval_accuracy"])
-        return self.validations[0], self.validations[-1], best
-
-    def facts(self, *path: str) -> dict[str, Any]:
-        """A JSON file of the folder; nothing if the run did not write it."""
-        file = self.folder.joinpath(*path)
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-    def generation_files(self) -> list[Path]:
-        """Where the generations of the first and the last validation should be."""
-        ends = [self.validations[0], self.validations[-1]] if self.validations else []
-        folder = self.folder / "evaluations"
-        return [folder / f"grpo_step_{line['grpo_step']:05d}.jsonl" for line in ends]
-
-    def pairs(self) -> list[tuple[Row, Row]]:
-        """Rows of the first and of the last validation, where both answer the same prompt."""
-        files = self.generation_files()
-        if not files or not all(file.is_file() for file in files):
-            return []
-        # Validation takes its questions in the order of the data set; a different number of them
-        # (in a resumed run) leaves a common beginning.
-        rows = zip(*([row.fields for row in read_jsonl(file)] for file in files), strict=False)
-        return [(before, after) for before, after in rows if before["prompt"] == after["prompt"]]
 
 
 def write_report(run_folder: str | Path) -> str:
@@ -132,8 +112,9 @@ def write_report(run_folder: str | Path) -> str:
 
     Raises:
         FileNotFoundError: The folder has no `metrics.jsonl`.
+        ValueError: Its lines are of several kinds of runs.
     """
-    run = _Run(Path(run_folder))
+    run = LoggedRun(Path(run_folder))
     has_curve = plot_run(run.lines, run.folder / CURVE_FILE, title=run.name)
     (run.folder / REPORT_FILE).write_text(
         _report(run, has_curve, num_pairs=6, characters=2000), encoding="utf-8"
@@ -141,59 +122,7 @@ def write_report(run_folder: str | Path) -> str:
     return _report(run, False, num_pairs=2, characters=500)
 
 
-def write_curves(
-    run_folders: Sequence[str | Path], path_png: str | Path, label_by: str | None = None
-) -> str:
-    """Draw the validation accuracy of several runs (seeds, say) into one PNG, with their mean.
-
-    Args:
-        run_folders: Output folders of runs, each with validations.
-        path_png: The figure's file.
-        label_by: The setting that names a run, a key of its `config.json` such as `seed`; the
-            folder's name by default.
-
-    Returns:
-        A Markdown table: for each run the accuracy before, after and at best, and the wall-clock
-        time; with several runs also their mean, with the standard error over the runs.
-
-    Raises:
-        FileNotFoundError: A folder has no `metrics.jsonl`.
-        ValueError: No folder is given, a run has no validation or lacks the setting, or two runs
-            have the same label.
-    """
-    if not run_folders:
-        raise ValueError("run_folders is empty; give the output folders of runs")
-    runs: dict[str, _Run] = {}
-    for folder in run_folders:
-        run = _Run(Path(folder))
-        setting = None if label_by is None else run.facts("config.json").get(label_by)
-        if label_by is not None and setting is None:
-            raise ValueError(f"{folder}/config.json has no {label_by!r}; use another label_by")
-        label = run.name if label_by is None else f"{label_by} {setting}"
-        if label in runs:
-            raise ValueError(f"two runs have the label {label!r}; use a label_by that differs")
-        if not run.validations:
-            raise ValueError(f"{folder} has no validation to draw; leave it out")
-        runs[label] = run
-    Path(path_png).parent.mkdir(parents=True, exist_ok=True)
-    plot_runs({label: run.lines for label, run in runs.items()}, path_png)
-
-    rows = []
-    for label, run in runs.items():
-        chosen = run.before_after_best
-        accuracies = [_metric_cell([line], "eval_accuracy", _SHARE) for line in chosen]
-        accuracies[-1] += f" (step {chosen[-1]['grpo_step']})"
-        rows.append([label, *accuracies, f"{run.wall_time / 60:.1f}"])
-    if len(runs) > 1:
-        columns = zip(*(run.before_after_best for run in runs.values()), strict=True)
-        values = [_logged(column, "eval_accuracy") for column in columns]
-        means = [f"{mean(v):.3f} ± {standard_error(v):.3f}" for v in values]
-        minutes = mean([run.wall_time for run in runs.values()]) / 60
-        rows.append([f"mean of {len(runs)} runs", *means, f"{minutes:.1f}"])
-    return "\n".join(table(["run", "before", "after", "best", "wall minutes"], rows)) + "\n"
-
-
-def _report(run: _Run, show_curve: bool, *, num_pairs: int, characters: int) -> str:
+def _report(run: LoggedRun, show_curve: bool, *, num_pairs: int, characters: int) -> str:
     pairs = run.pairs()
     blocks = [[f"# Run {run.name}"]]
     environment = run.facts("environment.json")
@@ -211,16 +140,19 @@ def _report(run: _Run, show_curve: bool, *, num_pairs: int, characters: int) -> 
         blocks += [[f"![Curves of the run]({CURVE_FILE})"]]
     if run.validations:
         before, after, best = ([line] for line in run.before_after_best)
-        columns = {"before" if before[0]["grpo_step"] == 0 else "first": before}
+        columns = {"before" if before[0][run.step_key] == 0 else "first": before}
         if len(run.validations) > 1:
             columns |= {"after": after, "best": best}
-        metrics = _metrics_table("± standard error", _VALIDATION_ROWS, columns)
+        rows = {run.step_key: (f"after {run.step_name}", _COUNT), **_VALIDATION_ROWS}
+        metrics = _metrics_table("± standard error", rows, columns)
         blocks += [["## Validation"], metrics, *_change(run, pairs)]
     if run.training:
         tenth = max(1, len(run.training) // 10)
         columns = {f"first {tenth}": run.training[:tenth], f"last {tenth}": run.training[-tenth:]}
-        metrics = _metrics_table("mean of logged updates", _TRAINING_ROWS, columns)
-        blocks += [["## Training"], metrics]
+        rows = _TRAINING_ROWS[run.step_key]
+        blocks += [["## Training"], _metrics_table("mean of logged updates", rows, columns)]
+    if run.rollouts:
+        blocks += [["## Rollouts"], *_rollouts_of_steps(run)]
     blocks += [["## Wall time"], _time_table(run)]
     if pairs:
         blocks += [["## Rollouts of the same validation questions"]]
@@ -235,25 +167,34 @@ def _report(run: _Run, show_curve: bool, *, num_pairs: int, characters: int) -> 
 # Blocks of the report, as lines
 
 
-def _missing(run: _Run) -> list[str]:
+def _missing(run: LoggedRun) -> list[str]:
     """What a complete run would have and this one does not."""
     missing = []
-    ends = [line for line in run.lines if "loss" in line or "train_runtime" in line]
-    # A resumed run may have the summary of the run before it, with further updates behind.
+    marks = {"loss", "rollout_accuracy", "train_runtime"}
+    ends = [line for line in run.lines if marks & line.keys()]
+    # A resumed run may have the summary of the run before it, with further work behind.
     if not ends or "train_runtime" not in ends[-1]:
-        done = max((line["grpo_step"] for line in run.lines if "grpo_step" in line), default=0)
-        steps = run.facts("config.json").get("n_grpo_steps", "an unknown number")
-        missing.append(f"The end of training: the last GRPO step logged is {done:.0f} of {steps}.")
+        done = max(logged(run.lines, run.step_key), default=0)
+        steps = run.planned_steps or "an unknown number"
+        missing.append(
+            f"The end of training: the last {run.step_name} logged is {done:.0f} of {steps}."
+        )
     if not run.training:
         missing.append("Training: no update was logged.")
     if not run.validations:
         missing.append("Validation: none was logged (eval_every is null, or none was due yet).")
     elif len(run.validations) == 1:
         missing.append("Before and after: there is only one validation.")
-    for lines, rows in ((run.training, _TRAINING_ROWS), (run.validations, _VALIDATION_ROWS)):
-        absent = [m for m in rows if m not in _OPTIONAL and not _logged(lines, m)]
+    expected = (
+        (run.training, _TRAINING_ROWS[run.step_key]),
+        (run.rollouts, _ROLLOUT_COLUMNS),
+        (run.validations, _VALIDATION_ROWS),
+    )
+    for lines, rows in expected:
+        absent = [m for m in rows if m not in _OPTIONAL and not logged(lines, m)]
         if lines and absent:
-            why = " (generation with vLLM gives no entropies)" if "eval_entropy" in absent else ""
+            sampled = {"eval_entropy", "rollout_entropy"} & set(absent)
+            why = " (generation with vLLM gives no entropies)" if sampled else ""
             missing.append(f"Never logged: {', '.join(absent)}{why}.")
     for file in dict.fromkeys(run.generation_files()):
         if not file.is_file():
@@ -266,20 +207,41 @@ def _metrics_table(
 ) -> list[str]:
     """The mean of each metric over each column's lines, without metrics that none of them has."""
     cells = [
-        [label, *(_metric_cell(lines, metric, write) for lines in columns.values())]
+        [label, *(metric_cell(lines, metric, write) for lines in columns.values())]
         for metric, (label, write) in rows.items()
-        if any(_logged(lines, metric) for lines in columns.values())
+        if any(logged(lines, metric) for lines in columns.values())
     ]
     return table([corner, *columns], cells)
 
 
-def _metric_cell(lines: Sequence[Line], metric: str, write: Callable[[float], str]) -> str:
-    values, errors = _logged(lines, metric), _logged(lines, f"{metric}_stderr")
-    text = write(mean(values)) if values else "-"
-    return f"{text} ± {write(mean(errors))}" if errors else text
+def _rollouts_of_steps(run: LoggedRun) -> list[list[str]]:
+    """One row for each EI step, about what was sampled before its updates."""
+    pass_metric = rollout_pass_metric(run.rollouts)
+    columns = {"rollout_accuracy": _ROLLOUT_COLUMNS["rollout_accuracy"]}
+    if pass_metric is not None:
+        columns[pass_metric] = (pass_metric.removeprefix("rollout_"), _SHARE)
+    columns |= _ROLLOUT_COLUMNS
+    # A resumed run may have sampled a step's rollouts anew: the last ones were trained on.
+    of_step = {line["ei_step"]: line for line in run.rollouts}
+    rows = [
+        [str(step), _num_questions(line, pass_metric)]
+        + [metric_cell([line], metric, write) for metric, (_, write) in columns.items()]
+        for step, line in sorted(of_step.items())
+    ]
+    header = [run.step_name, "questions", *(label for label, _ in columns.values())]
+    note = "Sampled before the step's updates. Kept ones are trained on; share: of all rollouts."
+    return [*wrapped(note), table(header, rows)]
 
 
-def _change(run: _Run, pairs: Sequence[tuple[Row, Row]]) -> list[list[str]]:
+def _num_questions(line: Line, pass_metric: str | None) -> str:
+    """How many questions an EI step asked; if that was not logged, from what was kept."""
+    number, share = line.get("rollout_num_examples"), line.get("rollout_kept_share")
+    if number is None and share and pass_metric is not None:
+        number = line["rollout_kept"] / share / int(pass_metric.rpartition("@")[2])
+    return "-" if number is None else _COUNT(number)
+
+
+def _change(run: LoggedRun, pairs: Sequence[tuple[Row, Row]]) -> list[list[str]]:
     """From the first to the last validation question by question, in words."""
     if len(run.validations) < 2 or len(pairs) < 2:
         return []
@@ -294,7 +256,7 @@ def _change(run: _Run, pairs: Sequence[tuple[Row, Row]]) -> list[list[str]]:
     )
 
 
-def _time_table(run: _Run) -> list[str]:
+def _time_table(run: LoggedRun) -> list[str]:
     seconds: dict[str, float] = defaultdict(float)
     step = 0
     for line in run.training:
@@ -303,8 +265,10 @@ def _time_table(run: _Run) -> list[str]:
         for metric, value in line.items():
             if metric.startswith("seconds/") and metric != "seconds/step" and value is not None:
                 seconds[metric.removeprefix("seconds/").replace("_", " ")] += value * updates
+    if run.rollouts:
+        seconds["rollouts"] = sum(logged(run.rollouts, "rollout_seconds"))
     if run.validations:
-        seconds["validation"] = sum(_logged(run.validations, "eval_seconds"))
+        seconds["validation"] = sum(logged(run.validations, "eval_seconds"))
     total = run.wall_time
     # A device's clock may run a little ahead of the wall clock.
     seconds["rest (optimizer, saving, logging)"] = max(0.0, total - sum(seconds.values()))
@@ -350,12 +314,12 @@ def _why_wrong(rows: Sequence[Row], *, examples: int, characters: int) -> list[l
     return blocks
 
 
-def _files_table(run: _Run) -> list[str]:
+def _files_table(run: LoggedRun) -> list[str]:
     names = {path.name for path in run.folder.iterdir()} | {REPORT_FILE}
     what = {name: "to resume from" for name in names if name.startswith("checkpoint-")} | _FILES
     best = run.facts("best", "best.json")
     if best:
-        what["best"] += f" (after GRPO step {best['grpo_step']})"
+        what["best"] += f" (after {run.step_name} {best[run.step_key]})"
     order = [name for name in _FILES if name in names] + sorted(names - set(_FILES))
     return table(["name", "what"], [[name, what.get(name, "")] for name in order])
 
@@ -384,30 +348,39 @@ def _telling(pairs: Sequence[tuple[Row, Row]]) -> list[int]:
     return [number for numbers in rounds for number in numbers if number is not None]
 
 
-# Text
-
-
-def _logged(lines: Sequence[Line], metric: str) -> list[float]:
-    return [line[metric] for line in lines if line.get(metric) is not None]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; see the top of this file."""
     parser = argparse.ArgumentParser(
         prog="python -m trl_r1zero.report",
-        description="One folder: its report. Several: their validation curves in one figure.",
+        description="One folder: its report. Several: their validation curves in one figure, of "
+        "single runs or of groups of runs.",
     )
     parser.add_argument("run_folders", nargs="+", metavar="RUN_FOLDER", help="output_dir of a run")
-    parser.add_argument("--output", metavar="FILE.png", help="several: the figure [curves.png]")
+    parser.add_argument(
+        "--output",
+        metavar="FILE.png",
+        help="several: the figure [curves.png; with --group_by groups.png]",
+    )
     parser.add_argument(
         "--label_by", metavar="SETTING", help="several: what names a run, e.g. seed"
     )
+    parser.add_argument(
+        "--group_by",
+        nargs="+",
+        metavar="SETTING",
+        help="what makes runs one group, e.g. num_examples: the same value, and so seeds of it",
+    )
     args = parser.parse_args(argv)
     several = len(args.run_folders) > 1
-    if not several and (args.output or args.label_by):
+    if args.label_by and args.group_by:
+        parser.error("--label_by names single runs, --group_by makes groups of them; use one")
+    if not several and not args.group_by and (args.output or args.label_by):
         parser.error("--output and --label_by are for several folders; leave them out, or add one")
     try:
-        if several:
+        if args.group_by:
+            path = args.output or "groups.png"
+            text = f"{write_groups(args.run_folders, path, args.group_by)}\nGroups: {path}\n"
+        elif several:
             path = args.output or "curves.png"
             text = f"{write_curves(args.run_folders, path, args.label_by)}\nCurves: {path}\n"
         else:

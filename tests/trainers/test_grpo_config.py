@@ -1,19 +1,16 @@
 """Settings of a GRPO run: defaults, checks, and what becomes of every field of TRL's config."""
 
 import dataclasses
+from functools import partial
 
+import config_checks
 import pytest
 import torch
-from transformers import TrainingArguments
 from trl import GRPOConfig
 
 from trl_r1zero.functional import AGGREGATIONS, LOSS_TYPES, SAMPLER_CORRECTIONS
 from trl_r1zero.trainers import R1ZeroGRPOConfig
 from trl_r1zero.trainers.trl_fields import DERIVED_FIELDS, UNSUPPORTED_FIELDS
-
-TRL_FIELDS = {f.name for f in dataclasses.fields(GRPOConfig)}
-TRANSFORMERS_FIELDS = {f.name for f in dataclasses.fields(TrainingArguments)}
-OWN_FIELDS = {f.name for f in dataclasses.fields(R1ZeroGRPOConfig)} - TRL_FIELDS
 
 # TRL's fields that mean here what they mean there (or, loss_type, have our values instead).
 SUPPORTED_FIELDS = {
@@ -52,30 +49,21 @@ SUPPORTED_FIELDS = {
 
 # A value other than the default for each field that cannot be set.
 OTHER_DERIVED = {
+    **config_checks.OTHER_DERIVED,
     "num_generations": 4,
-    "per_device_train_batch_size": 8,
     "generation_batch_size": 64,
     "steps_per_generation": 2,
     "num_iterations": 2,
-    "max_steps": 100,
     "num_train_epochs": 3.0,
     "scale_rewards": "batch",
     "epsilon": 0.1,
     "epsilon_high": 0.28,
-    "do_eval": True,
-    "eval_strategy": "steps",
-    "eval_steps": 10,
     "num_generations_eval": 8,
-    "save_strategy": "steps",
-    "save_steps": 100,
-    "metric_for_best_model": "eval_reward",
-    "greater_is_better": False,
-    "load_best_model_at_end": True,
     "log_completions": True,
     "num_completions_to_print": 3,
-    "data_seed": 1,
 }
 OTHER_UNSUPPORTED = {
+    **config_checks.OTHER_UNSUPPORTED,
     "delta": 4.0,
     "importance_sampling_level": "sequence",
     "sapo_temperature_neg": 2.0,
@@ -92,7 +80,6 @@ OTHER_UNSUPPORTED = {
     "entropy_coef_delta": 0.1,
     "entropy_target": 0.5,
     "off_policy_mask_threshold": 0.5,
-    "router_aux_loss_coef": 0.001,
     "multi_objective_aggregation": "normalize_then_sum",
     "vllm_importance_sampling_cap": 2.0,
     "vllm_tensor_parallel_size": 2,
@@ -111,13 +98,6 @@ OTHER_UNSUPPORTED = {
     "log_multimodal": False,
     "log_unique_prompts": True,
     "chat_template_kwargs": {"enable_thinking": False},
-    "auto_find_batch_size": True,
-    "logging_nan_inf_filter": True,
-    "pad_to_multiple_of": 8,
-    "label_smoothing_factor": 0.1,
-    "torch_empty_cache_steps": 10,
-    "include_num_input_tokens_seen": True,
-    "use_liger_kernel": True,
 }
 
 
@@ -125,15 +105,7 @@ OTHER_UNSUPPORTED = {
 def config(tmp_path, monkeypatch):
     """Makes a config for one process, or for `processes` of them."""
 
-    def make(processes: int = 1, **settings) -> R1ZeroGRPOConfig:
-        if processes > 1:
-            # What a launcher's processes would say. (Its environment variables would make this
-            # process wait for the others.)
-            monkeypatch.setattr(R1ZeroGRPOConfig, "_launched_processes", processes)
-            monkeypatch.setattr(TrainingArguments, "world_size", processes)
-        return R1ZeroGRPOConfig(output_dir=str(tmp_path), **settings)
-
-    return make
+    return partial(config_checks.make_config, R1ZeroGRPOConfig, tmp_path, monkeypatch)
 
 
 # Defaults
@@ -207,24 +179,18 @@ def test_bf16_is_the_default_on_accelerators_only(config):
 
 
 def test_every_field_of_trl_is_classified():
-    """A field that a new TRL brings stands in no list: decide what it means here."""
-    beyond_transformers = TRL_FIELDS - TRANSFORMERS_FIELDS
-    lists = [SUPPORTED_FIELDS, set(DERIVED_FIELDS), set(UNSUPPORTED_FIELDS)]
-    assert beyond_transformers - set().union(*lists) == set()
-    for name in beyond_transformers:
-        assert sum(name in fields for fields in lists) == 1, name
+    config_checks.check_every_field_of_trl_is_classified(
+        R1ZeroGRPOConfig, GRPOConfig, SUPPORTED_FIELDS
+    )
 
 
 def test_the_lists_name_fields_of_trl_only():
-    assert set(DERIVED_FIELDS) <= TRL_FIELDS
-    assert set(UNSUPPORTED_FIELDS) <= TRL_FIELDS
-    assert SUPPORTED_FIELDS <= TRL_FIELDS
+    assert set(DERIVED_FIELDS) <= config_checks.field_names(GRPOConfig)
+    assert set(UNSUPPORTED_FIELDS) <= config_checks.field_names(GRPOConfig)
 
 
 def test_every_derived_field_names_knobs_that_exist():
-    for name, instead in DERIVED_FIELDS.items():
-        knobs = OWN_FIELDS | {"gradient_accumulation_steps", "seed"}
-        assert any(knob in instead.replace(",", " ").split() for knob in knobs), name
+    config_checks.check_every_derived_field_names_knobs_that_exist(R1ZeroGRPOConfig)
 
 
 def test_the_examples_are_complete():
@@ -234,19 +200,12 @@ def test_the_examples_are_complete():
 
 @pytest.mark.parametrize("name", DERIVED_FIELDS)
 def test_a_derived_field_cannot_be_set(config, name):
-    with pytest.raises(ValueError) as error:
-        config(**{name: OTHER_DERIVED[name]})
-    assert str(error.value) == (
-        f"{name} follows from another setting; set {DERIVED_FIELDS[name]} instead"
-    )
+    config_checks.check_a_derived_field_cannot_be_set(config, name, OTHER_DERIVED[name])
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED_FIELDS)
 def test_an_unsupported_field_cannot_be_set(config, name):
-    with pytest.raises(ValueError, match=f"^{name} is not supported") as error:
-        config(**{name: OTHER_UNSUPPORTED[name]})
-    assert UNSUPPORTED_FIELDS[name] in str(error.value)
-    assert repr(OTHER_UNSUPPORTED[name]) in str(error.value)
+    config_checks.check_an_unsupported_field_cannot_be_set(config, name, OTHER_UNSUPPORTED[name])
 
 
 def test_vllm_only_as_a_server(config):
@@ -455,8 +414,7 @@ def test_batch_geometry(config, settings, message):
     ],
 )
 def test_counts_are_at_least_1(config, name):
-    with pytest.raises(ValueError, match=f"^{name} must be at least 1, got 0"):
-        config(**{name: 0})
+    config_checks.check_at_least_1(config, name)
 
 
 def test_a_process_gets_whole_micro_batches(config):
@@ -471,14 +429,9 @@ def test_a_process_gets_whole_micro_batches(config):
 
 
 def test_a_process_that_is_alone_among_several_is_an_error(config, monkeypatch):
-    alone = config()
-    assert alone._launched_processes == 1
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert alone._launched_processes == 2
-    monkeypatch.delenv("WORLD_SIZE")
-    monkeypatch.setattr(R1ZeroGRPOConfig, "_launched_processes", 2)
-    with pytest.raises(ValueError, match="WORLD_SIZE says 2 processes, but there are 1"):
-        config()
+    config_checks.check_a_process_that_is_alone_among_several_is_an_error(
+        R1ZeroGRPOConfig, config, monkeypatch
+    )
 
 
 # (epochs x train_batch_size on 256 rollouts) -> updates per epoch, per GRPO step
@@ -534,12 +487,7 @@ def test_no_validation_and_no_checkpoints(config):
     ],
 )
 def test_replace(config, changes):
-    """Equal to a config made with these settings: nothing derived is left over."""
-    assert dataclasses.replace(config(), **changes) == config(**changes)
-    assert config() == dataclasses.replace(config(**changes), **{n: DEFAULT[n] for n in changes})
-
-
-DEFAULT = {f.name: f.default for f in dataclasses.fields(R1ZeroGRPOConfig)}
+    config_checks.check_replace(config, changes)
 
 
 def test_replace_keeps_the_divisor_bound_to_the_length(config):
@@ -549,5 +497,4 @@ def test_replace_keeps_the_divisor_bound_to_the_length(config):
 
 
 def test_replace_cannot_set_derived_fields(config):
-    with pytest.raises(ValueError, match="follows from another setting"):
-        dataclasses.replace(config(), max_steps=77)
+    config_checks.check_replace_cannot_set_derived_fields(config)

@@ -81,7 +81,7 @@ def cut(rollouts, num_microbatches: int):
     return list(
         cut_into_microbatches(
             rollouts,
-            num_microbatches,
+            len(rollouts) // num_microbatches,
             pad_token_id=PAD,
             device=torch.device("cpu"),
             num_sequences=6.0,

@@ -1,8 +1,20 @@
 """Trainers on TRL's, with all checks of their settings in the configs."""
 
+from .expert_iteration_trainer import ExpertIterationTrainer
 from .grpo_config import R1ZeroGRPOConfig
 from .grpo_trainer import R1ZeroGRPOTrainer
 from .rewards import TRLReward
 from .run_folder import read_metrics
+from .sft_config import ExpertIterationConfig, R1ZeroSFTConfig
+from .sft_trainer import R1ZeroSFTTrainer
 
-__all__ = ["R1ZeroGRPOConfig", "R1ZeroGRPOTrainer", "TRLReward", "read_metrics"]
+__all__ = [
+    "ExpertIterationConfig",
+    "ExpertIterationTrainer",
+    "R1ZeroGRPOConfig",
+    "R1ZeroGRPOTrainer",
+    "R1ZeroSFTConfig",
+    "R1ZeroSFTTrainer",
+    "TRLReward",
+    "read_metrics",
+]

@@ -14,10 +14,8 @@ What comes from TRL and transformers: loading, PEFT and the reference model, Acc
 DeepSpeed, the vLLM client, the reward loop, the optimizer loop, checkpoints, logging. What is
 replaced, and why:
 
-* rollouts are kept as rows without padding, and the training step sees this process's whole share
-  of a train batch and cuts it itself: the gradient does not depend on the cut, and no micro-batch
-  is wider than its own longest row. To the loop of transformers an update is one step without
-  accumulation, so `args.gradient_accumulation_steps` is 1 here and the cut is `num_microbatches`.
+* rollouts are kept as rows without padding, and the training step cuts its train batch itself (see
+  `base_trainer`): to the loop of transformers `args.gradient_accumulation_steps` is 1.
 * truncation is what the sampler says, not "the last token is no eos": a completion that ends in
   `</answer>` is complete.
 * evaluation is one call over all validation problems, with standard errors, not a loop over
@@ -26,42 +24,36 @@ replaced, and why:
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from trl import GRPOTrainer
 from trl.trainer.utils import use_adapter
 
 from trl_r1zero.evaluation import write_generations
 from trl_r1zero.functional import (
     compute_group_advantages,
     compute_sampler_importance_weights,
-    get_response_log_probs,
     grpo_microbatch_loss,
 )
-from trl_r1zero.generation import SamplingConfig, row_seeds
-from trl_r1zero.generation.vllm_server import VLLMServerError
+from trl_r1zero.generation import Completion, SamplingConfig, row_seeds
 
+from .base_trainer import BaseTrainer
 from .grpo_config import R1ZeroGRPOConfig
-from .progress import ProgressCallback, use_progress_callback
 from .rewards import as_trl_rewards
 from .rollout_sampler import RolloutSampler
 from .rollouts import MicroBatch, Rollout, RolloutBatch, cut_into_microbatches, num_trained_tokens
-from .run_folder import RunFolderCallback
-from .timing import StepTimer
-from .update_metrics import UpdateMetrics, graded_rollout
-from .validation import ValidationMixin, require_columns
+from .sampling import Grades
+from .update_metrics import graded_rollout
+from .validation import require_columns
 
 
-class R1ZeroGRPOTrainer(ValidationMixin):
+class R1ZeroGRPOTrainer(BaseTrainer, GRPOTrainer):
     """Trains a causal language model with verifiable rewards.
 
     Args:
@@ -79,6 +71,9 @@ class R1ZeroGRPOTrainer(ValidationMixin):
         ValueError: A data set lacks a column, or settings contradict one another.
         VLLMServerError: With use_vllm, there is no server, or it cannot be started.
     """
+
+    args: R1ZeroGRPOConfig
+    step_key = "grpo_step"
 
     def __init__(
         self,
@@ -103,7 +98,7 @@ class R1ZeroGRPOTrainer(ValidationMixin):
             )
         if args.temperature <= 0:
             raise ValueError(f"temperature must be above 0 to explore, got {args.temperature}")
-        self.num_microbatches = args.gradient_accumulation_steps
+        self.rows_per_microbatch = args.train_batch_share // args.gradient_accumulation_steps
         use_vllm = args.use_vllm
         args = copy.copy(args)
         args.gradient_accumulation_steps = 1
@@ -123,13 +118,6 @@ class R1ZeroGRPOTrainer(ValidationMixin):
         # transformers takes it from `args.train_batch_size`, which to it is one process's share;
         # here that name is the handout's, for all processes together.
         self._train_batch_size = args.train_batch_share
-        self.fused_lm_head = (
-            self.accelerator.device.type != "cpu"
-            if args.fused_lm_head is None
-            else args.fused_lm_head
-        )
-        if args.cast_lm_head_to_fp32 and not self.fused_lm_head:
-            raise ValueError("cast_lm_head_to_fp32 needs the fused head; set fused_lm_head to true")
         self.rollout_sampling = SamplingConfig(
             temperature=args.temperature,
             top_p=args.top_p,
@@ -145,14 +133,24 @@ class R1ZeroGRPOTrainer(ValidationMixin):
             top_p=args.eval_top_p,
             max_tokens=args.eval_max_completion_length or self.rollout_sampling.max_tokens,
         )
-        self.timer = StepTimer(self.accelerator.device)
-        self.args.use_vllm = use_vllm
-        if use_vllm:
-            self.server = self._connect_to_server()
         self._rollout_batch: RolloutBatch | None = None
-        self._update_metrics = UpdateMetrics()
-        use_progress_callback(self, ProgressCallback())
-        self.add_callback(RunFolderCallback())
+        self.args.use_vllm = use_vllm
+        self._set_up()
+        if args.cast_lm_head_to_fp32 and not self.fused_lm_head:
+            raise ValueError("cast_lm_head_to_fp32 needs the fused head; set fused_lm_head to true")
+
+    @property
+    def grpo_step(self) -> int:
+        """GRPO steps that are complete, or the one at work during it."""
+        return self.state.global_step // self.args.updates_per_grpo_step
+
+    @property
+    def steps_done(self) -> int:
+        return self.grpo_step
+
+    @property
+    def num_steps(self) -> int:
+        return self.args.n_grpo_steps
 
     # Data
 
@@ -228,7 +226,7 @@ class R1ZeroGRPOTrainer(ValidationMixin):
         if self.beta != 0:
             with self.timer.part("ref_log_probs"):
                 self._keep_reference_log_probs(batch.rollouts)
-        self._count_tokens(batch.rollouts)
+        self._count_tokens(sum(row.num_tokens for row in batch.rollouts))
         self._write_rollouts(batch)
         return batch
 
@@ -239,7 +237,8 @@ class R1ZeroGRPOTrainer(ValidationMixin):
         model.eval()  # no dropout, as in sampling
         with torch.no_grad():
             for micro_batch in self._microbatches(rollouts):
-                log_probs_BT = self._log_probs(model, micro_batch)["log_probs"].float().cpu()
+                output = self._log_probs(model, micro_batch, self.args.temperature)
+                log_probs_BT = output["log_probs"].float().cpu()
                 for row, log_probs_T in zip(micro_batch.rollouts, log_probs_BT, strict=True):
                     start = len(row.prompt_ids) - 1
                     setattr(row, attribute, log_probs_T[start : start + row.length].clone())
@@ -253,23 +252,6 @@ class R1ZeroGRPOTrainer(ValidationMixin):
         model = self.accelerator.unwrap_model(self.model)
         with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
             self._keep_log_probs(self.model, rollouts, "ref_log_probs")
-
-    def _log_probs(
-        self, model: Any, micro_batch: MicroBatch, return_token_entropy: bool = False
-    ) -> dict[str, Tensor]:
-        """`get_response_log_probs` at the sampling temperature, or the same by TRL's fused head."""
-        with self.accelerator.autocast():
-            if not self.fused_lm_head:
-                return get_response_log_probs(
-                    model,
-                    micro_batch.input_ids,
-                    micro_batch.labels,
-                    return_token_entropy,
-                    temperature=self.args.temperature,
-                )
-            labels = micro_batch.labels.masked_fill(~micro_batch.response_mask, -100)
-            output = model(input_ids=micro_batch.input_ids, shift_labels=labels, fused_lm_head=True)
-        return {"log_probs": output.log_probs, "token_entropy": output.entropy}
 
     # 3. Optimizer updates
 
@@ -289,33 +271,17 @@ class R1ZeroGRPOTrainer(ValidationMixin):
             rows = self._rollout_batch.train_batch(
                 update % self.args.updates_per_epoch, self.args.updates_per_epoch
             )
-            loss = torch.zeros((), device=self.accelerator.device)
-            micro_batches = list(self._microbatches(rows))
-            for number, micro_batch in enumerate(micro_batches, start=1):
-                is_last = number == len(micro_batches)
-                # Accelerate takes the update's end from this flag.
-                self.accelerator.gradient_state._set_sync_gradients(is_last)
-                # DeepSpeed tells the last backward from the others by that flag alone.
-                syncs = is_last or self.accelerator.distributed_type == DistributedType.DEEPSPEED
-                with nullcontext() if syncs else self.accelerator.no_sync(model):
-                    with self.timer.part("forward"):
-                        piece = self.compute_loss(model, micro_batch)
-                    with self.timer.part("backward"):
-                        self.accelerator.backward(piece)
-                loss += piece.detach()
+            loss = self._forward_and_backward(model, list(self._microbatches(rows)))
         self._record_update(rows)
         return loss
 
     def _microbatches(self, rollouts: list[Rollout]) -> Iterator[MicroBatch]:
-        totals = torch.tensor(
-            [len(rollouts), num_trained_tokens(rollouts)],
-            dtype=torch.float64 if self.accelerator.device.type != "mps" else torch.float32,
-            device=self.accelerator.device,
+        num_sequences, num_tokens = self._mean_over_processes(
+            len(rollouts), num_trained_tokens(rollouts)
         )
-        num_sequences, num_tokens = self.accelerator.reduce(totals, reduction="mean").tolist()
         return cut_into_microbatches(
             rollouts,
-            self.num_microbatches * (len(rollouts) // self.args.train_batch_share),
+            self.rows_per_microbatch,
             pad_token_id=self._tokenizer.pad_token_id,
             device=self.accelerator.device,
             num_sequences=num_sequences,
@@ -324,7 +290,7 @@ class R1ZeroGRPOTrainer(ValidationMixin):
 
     def _compute_loss(self, model: torch.nn.Module, inputs: MicroBatch) -> Tensor:
         """This micro-batch's share of the loss of its train batch."""
-        output = self._log_probs(model, inputs, return_token_entropy=True)
+        output = self._log_probs(model, inputs, self.args.temperature, return_token_entropy=True)
         # On-policy the sampling policy is the policy itself.
         old_log_probs_BT = (
             output["log_probs"].detach() if inputs.old_log_probs is None else inputs.old_log_probs
@@ -400,23 +366,17 @@ class R1ZeroGRPOTrainer(ValidationMixin):
         metrics = self._update_metrics.collect(rows, self.accelerator)
         seconds = self.timer.collect()
         metrics |= self._rollout_batch.metrics
-        metrics["grpo_step"] = self.grpo_step + 1
         metrics["tokens_per_second"] = metrics.pop("tokens") / seconds["step"]
-        metrics["num_tokens"] = self.state.num_input_tokens_seen
         parts = ["step", "generation", "reward", "forward", "backward"]
         parts += ["weight_sync"] if self.server is not None else []
         parts += ["old_log_probs"] if self.args.updates_per_grpo_step > 1 else []
         parts += ["ref_log_probs"] if self.beta != 0 else []
         # A part that did not run in this update (sampling, in a second epoch) took 0 seconds.
         metrics |= {f"seconds/{part}": seconds.get(part, 0.0) for part in parts}
-        for name, value in metrics.items():
-            self._metrics["train"][name].append(value)
-
-    def _count_tokens(self, rollouts: list[Rollout]) -> None:
-        counts = torch.tensor(
-            [sum(row.num_tokens for row in rollouts)], device=self.accelerator.device
+        self._log_with_update(
+            metrics,
+            {"grpo_step": self.grpo_step + 1, "num_tokens": self.state.num_input_tokens_seen},
         )
-        self.state.num_input_tokens_seen += int(self.accelerator.gather(counts).sum().item())
 
     def _write_rollouts(self, batch: RolloutBatch) -> None:
         step, every = self.grpo_step + 1, self.args.log_rollouts_every
@@ -429,36 +389,28 @@ class R1ZeroGRPOTrainer(ValidationMixin):
                 title=f"Rollouts of GRPO step {step}",
             )
 
-    def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> TrainOutput:
-        """As transformers' `train`; a resumed run is not validated at its start again.
+    # Rewards
 
-        Raises:
-            VLLMServerError: The vLLM server refused a request, or is gone and not this trainer's to
-                start again. The run is saved first.
-        """
-        self.args.eval_on_start = (
-            self.args.eval_on_start
-            and self.args.eval_every is not None
-            and not resume_from_checkpoint
+    def _grade(
+        self, examples: Sequence[dict[str, Any]], completions: Sequence[Completion]
+    ) -> Grades:
+        rewards_per_func = self._calculate_rewards(  # (N*G, number of reward functions)
+            list(examples),
+            [example["prompt"] for example in examples],
+            [completion.text for completion in completions],
+            [completion.token_ids for completion in completions],
         )
-        try:
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        except VLLMServerError as error:
-            raise VLLMServerError(f"{error}\n{self._save_stopped_run()}") from error
-
-    def _save_stopped_run(self) -> str:
-        """A checkpoint of the last complete update, unless there is one; what to tell people."""
-        if self.state.global_step == 0:
-            return "Nothing was trained yet; start the run again once the server works."
-        folder = self.run_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if not (folder / TRAINER_STATE_NAME).is_file():
-            self._save_checkpoint(self.model, trial=None)
-        return (
-            f"The run stopped after {self.grpo_step} of {self.args.n_grpo_steps} GRPO steps and is "
-            f"saved in {folder}; once the server works, go on with --resume_from_checkpoint last."
+        if torch.isnan(rewards_per_func).all(dim=1).any():
+            raise ValueError(
+                "a reward function returned None or NaN; return a number for each completion"
+            )
+        weights = self.reward_weights.to(rewards_per_func.device)
+        grades = self._grades(
+            (rewards_per_func * weights).nansum(dim=1),
+            len(completions),
+            self._pending_extra_logs,
+            self._pending_metrics,
         )
+        self._pending_extra_logs.clear()
+        self._pending_metrics.clear()
+        return grades

@@ -6,7 +6,15 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_callback import ProgressCallback as _ProgressCallback
 
-_SHOWN = {"reward": "reward", "length/mean": "length", "entropy": "entropy", "loss": "loss"}
+from .run_folder import STEP_NAMES
+
+_SHOWN = {
+    "reward": "reward",
+    "nll": "nll",
+    "length/mean": "length",
+    "entropy": "entropy",
+    "loss": "loss",
+}
 
 
 class ProgressCallback(_ProgressCallback):
@@ -18,14 +26,26 @@ class ProgressCallback(_ProgressCallback):
             return
         if "eval_accuracy" in logs:
             stderr = logs.get("eval_accuracy_stderr", float("nan"))
+            key = next(key for key in STEP_NAMES if key in logs)
             self.training_bar.write(
-                f"GRPO step {logs['grpo_step']:>4}: validation accuracy "
+                f"{STEP_NAMES[key]} {logs[key]:>4}: validation accuracy "
                 f"{logs['eval_accuracy']:.3f} +- {stderr:.3f}, "
                 f"length {logs['eval_length']:.1f}, {logs['eval_seconds']:.1f} s"
+            )
+        if "rollout_accuracy" in logs:
+            self.training_bar.write(
+                f"EI step {logs['ei_step']:>4}: {logs['rollout_kept']} rollouts kept, rollout "
+                f"accuracy {logs['rollout_accuracy']:.3f}, {logs['rollout_seconds']:.1f} s"
             )
         shown = {short: f"{logs[name]:.3g}" for name, short in _SHOWN.items() if name in logs}
         if shown:
             self.training_bar.set_postfix(shown, refresh=False)
+
+    def expect(self, num_updates: float) -> None:
+        """Let the bar end at so many optimizer updates."""
+        if self.training_bar is not None:
+            self.training_bar.total = num_updates
+            self.training_bar.refresh()
 
 
 def use_progress_callback(trainer: Trainer, callback: TrainerCallback) -> None:

@@ -6,6 +6,16 @@ import torch
 from torch.utils.data import Sampler
 
 
+def shuffled_forever(size: int, *, shuffle: bool, seed: int) -> Iterator[int]:
+    """The numbers below `size` again and again, each pass in an order of its own if shuffled."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        if shuffle:
+            yield from torch.randperm(size, generator=generator).tolist()
+        else:
+            yield from range(size)
+
+
 class RolloutSampler(Sampler[int]):
     """Yields the row numbers of every rollout batch of a run, in order.
 
@@ -55,16 +65,8 @@ class RolloutSampler(Sampler[int]):
                 "use a larger training set or a smaller rollout_batch_size"
             )
 
-    def _prompts(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed)
-        while True:
-            if self.shuffle:
-                yield from torch.randperm(self.num_prompts, generator=generator).tolist()
-            else:
-                yield from range(self.num_prompts)
-
     def __iter__(self) -> Iterator[int]:
-        prompts = self._prompts()
+        prompts = shuffled_forever(self.num_prompts, shuffle=self.shuffle, seed=self.seed)
         for _ in range(self.n_grpo_steps):
             batch = [next(prompts) for _ in range(self.prompts_per_rollout_batch)]
             for _ in range(self.updates_per_grpo_step):

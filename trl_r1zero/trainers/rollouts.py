@@ -8,7 +8,7 @@ Shapes: B rows of a micro-batch, T its longest row minus one.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -111,6 +111,27 @@ class RolloutBatch:
         return [self.rollouts[row] for row in order[index * size : (index + 1) * size]]
 
 
+class Row(Protocol):
+    """What has a length."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+
+R = TypeVar("R", bound=Row)
+
+
+def longest_first(rows: Sequence[R], size: int) -> Iterator[list[R]]:
+    """Rows sorted by length, cut into parts of `size` rows, the last one what is left.
+
+    Sorting changes neither loss nor gradient, as the denominators are those of the train batch. The
+    longest rows come first, so a run that does not fit into memory fails at once.
+    """
+    ordered = sorted(rows, key=lambda row: -row.num_tokens)
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
+
+
 def num_trained_tokens(rollouts: Sequence[Rollout]) -> int:
     """Response tokens that are part of the loss."""
     return sum(rollout.length for rollout in rollouts if rollout.trained)
@@ -118,22 +139,15 @@ def num_trained_tokens(rollouts: Sequence[Rollout]) -> int:
 
 def cut_into_microbatches(
     rollouts: Sequence[Rollout],
-    num_microbatches: int,
+    rows_per_microbatch: int,
     *,
     pad_token_id: int,
     device: torch.device,
     num_sequences: float,
     num_tokens: float,
 ) -> Iterator[MicroBatch]:
-    """Rows sorted by length, cut into equal parts, each padded to its own longest row.
-
-    Sorting changes neither loss nor gradient, as the denominators are those of the train batch. The
-    longest rows come first, so a run that does not fit into memory fails at once.
-    """
-    ordered = sorted(rollouts, key=lambda rollout: -rollout.num_tokens)
-    size = len(ordered) // num_microbatches
-    for start in range(0, len(ordered), size):
-        rows = ordered[start : start + size]
+    """Micro-batches of `longest_first`, each padded to its own longest row."""
+    for rows in longest_first(rollouts, rows_per_microbatch):
         tensors = pad_and_shift(
             [row.prompt_ids for row in rows],
             [row.completion.token_ids for row in rows],

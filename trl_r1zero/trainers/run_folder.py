@@ -11,6 +11,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl_r1zero.evaluation.environment import environment
 
 METRICS_FILE = "metrics.jsonl"
+# The key of a line of metrics that says how far the run is, which differs by the kind of run ->
+# what it counts.
+STEP_NAMES = {"grpo_step": "GRPO step", "ei_step": "EI step", "train_step": "update"}
 
 
 class RunFolderCallback(TrainerCallback):

@@ -1,23 +1,26 @@
 """Sampling completions and grading them, for every trainer that does."""
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from tqdm import tqdm
-from trl import GRPOTrainer
+from transformers import PreTrainedTokenizerBase, Trainer
+from trl.distributed import DistributedBackend
 from trl.models.utils import unwrap_model_for_generation
 
-from trl_r1zero.evaluation import mean
+from trl_r1zero.data.tokenization import pad_and_shift
+from trl_r1zero.evaluation import GradedCompletion, graded_completion, mean
 from trl_r1zero.functional import get_response_log_probs
 from trl_r1zero.generation import Completion, SamplingConfig, TransformersEngine, in_order
 from trl_r1zero.generation.vllm_server import VLLMServerConfig
 
-from .grpo_config import R1ZeroGRPOConfig
 from .server_generation import ServerAddress, ServerGeneration
 from .timing import StepTimer
 
@@ -39,16 +42,52 @@ class Grades:
     metrics: dict[str, float]
 
 
-class SamplingMixin(GRPOTrainer):
-    """Completions of the current policy, from transformers or from a vLLM server, and rewards."""
+@dataclass
+class GradedSample:
+    """Graded completions of all processes, in the order of their examples.
 
-    args: R1ZeroGRPOConfig
+    Attributes:
+        rows: The graded completions.
+        token_ids: The tokens of each.
+        metrics: What the reward functions logged, mean over processes.
+    """
+
+    rows: list[GradedCompletion]
+    token_ids: list[list[int]]
+    metrics: dict[str, float]
+
+
+class SamplingMixin(Trainer):
+    """Completions of the current policy, from transformers or from a vLLM server, and rewards.
+
+    Comes before TRL's trainer among the bases.
+
+    Attributes:
+        rows_per_microbatch: Rows that a process computes log-probabilities of at a time.
+        timer: Seconds of the parts of a step.
+        server: The vLLM server, if it samples.
+    """
+
+    args: Any
     model: Any
     train_dataset: Dataset
+    rows_per_microbatch: int
     timer: StepTimer
+    _tokenizer: PreTrainedTokenizerBase
     server: ServerGeneration | None = None
     _synced_step: int | None = None  # optimizer updates that the server's weights have seen
     _num_syncs: int = 0
+
+    def _set_up_sampling(self) -> None:
+        """To be called at the end of `__init__`."""
+        self.timer = StepTimer(self.accelerator.device)
+        self._dist = DistributedBackend(self.accelerator)
+        if self.args.use_vllm:
+            self.server = self._connect_to_server()
+
+    def _prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of formatted prompts, with the tokenizer's own special tokens."""
+        return self._tokenizer(list(prompts))["input_ids"]
 
     def _sample_completions(
         self,
@@ -63,7 +102,7 @@ class SamplingMixin(GRPOTrainer):
 
         `batch_size` says how many rows the transformers backend takes at a time (None: all).
         """
-        prompt_ids, _, _ = self._tokenize_prompts(prompts)
+        prompt_ids = self._prompt_ids(prompts)
         show_progress = self.accelerator.is_main_process and not self.args.disable_tqdm
         if self.server is not None:
             self._sync_server()
@@ -76,14 +115,12 @@ class SamplingMixin(GRPOTrainer):
                 self.model_wrapped,
                 self.accelerator,
                 gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,  # type: ignore[arg-type]
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
             self.accelerator.autocast(),
         ):
-            engine = TransformersEngine(
-                model, self._tokenizer, eos_token_ids=self.eos_token_ids, batch_size=batch_size
-            )
+            engine = TransformersEngine(model, self._tokenizer, batch_size=batch_size)
             rows = tqdm(
                 engine.stream(prompt_ids, sampling, seeds),
                 total=len(prompts),
@@ -94,6 +131,104 @@ class SamplingMixin(GRPOTrainer):
                 disable=not show_progress,
             )
             return prompt_ids, in_order(rows)
+
+    def _sample_and_grade(
+        self,
+        examples: Sequence[Mapping[str, Any]],
+        sampling: SamplingConfig,
+        seeds: Sequence[int],
+        *,
+        completions_per_example: int | None = None,
+        description: str,
+    ) -> GradedSample:
+        """One graded completion for each of `examples`, shared among the processes.
+
+        Args:
+            examples: The same on every process.
+            sampling: How to sample.
+            seeds: One for each example.
+            completions_per_example: If the examples stand so often side by side, the rows are
+                numbered: standard errors are then over different examples. None: each stands once.
+            description: Of the progress bar.
+
+        Returns:
+            The same on every process.
+        """
+        total = len(examples)
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        # Every process takes equally many rows (the collectives of grading want that); the surplus
+        # wraps around to the first rows and is dropped again below.
+        share = -(-total // world)
+        numbers = range(rank * share, (rank + 1) * share)
+        chosen = [dict(examples[number % total]) for number in numbers]
+        prompt_ids, completions = self._sample_completions(
+            [example["prompt"] for example in chosen],
+            sampling,
+            [seeds[number % total] for number in numbers],
+            batch_size=self.args.per_device_eval_batch_size,
+            description=description,
+        )
+        self._fill_in_entropies(prompt_ids, completions, sampling)
+        grades = self._grade(chosen, completions)
+        rewards = grades.rewards[rank * share : (rank + 1) * share].tolist()
+        local = [
+            (
+                graded_completion(
+                    example,
+                    completion,
+                    {"reward": reward, **part},
+                    extra,
+                    numbers=None
+                    if completions_per_example is None
+                    else divmod(number, completions_per_example),
+                ),
+                completion.token_ids,
+            )
+            for number, example, completion, reward, part, extra in zip(
+                numbers, chosen, completions, rewards, grades.parts, grades.extras, strict=True
+            )
+        ]
+        gathered = gather_object(local)[:total]
+        rows, token_ids = (list(column) for column in zip(*gathered, strict=True))
+        return GradedSample(rows, token_ids, grades.metrics)
+
+    def _fill_in_entropies(
+        self,
+        prompt_ids: Sequence[list[int]],
+        completions: Sequence[Completion],
+        sampling: SamplingConfig,
+    ) -> None:
+        """Entropies of completions whose backend gives none, as vLLM's, by the policy itself.
+
+        A collective call with equally many completions on each process.
+        """
+        if self.server is None:
+            return
+        order = sorted(range(len(completions)), key=lambda row: -len(completions[row].token_ids))
+        was_training = self.model.training
+        self.model.eval()
+        for start in range(0, len(order), self.rows_per_microbatch):
+            rows = order[start : start + self.rows_per_microbatch]
+            tensors = pad_and_shift(
+                [prompt_ids[row] for row in rows],
+                [completions[row].token_ids for row in rows],
+                self._tokenizer.pad_token_id,
+            )
+            device = self.accelerator.device
+            with torch.no_grad(), self.accelerator.autocast():
+                output = get_response_log_probs(
+                    self.model,
+                    tensors["input_ids"].to(device),
+                    tensors["labels"].to(device),
+                    return_token_entropy=True,
+                    temperature=sampling.temperature or 1.0,  # greedy: of the model itself
+                )
+            entropies_BT = output["token_entropy"].float().cpu()
+            for row, entropy_T, mask_T in zip(
+                rows, entropies_BT, tensors["response_mask"], strict=True
+            ):
+                completions[row].entropies = entropy_T[mask_T].tolist()
+        self.model.train(was_training)
 
     # The vLLM server
 
@@ -147,7 +282,7 @@ class SamplingMixin(GRPOTrainer):
         """
         if self.server is None:
             raise ValueError("there is no server to check: use_vllm is false")
-        (ids,), _, _ = self._tokenize_prompts([self.train_dataset[0]["prompt"]])
+        (ids,) = self._prompt_ids([self.train_dataset[0]["prompt"]])
         tokens_1T = torch.tensor([ids], device=self.accelerator.device)
         was_training = self.model.training
         self.model.eval()
@@ -160,29 +295,30 @@ class SamplingMixin(GRPOTrainer):
 
     # Rewards
 
+    @abstractmethod
     def _grade(
         self, examples: Sequence[dict[str, Any]], completions: Sequence[Completion]
     ) -> Grades:
         """Grade this process's completions; a collective call with equally many on each."""
-        rewards_per_func = self._calculate_rewards(  # (N*G, number of reward functions)
-            list(examples),
-            [example["prompt"] for example in examples],
-            [completion.text for completion in completions],
-            [completion.token_ids for completion in completions],
+
+    def _grades(
+        self,
+        rewards: Tensor,
+        num_completions: int,
+        columns: Mapping[str, Sequence[Any]],
+        metrics: Mapping[str, Sequence[float]],
+    ) -> Grades:
+        """Columns of this process's completions as rows, and metrics as means over processes."""
+        grades = Grades(
+            rewards.cpu(),
+            [{} for _ in range(num_completions)],
+            [{} for _ in range(num_completions)],
+            {},
         )
-        if torch.isnan(rewards_per_func).all(dim=1).any():
-            raise ValueError(
-                "a reward function returned None or NaN; return a number for each completion"
-            )
-        weights = self.reward_weights.to(rewards_per_func.device)
-        rewards = (rewards_per_func * weights).nansum(dim=1)
-        grades = Grades(rewards.cpu(), [{} for _ in completions], [{} for _ in completions], {})
-        for column, values in self._pending_extra_logs.items():
+        for column, values in columns.items():
             for part, extra, value in zip(grades.parts, grades.extras, values, strict=True):
                 (part if isinstance(value, int | float) else extra)[column] = value
-        self._pending_extra_logs.clear()
-        for name, values in sorted(self._pending_metrics.items()):
-            local = torch.tensor(mean(values), device=self.accelerator.device)
+        for name, logged in sorted(metrics.items()):
+            local = torch.tensor(mean(logged), device=self.accelerator.device)
             grades.metrics[name] = self.accelerator.reduce(local, "mean").item()
-        self._pending_metrics.clear()
         return grades

@@ -1,7 +1,35 @@
-"""What becomes of the fields of TRL's `GRPOConfig` that `R1ZeroGRPOConfig` does not let be set."""
+"""What becomes of the fields of TRL's configs that ours do not let be set.
 
-# Fields of TRL's config that follow from ours: name -> what to set instead.
+Two tables for each trainer: fields that follow from ours (name -> what to set instead), and options
+that are not supported (name -> why).
+"""
+
+# Of every trainer.
+_DERIVED = {
+    "do_eval": "eval_every",
+    "eval_strategy": "eval_every",
+    "eval_steps": "eval_every",
+    "save_strategy": "save_every",
+    "save_steps": "save_every",
+    "metric_for_best_model": "save_best (the best checkpoint is the one of best accuracy)",
+    "greater_is_better": "save_best (the best checkpoint is the one of best accuracy)",
+    "load_best_model_at_end": "save_best (the best model is in <output_dir>/best)",
+    "data_seed": "seed",
+}
+_UNSUPPORTED = {
+    "router_aux_loss_coef": "mixture-of-experts load balancing is not part of the loss",
+    "auto_find_batch_size": "the batch sizes are part of the algorithm",
+    "logging_nan_inf_filter": "it would hide a NaN loss",
+    "pad_to_multiple_of": "each micro-batch is padded to its own longest row",
+    "label_smoothing_factor": "label smoothing: it is not part of the loss",
+    "torch_empty_cache_steps": "the training step is this trainer's own",
+    "include_num_input_tokens_seen": "tokens are always counted, prompts and completions alike",
+    "use_liger_kernel": "log-probabilities come from the model's logits or TRL's fused head",
+}
+
+# GRPO
 DERIVED_FIELDS = {
+    **_DERIVED,
     "num_generations": "group_size",
     "per_device_train_batch_size": "train_batch_size and gradient_accumulation_steps",
     "generation_batch_size": "rollout_batch_size",
@@ -12,27 +40,18 @@ DERIVED_FIELDS = {
     "scale_rewards": "use_std_normalization",
     "epsilon": "cliprange",
     "epsilon_high": "cliprange_high",
-    "do_eval": "eval_every",
-    "eval_strategy": "eval_every",
-    "eval_steps": "eval_every",
     "num_generations_eval": "num_eval_examples (validation draws one completion per problem)",
-    "save_strategy": "save_every",
-    "save_steps": "save_every",
-    "metric_for_best_model": "save_best (the best checkpoint is the one of best accuracy)",
-    "greater_is_better": "save_best (the best checkpoint is the one of best accuracy)",
-    "load_best_model_at_end": "save_best (the best model is in <output_dir>/best)",
     "log_completions": "log_rollouts_every",
     "num_completions_to_print": "num_rollouts_to_log",
-    "data_seed": "seed",
 }
 
-# Options of TRL's loss and generation that are not supported: name -> why.
 _NOT_AN_AXIS = (
     "it is not one of this trainer's surrogates, see SURROGATES in functional/policy_losses.py"
 )
 _FIXED_LOSS = "the loss is advantage x surrogate x aggregation; this term is part of none of them"
 _COLOCATE = "it is for a vLLM inside of the trainer's process; see vllm_server for a server"
 UNSUPPORTED_FIELDS = {
+    **_UNSUPPORTED,
     "delta": f"two-sided clipping: {_NOT_AN_AXIS}",
     "importance_sampling_level": f"sequence-level ratios: {_NOT_AN_AXIS}",
     "sapo_temperature_neg": f"SAPO: {_NOT_AN_AXIS}",
@@ -49,7 +68,6 @@ UNSUPPORTED_FIELDS = {
     "entropy_coef_delta": f"entropy bonus: {_FIXED_LOSS}",
     "entropy_target": f"entropy bonus: {_FIXED_LOSS}",
     "off_policy_mask_threshold": f"off-policy sequence mask: {_FIXED_LOSS}",
-    "router_aux_loss_coef": "mixture-of-experts load balancing is not part of the loss",
     "multi_objective_aggregation": "rewards are weighted and summed before the group baseline",
     "vllm_importance_sampling_cap": "it is an older name; set vllm_importance_sampling_clip_max",
     "vllm_tensor_parallel_size": _COLOCATE,
@@ -69,13 +87,6 @@ UNSUPPORTED_FIELDS = {
     "log_multimodal": "prompts are text",
     "log_unique_prompts": "rollouts are written to <output_dir>/rollouts only",
     "chat_template_kwargs": "prompts are formatted by a prompt file, not by a chat template",
-    "auto_find_batch_size": "the batch sizes are part of the algorithm",
-    "logging_nan_inf_filter": "it would hide a NaN loss",
-    "pad_to_multiple_of": "each micro-batch is padded to its own longest row",
-    "label_smoothing_factor": f"label smoothing: {_FIXED_LOSS}",
-    "torch_empty_cache_steps": "the training step is this trainer's own",
-    "include_num_input_tokens_seen": "tokens are always counted, prompts and completions alike",
-    "use_liger_kernel": "log-probabilities come from the model's logits or TRL's fused head",
 }
 
 # TRL's names of fused combinations -> the three settings that they stand for.
@@ -89,4 +100,50 @@ TRL_LOSS_TYPES = {
     "sapo": "none here: its soft gate is not one of the surrogates",
     "luspo": "none here: its length scaling is not one of the aggregations",
     "vespo": "none here: its sequence kernel is not one of the surrogates",
+}
+
+# SFT
+SFT_DERIVED_FIELDS = {
+    **_DERIVED,
+    "per_device_train_batch_size": "train_batch_size and gradient_accumulation_steps",
+    "max_steps": "num_train_epochs",
+}
+_OWN_ROWS = "rows are a prompt and a response, tokenised as `tokenize_prompt_and_output` does"
+_NO_PACKING = "rows stand alone: each micro-batch is as wide as its own longest row"
+SFT_UNSUPPORTED_FIELDS = {
+    **_UNSUPPORTED,
+    "chat_template_path": "prompts are formatted by a prompt file, not by a chat template",
+    "dataset_text_field": _OWN_ROWS,
+    "dataset_num_proc": _OWN_ROWS,
+    "dataset_kwargs": _OWN_ROWS,
+    "dataloader_drop_last": "a short train batch at the end of an epoch is trained on",
+    "dataloader_num_workers": _OWN_ROWS,
+    "train_sampling_strategy": "shuffle_dataset says it",
+    "prediction_loss_only": "validation samples answers",
+    "ignore_data_skip": "a resumed run goes on at its own place in the data",
+    "eos_token": "append_eos ends responses with the tokenizer's own end-of-sequence token",
+    "pad_token": "set the tokenizer's pad_token",
+    "truncation_mode": "a row is never cut; max_length and overlong say what becomes of long rows",
+    "packing": _NO_PACKING,
+    "packing_strategy": _NO_PACKING,
+    "padding_free": _NO_PACKING,
+    "eval_packing": _NO_PACKING,
+    "completion_only_loss": "the loss is that of the response's tokens",
+    "assistant_only_loss": "the loss is that of the response's tokens",
+    "loss_type": "the loss is the negative log-likelihood over normalize_constant",
+    "activation_offloading": "the training step is this trainer's own",
+}
+
+# Expert iteration
+EI_DERIVED_FIELDS = {
+    **SFT_DERIVED_FIELDS,
+    "max_steps": "n_ei_steps",
+    "num_train_epochs": "sft_epochs_per_step",
+}
+EI_UNSUPPORTED_FIELDS = {
+    **SFT_UNSUPPORTED_FIELDS,
+    "max_length": "a response is at most max_completion_length tokens long",
+    "overlong": "a response is at most max_completion_length tokens long",
+    "append_eos": "responses are trained on as they were sampled",
+    "eval_delay": "validation comes after every eval_every EI steps",
 }

@@ -1,7 +1,7 @@
 """The metrics of one optimizer update, over all processes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +12,7 @@ from trl_r1zero.evaluation import GradedCompletion
 from .rollouts import Rollout
 
 _REWARDS = ("reward", "format_reward", "answer_reward")
-_PER_TOKEN = ("entropy", "ratio", "clip_fraction", "kl")
+_PER_TOKEN = ("nll", "entropy", "ratio", "clip_fraction", "kl")
 # What is logged of the values that `add_values` takes.
 _STATISTICS = {
     "sampler_log_prob_diff": ("mean", "max"),
@@ -60,13 +60,31 @@ class UpdateMetrics:
             accelerator: Reduces over processes (a collective call).
 
         Returns:
-            Means over trained tokens (`entropy` and, where added, `ratio`, `clip_fraction`, `kl`),
-            means over rows (the rewards, `truncated`, `length/mean`, `length/correct`,
-            `length/incorrect`), `length/max`, `tokens`, the number of tokens of the rows, and what
-            `_STATISTICS` names of the values that were added (nothing where there were none).
+            What `collect_sums` does, with means over rows of the rewards and of `truncated`, and
+            `length/correct` and `length/incorrect`.
         """
-        self.add(**{name: torch.tensor(float(value)) for name, value in _row_sums(rows).items()})
-        self._raise_maximum("length/max", torch.tensor([float(row.length) for row in rows]))
+        return self.collect_sums(_row_sums(rows), [row.length for row in rows], accelerator)
+
+    def collect_sums(
+        self, row_sums: Mapping[str, float], lengths: Sequence[int], accelerator: Accelerator
+    ) -> dict[str, float]:
+        """Means over all processes since the last call.
+
+        Args:
+            row_sums: Of this process's rows: `rows` (their number), `tokens`, and where known
+                `correct`, `length_correct`, `truncated` and the rewards.
+            lengths: Response tokens of each row.
+            accelerator: Reduces over processes (a collective call).
+
+        Returns:
+            Means over trained tokens (`entropy` and, where added, `nll`, `ratio`, `clip_fraction`,
+            `kl`), means over rows of what `row_sums` has, `length/mean`, `length/max`, `tokens`,
+            the number of tokens of the rows, and what `_STATISTICS` names of the values that were
+            added (nothing where there were none).
+        """
+        sums_of_rows = {**row_sums, "length": sum(lengths)}
+        self.add(**{name: torch.tensor(float(value)) for name, value in sums_of_rows.items()})
+        self._raise_maximum("length/max", torch.tensor([float(length) for length in lengths]))
         names, local = _stack(self._sums, accelerator.device)
         sums = dict(zip(names, accelerator.reduce(local, "sum").tolist(), strict=True))
         names, local = _stack(self._maxima, accelerator.device)
@@ -80,11 +98,12 @@ class UpdateMetrics:
         metrics |= {name: sums[name] / n for name in (*_REWARDS, "truncated") if name in sums}
         metrics["length/mean"] = sums["length"] / n
         metrics["length/max"] = maxima["length/max"]
-        if sums["correct"] > 0:
-            metrics["length/correct"] = sums["length_correct"] / sums["correct"]
-        if sums["correct"] < n:
+        correct = sums.get("correct")
+        if correct:
+            metrics["length/correct"] = sums["length_correct"] / correct
+        if correct is not None and correct < n:
             incorrect = sums["length"] - sums["length_correct"]
-            metrics["length/incorrect"] = incorrect / (n - sums["correct"])
+            metrics["length/incorrect"] = incorrect / (n - correct)
         metrics["tokens"] = sums["tokens"]
         for name, statistics in _STATISTICS.items():
             count = sums.get(f"{name}/count", 0.0)
@@ -109,7 +128,6 @@ def _row_sums(rows: Sequence[Rollout]) -> dict[str, float]:
     sums: dict[str, float] = {
         "rows": len(rows),
         "tokens": sum(row.num_tokens for row in rows),
-        "length": sum(row.length for row in rows),
         "length_correct": sum(g.length for g in graded if g.correct),
         "correct": sum(g.correct for g in graded),
         "truncated": sum(g.truncated for g in graded),

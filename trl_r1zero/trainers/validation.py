@@ -1,15 +1,17 @@
 """Validation inside of training: one pass, error bars, the best model kept."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from accelerate.utils import gather_object
 from datasets import Dataset
+from transformers import Trainer
 
-from trl_r1zero.evaluation import graded_completion, summarize, write_generations
+from trl_r1zero.evaluation import summarize, write_generations
 from trl_r1zero.generation import SamplingConfig, row_seeds
 
+from .run_folder import STEP_NAMES
 from .sampling import SamplingMixin
 from .timing import StepTimer
 
@@ -17,8 +19,14 @@ BEST_MODEL_FOLDER = "best"
 
 
 class ValidationMixin(SamplingMixin):
-    """`evaluate` as people run it, and the best model by accuracy."""
+    """`evaluate` as people run it, and the best model by accuracy.
 
+    Attributes:
+        step_key: What counts the steps of this kind of run, a key of `STEP_NAMES`.
+        eval_sampling: How validation samples.
+    """
+
+    step_key: ClassVar[str]
     eval_dataset: Dataset | None
     eval_sampling: SamplingConfig
 
@@ -27,9 +35,9 @@ class ValidationMixin(SamplingMixin):
         return Path(self.args.output_dir or ".")
 
     @property
-    def grpo_step(self) -> int:
-        """GRPO steps that are complete, or the one at work during it."""
-        return self.state.global_step // self.args.updates_per_grpo_step
+    def steps_done(self) -> int:
+        """Steps that are complete, in units of `step_key`."""
+        return self.state.global_step
 
     def evaluate(
         self,
@@ -50,42 +58,28 @@ class ValidationMixin(SamplingMixin):
         require_columns("eval_dataset", dataset)
         if dataset is None or len(dataset) == 0:
             raise ValueError("there is nothing to validate on: eval_dataset is missing or empty")
-        total = min(len(dataset), self.args.num_eval_examples or len(dataset))
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        # Every process takes equally many rows (the collectives of grading want that); the surplus
-        # wraps around to the first rows and is dropped again below.
-        share = -(-total // world)
-        numbers = range(rank * share, (rank + 1) * share)
-        examples = [dataset[number % total] for number in numbers]
-
+        examples = dataset.select(
+            range(min(len(dataset), self.args.num_eval_examples or len(dataset)))
+        )
         timer = StepTimer(self.accelerator.device)
         with timer.part("evaluation"):
-            _, completions = self._sample_completions(
-                [example["prompt"] for example in examples],
+            graded = self._sample_and_grade(
+                examples.to_list(),
                 self.eval_sampling,
-                row_seeds(self.args.eval_seed, "eval", 0, [number % total for number in numbers]),
-                batch_size=self.args.per_device_eval_batch_size,
+                row_seeds(self.args.eval_seed, "eval", 0, range(len(examples))),
                 description="Validation",
             )
-            grades = self._grade(examples, completions)
-        local_rewards = grades.rewards[rank * share : (rank + 1) * share].tolist()
-        local = [
-            graded_completion(example, completion, {"reward": reward, **part}, extra)
-            for example, completion, reward, part, extra in zip(
-                examples, completions, local_rewards, grades.parts, grades.extras, strict=True
-            )
-        ]
-        graded = gather_object(local)[:total]
         seconds = timer.collect()["evaluation"]
-        results = summarize(graded) | grades.metrics | {"seconds": seconds}
+        results = summarize(graded.rows) | graded.metrics | {"seconds": seconds}
         if self.accelerator.is_main_process:
             write_generations(
-                graded,
-                self.run_folder / "evaluations" / f"grpo_step_{self.grpo_step:05d}",
-                title=f"Validation after {self.grpo_step} GRPO steps",
+                graded.rows,
+                self.run_folder / "evaluations" / f"{self.step_key}_{self.steps_done:05d}",
+                title=f"Validation after {self.steps_done} {STEP_NAMES[self.step_key]}s",
             )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in results.items()}
-        self.log({**metrics, "grpo_step": self.grpo_step})
+        # Not TRL's `log`, which adds whatever training has collected since its last line.
+        Trainer.log(self, {**metrics, self.step_key: self.steps_done})
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
@@ -100,17 +94,20 @@ class ValidationMixin(SamplingMixin):
             folder = self.run_folder / BEST_MODEL_FOLDER
             self.save_model(str(folder), _internal_call=True)
             if self.accelerator.is_main_process:
-                facts = {"grpo_step": self.grpo_step, **metrics}
+                facts = {self.step_key: self.steps_done, **metrics}
                 (folder / "best.json").write_text(json.dumps(facts, indent=2) + "\n")
         return is_best
 
 
-def require_columns(name: str, dataset: Dataset | None) -> None:
+def require_columns(
+    name: str, dataset: Dataset | None, columns: Sequence[str] = ("prompt", "ground_truth")
+) -> None:
+    """Raise a ValueError if a data set that is there lacks a column."""
     if dataset is None:
         return
-    missing = {"prompt", "ground_truth"} - set(dataset.column_names)
+    missing = set(columns) - set(dataset.column_names)
     if missing:
         raise ValueError(
             f"{name} lacks the columns {sorted(missing)}, it has {dataset.column_names}; "
-            "build it with trl_r1zero.data.build_dataset"
+            "build it with trl_r1zero.data.rows.build_dataset"
         )

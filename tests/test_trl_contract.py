@@ -1,0 +1,303 @@
+"""The methods and attributes of TRL and transformers that our trainers rely on.
+
+If a test here fails after an upgrade, read the new version of what it names before changing the
+test.
+"""
+
+import ast
+import dataclasses
+import inspect
+from collections.abc import Iterable
+
+import pytest
+from accelerate import Accelerator
+from accelerate.state import GradientState
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import CallbackHandler
+from trl import GRPOTrainer, SFTTrainer
+from trl.distributed import DistributedBackend
+from trl.generation.vllm_generation import VLLMGeneration
+from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head, use_adapter
+
+from trl_r1zero.trainers import ExpertIterationTrainer, R1ZeroGRPOTrainer, R1ZeroSFTTrainer
+from trl_r1zero.trainers.server_generation import PolicyWeights
+
+TRAINERS = (R1ZeroGRPOTrainer, R1ZeroSFTTrainer, ExpertIterationTrainer)
+
+# What every trainer overrides, and what each one does besides.
+OVERRIDDEN_BY_ALL = {
+    (Trainer, "_determine_best_metric"): ["self", "metrics", "trial"],
+    (Trainer, "train"): ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+}
+EVALUATE = ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"]
+TRAINING_STEP = ["self", "model", "inputs", "num_items_in_batch"]
+COMPUTE_LOSS = ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]
+OVERRIDDEN_IN_SFT = {
+    **OVERRIDDEN_BY_ALL,
+    (SFTTrainer, "evaluate"): EVALUATE,
+    (Trainer, "training_step"): TRAINING_STEP,
+    (SFTTrainer, "compute_loss"): COMPUTE_LOSS,
+    (Trainer, "get_train_dataloader"): ["self"],
+}
+OVERRIDDEN = {
+    R1ZeroGRPOTrainer: {
+        **OVERRIDDEN_BY_ALL,
+        (Trainer, "evaluate"): EVALUATE,
+        (GRPOTrainer, "training_step"): TRAINING_STEP,
+        (GRPOTrainer, "_compute_loss"): ["self", "model", "inputs"],
+        (GRPOTrainer, "_get_train_sampler"): ["self", "dataset"],
+    },
+    R1ZeroSFTTrainer: OVERRIDDEN_IN_SFT,
+    ExpertIterationTrainer: OVERRIDDEN_IN_SFT,
+}
+# Attributes that theirs assign and ours assign anew, on purpose.
+ASSIGNED_ANEW = {
+    R1ZeroGRPOTrainer: {"_dist", "_train_batch_size", "control"},
+    R1ZeroSFTTrainer: {"_train_batch_size", "control"},
+    ExpertIterationTrainer: {"_train_batch_size", "control"},
+}
+
+CALLED_BY_ALL = {
+    (Trainer, "save_model"): ["self", "output_dir", "_internal_call"],
+    (Trainer, "pop_callback"): ["self", "callback"],
+    (Trainer, "add_callback"): ["self", "callback"],
+    (Trainer, "log"): ["self", "logs", "start_time"],
+    (CallbackHandler, "on_evaluate"): ["self", "args", "state", "control", "metrics", "kwargs"],
+    (DistributedBackend, "__init__"): ["self", "accelerator"],
+    (DistributedBackend, "summon_full_params"): ["self", "module", "kwargs"],
+    (VLLMGeneration, "_init_vllm"): ["self"],
+    (VLLMGeneration, "_iter_named_params"): ["self"],
+    (Accelerator, "no_sync"): ["self", "model"],
+    (GradientState, "_set_sync_gradients"): ["self", "sync_gradients"],
+}
+CALLED_IN_SFT = {
+    **CALLED_BY_ALL,
+    (SFTTrainer, "__init__"): [
+        "self",
+        "model",
+        "args",
+        "data_collator",
+        "train_dataset",
+        "eval_dataset",
+        "processing_class",
+        "compute_loss_func",
+        "compute_metrics",
+        "callbacks",
+        "optimizers",
+        "optimizer_cls_and_kwargs",
+        "preprocess_logits_for_metrics",
+        "quantization_config",
+        "peft_config",
+        "formatting_func",
+    ],
+    (SFTTrainer, "log"): ["self", "logs", "start_time"],
+    (SFTTrainer, "_save_checkpoint"): ["self", "model", "trial"],
+}
+CALLED = {
+    R1ZeroGRPOTrainer: {
+        **CALLED_BY_ALL,
+        (GRPOTrainer, "__init__"): [
+            "self",
+            "model",
+            "reward_funcs",
+            "args",
+            "train_dataset",
+            "eval_dataset",
+            "processing_class",
+            "reward_processing_classes",
+            "callbacks",
+            "optimizers",
+            "quantization_config",
+            "peft_config",
+            "tools",
+            "rollout_func",
+            "environment_factory",
+        ],
+        (GRPOTrainer, "compute_loss"): COMPUTE_LOSS,
+        (GRPOTrainer, "_calculate_rewards"): [
+            "self",
+            "inputs",
+            "prompts",
+            "completions",
+            "completion_ids_list",
+        ],
+        (GRPOTrainer, "log"): ["self", "logs", "start_time"],
+        (GRPOTrainer, "_save_checkpoint"): ["self", "model", "trial"],
+    },
+    R1ZeroSFTTrainer: CALLED_IN_SFT,
+    ExpertIterationTrainer: {
+        **CALLED_IN_SFT,
+        (TrainerCallback, "on_step_end"): ["self", "args", "state", "control", "kwargs"],
+    },
+}
+SIGNATURES = {
+    key: names for part in (OVERRIDDEN, CALLED) for t in TRAINERS for key, names in part[t].items()
+}
+INHERITED_OF_ALL = {"_metrics", "_tokenizer", "accelerator", "callback_handler", "model_wrapped"}
+# Attributes that each trainer has from theirs, among others.
+INHERITED = {
+    R1ZeroGRPOTrainer: {
+        *INHERITED_OF_ALL,
+        "_dist",
+        "_pending_extra_logs",
+        "_pending_metrics",
+        "beta",
+        "mask_truncated_completions",
+        "ref_model",
+        "reward_weights",
+    },
+    R1ZeroSFTTrainer: INHERITED_OF_ALL,
+    ExpertIterationTrainer: INHERITED_OF_ALL,
+}
+
+
+def our_classes(trainer: type) -> list[type]:
+    return [cls for cls in trainer.__mro__ if cls.__module__.startswith("trl_r1zero.")]
+
+
+def their_classes(trainer: type) -> list[type]:
+    """TRL's trainer first, then its bases."""
+    return [cls for cls in trainer.__mro__[:-1] if cls not in our_classes(trainer)]
+
+
+def parameters_of(owner: type, name: str) -> list[str]:
+    return list(inspect.signature(getattr(owner, name)).parameters)
+
+
+def name_of(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"{value[0].__name__}.{value[1]}"
+    return value.__name__ if isinstance(value, type) else ""
+
+
+def attributes_of_self(classes: Iterable[type], context: type[ast.expr_context]) -> set[str]:
+    """Names of `self.name` that the code of these classes reads (Load) or assigns (Store)."""
+    return {
+        node.attr
+        for cls in classes
+        for node in ast.walk(ast.parse(inspect.getsource(cls)))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
+        and isinstance(node.ctx, context)
+    }
+
+
+def called_by(classes: Iterable[type]) -> set[str]:
+    """Names of `self.name(...)` and `super().name(...)` in the code of these classes."""
+    functions = [
+        node.func
+        for cls in classes
+        for node in ast.walk(ast.parse(inspect.getsource(cls)))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    ]
+    return {
+        function.attr
+        for function in functions
+        if ast.unparse(function.value) in ("self", "super()")
+    }
+
+
+def provided(classes: Iterable[type]) -> set[str]:
+    """Attributes of `self` that these classes assign or define."""
+    classes = list(classes)
+    defined = {name for cls in classes for name in vars(cls)}
+    return attributes_of_self(classes, ast.Store) | defined
+
+
+# Methods and attributes
+
+
+@pytest.mark.parametrize("trainer", TRAINERS, ids=name_of)
+def test_our_trainers_come_before_theirs(trainer):
+    ours = our_classes(trainer)
+    assert list(trainer.__mro__[: len(ours)]) == ours
+    is_grpo = trainer is R1ZeroGRPOTrainer
+    assert their_classes(trainer)[0] is (GRPOTrainer if is_grpo else SFTTrainer)
+
+
+@pytest.mark.parametrize(("key", "parameters"), SIGNATURES.items(), ids=name_of)
+def test_contract_of_methods(key, parameters):
+    assert parameters_of(*key) == parameters
+
+
+@pytest.mark.parametrize(
+    ("trainer", "key"), [(t, key) for t in TRAINERS for key in OVERRIDDEN[t]], ids=name_of
+)
+def test_contract_of_overrides(trainer, key):
+    """What we override is ours in fact, and takes its arguments by the same names."""
+    owner, name = key
+    assert any(name in vars(cls) for cls in our_classes(trainer))
+    assert parameters_of(trainer, name) == OVERRIDDEN[trainer][key]
+    # Nothing between ours and the owner's but what passes all arguments on.
+    theirs = their_classes(trainer)
+    for cls in theirs[: theirs.index(owner)]:
+        assert name not in vars(cls) or parameters_of(cls, name) == ["self", "args", "kwargs"]
+
+
+@pytest.mark.parametrize("trainer", TRAINERS, ids=name_of)
+def test_contract_nothing_is_overridden_unawares(trainer):
+    """A method that TRL's next version adds must not collide with one of ours."""
+    inherited = set(dir(their_classes(trainer)[0])) - set(dir(object))
+    ours = {
+        name
+        for cls in our_classes(trainer)
+        for name, value in vars(cls).items()
+        if callable(value) or isinstance(value, property)
+    }
+    assert ours & inherited == {name for _, name in OVERRIDDEN[trainer]}
+
+
+@pytest.mark.parametrize("trainer", TRAINERS, ids=name_of)
+def test_contract_nothing_is_assigned_unawares(trainer):
+    """Nor an attribute that it sets, in `__init__` say, with one that ours set."""
+    methods = {name for _, name in OVERRIDDEN[trainer]}
+    ours = {name for name in provided(our_classes(trainer)) if not name.startswith("__")}
+    assert ours & provided(their_classes(trainer)) - methods == ASSIGNED_ANEW[trainer]
+
+
+@pytest.mark.parametrize("trainer", TRAINERS, ids=name_of)
+def test_contract_of_attributes(trainer):
+    """Every attribute of `self` that our trainers read is their own or is set by TRL's classes."""
+    ours, theirs = our_classes(trainer), their_classes(trainer)
+    read = attributes_of_self(ours, ast.Load)
+    inherited = read - (provided(ours) - provided(theirs))
+    assert inherited >= INHERITED[trainer]
+    assert inherited <= provided(theirs)
+
+
+@pytest.mark.parametrize("trainer", TRAINERS, ids=name_of)
+def test_contract_every_call_of_theirs_is_listed(trainer):
+    methods = {name for cls in their_classes(trainer) for name in vars(cls)}
+    of_theirs = called_by(our_classes(trainer)) & methods
+    listed = {name for _, name in (*CALLED[trainer], *OVERRIDDEN[trainer])}
+    assert {"__init__", "_save_checkpoint", "add_callback", "train"} <= of_theirs <= listed
+
+
+def test_contract_of_functions():
+    generation = inspect.signature(unwrap_model_for_generation).parameters
+    assert list(generation) == [
+        "model",
+        "accelerator",
+        "gather_deepspeed3_params",
+        "generation_kwargs",
+        "gradient_checkpointing_kwargs",
+    ]
+    assert list(inspect.signature(use_adapter).parameters) == ["model", "adapter_name"]
+    assert list(inspect.signature(add_fused_lm_head).parameters) == [
+        "model",
+        "temperature",
+        "cast_lm_head_to_fp32",
+        "outputs",
+    ]
+    assert {"log_probs", "entropy"} <= {f.name for f in dataclasses.fields(FusedCausalLMOutput)}
+
+
+def test_contract_of_the_weights_for_a_server():
+    """Of TRL's class for vLLM the engine is replaced by none, and nothing else."""
+    ours = {name for name in vars(PolicyWeights) if not name.startswith("__")}
+    assert ours & set(dir(VLLMGeneration)) == {"_init_vllm"}
+    assert "self._init_vllm()" in inspect.getsource(VLLMGeneration.__init__)
+    settings = inspect.signature(VLLMGeneration.__init__).parameters
+    assert list(settings)[1:5] == ["model", "accelerator", "processing_class", "mode"]

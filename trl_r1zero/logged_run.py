@@ -1,0 +1,160 @@
+"""A run as its folder tells of it: which kind it is, its lines of metrics, its settings.
+
+Three kinds of runs are known: GRPO, expert iteration (EI) and SFT. A run's kind is the one step key
+of `STEP_NAMES` that the lines of its `metrics.jsonl` have.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from trl_r1zero.data.jsonl import read_jsonl
+from trl_r1zero.evaluation import mean
+from trl_r1zero.recipe_yaml import read_recipe
+from trl_r1zero.trainers.run_folder import METRICS_FILE, STEP_NAMES, read_metrics
+
+Line = dict[str, Any]  # one line of metrics.jsonl
+Row = dict[str, Any]  # of a table of generations
+
+# Step key -> the setting of config.json that says how many steps the run was to have.
+_PLANNED = {"grpo_step": "n_grpo_steps", "ei_step": "n_ei_steps", "train_step": "max_steps"}
+
+
+def step_key(lines: Sequence[Line], file: str | Path = METRICS_FILE) -> str | None:
+    """The step key that a file's lines have; None if they have none (nothing was logged yet).
+
+    Raises:
+        ValueError: They have several, so they are not of one run.
+    """
+    found = [key for key in STEP_NAMES if any(key in line for line in lines)]
+    if len(found) > 1:
+        raise ValueError(
+            f"{file} has lines with {' and with '.join(found)}, but the lines of a run "
+            f"have one of {list(STEP_NAMES)}; give each run a folder of its own"
+        )
+    return found[0] if found else None
+
+
+def training_lines(lines: Sequence[Line]) -> list[Line]:
+    """The lines about optimizer updates (not those of validations and of an EI step's rollouts, and
+    not the summary at the end)."""
+    key = step_key(lines)
+    others = ("eval_accuracy", "rollout_accuracy")
+    return [line for line in lines if key in line and not any(other in line for other in others)]
+
+
+def validation_lines(lines: Sequence[Line]) -> list[Line]:
+    """The lines about validations."""
+    return [line for line in lines if "eval_accuracy" in line]
+
+
+def rollout_lines(lines: Sequence[Line]) -> list[Line]:
+    """The lines about the rollouts of EI steps."""
+    return [line for line in lines if "rollout_accuracy" in line]
+
+
+def rollout_pass_metric(lines: Sequence[Line]) -> str | None:
+    """The metric of EI rollouts such as `rollout_pass@8`, of the largest k; None if there is none.
+
+    Its standard error is the metric with `_stderr` behind.
+    """
+    sizes = {
+        int(match[1])
+        for line in rollout_lines(lines)
+        for name in line
+        if (match := re.fullmatch(r"rollout_pass@(\d+)", name))
+    }
+    return f"rollout_pass@{max(sizes)}" if sizes else None
+
+
+def logged(lines: Sequence[Line], metric: str) -> list[float]:
+    """The values of a metric, of the lines that have it."""
+    return [line[metric] for line in lines if line.get(metric) is not None]
+
+
+def metric_cell(lines: Sequence[Line], metric: str, write: Callable[[float], str]) -> str:
+    """A metric's mean over lines for a table, with its mean standard error where one is logged."""
+    values, errors = logged(lines, metric), logged(lines, f"{metric}_stderr")
+    text = write(mean(values)) if values else "-"
+    return f"{text} ± {write(mean(errors))}" if errors else text
+
+
+@dataclass
+class LoggedRun:
+    """What a report is made of.
+
+    Attributes:
+        folder: The run's `output_dir`.
+        lines: Its lines of metrics; `training`, `validations` and `rollouts` are some of them.
+        step_key: The key by which they count steps, and `step_name` what it counts.
+        wall_time: Seconds from the start of training to the last line.
+
+    Raises:
+        FileNotFoundError: The folder has no `metrics.jsonl`.
+        ValueError: Its lines are of several kinds of runs.
+    """
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.name = self.folder.resolve().name
+        self.lines = read_metrics(self.folder)
+        self.step_key = step_key(self.lines, self.folder / METRICS_FILE) or self._planned_step_key()
+        self.step_name = STEP_NAMES[self.step_key]
+        self.training = training_lines(self.lines)
+        self.validations = validation_lines(self.lines)
+        self.rollouts = rollout_lines(self.lines)
+        self.wall_time = max((line["elapsed_seconds"] for line in self.lines), default=0.0)
+
+    def _planned_step_key(self) -> str:
+        # Before the first line the settings tell. All trainers have max_steps, hence SFT's is last.
+        config = self.facts("config.json")
+        return next((key for key, name in _PLANNED.items() if name in config), "train_step")
+
+    @property
+    def planned_steps(self) -> int | None:
+        """How many steps the run was to have; None if its settings do not say."""
+        number = self.facts("config.json").get(_PLANNED[self.step_key])
+        return number if number and number > 0 else None  # transformers: -1, count epochs instead
+
+    @property
+    def before_after_best(self) -> tuple[Line, Line, Line]:
+        """First, last and most accurate validation (the first of equal ones)."""
+        best = max(self.validations, key=lambda line: line["eval_accuracy"])
+        return self.validations[0], self.validations[-1], best
+
+    def facts(self, *path: str) -> dict[str, Any]:
+        """A JSON file of the folder; nothing if the run did not write it."""
+        file = self.folder.joinpath(*path)
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All settings: those of `recipe.yaml`, and those of `config.json` that it does not have.
+
+        Raises:
+            RecipeError: `recipe.yaml` cannot be read.
+        """
+        recipe = self.folder / "recipe.yaml"
+        written = read_recipe(recipe) if recipe.is_file() else []
+        return self.facts("config.json") | {setting.key: setting.value for setting in written}
+
+    def generation_files(self) -> list[Path]:
+        """Where the generations of the first and the last validation should be."""
+        ends = [self.validations[0], self.validations[-1]] if self.validations else []
+        folder = self.folder / "evaluations"
+        return [folder / f"{self.step_key}_{line[self.step_key]:05d}.jsonl" for line in ends]
+
+    def pairs(self) -> list[tuple[Row, Row]]:
+        """Rows of the first and of the last validation, where both answer the same prompt."""
+        files = self.generation_files()
+        if not files or not all(file.is_file() for file in files):
+            return []
+        # Validation takes its questions in the order of the data set; a different number of them
+        # (in a resumed run) leaves a common beginning.
+        rows = zip(*([row.fields for row in read_jsonl(file)] for file in files), strict=False)
+        return [(before, after) for before, after in rows if before["prompt"] == after["prompt"]]

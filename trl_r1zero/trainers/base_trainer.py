@@ -1,0 +1,165 @@
+"""What all trainers do alike: an optimizer update over micro-batches of their own cut, and a run.
+
+To the loop of transformers an update is one step without accumulation: `training_step` sees this
+process's whole share of a train batch and cuts it itself, so the gradient does not depend on the
+cut, and no micro-batch is wider than its own longest row.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, TypeVar
+
+import torch
+from accelerate.utils import DistributedType, broadcast_object_list
+from torch import Tensor
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+
+from trl_r1zero.functional import get_response_log_probs
+from trl_r1zero.generation.vllm_server import VLLMServerError
+
+from .progress import ProgressCallback, use_progress_callback
+from .run_folder import STEP_NAMES, RunFolderCallback
+from .update_metrics import UpdateMetrics
+from .validation import ValidationMixin
+from .wandb_axes import use_wandb_axes
+
+T = TypeVar("T")
+
+
+class BaseTrainer(ValidationMixin):
+    """Comes before TRL's trainer among the bases."""
+
+    fused_lm_head: bool
+    _metrics: Any  # TRL's: lists of numbers by mode and name
+
+    def _set_up(self) -> None:
+        """To be called at the end of `__init__`."""
+        self.fused_lm_head = (
+            self.accelerator.device.type != "cpu"
+            if self.args.fused_lm_head is None
+            else self.args.fused_lm_head
+        )
+        self._update_metrics = UpdateMetrics()
+        self._set_up_sampling()
+        self.progress = ProgressCallback()
+        use_progress_callback(self, self.progress)
+        use_wandb_axes(self)
+        self.add_callback(RunFolderCallback())
+
+    # Optimizer updates
+
+    def _forward_and_backward(self, model: torch.nn.Module, micro_batches: Sequence[Any]) -> Tensor:
+        """The loss of a train batch, without graph, and its gradient: the sum over micro-batches.
+
+        Every process has equally many of them.
+        """
+        loss = torch.zeros((), device=self.accelerator.device)
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            is_last = number == len(micro_batches)
+            # Accelerate takes the update's end from this flag.
+            self.accelerator.gradient_state._set_sync_gradients(is_last)
+            # DeepSpeed tells the last backward from the others by that flag alone.
+            syncs = is_last or self.accelerator.distributed_type == DistributedType.DEEPSPEED
+            with nullcontext() if syncs else self.accelerator.no_sync(model):
+                with self.timer.part("forward"):
+                    piece: Any = self.compute_loss(model, micro_batch)
+                with self.timer.part("backward"):
+                    self.accelerator.backward(piece)
+            loss += piece.detach()
+        return loss
+
+    def _mean_over_processes(self, *numbers: float) -> list[float]:
+        """A collective call. As denominators such means make the mean of the processes' losses,
+        which is what data parallelism optimizes, the loss of the whole train batch."""
+        local = torch.tensor(
+            numbers,
+            dtype=torch.float64 if self.accelerator.device.type != "mps" else torch.float32,
+            device=self.accelerator.device,
+        )
+        return self.accelerator.reduce(local, reduction="mean").tolist()
+
+    def _log_probs(
+        self, model: Any, micro_batch: Any, temperature: float, return_token_entropy: bool = False
+    ) -> dict[str, Tensor]:
+        """`get_response_log_probs`, or the same by TRL's fused head, which has its own temperature.
+
+        Args:
+            model: The policy or a reference model.
+            micro_batch: With `input_ids`, `labels` and `response_mask`, each (B, T).
+            temperature: Of the fused head too, where that is used.
+            return_token_entropy: Whether to return `token_entropy` besides `log_probs`.
+        """
+        with self.accelerator.autocast():
+            if not self.fused_lm_head:
+                return get_response_log_probs(
+                    model,
+                    micro_batch.input_ids,
+                    micro_batch.labels,
+                    return_token_entropy,
+                    temperature=temperature,
+                )
+            labels = micro_batch.labels.masked_fill(~micro_batch.response_mask, -100)
+            output = model(input_ids=micro_batch.input_ids, shift_labels=labels, fused_lm_head=True)
+        return {"log_probs": output.log_probs, "token_entropy": output.entropy}
+
+    def _from_main(self, value: T) -> T:
+        """The value that the main process has; a collective call."""
+        values = [value]
+        broadcast_object_list(values, from_process=0)
+        return values[0]
+
+    def _log_with_update(self, means: Mapping[str, float], counters: Mapping[str, float]) -> None:
+        """Add metrics to the update's line: means over the updates since the last line, and
+        counters, of which the newest counts."""
+        for name, value in means.items():
+            self._metrics["train"][name].append(value)
+        for name, value in counters.items():
+            self._metrics["train"][name] = [value]
+
+    def _count_tokens(self, num_tokens: int) -> None:
+        """Add this process's tokens to those that the run has seen; a collective call."""
+        counts = torch.tensor([num_tokens], device=self.accelerator.device)
+        self.state.num_input_tokens_seen += int(self.accelerator.gather(counts).sum().item())
+
+    # The run
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps, in units of `step_key`, the run is to have."""
+        return self.state.max_steps
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """As transformers' `train`; a resumed run is not validated at its start again.
+
+        Raises:
+            VLLMServerError: The vLLM server refused a request, or is gone and not this trainer's to
+                start again. The run is saved first.
+        """
+        self.args.eval_on_start = (
+            self.args.eval_on_start
+            and self.args.eval_every is not None
+            and not resume_from_checkpoint
+        )
+        try:
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        except VLLMServerError as error:
+            raise VLLMServerError(f"{error}\n{self._save_stopped_run()}") from error
+
+    def _save_stopped_run(self) -> str:
+        """A checkpoint of the last complete update, unless there is one; what to tell people."""
+        if self.state.global_step == 0:
+            return "Nothing was trained yet; start the run again once the server works."
+        folder = self.run_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if not (folder / TRAINER_STATE_NAME).is_file():
+            self._save_checkpoint(self.model, trial=None)
+        return (
+            f"The run stopped after {self.steps_done} of {self.num_steps} "
+            f"{STEP_NAMES[self.step_key]}s and is saved in {folder}; once the server works, go on "
+            "with --resume_from_checkpoint last."
+        )

@@ -1,0 +1,293 @@
+r"""Supervised fine-tuning on reasoning traces, on TRL's `SFTTrainer`.
+
+The loss of a train batch of B rows is minus the sum of the log-probabilities of each response's
+tokens over `normalize_constant`, averaged over the rows (`sft_microbatch_loss`):
+
+.. math:: L = -\frac{1}{B} \sum_b \frac{\sum_t m_{bt} \ln \pi_\theta(y_{bt})}{c}
+
+What comes from TRL and transformers: loading, PEFT, Accelerate and DeepSpeed, the fused head, the
+optimizer loop, checkpoints, logging. What is replaced, and why:
+
+* a row is a prompt and a response that are tokenised apart, and it is never cut: one that is too
+  long is dropped and counted, or an error;
+* an update sees its whole train batch and cuts it itself (see `base_trainer`), so a short last
+  batch and any number of processes give the loss of the formula, not a mean of means;
+* validation samples answers and grades them, as the other trainers do: TRL's is the loss on a data
+  set of the same kind.
+"""
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from datasets import Dataset
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import SFTTrainer
+
+from trl_r1zero.data.tokenization import tokenize_separately
+from trl_r1zero.functional import sft_microbatch_loss
+from trl_r1zero.generation import Completion
+
+from .base_trainer import BaseTrainer
+from .rewards import TRLReward, as_trl_rewards
+from .sampling import Grades
+from .sft_config import R1ZeroSFTConfig
+from .train_rows import (
+    SFTMicroBatch,
+    TrainRow,
+    cut_into_sft_microbatches,
+    epoch_batches,
+    share_of,
+)
+from .validation import require_columns
+
+logger = logging.getLogger(__name__)
+
+
+class R1ZeroSFTTrainer(BaseTrainer, SFTTrainer):
+    """Trains a causal language model on prompts and responses.
+
+    Args:
+        model: A model, or the path or hub id of one.
+        args: The settings.
+        train_dataset: Columns `prompt` (formatted text) and `response`.
+        eval_dataset: Columns `prompt` and `ground_truth`; needed unless `eval_every` is None.
+        reward_fn: `(response, ground_truth) -> dict` with `reward` and its parts, or a `TRLReward`;
+            needed unless `eval_every` is None.
+        processing_class: The tokenizer; the model's own by default.
+        stop: Strings that end a sampled completion, kept in it; a `Prompt` carries them.
+        callbacks, optimizers, peft_config, quantization_config: As in TRL's trainer.
+
+    Raises:
+        ValueError: A data set lacks a column or has no row to train on, a row is too long and
+            `overlong` is `error`, or settings contradict one another.
+        VLLMServerError: With use_vllm, there is no server, or it cannot be started.
+    """
+
+    args: R1ZeroSFTConfig
+    step_key = "train_step"
+    train_columns: tuple[str, ...] = ("prompt", "response")
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: R1ZeroSFTConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        reward_fn: Callable[[str, Any], dict[str, float]] | TRLReward | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        *,
+        stop: Sequence[str] = (),
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+        quantization_config: Any = None,
+    ) -> None:
+        require_columns("train_dataset", train_dataset, self.train_columns)
+        require_columns("eval_dataset", eval_dataset)
+        for name, value in (("eval_dataset", eval_dataset), ("reward_fn", reward_fn)):
+            if args.eval_every is not None and value is None:
+                raise ValueError(
+                    f"eval_every is set, but there is no {name}; give one, or set it to None"
+                )
+        self.reward = None if reward_fn is None else _as_reward(reward_fn)
+        self.rows_per_microbatch = args.train_batch_share // args.gradient_accumulation_steps
+        args = copy.copy(args)
+        args.gradient_accumulation_steps = 1
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
+        args.ignore_data_skip = True  # `_train_batches` begins where the run is
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            peft_config=peft_config,
+            quantization_config=quantization_config,
+        )
+        self._train_batch_size = args.train_batch_share
+        self.eval_sampling = args.validation_sampling(tuple(stop))
+        self._set_up()
+        self._set_up_rows(tuple(stop))
+
+    # Rows
+
+    def _set_up_rows(self, stop: tuple[str, ...]) -> None:
+        self.rows = self._tokenize_rows()
+        updates_per_epoch = -(-len(self.rows) // self.args.train_batch_size)
+        self.args.max_steps = int(self.args.num_train_epochs) * updates_per_epoch
+
+    def _tokenize_rows(self) -> list[TrainRow]:
+        """The rows that are trained on, in the order of the data set."""
+        data, limit = self.train_dataset, self.args.max_length
+        prompt_ids, response_ids = tokenize_separately(
+            list(data["prompt"]), list(data["response"]), self._tokenizer
+        )
+        if self.args.append_eos:
+            if self._tokenizer.eos_token_id is None:
+                raise ValueError("append_eos is true, but the tokenizer has no eos token")
+            response_ids = [[*ids, self._tokenizer.eos_token_id] for ids in response_ids]
+        rows = [TrainRow(*ids) for ids in zip(prompt_ids, response_ids, strict=True)]
+        empty = [number for number, row in enumerate(rows) if not row.response_ids]
+        if empty:
+            raise ValueError(
+                f"{len(empty)} of {len(rows)} responses have no tokens, the first is that of row "
+                f"{empty[0]}; remove such rows, or set append_eos to true"
+            )
+        long = [] if limit is None else [n for n, r in enumerate(rows) if r.num_tokens > limit]
+        if not long:
+            return rows
+        message = (
+            f"{len(long)} of {len(rows)} rows are longer than max_length ({limit} tokens), the "
+            f"first is row {long[0]} with {rows[long[0]].num_tokens}"
+        )
+        if self.args.overlong == "error":
+            raise ValueError(f"{message}; raise max_length, or set overlong to drop")
+        if len(long) == len(rows):
+            raise ValueError(f"{message}: none is left; raise max_length")
+        logger.warning("%s; they are left out", message)
+        too_long = set(long)
+        return [row for number, row in enumerate(rows) if number not in too_long]
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Yields this process's rows of one train batch after another, from the current update."""
+        # A generator of its own: the loader would take a number from torch's, so that a resumed run
+        # would not have the dropout of an uninterrupted one.
+        return DataLoader(
+            _Batches(self._train_batches),
+            batch_size=None,
+            collate_fn=_as_it_is,
+            generator=Generator(),
+        )
+
+    def _train_batches(self) -> Iterator[list[TrainRow]]:
+        args, number = self.args, 0
+        for epoch in range(int(args.num_train_epochs)):
+            for batch in epoch_batches(
+                self.rows,
+                args.train_batch_size,
+                shuffle=bool(args.shuffle_dataset),
+                seed=(args.seed, epoch),
+            ):
+                if number >= self.state.global_step:
+                    yield self._share(batch)
+                number += 1
+
+    def _share(self, batch: Sequence[TrainRow]) -> list[TrainRow]:
+        return share_of(batch, self.accelerator.process_index, self.accelerator.num_processes)
+
+    # Optimizer updates
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """One optimizer update: forward and backward of every micro-batch of the train batch.
+
+        Returns:
+            The loss of the train batch (on this process; the mean over processes is the loss).
+        """
+        model.train()
+        with self.timer.part("step"):
+            (num_sequences,) = self._mean_over_processes(sum(row.in_loss for row in inputs))
+            micro_batches = cut_into_sft_microbatches(
+                inputs,
+                self.rows_per_microbatch,
+                pad_token_id=self._tokenizer.pad_token_id,
+                device=self.accelerator.device,
+                num_sequences=num_sequences,
+            )
+            loss = self._forward_and_backward(model, list(micro_batches))
+        self._record_update([row for row in inputs if row.in_loss])
+        return loss
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
+        """A micro-batch's share of the loss of its train batch."""
+        assert isinstance(inputs, SFTMicroBatch)
+        output = self._log_probs(model, inputs, temperature=1.0, return_token_entropy=True)
+        loss, metadata = sft_microbatch_loss(
+            output["log_probs"],
+            inputs.response_mask,
+            num_sequences=inputs.num_sequences,
+            normalize_constant=self.args.normalize_constant,
+        )
+        mask_BT = inputs.response_mask
+        self._update_metrics.add(
+            trained_tokens=metadata["num_response_tokens"],
+            nll=-output["log_probs"].detach()[mask_BT].sum(),
+            entropy=output["token_entropy"].detach()[mask_BT].sum(),
+        )
+        return loss
+
+    def _record_update(self, rows: Sequence[TrainRow]) -> None:
+        """Metrics of one optimizer update, over all processes."""
+        num_tokens = sum(row.num_tokens for row in rows)
+        self._count_tokens(num_tokens)
+        metrics = self._update_metrics.collect_sums(
+            {"rows": len(rows), "tokens": num_tokens},
+            [len(row.response_ids) for row in rows],
+            self.accelerator,
+        )
+        seconds = self.timer.collect()
+        metrics["tokens_per_second"] = metrics.pop("tokens") / seconds["step"]
+        metrics |= {f"seconds/{part}": seconds[part] for part in ("step", "forward", "backward")}
+        self._log_with_update(
+            metrics,
+            {self.step_key: self.step_at_work, "num_tokens": self.state.num_input_tokens_seen},
+        )
+
+    @property
+    def step_at_work(self) -> int:
+        """The step, from 1, that the update at work belongs to."""
+        return self.state.global_step + 1
+
+    # Rewards
+
+    def _grade(
+        self, examples: Sequence[dict[str, Any]], completions: Sequence[Completion]
+    ) -> Grades:
+        if self.reward is None:
+            raise ValueError("there is no reward_fn to grade with; give one to the trainer")
+        columns: dict[str, list[Any]] = {}
+        metrics: dict[str, list[float]] = {}
+        rewards = self.reward(
+            prompts=[example["prompt"] for example in examples],
+            completions=[completion.text for completion in completions],
+            ground_truth=[example["ground_truth"] for example in examples],
+            log_extra=columns.__setitem__,
+            log_metric=lambda name, value: metrics.__setitem__(name, [value]),
+        )
+        local = Tensor(rewards).to(self.accelerator.device)
+        return self._grades(self.accelerator.gather(local), len(completions), columns, metrics)
+
+
+class _Batches(IterableDataset):
+    """What a function that makes iterators yields, as transformers' loop takes it."""
+
+    def __init__(self, iterate: Callable[[], Iterator[list[TrainRow]]]) -> None:
+        self._iterate = iterate
+
+    def __iter__(self) -> Iterator[list[TrainRow]]:
+        return self._iterate()
+
+
+def _as_it_is(batch: list[TrainRow]) -> list[TrainRow]:
+    return batch
+
+
+def _as_reward(reward_fn: Any) -> TRLReward:
+    (reward,) = as_trl_rewards(reward_fn)
+    if not isinstance(reward, TRLReward):
+        raise TypeError(
+            f"reward_fn must be a function of (response, ground_truth) or a TRLReward, got "
+            f"{reward_fn!r}"
+        )
+    return reward
