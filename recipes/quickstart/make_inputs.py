@@ -1,0 +1,125 @@
+"""Makes what the recipes of the embedded task start from: a model and three files of traces.
+
+    python recipes/quickstart/make_inputs.py --output_dir runs/quickstart/inputs
+
+* `model/`: an untrained Qwen2 of 0.6M parameters and its tokenizer;
+* `base_policy.jsonl`: traces for `sft-base_policy.yaml`, in the order in which they are trained on:
+  first honest ones, from which a model learns to add and subtract, then ones that are bad on
+  purpose, where almost half guess without working, steps go wrong and formats break. A model that
+  has seen both samples right answers, but not reliably: something for reinforcement to find;
+* `traces.jsonl`: one trace for each training question, as one would buy them: most are right, some
+  guess, some are wrong, and in one of five the tags are on two lines, which the reward rejects.
+
+What is there already is left as it is.
+"""
+
+import json
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from trl_r1zero.data.embedded_tokenizer import build_embedded_tokenizer
+from trl_r1zero.data.prompts import load_prompt
+from trl_r1zero.data.tasks import Example
+from trl_r1zero.data.tasks.chain_arithmetic import (
+    HONEST,
+    ChainArithmeticTask,
+    TraceNoise,
+    noisy_trace,
+)
+from trl_r1zero.recipe import parse_recipe
+
+COMPLETE_MARKER = "inputs.json"
+BOUGHT = TraceNoise(guess=0.1, step_error=0.04, bad_format=0.05)
+NEWLINE_SHARE = 0.2
+
+
+@dataclass
+class InputArguments:
+    """Settings of the embedded task's model and traces."""
+
+    output_dir: str = field(metadata={"help": "Folder of the model and of the traces."})
+    num_base_traces: int = field(
+        default=25600, metadata={"help": "Traces for the base policy, questions drawn anew."}
+    )
+    honest_share: float = field(
+        default=0.6, metadata={"help": "Share of these, at the start, that is honest."}
+    )
+    num_questions: int = field(default=8192, metadata={"help": "Different training questions."})
+    hidden_size: int = field(default=128, metadata={"help": "Width of the model."})
+    num_layers: int = field(default=3, metadata={"help": "Layers of the model."})
+    seed: int = field(default=0, metadata={"help": "Seed of weights and traces."})
+
+
+def main(args: InputArguments) -> None:
+    folder = Path(args.output_dir)
+    if (folder / COMPLETE_MARKER).is_file():
+        print(f"inputs: {folder} is there already")
+        return
+    torch.manual_seed(args.seed)
+    tokenizer = build_embedded_tokenizer()
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=args.hidden_size,
+            intermediate_size=3 * args.hidden_size,
+            num_hidden_layers=args.num_layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            initializer_range=0.05,  # so narrow a model learns twice as fast as with 0.02
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+
+    examples = ChainArithmeticTask(num_train=args.num_questions).load(split="train")
+    write_traces(folder / "base_policy.jsonl", base_policy_traces(examples, args))
+    write_traces(folder / "traces.jsonl", bought_traces(examples, random.Random(args.seed + 1)))
+    (folder / COMPLETE_MARKER).write_text(json.dumps(vars(args), indent=2) + "\n")
+    print(f"inputs: {sum(p.numel() for p in model.parameters()):,} parameters, traces in {folder}")
+
+
+def base_policy_traces(
+    examples: list[Example], args: InputArguments
+) -> Iterator[tuple[Example, str]]:
+    """Honest traces, and then poor ones."""
+    rng = random.Random(args.seed)
+    for number in range(args.num_base_traces):
+        noise = HONEST if number < args.honest_share * args.num_base_traces else TraceNoise()
+        example = rng.choice(examples)
+        yield example, noisy_trace(example.question, rng, noise)
+
+
+def bought_traces(examples: list[Example], rng: random.Random) -> Iterator[tuple[Example, str]]:
+    """One trace for each question."""
+    for example in examples:
+        trace = noisy_trace(example.question, rng, BOUGHT)
+        if rng.random() < NEWLINE_SHARE:
+            trace = trace.replace("</think> <answer>", "</think>\n<answer>")
+        yield example, trace
+
+
+def write_traces(path: Path, traces: Iterable[tuple[Example, str]]) -> None:
+    """JSON lines of `prompt`, `response`, `ground_truth`."""
+    prompt = load_prompt("chain_arithmetic")
+    with path.open("w", encoding="utf-8") as file:
+        for example, response in traces:
+            row = {
+                "prompt": prompt.format(example.question),
+                "response": response,
+                "ground_truth": example.ground_truth,
+            }
+            file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main(*parse_recipe((InputArguments,), description=__doc__).instances)

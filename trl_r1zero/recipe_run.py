@@ -1,0 +1,56 @@
+"""What the scripts in recipes/ share: the model of a recipe, and the way of a run."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from trl_r1zero.recipe import ParsedRecipe
+from trl_r1zero.report import write_report
+from trl_r1zero.requirements import check_model_path
+from trl_r1zero.trainers.run_folder import checkpoint_to_resume
+
+
+def load_tokenizer(model_args: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a recipe's model.
+
+    Raises:
+        FileNotFoundError: `model_name_or_path` is a path, and there is no model.
+    """
+    check_model_path(model_args.model_name_or_path)
+    return AutoTokenizer.from_pretrained(
+        model_args.model_name_or_path, revision=model_args.model_revision, padding_side="left"
+    )
+
+
+def model_settings(config: Any, model_args: ModelConfig) -> dict[str, Any]:
+    """The arguments of a trainer that say which model it trains; some of them go into `config`."""
+    config.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(config.model_init_kwargs or {}),
+    }
+    return {
+        "model": model_args.model_name_or_path,
+        "args": config,
+        "peft_config": get_peft_config(model_args),
+        "quantization_config": get_quantization_config(model_args),
+    }
+
+
+def checkpoint_of(config: Any) -> str | None:
+    """See `checkpoint_to_resume`; to be called before anything takes time."""
+    return checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)
+
+
+def run(trainer: Trainer, recipe: ParsedRecipe, checkpoint: str | None) -> None:
+    """Train, save the model at the end, and print the report."""
+    folder = Path(trainer.args.output_dir or ".")
+    if trainer.accelerator.is_main_process:
+        recipe.write(folder / "recipe.yaml")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(str(folder / "final"))
+    if trainer.accelerator.is_main_process:
+        print(write_report(folder))
