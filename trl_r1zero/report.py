@@ -193,9 +193,7 @@ def _missing(run: LoggedRun) -> list[str]:
     for lines, rows in expected:
         absent = [m for m in rows if m not in _OPTIONAL and not logged(lines, m)]
         if lines and absent:
-            sampled = {"eval_entropy", "rollout_entropy"} & set(absent)
-            why = " (generation with vLLM gives no entropies)" if sampled else ""
-            missing.append(f"Never logged: {', '.join(absent)}{why}.")
+            missing.append(f"Never logged: {', '.join(absent)}.")
     for file in dict.fromkeys(run.generation_files()):
         if not file.is_file():
             missing.append(f"Rollouts: there is no {file.relative_to(run.folder)}.")

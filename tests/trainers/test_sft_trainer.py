@@ -193,6 +193,8 @@ def test_what_cannot_be_trained_on_is_an_error(tokenizer, tmp_path):
     assert len(make_sft_trainer(tokenizer, tmp_path, traces=empty, append_eos=True).rows) == 2
     with pytest.raises(ValueError, match="train_dataset lacks the columns \\['response'\\]"):
         make_sft_trainer(tokenizer, tmp_path, traces=TASK.train_dataset)
+    with pytest.raises(ValueError, match="train_dataset has no rows"):
+        make_sft_trainer(tokenizer, tmp_path, traces=TRACES.select([]))
     with pytest.raises(ValueError, match="eval_every is set, but there is no reward_fn"):
         make_sft_trainer(tokenizer, tmp_path, reward=None, eval_every=1)
     with pytest.raises(TypeError, match="reward_fn must be a function of \\(response"):

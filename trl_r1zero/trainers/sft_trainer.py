@@ -87,6 +87,8 @@ class R1ZeroSFTTrainer(BaseTrainer, SFTTrainer):
         quantization_config: Any = None,
     ) -> None:
         require_columns("train_dataset", train_dataset, self.train_columns)
+        if len(train_dataset) == 0:
+            raise ValueError("train_dataset has no rows; there is nothing to train on")
         require_columns("eval_dataset", eval_dataset)
         for name, value in (("eval_dataset", eval_dataset), ("reward_fn", reward_fn)):
             if args.eval_every is not None and value is None:
@@ -166,7 +168,7 @@ class R1ZeroSFTTrainer(BaseTrainer, SFTTrainer):
         )
 
     def _train_batches(self) -> Iterator[list[TrainRow]]:
-        args, number = self.args, 0
+        args, number, started_at = self.args, 0, self.state.global_step
         for epoch in range(int(args.num_train_epochs)):
             for batch in epoch_batches(
                 self.rows,
@@ -174,7 +176,7 @@ class R1ZeroSFTTrainer(BaseTrainer, SFTTrainer):
                 shuffle=bool(args.shuffle_dataset),
                 seed=(args.seed, epoch),
             ):
-                if number >= self.state.global_step:
+                if number >= started_at:
                     yield self._share(batch)
                 number += 1
 
