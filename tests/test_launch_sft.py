@@ -217,11 +217,3 @@ def test_kept_rollouts_are_traces_for_sft(one_ei_process):
     kept = read_kept(one_ei_process, 3)
     assert [trace.response for trace in traces] == [rollout.response for rollout in kept]
     assert [trace.prompt for trace in traces] == [rollout.prompt for rollout in kept]
-
-
-def test_a_typo_in_a_recipe_is_an_error_before_anything_starts(tiny_model_folder, tmp_path):
-    folder = tmp_path / "typo"
-    done = launch({**SFT, "train_batchsize": 8}, folder, tiny_model_folder, script="sft.py")
-    assert done.returncode != 0
-    assert "did you mean 'train_batch_size'" in done.stderr
-    assert not folder.exists()
