@@ -142,6 +142,8 @@ PUBLIC_NAMES = [
     "load_prompt",
     "get_task",
     "tokenize_prompt_and_output",
+    "PackedSFTDataset",
+    "iterate_batches",
     "SamplingConfig",
     "Completion",
     "generate",
@@ -153,6 +155,7 @@ PUBLIC_NAMES = [
     "R1ZeroSFTTrainer",
     "ExpertIterationConfig",
     "ExpertIterationTrainer",
+    "compute_per_instance_dpo_loss",
 ]
 
 

@@ -37,6 +37,8 @@ _EXPORTS = {
     "load_prompt": "data.prompts",
     "get_task": "data.tasks",
     "tokenize_prompt_and_output": "data.tokenization",
+    "PackedSFTDataset": "data.packing",
+    "iterate_batches": "data.packing",
     # generation
     "SamplingConfig": "generation",
     "Completion": "generation",
@@ -51,6 +53,7 @@ _EXPORTS = {
     "R1ZeroSFTTrainer": "trainers",
     "ExpertIterationConfig": "trainers",
     "ExpertIterationTrainer": "trainers",
+    "compute_per_instance_dpo_loss": "trainers.preference",
 }
 
 __all__ = ["__version__", *_EXPORTS]

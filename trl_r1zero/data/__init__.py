@@ -6,5 +6,7 @@
 * `traces`: prompts with written responses, for supervised fine-tuning, and what selects them
 * `trace_doctor`: what is wrong with traces, and how long they are
 * `rows`: examples and a prompt, or traces, to the `datasets.Dataset` that a trainer reads
+* `packing`: instruction data in the template of `alpaca`, end to end, cut into chunks
+* `preferences`: pairs of a chosen and a rejected response
 * `embedded_tokenizer`: the tokenizer of the small model of the embedded task
 """

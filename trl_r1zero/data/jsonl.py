@@ -6,6 +6,7 @@ file, the line and the field. Nothing is ever skipped.
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def read_jsonl(path: str | Path) -> Iterator[Row]:
                     )
                 yield Row(where=f"{path}:{number}", fields=_parse_line(line, f"{path}:{number}"))
                 rows += 1
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(
             f"{path}:{number + 1}: got a broken gzip file ({error}), expected a complete one; "
             "download or compress it again, or drop '.gz' from the name if it is plain text"

@@ -32,6 +32,7 @@ from trl_r1zero.functional.policy_losses import (
     compute_naive_policy_gradient_loss,
     compute_policy_gradient_loss,
 )
+from trl_r1zero.functional.preference_losses import dpo_loss
 
 __all__ = [
     "ADVANTAGES",
@@ -50,6 +51,7 @@ __all__ = [
     "compute_naive_policy_gradient_loss",
     "compute_policy_gradient_loss",
     "compute_sampler_importance_weights",
+    "dpo_loss",
     "get_response_log_probs",
     "grpo_microbatch_loss",
     "grpo_microbatch_train_step",

@@ -1,0 +1,204 @@
+r"""Pairs of responses of which one is preferred, from Anthropic's HH files.
+
+Bai et al. 2022 (arXiv:2204.05862), https://github.com/anthropics/hh-rlhf. Each line of a file is a
+JSON object with the fields `chosen` and `rejected`: two whole conversations, made of turns that
+begin with "\n\nHuman:" or "\n\nAssistant:".
+"""
+
+import logging
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trl_r1zero.data.jsonl import Row, read_jsonl
+
+__all__ = ["PreferencePair", "load_hh", "split_validation"]
+
+logger = logging.getLogger(__name__)
+
+FILE_SUFFIXES = (".jsonl", ".jsonl.gz")
+# A message may speak of "Human:" in running text, or at the beginning of a line.
+TURN = re.compile(r"\n\n(Human|Assistant):")
+SINGLE_TURN = ["Human", "Assistant"]
+# Why rows are left out.
+MULTI_TURN = "multi-turn"
+OTHER_MESSAGE = "with different human messages"
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """An instruction and two responses to it.
+
+    Attributes:
+        instruction: the human's message.
+        chosen: the response that was preferred; may be empty.
+        rejected: the other one; may be empty.
+        source_file: name of the file ("harmless-base.jsonl.gz").
+        where: the place it came from ("folder/file:line"), for messages.
+    """
+
+    instruction: str
+    chosen: str
+    rejected: str
+    source_file: str
+    where: str
+
+
+def load_hh(source: str | Path) -> list[PreferencePair]:
+    r"""Returns the single-turn pairs of one HH file, or of all in a folder.
+
+    Kept are rows where both conversations are one human turn and then one assistant turn, with the
+    same human message in both. How many rows of a file are left out, and why, is logged (level
+    INFO). White space around a message is removed; a message that is then empty is kept, as is a
+    pair of equal responses.
+
+    Args:
+        source: a JSON-lines file, plain or compressed (`*.gz`), or a folder that has `*.jsonl` or
+            `*.jsonl.gz` files, of whatever names (subfolders are not searched).
+
+    Returns:
+        The pairs, files by name and rows in their order.
+
+    Raises:
+        FileNotFoundError: no such file or folder, or a folder without such files.
+        ValueError: a malformed row: not JSON, `chosen` or `rejected` missing or not a string, or
+            text that does not begin with "\n\nHuman:" or has no "\n\nAssistant:" (the text names
+            file, line and field); a file without rows; the same file twice, plain and compressed;
+            no row that is kept.
+    """
+    source = Path(source).expanduser()
+    paths = _files_of(source) if source.is_dir() else [source]
+    pairs: list[PreferencePair] = []
+    left_out: Counter[str] = Counter()
+    for path in paths:
+        reasons: Counter[str] = Counter()
+        before = len(pairs)
+        for row in read_jsonl(path):
+            pair = _pair_or_reason(row, path.name)
+            if isinstance(pair, PreferencePair):
+                pairs.append(pair)
+            else:
+                reasons[pair] += 1
+        left_out += reasons
+        logger.info(
+            "%s: %d rows, %d kept, left out: %s",
+            path,
+            len(pairs) - before + reasons.total(),
+            len(pairs) - before,
+            _counts(reasons),
+        )
+    if not pairs:
+        raise ValueError(
+            f"{source}: got no single-turn pair (left out: {_counts(left_out)}), expected rows "
+            "with one human and one assistant turn, and the same human message in chosen and "
+            "rejected; give other files"
+        )
+    return pairs
+
+
+def split_validation(
+    pairs: Sequence[PreferencePair], num_validation: int = 200, seed: int = 0
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """Returns `(train, validation)`, both in the order of `pairs`; no instruction is in both.
+
+    Instructions are shuffled by `seed` and go to validation with all their pairs, as long as these
+    fit into what is left of `num_validation`. Where most have one pair, as in HH, validation so
+    has exactly so many; else it may have fewer, and a warning says so.
+
+    Raises:
+        ValueError: num_validation is below 1, or not below the number of pairs, or below the
+            smallest number of pairs of an instruction.
+    """
+    if not 1 <= num_validation < len(pairs):
+        raise ValueError(
+            f"num_validation: got {num_validation} of {len(pairs)} pairs, expected at least 1 and "
+            "fewer than all; change it, or give more pairs"
+        )
+    sizes = Counter(pair.instruction for pair in pairs)
+    instructions = list(sizes)
+    random.Random(seed).shuffle(instructions)
+    chosen: set[str] = set()
+    missing = num_validation
+    for instruction in instructions:
+        if sizes[instruction] <= missing:
+            chosen.add(instruction)
+            missing -= sizes[instruction]
+    if not chosen:
+        raise ValueError(
+            f"num_validation: got {num_validation}, but every instruction has at least "
+            f"{min(sizes.values())} pairs, which stay together; ask for at least so many"
+        )
+    if missing:
+        logger.warning(
+            "validation has %d pairs, not %d: the pairs of an instruction stay together",
+            num_validation - missing,
+            num_validation,
+        )
+    train = [pair for pair in pairs if pair.instruction not in chosen]
+    validation = [pair for pair in pairs if pair.instruction in chosen]
+    return train, validation
+
+
+# Files.
+
+
+def _files_of(folder: Path) -> list[Path]:
+    paths = sorted(path for path in folder.iterdir() if path.name.endswith(FILE_SUFFIXES))
+    if not paths:
+        found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        raise FileNotFoundError(
+            f"folder {folder} has no *.jsonl or *.jsonl.gz file; it has: {found}. Give the folder "
+            "with harmless-base.jsonl.gz and the other HH files, or one such file"
+        )
+    names = {path.name for path in paths}
+    twice = sorted(name for name in names if f"{name}.gz" in names)
+    if twice:
+        raise ValueError(
+            f"folder {folder}: got both {twice[0]} and {twice[0]}.gz, expected one of them, or "
+            "every pair would count twice; remove one"
+        )
+    return paths
+
+
+# Rows.
+
+
+def _pair_or_reason(row: Row, source_file: str) -> PreferencePair | str:
+    """Returns the pair of a row, or why it is left out."""
+    chosen_turns, rejected_turns = _turns(row, "chosen"), _turns(row, "rejected")
+    if any([role for role, _ in turns] != SINGLE_TURN for turns in (chosen_turns, rejected_turns)):
+        return MULTI_TURN
+    (_, instruction), (_, chosen) = chosen_turns
+    (_, other_instruction), (_, rejected) = rejected_turns
+    if instruction != other_instruction:
+        return OTHER_MESSAGE
+    return PreferencePair(instruction, chosen, rejected, source_file, row.where)
+
+
+def _turns(row: Row, field: str) -> list[tuple[str, str]]:
+    """Returns (role, message) of each turn."""
+    # Text before the first turn, then role and message in turn.
+    before, *parts = TURN.split(row.text(field))
+    roles, messages = parts[::2], parts[1::2]
+    if before or not roles or roles[0] != "Human":
+        raise row.error(
+            field,
+            f"{row.fields[field]!r:.60}",
+            r"a conversation that begins with '\n\nHuman:'",
+            "correct or remove the row",
+        )
+    if "Assistant" not in roles:
+        raise row.error(
+            field,
+            "a conversation of human turns only",
+            r"a reply that begins with '\n\nAssistant:'",
+            "correct or remove the row",
+        )
+    return [(role, message.strip()) for role, message in zip(roles, messages, strict=True)]
+
+
+def _counts(reasons: Counter[str]) -> str:
+    return ", ".join(f"{reasons[reason]} {reason}" for reason in (MULTI_TURN, OTHER_MESSAGE))

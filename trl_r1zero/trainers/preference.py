@@ -1,0 +1,184 @@
+"""The DPO loss of instructions with a chosen and a rejected response.
+
+Shapes: B pairs, so 2B sequences, the chosen responses first; L tokens in the longest sequence,
+T = L - 1.
+
+Prompt, response and end-of-text token are tokenised as *one* text, as documents of instruction
+tuning are, and as the reference of CS336 (assignment 5, supplement) does; `data.tokenization`, on
+the other hand, tokenises prompt and response apart. The two differ where a token spans the border:
+where a response begins with a line break, which many byte-level tokenizers join with the one
+that ends the template.
+
+The reference sums log-probabilities over all tokens of both sequences. Here only those tokens count
+that stand behind the beginning which the ids of the prompt, of the chosen and of the rejected text
+have in common. Almost always this beginning is the prompt, and what counts is the response. Where a
+token spans the border, the end of the prompt counts too, in both sequences. What is left out has
+the same log-probability in both, as it has the same tokens before it, so it cancels: loss and
+gradient are those of the sums over all tokens, without the rounding of a long sum and, where
+dropout is on, without its noise. A mask by the number of the prompt's own tokens would not be as
+good: a token across the border in one of the sequences would fall out of that one only.
+"""
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+import torch
+
+from trl_r1zero.data.alpaca import format_alpaca
+from trl_r1zero.data.tokenization import pad_and_shift
+from trl_r1zero.functional import dpo_loss, get_response_log_probs, masked_normalize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "compute_per_instance_dpo_loss",
+    "response_log_probs",
+    "tokenize_preferences",
+]
+
+
+def compute_per_instance_dpo_loss(
+    lm: torch.nn.Module,
+    lm_ref: torch.nn.Module,
+    tokenizer: "PreTrainedTokenizerBase",
+    beta: float,
+    prompt: str,
+    response_chosen: str,
+    response_rejected: str,
+) -> torch.Tensor:
+    r"""The DPO loss of one pair, for a model to be trained and its reference.
+
+    .. math:: -\ln \sigma\Bigl(\beta \ln \frac{\pi_\theta(y_w \mid x)}{\pi_{ref}(y_w \mid x)}
+              - \beta \ln \frac{\pi_\theta(y_l \mid x)}{\pi_{ref}(y_l \mid x)}\Bigr)
+
+    x is the prompt in the Alpaca template, y_w the chosen and y_l the rejected response, each with
+    the end-of-text token behind it (Rafailov et al. 2023, arXiv:2305.18290, eq. 7). The module's
+    docstring says how they are tokenised, and why the value is that of the sums over all tokens.
+
+    Args:
+        lm: a causal LM, as transformers has them; gets gradients. Its mode (train or eval) is the
+            caller's.
+        lm_ref: another one for the same token ids, or `lm` itself; never gets gradients. May be on
+            another device. Should be in eval mode.
+        tokenizer: a transformers tokenizer with an end-of-text token; needs no pad token.
+        beta: how much a deviation from the reference weighs; finite and above 0.
+        prompt: the instruction, without the template.
+        response_chosen: the response that is preferred.
+        response_rejected: the other one.
+
+    Returns:
+        A scalar in nats on the device of `lm`, with graph.
+
+    Raises:
+        ValueError: beta is not above 0; the tokenizer has no end-of-text token, or appends special
+            tokens itself.
+    """
+    batch = tokenize_preferences([prompt], [response_chosen], [response_rejected], tokenizer)
+    policy_chosen_1, policy_rejected_1 = response_log_probs(lm, batch)
+    with torch.no_grad():
+        ref_chosen_1, ref_rejected_1 = response_log_probs(lm_ref, batch)
+    losses_1, _ = dpo_loss(
+        policy_chosen_1,
+        policy_rejected_1,
+        ref_chosen_1.to(policy_chosen_1.device),
+        ref_rejected_1.to(policy_chosen_1.device),
+        beta,
+    )
+    return losses_1.squeeze(0)
+
+
+def tokenize_preferences(
+    prompts: Sequence[str],
+    chosen: Sequence[str],
+    rejected: Sequence[str],
+    tokenizer: "PreTrainedTokenizerBase",
+) -> dict[str, torch.Tensor]:
+    """Returns B pairs in the Alpaca template as one right-padded batch of 2B sequences.
+
+    Args:
+        prompts: B instructions, without the template.
+        chosen: B responses that are preferred.
+        rejected: the B others.
+        tokenizer: a transformers tokenizer with an end-of-text token.
+
+    Returns:
+        `input_ids` (2B, T) long, `labels` (2B, T) long and `response_mask` (2B, T) bool, as
+        `pad_and_shift` returns them, the chosen sequences first. The mask is True on the tokens
+        that count (see the module's docstring), the end-of-text token among them.
+
+    Raises:
+        ValueError: lists of unequal length, no rows; the tokenizer has no end-of-text token, or
+            appends special tokens itself.
+    """
+    if not len(prompts) == len(chosen) == len(rejected):
+        raise ValueError(
+            f"got {len(prompts)} prompts, {len(chosen)} chosen and {len(rejected)} rejected "
+            "responses; give one of each for each pair"
+        )
+    if not prompts:
+        raise ValueError("got no pairs; give at least one")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "got a tokenizer whose eos_token_id is None, expected one that can end a response; set "
+            "tokenizer.eos_token"
+        )
+    shared_ids: dict[str, list[list[int]]] = {"chosen": [], "rejected": []}
+    own_ids: dict[str, list[list[int]]] = {"chosen": [], "rejected": []}
+    for prompt, *responses in zip(prompts, chosen, rejected, strict=True):
+        template_ids = _encode(format_alpaca(prompt), tokenizer)
+        ids = [
+            [*_encode(format_alpaca(prompt, response), tokenizer), tokenizer.eos_token_id]
+            for response in responses
+        ]
+        shared = _num_shared(template_ids, *ids)
+        for side, side_ids in zip(("chosen", "rejected"), ids, strict=True):
+            shared_ids[side].append(side_ids[:shared])
+            own_ids[side].append(side_ids[shared:])
+    # Rows are padded on the right, where a causal model does not look, so any id will do.
+    return pad_and_shift(
+        shared_ids["chosen"] + shared_ids["rejected"],
+        own_ids["chosen"] + own_ids["rejected"],
+        tokenizer.eos_token_id,
+    )
+
+
+def response_log_probs(
+    model: torch.nn.Module, batch: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the log-probabilities (B,) of the chosen and of the rejected responses, in nats.
+
+    Summed over the tokens that the response mask marks, on the model's device, with graph unless
+    the caller forbids it.
+
+    Args:
+        model: a causal LM.
+        batch: from `tokenize_preferences`; on any device.
+    """
+    device = next(model.parameters()).device
+    log_probs_BT = get_response_log_probs(
+        model, batch["input_ids"].to(device), batch["labels"].to(device)
+    )["log_probs"]
+    mask_BT = batch["response_mask"].to(log_probs_BT.device)
+    sums_B = masked_normalize(log_probs_BT, mask_BT, 1.0, dim=1).to(device)
+    chosen_B, rejected_B = sums_B.chunk(2)
+    return chosen_B, rejected_B
+
+
+def _num_shared(*sequences: Sequence[int]) -> int:
+    """Returns how many tokens all sequences have in common at their beginning."""
+    columns = zip(*sequences, strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+
+
+def _encode(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Token ids with the tokenizer's own begin token, if it has one; nothing behind the text."""
+    ids = tokenizer(text)["input_ids"]
+    plain_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if ids[len(ids) - len(plain_ids) :] != plain_ids:
+        raise ValueError(
+            f"got a tokenizer that appends special tokens ({ids[-1]}) after a text, expected one "
+            "that adds them only at the beginning; the end-of-text token is added here"
+        )
+    return ids
