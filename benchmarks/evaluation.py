@@ -55,7 +55,7 @@ def seconds_of(call: Callable[[], Any]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="the embedded model, such as runs/quickstart/base_policy/final")
+    parser.add_argument("model", help="such as runs/quickstart/base_policy/final")
     parser.add_argument("--num_prompts", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max_tokens", type=int, default=64)

@@ -2,7 +2,7 @@
 # The experiments of docs/sft.md and docs/expert_iteration.md, from the quickstart's base policy.
 #
 #   recipes/quickstart/experiments.sh sft                 # sizes, unfiltered and filtered
-#   recipes/quickstart/experiments.sh expert_iteration    # G, epochs and questions per step
+#   recipes/quickstart/experiments.sh expert_iteration    # G and epochs
 #   SEEDS="0 1 2" BIN=.venv/bin recipes/quickstart/experiments.sh sft
 #
 # A run whose folder has its final model is left as it is; one that broke off goes on.
@@ -37,19 +37,18 @@ sft)
 	;;
 expert_iteration)
 	for seed in $SEEDS; do
-		for variant in base G_4 G_16 epochs_2 batch_512; do
+		for variant in base G_4 G_16 epochs_2; do
 			case $variant in
 			base) settings=() ;;
 			G_*) settings=(--group_size "${variant#G_}") ;;
 			epochs_*) settings=(--sft_epochs_per_step "${variant#epochs_}") ;;
-			batch_*) settings=(--ei_batch_size "${variant#batch_}") ;;
 			esac
 			launch expert_iteration expert_iteration \
 				"$RUNS/expert_iteration/$variant-seed_$seed" --seed "$seed" "${settings[@]}"
 		done
 	done
 	"$BIN/python" -m trl_r1zero.report "$RUNS"/expert_iteration/*-seed_* \
-		--group_by group_size sft_epochs_per_step ei_batch_size \
+		--group_by group_size sft_epochs_per_step \
 		--output "$RUNS/expert_iteration.png"
 	;;
 *)

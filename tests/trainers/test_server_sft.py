@@ -26,7 +26,7 @@ RECIPE = {
 
 
 def test_expert_iteration_learns_through_a_server(vllm_server, served_model_folder, tmp_path):
-    """With two processes. Every synchronisation is checked: the server has the weights of each EI step."""
+    """With two processes; each synchronisation is checked: the server has that step's weights."""
     folder = tmp_path / "run"
     done = launch(
         {**RECIPE, "vllm_server_base_url": vllm_server.base_url},
