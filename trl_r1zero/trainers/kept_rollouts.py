@@ -107,7 +107,7 @@ def read_ei_steps(run_folder: Path, num_updates: int) -> list[EIStep]:
         step = EIStep(**json.loads(path.read_text(encoding="utf-8")))
         if step.first_update > num_updates:
             path.unlink()
-            path.with_suffix(".jsonl").unlink()
+            path.with_suffix(".jsonl").unlink(missing_ok=True)
         else:
             steps.append(step)
     for number, step in enumerate(steps, start=1):

@@ -1,6 +1,5 @@
 """Sampling completions and grading them, for every trainer that does."""
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -295,11 +294,11 @@ class SamplingMixin(Trainer):
 
     # Rewards
 
-    @abstractmethod
     def _grade(
         self, examples: Sequence[dict[str, Any]], completions: Sequence[Completion]
     ) -> Grades:
         """Grade this process's completions; a collective call with equally many on each."""
+        raise NotImplementedError
 
     def _grades(
         self,
