@@ -155,6 +155,10 @@ PUBLIC_NAMES = [
     "R1ZeroSFTTrainer",
     "ExpertIterationConfig",
     "ExpertIterationTrainer",
+    "InstructionTuningConfig",
+    "make_instruction_tuning_trainer",
+    "R1ZeroDPOConfig",
+    "R1ZeroDPOTrainer",
     "compute_per_instance_dpo_loss",
 ]
 

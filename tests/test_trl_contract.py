@@ -14,16 +14,27 @@ from accelerate import Accelerator
 from accelerate.state import GradientState
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import CallbackHandler
-from trl import GRPOTrainer, SFTTrainer
+from trl import DPOTrainer, GRPOTrainer, SFTTrainer
 from trl.distributed import DistributedBackend
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head, use_adapter
 
-from trl_r1zero.trainers import ExpertIterationTrainer, R1ZeroGRPOTrainer, R1ZeroSFTTrainer
+from trl_r1zero.trainers import (
+    ExpertIterationTrainer,
+    R1ZeroDPOTrainer,
+    R1ZeroGRPOTrainer,
+    R1ZeroSFTTrainer,
+)
 from trl_r1zero.trainers.server_generation import PolicyWeights
 
-TRAINERS = (R1ZeroGRPOTrainer, R1ZeroSFTTrainer, ExpertIterationTrainer)
+TRAINERS = (R1ZeroGRPOTrainer, R1ZeroSFTTrainer, ExpertIterationTrainer, R1ZeroDPOTrainer)
+BASES = {
+    R1ZeroGRPOTrainer: GRPOTrainer,
+    R1ZeroSFTTrainer: SFTTrainer,
+    ExpertIterationTrainer: SFTTrainer,
+    R1ZeroDPOTrainer: DPOTrainer,
+}
 
 # What every trainer overrides, and what each one does besides.
 OVERRIDDEN_BY_ALL = {
@@ -50,12 +61,28 @@ OVERRIDDEN = {
     },
     R1ZeroSFTTrainer: OVERRIDDEN_IN_SFT,
     ExpertIterationTrainer: OVERRIDDEN_IN_SFT,
+    R1ZeroDPOTrainer: {
+        **OVERRIDDEN_BY_ALL,
+        (DPOTrainer, "evaluate"): EVALUATE,
+        (Trainer, "training_step"): TRAINING_STEP,
+        (DPOTrainer, "compute_loss"): COMPUTE_LOSS,
+        (Trainer, "get_train_dataloader"): ["self"],
+        (DPOTrainer, "_prepare_dataset"): [
+            "self",
+            "dataset",
+            "processing_class",
+            "args",
+            "dataset_name",
+        ],
+        (DPOTrainer, "compute_ref_log_probs"): ["self", "model", "inputs"],
+    },
 }
 # Attributes that theirs assign and ours assign anew, on purpose.
 ASSIGNED_ANEW = {
     R1ZeroGRPOTrainer: {"_dist", "_train_batch_size", "control"},
     R1ZeroSFTTrainer: {"_train_batch_size", "control"},
     ExpertIterationTrainer: {"_train_batch_size", "control"},
+    R1ZeroDPOTrainer: {"_train_batch_size", "control"},
 }
 
 CALLED_BY_ALL = {
@@ -64,15 +91,18 @@ CALLED_BY_ALL = {
     (Trainer, "add_callback"): ["self", "callback"],
     (Trainer, "log"): ["self", "logs", "start_time"],
     (CallbackHandler, "on_evaluate"): ["self", "args", "state", "control", "metrics", "kwargs"],
+    (Accelerator, "no_sync"): ["self", "model"],
+    (GradientState, "_set_sync_gradients"): ["self", "sync_gradients"],
+}
+CALLED_WHEN_SAMPLING = {
+    **CALLED_BY_ALL,
     (DistributedBackend, "__init__"): ["self", "accelerator"],
     (DistributedBackend, "summon_full_params"): ["self", "module", "kwargs"],
     (VLLMGeneration, "_init_vllm"): ["self"],
     (VLLMGeneration, "_iter_named_params"): ["self"],
-    (Accelerator, "no_sync"): ["self", "model"],
-    (GradientState, "_set_sync_gradients"): ["self", "sync_gradients"],
 }
 CALLED_IN_SFT = {
-    **CALLED_BY_ALL,
+    **CALLED_WHEN_SAMPLING,
     (SFTTrainer, "__init__"): [
         "self",
         "model",
@@ -96,7 +126,7 @@ CALLED_IN_SFT = {
 }
 CALLED = {
     R1ZeroGRPOTrainer: {
-        **CALLED_BY_ALL,
+        **CALLED_WHEN_SAMPLING,
         (GRPOTrainer, "__init__"): [
             "self",
             "model",
@@ -130,6 +160,26 @@ CALLED = {
         **CALLED_IN_SFT,
         (TrainerCallback, "on_step_end"): ["self", "args", "state", "control", "kwargs"],
     },
+    R1ZeroDPOTrainer: {
+        **CALLED_BY_ALL,
+        (DPOTrainer, "__init__"): [
+            "self",
+            "model",
+            "ref_model",
+            "args",
+            "data_collator",
+            "train_dataset",
+            "eval_dataset",
+            "processing_class",
+            "compute_metrics",
+            "callbacks",
+            "optimizers",
+            "quantization_config",
+            "peft_config",
+        ],
+        (DPOTrainer, "log"): ["self", "logs", "start_time"],
+        (DPOTrainer, "_precompute_ref_logps"): ["self", "dataset", "name", "batch_size"],
+    },
 }
 SIGNATURES = {
     key: names for part in (OVERRIDDEN, CALLED) for t in TRAINERS for key, names in part[t].items()
@@ -149,6 +199,7 @@ INHERITED = {
     },
     R1ZeroSFTTrainer: INHERITED_OF_ALL,
     ExpertIterationTrainer: INHERITED_OF_ALL,
+    R1ZeroDPOTrainer: {*INHERITED_OF_ALL, "ref_model"},
 }
 
 
@@ -213,8 +264,7 @@ def provided(classes: Iterable[type]) -> set[str]:
 def test_our_trainers_come_before_theirs(trainer):
     ours = our_classes(trainer)
     assert list(trainer.__mro__[: len(ours)]) == ours
-    is_grpo = trainer is R1ZeroGRPOTrainer
-    assert their_classes(trainer)[0] is (GRPOTrainer if is_grpo else SFTTrainer)
+    assert their_classes(trainer)[0] is BASES[trainer]
 
 
 @pytest.mark.parametrize(("key", "parameters"), SIGNATURES.items(), ids=name_of)
@@ -272,7 +322,7 @@ def test_contract_every_call_of_theirs_is_listed(trainer):
     methods = {name for cls in their_classes(trainer) for name in vars(cls)}
     of_theirs = called_by(our_classes(trainer)) & methods
     listed = {name for _, name in (*CALLED[trainer], *OVERRIDDEN[trainer])}
-    assert {"__init__", "_save_checkpoint", "add_callback", "train"} <= of_theirs <= listed
+    assert {"__init__", "add_callback", "save_model", "train"} <= of_theirs <= listed
 
 
 def test_contract_of_functions():

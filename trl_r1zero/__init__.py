@@ -53,6 +53,10 @@ _EXPORTS = {
     "R1ZeroSFTTrainer": "trainers",
     "ExpertIterationConfig": "trainers",
     "ExpertIterationTrainer": "trainers",
+    "InstructionTuningConfig": "trainers",
+    "make_instruction_tuning_trainer": "trainers",
+    "R1ZeroDPOConfig": "trainers",
+    "R1ZeroDPOTrainer": "trainers",
     "compute_per_instance_dpo_loss": "trainers.preference",
 }
 

@@ -123,6 +123,8 @@ def _validated_runs(run_folders: Sequence[str | Path]) -> list[LoggedRun]:
         run = LoggedRun(folder)
         if not run.validations:
             raise ValueError(f"{folder} has no validation to draw; leave it out")
+        if run.kind.best != "eval_accuracy":
+            raise ValueError(f"{folder} has no validation accuracy to draw; leave it out")
         runs[folder.resolve()] = run
     return list(runs.values())
 

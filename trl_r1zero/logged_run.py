@@ -1,7 +1,7 @@
 """A run as its folder tells of it: which kind it is, its lines of metrics, its settings.
 
-Three kinds of runs are known: GRPO, expert iteration (EI) and SFT. A run's kind is the one step key
-of `STEP_NAMES` that the lines of its `metrics.jsonl` have.
+The kinds of runs are those of `KINDS`: GRPO, expert iteration (EI), SFT on traces, DPO and
+instruction tuning. A run's kind is the one step key that the lines of its `metrics.jsonl` have.
 """
 
 import json
@@ -20,8 +20,39 @@ from trl_r1zero.trainers.run_folder import METRICS_FILE, STEP_NAMES, read_metric
 Line = dict[str, Any]  # one line of metrics.jsonl
 Row = dict[str, Any]  # of a table of generations
 
-# Step key -> the setting of config.json that says how many steps the run was to have.
-_PLANNED = {"grpo_step": "n_grpo_steps", "ei_step": "n_ei_steps", "train_step": "max_steps"}
+# Any of these is in a line about a validation.
+_OF_VALIDATIONS = ("eval_accuracy", "eval_loss")
+
+
+@dataclass(frozen=True)
+class RunKind:
+    """What is particular to a kind of run.
+
+    Attributes:
+        setting: A setting of config.json that runs of kinds further down in `KINDS` do not have.
+        planned: The setting that says how many steps the run was to have.
+        best: The metric of validation that says which is the best.
+        higher_is_better: Whether its highest value is.
+        samples: Whether a validation samples answers, and writes a table of them.
+    """
+
+    setting: str
+    planned: str = "max_steps"
+    best: str = "eval_accuracy"
+    higher_is_better: bool = True
+    samples: bool = True
+
+
+# By step key.
+KINDS = {
+    "grpo_step": RunKind("n_grpo_steps", planned="n_grpo_steps"),
+    "ei_step": RunKind("n_ei_steps", planned="n_ei_steps"),
+    "dpo_step": RunKind("precompute_ref_log_probs", samples=False),
+    "tuning_step": RunKind(
+        "total_batch_size", best="eval_loss", higher_is_better=False, samples=False
+    ),
+    "train_step": RunKind("train_batch_size"),
+}
 
 
 def step_key(lines: Sequence[Line], file: str | Path = METRICS_FILE) -> str | None:
@@ -43,13 +74,13 @@ def training_lines(lines: Sequence[Line]) -> list[Line]:
     """The lines about optimizer updates (not those of validations and of an EI step's rollouts, and
     not the summary at the end)."""
     key = step_key(lines)
-    others = ("eval_accuracy", "rollout_accuracy")
+    others = (*_OF_VALIDATIONS, "rollout_accuracy")
     return [line for line in lines if key in line and not any(other in line for other in others)]
 
 
 def validation_lines(lines: Sequence[Line]) -> list[Line]:
     """The lines about validations."""
-    return [line for line in lines if "eval_accuracy" in line]
+    return [line for line in lines if any(name in line for name in _OF_VALIDATIONS)]
 
 
 def rollout_lines(lines: Sequence[Line]) -> list[Line]:
@@ -90,7 +121,8 @@ class LoggedRun:
     Attributes:
         folder: The run's `output_dir`.
         lines: Its lines of metrics; `training`, `validations` and `rollouts` are some of them.
-        step_key: The key by which they count steps, and `step_name` what it counts.
+        step_key: The key by which they count steps; `step_name` says what it counts, and `kind`
+            what else is particular to such runs.
         wall_time: Seconds from the start of training to the last line.
 
     Raises:
@@ -105,26 +137,28 @@ class LoggedRun:
         self.lines = read_metrics(self.folder)
         self.step_key = step_key(self.lines, self.folder / METRICS_FILE) or self._planned_step_key()
         self.step_name = STEP_NAMES[self.step_key]
+        self.kind = KINDS[self.step_key]
         self.training = training_lines(self.lines)
         self.validations = validation_lines(self.lines)
         self.rollouts = rollout_lines(self.lines)
         self.wall_time = max((line["elapsed_seconds"] for line in self.lines), default=0.0)
 
     def _planned_step_key(self) -> str:
-        # Before the first line the settings tell. All trainers have max_steps, hence SFT's is last.
+        # Before the first line the settings tell.
         config = self.facts("config.json")
-        return next((key for key, name in _PLANNED.items() if name in config), "train_step")
+        return next((key for key, kind in KINDS.items() if kind.setting in config), "train_step")
 
     @property
     def planned_steps(self) -> int | None:
         """How many steps the run was to have; None if its settings do not say."""
-        number = self.facts("config.json").get(_PLANNED[self.step_key])
+        number = self.facts("config.json").get(self.kind.planned)
         return number if number and number > 0 else None  # transformers: -1, count epochs instead
 
     @property
     def before_after_best(self) -> tuple[Line, Line, Line]:
-        """First, last and most accurate validation (the first of equal ones)."""
-        best = max(self.validations, key=lambda line: line["eval_accuracy"])
+        """First, last and best validation (the first of equal ones)."""
+        pick = max if self.kind.higher_is_better else min
+        best = pick(self.validations, key=lambda line: line[self.kind.best])
         return self.validations[0], self.validations[-1], best
 
     def facts(self, *path: str) -> dict[str, Any]:
@@ -144,7 +178,9 @@ class LoggedRun:
         return self.facts("config.json") | {setting.key: setting.value for setting in written}
 
     def generation_files(self) -> list[Path]:
-        """Where the generations of the first and the last validation should be."""
+        """Where the generations of the first and the last validation should be, if there are."""
+        if not self.kind.samples:
+            return []
         ends = [self.validations[0], self.validations[-1]] if self.validations else []
         folder = self.folder / "evaluations"
         return [folder / f"{self.step_key}_{line[self.step_key]:05d}.jsonl" for line in ends]

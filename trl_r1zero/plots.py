@@ -127,6 +127,43 @@ PANELS = (
     _GRAD_NORM,
     Panel("Clipped tokens", "share of tokens", (Series("clip_fraction", "training", GREY),)),
 )
+_LEARNING_RATE = Panel("Learning rate", "per update", (Series("learning_rate", "training", GREY),))
+
+
+def _loss(y_label: str) -> Panel:
+    return Panel(
+        "Loss",
+        y_label,
+        (Series("loss", "training", GREY), Series("eval_loss", "validation", BLUE, has_band=True)),
+    )
+
+
+DPO_PANELS = (
+    Panel(
+        "Accuracy on validation pairs, ± 1 standard error",
+        "share of pairs",
+        (
+            Series("eval_accuracy", "implicit reward", BLUE, has_band=True),
+            Series("eval_log_prob_accuracy", "log-probability", ORANGE, has_band=True),
+        ),
+    ),
+    _loss("nats per pair"),
+    Panel(
+        "Margin of implicit rewards",
+        "nats",
+        (Series("margin", "training", GREY), Series("eval_margin", "validation", BLUE, True)),
+    ),
+    Panel(
+        "Implicit reward, validation",
+        "nats",
+        (
+            Series("eval_chosen_reward", "chosen", GREEN, has_band=True),
+            Series("eval_rejected_reward", "rejected", ORANGE, has_band=True),
+        ),
+    ),
+    _GRAD_NORM,
+)
+TUNING_PANELS = (_loss("nats per token"), _LEARNING_RATE, _GRAD_NORM)
 SFT_PANELS = (_ACCURACY, _ACCURACY_OVER_TIME, _NLL, _LENGTH, _ENTROPY, _GRAD_NORM)
 
 
@@ -158,7 +195,13 @@ def plot_run(lines: Sequence[Line], path: str | Path, title: str = "") -> bool:
     key = step_key(lines)
     if key is None:
         return False
-    known = {"grpo_step": PANELS, "train_step": SFT_PANELS, "ei_step": ei_panels(lines)}[key]
+    known = {
+        "grpo_step": PANELS,
+        "ei_step": ei_panels(lines),
+        "dpo_step": DPO_PANELS,
+        "tuning_step": TUNING_PANELS,
+        "train_step": SFT_PANELS,
+    }[key]
     panels = [panel for panel in known if any(_points(lines, s, key)[0] for s in panel.series)]
     if not panels:
         return False

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, Trainer
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from trl_r1zero.recipe import ParsedRecipe
@@ -22,6 +23,24 @@ def load_tokenizer(model_args: ModelConfig) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(
         model_args.model_name_or_path, revision=model_args.model_revision, padding_side="left"
     )
+
+
+def load_model(model_args: ModelConfig) -> Any:
+    """The model of a recipe, for trainers that do not load it themselves; with PEFT, if asked for.
+
+    Raises:
+        ValueError: It is to be quantized, which full fine-tuning and this loader do not do.
+    """
+    if get_quantization_config(model_args) is not None:
+        raise ValueError("load_in_4bit and load_in_8bit are not supported here; remove them")
+    model = AutoModelForCausalLM.from_pretrained(
+        str(model_args.model_name_or_path),
+        revision=model_args.model_revision,
+        attn_implementation=model_args.attn_implementation,
+        dtype=model_args.dtype,
+    )
+    peft_config = get_peft_config(model_args)
+    return model if peft_config is None else get_peft_model(model, peft_config)
 
 
 def model_settings(config: Any, model_args: ModelConfig) -> dict[str, Any]:

@@ -4,7 +4,7 @@
     python -m trl_r1zero.report RUN_FOLDER RUN_FOLDER ... [--output curves.png] [--label_by seed]
     python -m trl_r1zero.report RUN_FOLDER ... --group_by num_examples [--output groups.png]
 
-Runs may be of GRPO, of expert iteration (EI) or of SFT; their metrics tell which.
+Runs may be of any trainer of this library; their metrics tell which.
 Everything is read from the files that the run wrote, so a report can be made while it trains, and
 of a run that broke off: what is not there is said, and the rest is shown.
 """
@@ -33,6 +33,7 @@ _FILES = {
     "evaluations": "a table of generations for each validation (.md to read, .jsonl for programs)",
     "rollouts": "tables of training rollouts",
     "expert_iteration": "kept rollouts of each EI step",
+    "reference": "pairs as tokens, and the reference's log-probabilities",
     "data_report.md": "what the data doctor saw",
     "data_report.json": "the same for programs",
     "best": "the model of best validation accuracy",
@@ -53,8 +54,9 @@ _SHARE = "{:.3f}".format
 _LENGTH = "{:.1f}".format
 _NUMBER = "{:.3g}".format
 # Rows of the tables, by metric. The validation's begin with the step, whose key is the run's.
+_TIME_ROW: dict[str, _Write] = {"elapsed_seconds": ("time since the start (h:mm:ss)", _duration)}
 _VALIDATION_ROWS: dict[str, _Write] = {
-    "elapsed_seconds": ("time since the start (h:mm:ss)", _duration),
+    **_TIME_ROW,
     "eval_num_examples": ("questions", _COUNT),
     "eval_accuracy": ("accuracy", _SHARE),
     "eval_format_reward": ("format rate", _SHARE),
@@ -90,7 +92,36 @@ _SFT_ROWS: dict[str, _Write] = {
     "learning_rate": ("learning rate", _NUMBER),
     "tokens_per_second": ("tokens per second", _COUNT),
 }
-_TRAINING_ROWS = {"grpo_step": _GRPO_ROWS, "ei_step": _SFT_ROWS, "train_step": _SFT_ROWS}
+_DPO_ROWS: dict[str, _Write] = {
+    "accuracy": ("accuracy (implicit reward)", _SHARE),
+    "log_prob_accuracy": ("accuracy (log-probability)", _SHARE),
+    "margin": ("margin (nats)", _SHARE),
+    "chosen_reward": ("implicit reward, chosen (nats)", _SHARE),
+    "rejected_reward": ("implicit reward, rejected (nats)", _SHARE),
+}
+_TUNING_ROWS: dict[str, _Write] = {
+    **_UPDATE_ROWS,
+    "learning_rate": ("learning rate", _NUMBER),
+}
+_TRAINING_ROWS = {
+    "grpo_step": _GRPO_ROWS,
+    "ei_step": _SFT_ROWS,
+    "dpo_step": {**_DPO_ROWS, **_UPDATE_ROWS, "tokens_per_second": ("tokens per second", _COUNT)},
+    "tuning_step": _TUNING_ROWS,
+    "train_step": _SFT_ROWS,
+}
+_VALIDATION_ROWS_OF = {
+    "grpo_step": _VALIDATION_ROWS,
+    "ei_step": _VALIDATION_ROWS,
+    "dpo_step": {
+        **_TIME_ROW,
+        "eval_num_pairs": ("pairs", _COUNT),
+        **{f"eval_{name}": row for name, row in _DPO_ROWS.items()},
+        "eval_loss": ("loss", _SHARE),
+    },
+    "tuning_step": {**_TIME_ROW, "eval_loss": ("loss (nats per token)", _SHARE)},
+    "train_step": _VALIDATION_ROWS,
+}
 # Columns of the table of an EI run's rollouts; pass@k, whose k is the run's, goes with accuracy.
 _ROLLOUT_COLUMNS: dict[str, _Write] = {
     "rollout_accuracy": ("accuracy", _SHARE),
@@ -143,7 +174,10 @@ def _report(run: LoggedRun, show_curve: bool, *, num_pairs: int, characters: int
         columns = {"before" if before[0][run.step_key] == 0 else "first": before}
         if len(run.validations) > 1:
             columns |= {"after": after, "best": best}
-        rows = {run.step_key: (f"after {run.step_name}", _COUNT), **_VALIDATION_ROWS}
+        rows = {
+            run.step_key: (f"after {run.step_name}", _COUNT),
+            **_VALIDATION_ROWS_OF[run.step_key],
+        }
         metrics = _metrics_table("± standard error", rows, columns)
         blocks += [["## Validation"], metrics, *_change(run, pairs)]
     if run.training:
@@ -188,7 +222,7 @@ def _missing(run: LoggedRun) -> list[str]:
     expected = (
         (run.training, _TRAINING_ROWS[run.step_key]),
         (run.rollouts, _ROLLOUT_COLUMNS),
-        (run.validations, _VALIDATION_ROWS),
+        (run.validations, _VALIDATION_ROWS_OF[run.step_key]),
     )
     for lines, rows in expected:
         absent = [m for m in rows if m not in _OPTIONAL and not logged(lines, m)]
@@ -266,7 +300,8 @@ def _time_table(run: LoggedRun) -> list[str]:
     if run.rollouts:
         seconds["rollouts"] = sum(logged(run.rollouts, "rollout_seconds"))
     if run.validations:
-        seconds["validation"] = sum(logged(run.validations, "eval_seconds"))
+        ours, theirs = (logged(run.validations, f"eval_{name}") for name in ("seconds", "runtime"))
+        seconds["validation"] = sum(ours or theirs)
     total = run.wall_time
     # A device's clock may run a little ahead of the wall clock.
     seconds["rest (optimizer, saving, logging)"] = max(0.0, total - sum(seconds.values()))

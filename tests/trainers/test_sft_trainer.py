@@ -17,7 +17,8 @@ from transformers import TrainerCallback
 
 from trl_r1zero.data.tokenization import tokenize_prompt_and_output
 from trl_r1zero.trainers import R1ZeroSFTTrainer, TRLReward, read_metrics
-from trl_r1zero.trainers.train_rows import TrainRow, epoch_batches, share_of
+from trl_r1zero.trainers.epochs import epoch_batches, share_of
+from trl_r1zero.trainers.train_rows import TrainRow
 
 
 def train_lines(folder) -> list[dict]:

@@ -58,6 +58,7 @@ class StrictConfig(_Arguments):
         "Log-probabilities through TRL's fused head, without (batch, length, vocabulary) logits. "
         "Unset: on accelerators, not on CPUs, where it is slower.",
     )
+    eval_every: int | None = knob(5, "Validate every so many steps. null: never.")
     save_total_limit: int | None = knob(1, "Checkpoints to keep (the best model is kept besides).")
     save_best: bool = knob(True, "Keep the model of best validation accuracy in <output_dir>/best.")
     dataloader_pin_memory: bool = knob(False, "A batch of this loader is a list of rows.")
@@ -96,6 +97,17 @@ class StrictConfig(_Arguments):
     def _derived_values(self) -> dict[str, Any]:
         """What the fields of TRL and transformers must be for ours to hold."""
         return {}
+
+    def evaluation_values(self, updates_per_step: int) -> dict[str, Any]:
+        """The fields of transformers for a validation every `eval_every` steps."""
+        never = self.eval_every is None
+        return {
+            "do_eval": not never,
+            "eval_strategy": "no" if never else "steps",
+            "eval_steps": None if self.eval_every is None else self.eval_every * updates_per_step,
+            "metric_for_best_model": None if never else "eval_accuracy",
+            "greater_is_better": None if never else True,
+        }
 
     @property
     def _launched_processes(self) -> int:
@@ -155,7 +167,6 @@ class SamplingSettings:
     """How a trainer samples, and how it validates: through transformers or a vLLM server."""
 
     min_tokens: int = knob(4, "New tokens before an end-of-sequence token or stop string counts.")
-    eval_every: int | None = knob(5, "Validate every so many steps. null: never.")
     num_eval_examples: int | None = knob(None, "The first so many validation problems. Unset: all.")
     eval_temperature: float = knob(1.0, "Validation: temperature (0 is greedy).")
     eval_top_p: float = knob(1.0, "Validation: top-p.")
@@ -230,17 +241,6 @@ class SamplingSettings:
                 raise ValueError(
                     f"min_tokens must be between 0 and {name} ({limit}), got {self.min_tokens}"
                 )
-
-    def evaluation_values(self, updates_per_step: int) -> dict[str, Any]:
-        """The fields of transformers for a validation every `eval_every` steps."""
-        never = self.eval_every is None
-        return {
-            "do_eval": not never,
-            "eval_strategy": "no" if never else "steps",
-            "eval_steps": None if self.eval_every is None else self.eval_every * updates_per_step,
-            "metric_for_best_model": None if never else "eval_accuracy",
-            "greater_is_better": None if never else True,
-        }
 
 
 def default_of(f: dataclasses.Field) -> Any:

@@ -33,6 +33,7 @@ from transformers.trainer_utils import TrainOutput
 from trl_r1zero.evaluation import mean, standard_error, summarize, write_generations
 from trl_r1zero.generation import row_seeds
 
+from .epochs import epoch_batches
 from .kept_rollouts import (
     EIStep,
     KeptRollout,
@@ -47,7 +48,7 @@ from .run_folder import read_metrics
 from .sampling import GradedSample
 from .sft_config import ExpertIterationConfig
 from .sft_trainer import R1ZeroSFTTrainer
-from .train_rows import TrainRow, epoch_batches
+from .train_rows import TrainRow
 
 logger = logging.getLogger(__name__)
 

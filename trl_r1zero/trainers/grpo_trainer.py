@@ -15,7 +15,7 @@ DeepSpeed, the vLLM client, the reward loop, the optimizer loop, checkpoints, lo
 replaced, and why:
 
 * rollouts are kept as rows without padding, and the training step cuts its train batch itself (see
-  `base_trainer`): to the loop of transformers `args.gradient_accumulation_steps` is 1.
+  `core_trainer`): to the loop of transformers `args.gradient_accumulation_steps` is 1.
 * truncation is what the sampler says, not "the last token is no eos": a completion that ends in
   `</answer>` is complete.
 * evaluation is one call over all validation problems, with standard errors, not a loop over
@@ -33,7 +33,6 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOTrainer
-from trl.trainer.utils import use_adapter
 
 from trl_r1zero.evaluation import write_generations
 from trl_r1zero.functional import (
@@ -43,17 +42,17 @@ from trl_r1zero.functional import (
 )
 from trl_r1zero.generation import Completion, SamplingConfig, row_seeds
 
-from .base_trainer import BaseTrainer
 from .grpo_config import R1ZeroGRPOConfig
 from .rewards import as_trl_rewards
 from .rollout_sampler import RolloutSampler
 from .rollouts import MicroBatch, Rollout, RolloutBatch, cut_into_microbatches, num_trained_tokens
 from .sampling import Grades
+from .sampling_trainer import SamplingTrainer
 from .update_metrics import graded_rollout
 from .validation import require_columns
 
 
-class R1ZeroGRPOTrainer(BaseTrainer, GRPOTrainer):
+class R1ZeroGRPOTrainer(SamplingTrainer, GRPOTrainer):
     """Trains a causal language model with verifiable rewards.
 
     Args:
@@ -248,9 +247,7 @@ class R1ZeroGRPOTrainer(BaseTrainer, GRPOTrainer):
         if self.ref_model is not None:
             self._keep_log_probs(self.ref_model, rollouts, "ref_log_probs")
             return
-        # With PEFT the reference is the base model, or TRL's copy of the adapter it started from.
-        model = self.accelerator.unwrap_model(self.model)
-        with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+        with self._base_policy():
             self._keep_log_probs(self.model, rollouts, "ref_log_probs")
 
     # 3. Optimizer updates

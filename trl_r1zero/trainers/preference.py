@@ -21,7 +21,7 @@ good: a token across the border in one of the sequences would fall out of that o
 
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -33,8 +33,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
+    "EncodedPair",
     "compute_per_instance_dpo_loss",
+    "encode_pair",
     "response_log_probs",
+    "sum_over_responses",
     "tokenize_preferences",
 ]
 
@@ -119,29 +122,51 @@ def tokenize_preferences(
         )
     if not prompts:
         raise ValueError("got no pairs; give at least one")
+    pairs = [
+        encode_pair(*texts, tokenizer) for texts in zip(prompts, chosen, rejected, strict=True)
+    ]
+    # Rows are padded on the right, where a causal model does not look, so any id will do.
+    return pad_and_shift(
+        [pair.shared_ids for pair in pairs] * 2,
+        [pair.chosen_ids for pair in pairs] + [pair.rejected_ids for pair in pairs],
+        tokenizer.eos_token_id,
+    )
+
+
+class EncodedPair(NamedTuple):
+    """Token ids of a pair: the beginning that both sequences have, and what follows in each."""
+
+    shared_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+
+def encode_pair(
+    prompt: str, chosen: str, rejected: str, tokenizer: "PreTrainedTokenizerBase"
+) -> EncodedPair:
+    """Returns a pair in the Alpaca template, tokenised as the module's docstring says.
+
+    Args:
+        prompt: the instruction, without the template.
+        chosen: the response that is preferred.
+        rejected: the other one.
+        tokenizer: a transformers tokenizer with an end-of-text token.
+
+    Raises:
+        ValueError: the tokenizer has no end-of-text token, or appends special tokens itself.
+    """
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "got a tokenizer whose eos_token_id is None, expected one that can end a response; set "
             "tokenizer.eos_token"
         )
-    shared_ids: dict[str, list[list[int]]] = {"chosen": [], "rejected": []}
-    own_ids: dict[str, list[list[int]]] = {"chosen": [], "rejected": []}
-    for prompt, *responses in zip(prompts, chosen, rejected, strict=True):
-        template_ids = _encode(format_alpaca(prompt), tokenizer)
-        ids = [
-            [*_encode(format_alpaca(prompt, response), tokenizer), tokenizer.eos_token_id]
-            for response in responses
-        ]
-        shared = _num_shared(template_ids, *ids)
-        for side, side_ids in zip(("chosen", "rejected"), ids, strict=True):
-            shared_ids[side].append(side_ids[:shared])
-            own_ids[side].append(side_ids[shared:])
-    # Rows are padded on the right, where a causal model does not look, so any id will do.
-    return pad_and_shift(
-        shared_ids["chosen"] + shared_ids["rejected"],
-        own_ids["chosen"] + own_ids["rejected"],
-        tokenizer.eos_token_id,
+    template_ids = _encode(format_alpaca(prompt), tokenizer)
+    chosen_ids, rejected_ids = (
+        [*_encode(format_alpaca(prompt, response), tokenizer), tokenizer.eos_token_id]
+        for response in (chosen, rejected)
     )
+    shared = _num_shared(template_ids, chosen_ids, rejected_ids)
+    return EncodedPair(chosen_ids[:shared], chosen_ids[shared:], rejected_ids[shared:])
 
 
 def response_log_probs(
@@ -160,9 +185,21 @@ def response_log_probs(
     log_probs_BT = get_response_log_probs(
         model, batch["input_ids"].to(device), batch["labels"].to(device)
     )["log_probs"]
-    mask_BT = batch["response_mask"].to(log_probs_BT.device)
-    sums_B = masked_normalize(log_probs_BT, mask_BT, 1.0, dim=1).to(device)
-    chosen_B, rejected_B = sums_B.chunk(2)
+    chosen_B, rejected_B = sum_over_responses(log_probs_BT, batch["response_mask"])
+    return chosen_B.to(device), rejected_B.to(device)
+
+
+def sum_over_responses(
+    log_probs: torch.Tensor, response_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the log-probabilities (B,) of the chosen and of the rejected responses, in nats.
+
+    Args:
+        log_probs: (2B, T), of tokens, the chosen sequences first.
+        response_mask: (2B, T) bool; on any device.
+    """
+    sums_2B = masked_normalize(log_probs, response_mask.to(log_probs.device), 1.0, dim=1)
+    chosen_B, rejected_B = sums_2B.chunk(2)
     return chosen_B, rejected_B
 
 

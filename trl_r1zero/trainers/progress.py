@@ -1,5 +1,6 @@
 """The progress bar of a run: what one wants to see while it trains."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
@@ -10,6 +11,8 @@ from .run_folder import STEP_NAMES
 
 _SHOWN = {
     "reward": "reward",
+    "accuracy": "accuracy",
+    "margin": "margin",
     "nll": "nll",
     "length/mean": "length",
     "entropy": "entropy",
@@ -24,17 +27,13 @@ class ProgressCallback(_ProgressCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
-        if "eval_accuracy" in logs:
-            stderr = logs.get("eval_accuracy_stderr", float("nan"))
-            key = next(key for key in STEP_NAMES if key in logs)
-            self.training_bar.write(
-                f"{STEP_NAMES[key]} {logs[key]:>4}: validation accuracy "
-                f"{logs['eval_accuracy']:.3f} +- {stderr:.3f}, "
-                f"length {logs['eval_length']:.1f}, {logs['eval_seconds']:.1f} s"
-            )
+        if "eval_accuracy" in logs or "eval_loss" in logs:
+            key = next((key for key in STEP_NAMES if key in logs), None)
+            step = f"update {state.global_step:>4}" if key is None else _step(logs, key)
+            self.training_bar.write(f"{step}: validation {', '.join(_validation(logs))}")
         if "rollout_accuracy" in logs:
             self.training_bar.write(
-                f"EI step {logs['ei_step']:>4}: {logs['rollout_kept']} rollouts kept, rollout "
+                f"{_step(logs, 'ei_step')}: {logs['rollout_kept']} rollouts kept, rollout "
                 f"accuracy {logs['rollout_accuracy']:.3f}, {logs['rollout_seconds']:.1f} s"
             )
         shown = {short: f"{logs[name]:.3g}" for name, short in _SHOWN.items() if name in logs}
@@ -46,6 +45,24 @@ class ProgressCallback(_ProgressCallback):
         if self.training_bar is not None:
             self.training_bar.total = num_updates
             self.training_bar.refresh()
+
+
+def _step(logs: dict[str, Any], key: str) -> str:
+    return f"{STEP_NAMES[key]} {logs[key]:>4}"
+
+
+def _validation(logs: dict[str, Any]) -> Iterator[str]:
+    """What a validation found, as far as its kind of run measures it."""
+    for name in ("accuracy", "loss"):
+        if f"eval_{name}" in logs:
+            stderr = logs.get(f"eval_{name}_stderr")
+            error = "" if stderr is None else f" +- {stderr:.3f}"
+            yield f"{name} {logs[f'eval_{name}']:.3f}{error}"
+    if "eval_length" in logs:
+        yield f"length {logs['eval_length']:.1f}"
+    seconds = logs.get("eval_seconds", logs.get("eval_runtime"))
+    if seconds is not None:
+        yield f"{seconds:.1f} s"
 
 
 def use_progress_callback(trainer: Trainer, callback: TrainerCallback) -> None:

@@ -13,7 +13,13 @@ from trl_r1zero.evaluation.environment import environment
 METRICS_FILE = "metrics.jsonl"
 # The key of a line of metrics that says how far the run is, which differs by the kind of run ->
 # what it counts.
-STEP_NAMES = {"grpo_step": "GRPO step", "ei_step": "EI step", "train_step": "update"}
+STEP_NAMES = {
+    "grpo_step": "GRPO step",
+    "ei_step": "EI step",
+    "train_step": "update",
+    "dpo_step": "update",
+    "tuning_step": "update",
+}
 
 
 class RunFolderCallback(TrainerCallback):
@@ -22,9 +28,14 @@ class RunFolderCallback(TrainerCallback):
     `metrics.jsonl` has one line for each log: all its metrics, `step` (optimizer updates) and
     `elapsed_seconds` (wall-clock since the start of training; a resumed run counts on from the
     checkpoint). On resuming, lines after the checkpoint are dropped, as their steps are done again.
+
+    Args:
+        step_key: A key of `STEP_NAMES` that counts optimizer updates, to be added to each line, for
+            a trainer that does not log its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, step_key: str | None = None) -> None:
+        self._step_key = step_key
         self._started = time.perf_counter()
 
     def on_train_begin(
@@ -55,6 +66,7 @@ class RunFolderCallback(TrainerCallback):
         line = {
             "step": state.global_step,
             "elapsed_seconds": round(time.perf_counter() - self._started, 3),
+            **({self._step_key: state.global_step} if self._step_key else {}),
             # transformers' epoch counts the run as one, which says nothing about passes over data.
             **{name: value for name, value in logs.items() if name != "epoch"},
         }

@@ -10,7 +10,6 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase, Trainer
 from trl.distributed import DistributedBackend
 from trl.models.utils import unwrap_model_for_generation
 
@@ -20,8 +19,8 @@ from trl_r1zero.functional import get_response_log_probs
 from trl_r1zero.generation import Completion, SamplingConfig, TransformersEngine, in_order
 from trl_r1zero.generation.vllm_server import VLLMServerConfig
 
+from .core_trainer import CoreTrainer
 from .server_generation import ServerAddress, ServerGeneration
-from .timing import StepTimer
 
 
 @dataclass
@@ -56,30 +55,22 @@ class GradedSample:
     metrics: dict[str, float]
 
 
-class SamplingMixin(Trainer):
+class SamplingMixin(CoreTrainer):
     """Completions of the current policy, from transformers or from a vLLM server, and rewards.
 
     Comes before TRL's trainer among the bases.
 
     Attributes:
-        rows_per_microbatch: Rows that a process computes log-probabilities of at a time.
-        timer: Seconds of the parts of a step.
         server: The vLLM server, if it samples.
     """
 
-    args: Any
-    model: Any
     train_dataset: Dataset
-    rows_per_microbatch: int
-    timer: StepTimer
-    _tokenizer: PreTrainedTokenizerBase
     server: ServerGeneration | None = None
     _synced_step: int | None = None  # optimizer updates that the server's weights have seen
     _num_syncs: int = 0
 
     def _set_up_sampling(self) -> None:
         """To be called at the end of `__init__`."""
-        self.timer = StepTimer(self.accelerator.device)
         self._dist = DistributedBackend(self.accelerator)
         if self.args.use_vllm:
             self.server = self._connect_to_server()

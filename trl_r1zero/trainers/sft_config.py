@@ -7,7 +7,8 @@ from trl import SFTConfig
 
 from trl_r1zero.generation import SamplingConfig
 
-from .base_config import SamplingSettings, StrictConfig, knob
+from .base_config import SamplingSettings, knob
+from .epochs import EpochSettings
 from .trl_fields import (
     EI_DERIVED_FIELDS,
     EI_UNSUPPORTED_FIELDS,
@@ -15,13 +16,12 @@ from .trl_fields import (
     SFT_UNSUPPORTED_FIELDS,
 )
 
-OVERLONG = ("drop", "error")
 # Schedules that do not ask how many updates there will be.
 ENDLESS_SCHEDULES = ("constant", "constant_with_warmup")
 
 
 @dataclass
-class R1ZeroSFTConfig(StrictConfig, SamplingSettings, SFTConfig):
+class R1ZeroSFTConfig(EpochSettings, SamplingSettings, SFTConfig):
     """All settings of supervised fine-tuning; see each field's help and `SFT_UNSUPPORTED_FIELDS`.
 
     Raises:
@@ -32,37 +32,17 @@ class R1ZeroSFTConfig(StrictConfig, SamplingSettings, SFTConfig):
     derived_fields: ClassVar = SFT_DERIVED_FIELDS
     unsupported_fields: ClassVar = SFT_UNSUPPORTED_FIELDS
 
-    num_train_epochs: float = knob(1, "Passes over the rows, a whole number.")
-    train_batch_size: int = knob(32, "Rows per optimizer update, over all processes.")
-    gradient_accumulation_steps: int = knob(
-        16, "Micro-batches that a process cuts its share of a train batch into. Memory only."
-    )
     normalize_constant: float = knob(
         1.0, "Divisor of each response's sum of token losses (the loss is then averaged over rows)."
-    )
-    max_length: int | None = knob(1024, "Tokens of prompt and response at most. null: any number.")
-    overlong: str = knob(
-        "drop",
-        "What becomes of rows above max_length, which are never cut: drop (and say how many), or "
-        "error.",
     )
     append_eos: bool = knob(
         False, "End each response with the end-of-sequence token (not needed after </answer>)."
     )
-    shuffle_dataset: bool = knob(True, "Shuffle the rows, anew for each epoch, by seed.")
     learning_rate: float = knob(2e-5, "Peak learning rate of AdamW.")
     eval_every: int | None = knob(
         16, "Validate every so many optimizer updates, and at start and end. null: never."
     )
     eval_max_completion_length: int | None = knob(1024, "Validation: new tokens at most.")
-    save_every: int | None = knob(
-        100, "Checkpoint every so many optimizer updates and at the end. null: never."
-    )
-
-    @property
-    def train_batch_share(self) -> int:
-        """Rows of a full train batch that one process trains on."""
-        return self.train_batch_size // self._launched_processes
 
     def validation_sampling(self, stop: tuple[str, ...] = ()) -> SamplingConfig:
         """How validation samples, with the prompt's stop strings."""
@@ -80,33 +60,18 @@ class R1ZeroSFTConfig(StrictConfig, SamplingSettings, SFTConfig):
 
     def _check(self) -> None:
         self.check_sampling()
-        self._require_at_least(
-            1, "train_batch_size", "gradient_accumulation_steps", "save_every", "max_length"
-        )
-        self._check_train_batch(self.train_batch_size, self.gradient_accumulation_steps)
+        self.check_rows()
         if not self.normalize_constant > 0:
             raise ValueError(f"normalize_constant must be above 0, got {self.normalize_constant}")
-        if self.overlong not in OVERLONG:
-            raise ValueError(
-                f"overlong must be one of {', '.join(OVERLONG)}, got {self.overlong!r}"
-            )
         self._check_run()
         self.validation_sampling()  # a ValueError says what is out of range
 
     def _check_run(self) -> None:
-        epochs = self.num_train_epochs
-        if epochs is None or not epochs >= 1 or not float(epochs).is_integer():
-            raise ValueError(f"num_train_epochs must be 1, 2, 3 ..., got {epochs}")
+        self.check_epochs()
         self.check_min_tokens("eval_max_completion_length")
 
     def _derived_values(self) -> dict[str, Any]:
-        return {
-            "per_device_train_batch_size": self.train_batch_share,
-            "max_steps": -1,  # the trainer knows, once it has the rows
-            **self.evaluation_values(1),
-            "save_strategy": "no" if self.save_every is None else "steps",
-            "save_steps": 500 if self.save_every is None else self.save_every,
-        }
+        return {**super()._derived_values(), **self.evaluation_values(1)}
 
 
 @dataclass

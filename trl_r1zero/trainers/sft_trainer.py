@@ -10,20 +10,18 @@ optimizer loop, checkpoints, logging. What is replaced, and why:
 
 * a row is a prompt and a response that are tokenised apart, and it is never cut: one that is too
   long is dropped and counted, or an error;
-* an update sees its whole train batch and cuts it itself (see `base_trainer`), so a short last
+* an update sees its whole train batch and cuts it itself (see `core_trainer`), so a short last
   batch and any number of processes give the loss of the formula, not a mean of means;
 * validation samples answers and grades them, as the other trainers do: TRL's is the loss on a data
   set of the same kind.
 """
 
 import copy
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from datasets import Dataset
-from torch import Generator, Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTTrainer
 
@@ -31,23 +29,16 @@ from trl_r1zero.data.tokenization import tokenize_separately
 from trl_r1zero.functional import sft_microbatch_loss
 from trl_r1zero.generation import Completion
 
-from .base_trainer import BaseTrainer
+from .epochs import EpochsMixin, without_overlong
 from .rewards import TRLReward, as_trl_rewards
 from .sampling import Grades
+from .sampling_trainer import SamplingTrainer
 from .sft_config import R1ZeroSFTConfig
-from .train_rows import (
-    SFTMicroBatch,
-    TrainRow,
-    cut_into_sft_microbatches,
-    epoch_batches,
-    share_of,
-)
+from .train_rows import SFTMicroBatch, TrainRow, cut_into_sft_microbatches
 from .validation import require_columns
 
-logger = logging.getLogger(__name__)
 
-
-class R1ZeroSFTTrainer(BaseTrainer, SFTTrainer):
+class R1ZeroSFTTrainer(EpochsMixin[TrainRow], SamplingTrainer, SFTTrainer):
     """Trains a causal language model on prompts and responses.
 
     Args:
@@ -121,12 +112,11 @@ class R1ZeroSFTTrainer(BaseTrainer, SFTTrainer):
 
     def _set_up_rows(self, stop: tuple[str, ...]) -> None:
         self.rows = self._tokenize_rows()
-        updates_per_epoch = -(-len(self.rows) // self.args.train_batch_size)
-        self.args.max_steps = int(self.args.num_train_epochs) * updates_per_epoch
+        self.args.max_steps = self._num_updates()
 
     def _tokenize_rows(self) -> list[TrainRow]:
         """The rows that are trained on, in the order of the data set."""
-        data, limit = self.train_dataset, self.args.max_length
+        data = self.train_dataset
         prompt_ids, response_ids = tokenize_separately(
             list(data["prompt"]), list(data["response"]), self._tokenizer
         )
@@ -141,47 +131,9 @@ class R1ZeroSFTTrainer(BaseTrainer, SFTTrainer):
                 f"{len(empty)} of {len(rows)} responses have no tokens, the first is that of row "
                 f"{empty[0]}; remove such rows, or set append_eos to true"
             )
-        long = [] if limit is None else [n for n, r in enumerate(rows) if r.num_tokens > limit]
-        if not long:
-            return rows
-        message = (
-            f"{len(long)} of {len(rows)} rows are longer than max_length ({limit} tokens), the "
-            f"first is row {long[0]} with {rows[long[0]].num_tokens}"
+        return without_overlong(
+            rows, [row.num_tokens for row in rows], self.args.max_length, self.args.overlong
         )
-        if self.args.overlong == "error":
-            raise ValueError(f"{message}; raise max_length, or set overlong to drop")
-        if len(long) == len(rows):
-            raise ValueError(f"{message}: none is left; raise max_length")
-        logger.warning("%s; they are left out", message)
-        too_long = set(long)
-        return [row for number, row in enumerate(rows) if number not in too_long]
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Yields this process's rows of one train batch after another, from the current update."""
-        # A generator of its own: the loader would take a number from torch's, so that a resumed run
-        # would not have the dropout of an uninterrupted one.
-        return DataLoader(
-            _Batches(self._train_batches),
-            batch_size=None,
-            collate_fn=_as_it_is,
-            generator=Generator(),
-        )
-
-    def _train_batches(self) -> Iterator[list[TrainRow]]:
-        args, number, started_at = self.args, 0, self.state.global_step
-        for epoch in range(int(args.num_train_epochs)):
-            for batch in epoch_batches(
-                self.rows,
-                args.train_batch_size,
-                shuffle=bool(args.shuffle_dataset),
-                seed=(args.seed, epoch),
-            ):
-                if number >= started_at:
-                    yield self._share(batch)
-                number += 1
-
-    def _share(self, batch: Sequence[TrainRow]) -> list[TrainRow]:
-        return share_of(batch, self.accelerator.process_index, self.accelerator.num_processes)
 
     # Optimizer updates
 
@@ -246,11 +198,6 @@ class R1ZeroSFTTrainer(BaseTrainer, SFTTrainer):
             {self.step_key: self.step_at_work, "num_tokens": self.state.num_input_tokens_seen},
         )
 
-    @property
-    def step_at_work(self) -> int:
-        """The step, from 1, that the update at work belongs to."""
-        return self.state.global_step + 1
-
     # Rewards
 
     def _grade(
@@ -269,20 +216,6 @@ class R1ZeroSFTTrainer(BaseTrainer, SFTTrainer):
         )
         local = Tensor(rewards).to(self.accelerator.device)
         return self._grades(self.accelerator.gather(local), len(completions), columns, metrics)
-
-
-class _Batches(IterableDataset):
-    """What a function that makes iterators yields, as transformers' loop takes it."""
-
-    def __init__(self, iterate: Callable[[], Iterator[list[TrainRow]]]) -> None:
-        self._iterate = iterate
-
-    def __iter__(self) -> Iterator[list[TrainRow]]:
-        return self._iterate()
-
-
-def _as_it_is(batch: list[TrainRow]) -> list[TrainRow]:
-    return batch
 
 
 def _as_reward(reward_fn: Any) -> TRLReward:

@@ -6,7 +6,6 @@ Shapes: B rows of a micro-batch, T its longest row minus one.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,20 +48,6 @@ class SFTMicroBatch:
     num_sequences: float
 
 
-def share_of(rows: Sequence[TrainRow], rank: int, processes: int) -> list[TrainRow]:
-    """The rows of one process; equally many on each, filled up with rows that are not in the loss.
-
-    Args:
-        rows: A train batch, at least one row.
-        rank: The process.
-        processes: How many there are.
-    """
-    share = list(rows[rank::processes])
-    missing = -(-len(rows) // processes) - len(share)
-    filler = TrainRow(rows[0].prompt_ids, rows[0].response_ids, in_loss=False)
-    return share + [filler] * missing
-
-
 def cut_into_sft_microbatches(
     rows: Sequence[TrainRow],
     rows_per_microbatch: int,
@@ -83,21 +68,3 @@ def cut_into_sft_microbatches(
             response_mask=(tensors["response_mask"] & in_loss_B1).to(device),
             num_sequences=num_sequences,
         )
-
-
-def epoch_batches(
-    rows: Sequence[TrainRow], batch_size: int, *, shuffle: bool, seed: Sequence[int]
-) -> Iterator[list[TrainRow]]:
-    """The train batches of one epoch; the last one may be short.
-
-    Args:
-        rows: The training set.
-        batch_size: Rows of a train batch, over all processes.
-        shuffle: Whether to shuffle; otherwise the order of the rows.
-        seed: Numbers that name this epoch's order.
-    """
-    order: Sequence[int] = range(len(rows))
-    if shuffle:
-        order = np.random.default_rng(list(seed)).permutation(len(rows)).tolist()
-    for start in range(0, len(rows), batch_size):
-        yield [rows[number] for number in order[start : start + batch_size]]

@@ -147,3 +147,38 @@ EI_UNSUPPORTED_FIELDS = {
     "append_eos": "responses are trained on as they were sampled",
     "eval_delay": "validation comes after every eval_every EI steps",
 }
+
+# DPO
+DPO_DERIVED_FIELDS = {
+    **_DERIVED,
+    "per_device_train_batch_size": "train_batch_size and gradient_accumulation_steps",
+    "per_device_eval_batch_size": "train_batch_size and gradient_accumulation_steps",
+    "max_steps": "num_train_epochs",
+}
+_OWN_PAIRS = "rows are an instruction and two responses, in the Alpaca template"
+_SIGMOID = "the loss is that of `dpo_loss` (Rafailov et al. 2023, eq. 7)"
+_FIXED_REFERENCE = "the reference is the model that the run began with"
+DPO_UNSUPPORTED_FIELDS = {
+    **_UNSUPPORTED,
+    "dataset_num_proc": _OWN_PAIRS,
+    "dataloader_drop_last": "a short train batch at the end of an epoch is trained on",
+    "dataloader_num_workers": _OWN_PAIRS,
+    "train_sampling_strategy": "shuffle_dataset says it",
+    "prediction_loss_only": "validation has metrics of its own",
+    "ignore_data_skip": "a resumed run goes on at its own place in the data",
+    "pad_token": "set the tokenizer's pad_token",
+    "truncation_mode": "a row is never cut; max_length and overlong say what becomes of long rows",
+    "padding_free": "each micro-batch is padded to its own longest sequence",
+    "loss_type": _SIGMOID,
+    "loss_weights": _SIGMOID,
+    "ld_alpha": _SIGMOID,
+    "f_divergence_type": _SIGMOID,
+    "f_alpha_divergence_coef": _SIGMOID,
+    "label_smoothing": _SIGMOID,
+    "use_weighting": _SIGMOID,
+    "discopop_tau": _SIGMOID,
+    "activation_offloading": "the training step is this trainer's own",
+    "sync_ref_model": _FIXED_REFERENCE,
+    "ref_model_mixup_alpha": _FIXED_REFERENCE,
+    "ref_model_sync_steps": _FIXED_REFERENCE,
+}

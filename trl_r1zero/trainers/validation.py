@@ -1,9 +1,6 @@
-"""Validation inside of training: one pass, error bars, the best model kept."""
+"""Validation by sampled answers inside of training: one pass, error bars."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, ClassVar
 
 from datasets import Dataset
 from transformers import Trainer
@@ -15,29 +12,16 @@ from .run_folder import STEP_NAMES
 from .sampling import SamplingMixin
 from .timing import StepTimer
 
-BEST_MODEL_FOLDER = "best"
-
 
 class ValidationMixin(SamplingMixin):
-    """`evaluate` as people run it, and the best model by accuracy.
+    """`evaluate` as people run it.
 
     Attributes:
-        step_key: What counts the steps of this kind of run, a key of `STEP_NAMES`.
         eval_sampling: How validation samples.
     """
 
-    step_key: ClassVar[str]
     eval_dataset: Dataset | None
     eval_sampling: SamplingConfig
-
-    @property
-    def run_folder(self) -> Path:
-        return Path(self.args.output_dir or ".")
-
-    @property
-    def steps_done(self) -> int:
-        """Steps that are complete, in units of `step_key`."""
-        return self.state.global_step
 
     def evaluate(
         self,
@@ -84,19 +68,6 @@ class ValidationMixin(SamplingMixin):
             self.args, self.state, self.control, metrics
         )
         return metrics
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        is_best = super()._determine_best_metric(metrics, trial)
-        # The best model is kept apart from the checkpoints: to the rotation none of them is the
-        # best one, or it would keep an old one instead of the newest.
-        self.state.best_global_step = None
-        if is_best and self.args.save_best:
-            folder = self.run_folder / BEST_MODEL_FOLDER
-            self.save_model(str(folder), _internal_call=True)
-            if self.accelerator.is_main_process:
-                facts = {self.step_key: self.steps_done, **metrics}
-                (folder / "best.json").write_text(json.dumps(facts, indent=2) + "\n")
-        return is_best
 
 
 def require_columns(

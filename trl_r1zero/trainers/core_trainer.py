@@ -1,51 +1,67 @@
-"""What all trainers do alike: an optimizer update over micro-batches of their own cut, and a run.
+"""What all trainers do alike: optimizer updates of their own cut, the best model, the run's folder.
 
 To the loop of transformers an update is one step without accumulation: `training_step` sees this
 process's whole share of a train batch and cuts it itself, so the gradient does not depend on the
 cut, and no micro-batch is wider than its own longest row.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers import PreTrainedTokenizerBase, Trainer
+from transformers.trainer_utils import TrainOutput
+from trl.trainer.utils import use_adapter
 
 from trl_r1zero.functional import get_response_log_probs
-from trl_r1zero.generation.vllm_server import VLLMServerError
 
 from .progress import ProgressCallback, use_progress_callback
-from .run_folder import STEP_NAMES, RunFolderCallback
-from .update_metrics import UpdateMetrics
-from .validation import ValidationMixin
+from .run_folder import RunFolderCallback
+from .timing import StepTimer
 from .wandb_axes import use_wandb_axes
 
 T = TypeVar("T")
 
+BEST_MODEL_FOLDER = "best"
 
-class BaseTrainer(ValidationMixin):
-    """Comes before TRL's trainer among the bases."""
 
-    fused_lm_head: bool
+class CoreTrainer(Trainer):
+    """Comes before TRL's trainer among the bases.
+
+    Attributes:
+        step_key: What counts the steps of this kind of run, a key of `STEP_NAMES`.
+        rows_per_microbatch: Rows that a process computes log-probabilities of at a time.
+        timer: Seconds of the parts of a step.
+    """
+
+    args: Any
+    model: Any
+    step_key: ClassVar[str]
+    rows_per_microbatch: int
+    timer: StepTimer
     _metrics: Any  # TRL's: lists of numbers by mode and name
+    _tokenizer: PreTrainedTokenizerBase
 
     def _set_up(self) -> None:
         """To be called at the end of `__init__`."""
-        self.fused_lm_head = (
-            self.accelerator.device.type != "cpu"
-            if self.args.fused_lm_head is None
-            else self.args.fused_lm_head
-        )
-        self._update_metrics = UpdateMetrics()
-        self._set_up_sampling()
+        self.timer = StepTimer(self.accelerator.device)
         self.progress = ProgressCallback()
         use_progress_callback(self, self.progress)
         use_wandb_axes(self)
         self.add_callback(RunFolderCallback())
+
+    @cached_property
+    def fused_lm_head(self) -> bool:
+        """Whether log-probabilities come from TRL's fused head."""
+        if self.args.fused_lm_head is None:
+            return self.accelerator.device.type != "cpu"
+        return self.args.fused_lm_head
 
     # Optimizer updates
 
@@ -103,6 +119,12 @@ class BaseTrainer(ValidationMixin):
             output = model(input_ids=micro_batch.input_ids, shift_labels=labels, fused_lm_head=True)
         return {"log_probs": output.log_probs, "token_entropy": output.entropy}
 
+    def _base_policy(self) -> AbstractContextManager[Any]:
+        """In it, a policy with PEFT is the one it started from: the base model without adapters, or
+        TRL's copy of the adapter that it came with."""
+        model = self.accelerator.unwrap_model(self.model)
+        return use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None)
+
     def _from_main(self, value: T) -> T:
         """The value that the main process has; a collective call."""
         values = [value]
@@ -125,6 +147,15 @@ class BaseTrainer(ValidationMixin):
     # The run
 
     @property
+    def run_folder(self) -> Path:
+        return Path(self.args.output_dir or ".")
+
+    @property
+    def steps_done(self) -> int:
+        """Steps that are complete, in units of `step_key`."""
+        return self.state.global_step
+
+    @property
     def num_steps(self) -> int:
         """How many steps, in units of `step_key`, the run is to have."""
         return self.state.max_steps
@@ -135,31 +166,23 @@ class BaseTrainer(ValidationMixin):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """As transformers' `train`; a resumed run is not validated at its start again.
-
-        Raises:
-            VLLMServerError: The vLLM server refused a request, or is gone and not this trainer's to
-                start again. The run is saved first.
-        """
+        """As transformers' `train`; a resumed run is not validated at its start again."""
         self.args.eval_on_start = (
             self.args.eval_on_start
             and self.args.eval_every is not None
             and not resume_from_checkpoint
         )
-        try:
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        except VLLMServerError as error:
-            raise VLLMServerError(f"{error}\n{self._save_stopped_run()}") from error
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
-    def _save_stopped_run(self) -> str:
-        """A checkpoint of the last complete update, unless there is one; what to tell people."""
-        if self.state.global_step == 0:
-            return "Nothing was trained yet; start the run again once the server works."
-        folder = self.run_folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if not (folder / TRAINER_STATE_NAME).is_file():
-            self._save_checkpoint(self.model, trial=None)
-        return (
-            f"The run stopped after {self.steps_done} of {self.num_steps} "
-            f"{STEP_NAMES[self.step_key]}s and is saved in {folder}; once the server works, go on "
-            "with --resume_from_checkpoint last."
-        )
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        is_best = super()._determine_best_metric(metrics, trial)
+        # The best model is kept apart from the checkpoints: to the rotation none of them is the
+        # best one, or it would keep an old one instead of the newest.
+        self.state.best_global_step = None
+        if is_best and self.args.save_best:
+            folder = self.run_folder / BEST_MODEL_FOLDER
+            self.save_model(str(folder), _internal_call=True)
+            if self.accelerator.is_main_process:
+                facts = {self.step_key: self.steps_done, **metrics}
+                (folder / "best.json").write_text(json.dumps(facts, indent=2) + "\n")
+        return is_best

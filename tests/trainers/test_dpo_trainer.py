@@ -1,0 +1,361 @@
+"""The DPO trainer on real tiny models: its arithmetic, its reference, its rows, its files."""
+
+import copy
+import json
+import logging
+import math
+import random
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from tiny_models import make_tiny_model
+
+from trl_r1zero import compute_per_instance_dpo_loss
+from trl_r1zero.trainers import R1ZeroDPOConfig, R1ZeroDPOTrainer, read_metrics
+from trl_r1zero.trainers.epochs import share_of
+from trl_r1zero.trainers.preference import encode_pair
+
+LN2 = math.log(2)
+WORDS = ["apple", "bridge", "cloud", "river", "lamp", "stone"]
+
+
+def preferences(number: int, seed: int) -> Dataset:
+    """A synthetic preference: the response that ends in "yes" goes before the one in "no"."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(number):
+        words = [" ".join(rng.choices(WORDS, k=rng.randint(1, 4))) for _ in range(3)]
+        rows.append(
+            {
+                "instruction": f"Say {words[0]}.",
+                "chosen": f"{words[1]} yes",
+                "rejected": f"{words[2]} no",
+            }
+        )
+    return Dataset.from_list(rows)
+
+
+PAIRS = preferences(20, seed=0)
+
+
+def make_dpo_trainer(
+    tokenizer, output_dir, *, pairs=PAIRS, eval_pairs=None, model=None, **settings
+) -> R1ZeroDPOTrainer:
+    peft_config, ref_model = settings.pop("peft_config", None), settings.pop("ref_model", None)
+    settings = {
+        "train_batch_size": 8,
+        "gradient_accumulation_steps": 4,
+        "eval_every": None,
+        "save_every": None,
+        "disable_tqdm": True,
+        **settings,
+    }
+    return R1ZeroDPOTrainer(
+        model=make_tiny_model(tokenizer) if model is None else model,
+        args=R1ZeroDPOConfig(output_dir=str(output_dir), **settings),
+        train_dataset=pairs,
+        eval_dataset=eval_pairs,
+        ref_model=ref_model,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+    )
+
+
+def train_lines(folder) -> list[dict]:
+    return [line for line in read_metrics(folder) if "margin" in line]
+
+
+def flat(tensors) -> torch.Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+def perturbed(model, scale: float = 0.05):
+    """Another policy, so that margins are not 0."""
+    torch.manual_seed(7)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+    return other
+
+
+def mean_of_instances(policy, reference, tokenizer, pairs: Dataset, beta: float) -> torch.Tensor:
+    losses = [
+        compute_per_instance_dpo_loss(
+            policy,
+            reference,
+            tokenizer,
+            beta,
+            pair["instruction"],
+            pair["chosen"],
+            pair["rejected"],
+        )
+        for pair in pairs
+    ]
+    return torch.stack(losses).mean()
+
+
+# The loss and its gradient
+
+
+@pytest.mark.parametrize(
+    ("precompute", "fused", "cuts"),
+    [(False, False, 1), (False, False, 8), (False, True, 4), (True, False, 4)],
+)
+def test_batch_loss_is_the_mean_of_the_losses_of_the_instances(
+    tokenizer, tmp_path, precompute, fused, cuts
+):
+    reference = make_tiny_model(tokenizer).eval()
+    policy = perturbed(reference)
+    plain = copy.deepcopy(policy)
+    expected = mean_of_instances(plain, reference, tokenizer, PAIRS.select(range(8)), beta=0.3)
+    assert abs(expected.item() - LN2) > 1e-3
+    expected.backward()
+
+    trainer = make_dpo_trainer(
+        tokenizer,
+        tmp_path,
+        model=policy,
+        ref_model=copy.deepcopy(reference),
+        beta=0.3,
+        precompute_ref_log_probs=precompute,
+        fused_lm_head=fused,
+        gradient_accumulation_steps=cuts,
+    )
+    trainer.create_optimizer_and_scheduler(num_training_steps=1)
+    loss = trainer.training_step(trainer.model, trainer.rows[:8])
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    torch.testing.assert_close(
+        flat(p.grad for p in policy.parameters()),
+        flat(p.grad for p in plain.parameters()),
+        atol=1e-5,
+        rtol=1e-4,
+    )
+
+
+def test_shares_of_processes_add_up_to_the_train_batch(tokenizer, tmp_path):
+    """Five pairs on two processes: one of them gets a third pair that fills up and is not in it."""
+    reference = make_tiny_model(tokenizer)
+    trainer = make_dpo_trainer(
+        tokenizer,
+        tmp_path,
+        model=perturbed(reference),
+        ref_model=reference,
+        precompute_ref_log_probs=False,
+    )
+    trainer.create_optimizer_and_scheduler(num_training_steps=1)
+
+    def gradient(rows) -> torch.Tensor:
+        trainer.model.zero_grad()
+        trainer.training_step(trainer.model, rows)
+        return flat(p.grad for p in trainer.model.parameters())
+
+    rows = trainer.rows[:5]
+    whole = gradient(rows)
+    shares = [share_of(rows, rank, 2) for rank in range(2)]
+    assert [len(share) for share in shares] == [3, 3]
+    real = trainer._mean_over_processes
+    # What the processes agree on: 5 pairs over 2 processes.
+    trainer._mean_over_processes = lambda *n: [5 / 2] if len(n) == 1 else real(*n)
+    mean = sum(gradient(share) for share in shares) / 2
+    torch.testing.assert_close(mean, whole, atol=1e-6, rtol=1e-5)
+
+
+def test_training_steps_equal_plain_torch(tokenizer, tmp_path):
+    """RMSprop steps, the last train batch a short one; the reference stays where it began."""
+    pairs = PAIRS.select(range(12))
+    model = make_tiny_model(tokenizer)
+    reference, plain = copy.deepcopy(model).eval(), copy.deepcopy(model)
+    optimizer = torch.optim.RMSprop(plain.parameters(), lr=1e-4)
+    losses = []
+    for part in (range(8), range(8, 12)):
+        loss = mean_of_instances(plain, reference, tokenizer, pairs.select(part), beta=0.1)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+
+    trainer = make_dpo_trainer(
+        tokenizer, tmp_path, pairs=pairs, model=model, learning_rate=1e-4, shuffle_dataset=False
+    )
+    trainer.train()
+    lines = train_lines(tmp_path)
+    assert [line["loss"] for line in lines] == pytest.approx(losses, abs=1e-5)
+    assert lines[0]["loss"] == pytest.approx(LN2, abs=1e-5)
+    assert [line["dpo_step"] for line in lines] == [1, 2]
+    torch.testing.assert_close(
+        flat(trainer.model.parameters()), flat(plain.parameters()), atol=1e-5, rtol=0
+    )
+
+
+# What it learns
+
+
+def test_learns_a_synthetic_preference(tokenizer, tmp_path):
+    trainer = make_dpo_trainer(
+        tokenizer,
+        tmp_path,
+        pairs=preferences(128, seed=1),
+        eval_pairs=preferences(50, seed=2),
+        train_batch_size=16,
+        gradient_accumulation_steps=1,
+        num_train_epochs=2,
+        learning_rate=1e-3,
+        eval_every=8,
+        save_every=8,
+    )
+    trainer.train()
+    before, *_, after = [line for line in read_metrics(tmp_path) if "eval_loss" in line]
+    # Policy and reference agree: no pair has a margin, and a tie is wrong.
+    assert before["eval_loss"] == pytest.approx(LN2, abs=1e-5)
+    assert (before["eval_accuracy"], before["dpo_step"]) == (0.0, 0)
+    assert 0.1 < before["eval_log_prob_accuracy"] < 0.9
+    assert after["eval_accuracy"] > 0.95
+    # Its own log-probability still depends on the length more than on the last word.
+    assert after["eval_log_prob_accuracy"] > before["eval_log_prob_accuracy"]
+    assert after["eval_loss"] < 0.5 * LN2
+    assert after["eval_margin"] == pytest.approx(
+        after["eval_chosen_reward"] - after["eval_rejected_reward"], abs=1e-5
+    )
+    assert after["eval_num_pairs"] == 50
+    assert 0 < after["eval_loss_stderr"] < 0.1
+    assert train_lines(tmp_path)[-1]["accuracy"] > 0.9
+    assert json.loads((tmp_path / "best" / "best.json").read_text())["eval_accuracy"] > 0.95
+    # A resumed run is the uninterrupted one: the reference is the model that it began with.
+    lines = train_lines(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("")
+    resumed = make_dpo_trainer(
+        tokenizer,
+        tmp_path,
+        pairs=preferences(128, seed=1),
+        eval_pairs=preferences(50, seed=2),
+        train_batch_size=16,
+        gradient_accumulation_steps=1,
+        num_train_epochs=2,
+        learning_rate=1e-3,
+        eval_every=8,
+        save_every=8,
+        save_total_limit=2,
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-16"))
+    assert train_lines(tmp_path) == []  # all 16 updates are done
+    assert resumed.evaluate()["eval_loss"] == pytest.approx(after["eval_loss"], abs=1e-6)
+    assert len(lines) == 16
+
+
+def test_validation_by_hand(tokenizer, tmp_path):
+    reference = make_tiny_model(tokenizer).eval()
+    policy = perturbed(reference).eval()
+    pairs = PAIRS.select(range(5))
+    losses = torch.stack(
+        [
+            mean_of_instances(policy, reference, tokenizer, pairs.select([i]), beta=0.1)
+            for i in range(5)
+        ]
+    )
+    trainer = make_dpo_trainer(
+        tokenizer,
+        tmp_path,
+        model=policy,
+        ref_model=reference,
+        eval_pairs=pairs,
+        precompute_ref_log_probs=False,
+    )
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(losses.mean().item(), abs=1e-6)
+    assert metrics["eval_loss_stderr"] == pytest.approx(losses.std().item() / 5**0.5, rel=1e-3)
+    # The loss of a pair is below ln 2 exactly where its margin is above 0.
+    assert metrics["eval_accuracy"] == pytest.approx((losses < LN2).float().mean().item())
+    other = trainer.evaluate(eval_dataset=pairs.select(range(1)))
+    assert other["eval_loss"] == pytest.approx(losses[0].item(), abs=1e-6)
+    assert "eval_loss_stderr" not in other
+
+
+def test_with_peft_the_reference_is_the_base_model(tokenizer, tmp_path):
+    for precompute in (True, False):
+        trainer = make_dpo_trainer(
+            tokenizer,
+            tmp_path / str(precompute),
+            precompute_ref_log_probs=precompute,
+            learning_rate=1e-3,
+            peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"]),
+        )
+        assert trainer.ref_model is None
+        trainer.train()
+    with_file, in_memory = (train_lines(tmp_path / str(known)) for known in (True, False))
+    for first, second in zip(with_file, in_memory, strict=True):
+        assert first["loss"] == pytest.approx(second["loss"], abs=1e-6)
+    assert in_memory[0]["loss"] == pytest.approx(LN2, abs=1e-5)
+    assert in_memory[-1]["margin"] != 0
+
+
+def test_a_reference_on_another_device(tokenizer, tmp_path):
+    """Where there is an accelerator, the policy is there and the reference is not."""
+    reference = make_tiny_model(tokenizer).eval()
+    policy = perturbed(reference)
+    pairs = PAIRS.select(range(8))
+    expected = mean_of_instances(policy, reference, tokenizer, pairs, beta=0.1).item()
+    trainer = make_dpo_trainer(
+        tokenizer,
+        tmp_path,
+        model=policy,
+        ref_model=reference,
+        eval_pairs=pairs,
+        precompute_ref_log_probs=False,
+        ref_device="cpu",
+        bf16=False,
+    )
+    assert next(trainer.ref_model.parameters()).device == torch.device("cpu")
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-5)
+
+
+# Rows
+
+
+def test_rows_are_in_the_template_with_the_end_token(tokenizer, tmp_path):
+    trainer = make_dpo_trainer(tokenizer, tmp_path)
+    pair, row = PAIRS[3], trainer.rows[3]
+    expected = encode_pair(pair["instruction"], pair["chosen"], pair["rejected"], tokenizer)
+    assert (row.shared_ids, row.chosen_ids, row.rejected_ids) == tuple(expected)
+    assert row.chosen_ids[-1] == row.rejected_ids[-1] == tokenizer.eos_token_id
+    text = tokenizer.decode(row.shared_ids + row.chosen_ids[:-1])
+    assert text.startswith("Below is an instruction")
+    assert text.endswith(f"### Response:\n{pair['chosen']}")
+    assert math.isfinite(row.ref_chosen)
+
+
+def test_long_rows_are_dropped_and_counted_or_an_error(tokenizer, tmp_path, caplog):
+    lengths = [row.length for row in make_dpo_trainer(tokenizer, tmp_path).rows]
+    limit = sorted(lengths)[len(lengths) // 2]
+    kept = sum(length <= limit for length in lengths)
+    with caplog.at_level(logging.WARNING):
+        trainer = make_dpo_trainer(tokenizer, tmp_path, max_length=limit)
+    assert len(trainer.rows) == kept < len(lengths)
+    assert f"{len(lengths) - kept} of 20 rows are longer than max_length ({limit}" in caplog.text
+    with pytest.raises(ValueError, match="set overlong to drop"):
+        make_dpo_trainer(tokenizer, tmp_path, max_length=limit, overlong="error")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (PAIRS.remove_columns("chosen"), r"lacks the columns \['chosen'\]"),
+        (PAIRS.select([]), "train_dataset has no rows"),
+    ],
+)
+def test_data_that_cannot_be_trained_on(tokenizer, tmp_path, pairs, message):
+    with pytest.raises(ValueError, match=message):
+        make_dpo_trainer(tokenizer, tmp_path, pairs=pairs)
+
+
+def test_validation_needs_pairs_and_a_reference(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="there is no eval_dataset"):
+        make_dpo_trainer(tokenizer, tmp_path, eval_every=1)
+    trainer = make_dpo_trainer(tokenizer, tmp_path)
+    with pytest.raises(ValueError, match="eval_dataset is missing"):
+        trainer.evaluate()
+    with pytest.raises(ValueError, match="no reference in memory"):
+        trainer.evaluate(eval_dataset=PAIRS)

@@ -1,0 +1,49 @@
+"""Which pairs of responses to train and to validate on, as recipes say it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from trl_r1zero.data.preferences import PreferencePair, load_hh, split_validation
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass
+class PreferenceArguments:
+    """Anthropic's HH pairs, some of them held out.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder (on `load`).
+        ValueError: A malformed row, or not enough pairs (on `load`).
+    """
+
+    train_data: str = field(
+        default="data/hh",
+        metadata={
+            "help": "Folder of HH files, or one such file (JSON lines of chosen and rejected "
+            "conversations, plain or .gz). Only single-turn pairs are used."
+        },
+    )
+    num_eval_pairs: int = field(
+        default=200, metadata={"help": "Pairs held out for validation, with their instructions."}
+    )
+    split_seed: int = field(
+        default=0, metadata={"help": "Which pairs these are. Not the training seed."}
+    )
+
+    def load(self) -> tuple["Dataset", "Dataset"]:
+        """The pairs to train and to validate on: `instruction`, `chosen`, `rejected`,
+        `source_file`."""
+        train, validation = split_validation(
+            load_hh(self.train_data), self.num_eval_pairs, self.split_seed
+        )
+        return _dataset(train), _dataset(validation)
+
+
+def _dataset(pairs: Sequence[PreferencePair]) -> "Dataset":
+    from datasets import Dataset
+
+    columns = ("instruction", "chosen", "rejected", "source_file")
+    return Dataset.from_dict({name: [getattr(p, name) for p in pairs] for name in columns})

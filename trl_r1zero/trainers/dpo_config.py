@@ -1,0 +1,91 @@
+"""Configuration of `R1ZeroDPOTrainer`, on TRL's `DPOConfig`."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from trl import DPOConfig
+
+from .base_config import knob
+from .epochs import EpochSettings
+from .trl_fields import DPO_DERIVED_FIELDS, DPO_UNSUPPORTED_FIELDS
+
+
+@dataclass
+class R1ZeroDPOConfig(EpochSettings, DPOConfig):
+    """All settings of DPO; see each field's help and `DPO_UNSUPPORTED_FIELDS`.
+
+    Raises:
+        ValueError: The batch sizes do not fit one another, a value is out of its range, or a field
+            of TRL's that is derived or unsupported is set.
+    """
+
+    derived_fields: ClassVar = DPO_DERIVED_FIELDS
+    unsupported_fields: ClassVar = DPO_UNSUPPORTED_FIELDS
+
+    beta: float = knob(0.1, "How much a deviation from the reference weighs.")
+    train_batch_size: int = knob(64, "Pairs per optimizer update, over all processes.")
+    gradient_accumulation_steps: int = knob(
+        32, "Micro-batches that a process cuts its share of a train batch into. Memory only."
+    )
+    max_length: int | None = knob(
+        1024, "Tokens of the instruction in its template and a response at most. null: any number."
+    )
+    learning_rate: float = knob(1e-6, "Peak learning rate.")
+    optim: str = knob("rmsprop", "Optimizer of transformers; the paper's is RMSprop.")
+    precompute_ref_log_probs: bool = knob(
+        True,
+        "Compute the reference's log-probabilities before training, so that one model is in memory "
+        "while it trains. false: keep the reference in memory, on ref_device.",
+    )
+    ref_device: str | None = knob(
+        None,
+        "With precompute_ref_log_probs false: device of the reference model, such as cuda:1. "
+        "Unset: where the policy is.",
+    )
+    eval_every: int | None = knob(
+        50, "Validate every so many optimizer updates, and at start and end. null: never."
+    )
+    eval_on_start: bool = knob(True, "Validate before the first update too.")
+    # Derived: unset here, so that a value that somebody sets is seen.
+    per_device_eval_batch_size: int | None = knob(None, "Derived from train_batch_size.")  # type: ignore[assignment]
+
+    @property
+    def pairs_per_microbatch(self) -> int:
+        """Pairs that a process sees at a time; each is two sequences."""
+        return self.train_batch_share // self.gradient_accumulation_steps
+
+    def _check(self) -> None:
+        self.check_rows()
+        self.check_epochs()
+        self._require_at_least(1, "eval_every", "precompute_ref_batch_size")
+        if not (self.beta > 0 and math.isfinite(self.beta)):
+            raise ValueError(f"beta must be finite and above 0, got {self.beta}")
+        if self.ref_device is not None:
+            self._check_ref_device(self.ref_device)
+
+    def _check_ref_device(self, name: str) -> None:
+        if self.precompute_ref_log_probs:
+            raise ValueError(
+                f"ref_device is {name!r}, but there is no reference model while the policy trains: "
+                "set precompute_ref_log_probs to false, or remove ref_device"
+            )
+        if self._launched_processes > 1:
+            raise ValueError(
+                f"ref_device is {name!r}, but there are {self._launched_processes} processes, each "
+                "with its own device: remove ref_device, or start one process"
+            )
+        try:
+            torch.device(name)
+        except RuntimeError as error:
+            raise ValueError(
+                f"ref_device must be a device such as cuda:1 or cpu, got {name!r} ({error})"
+            ) from error
+
+    def _derived_values(self) -> dict[str, Any]:
+        return {
+            **super()._derived_values(),
+            **self.evaluation_values(1),
+            "per_device_eval_batch_size": self.pairs_per_microbatch,
+        }

@@ -1,0 +1,367 @@
+r"""Direct preference optimisation, on TRL's `DPOTrainer`.
+
+The loss of a train batch of B pairs is the mean of their losses (`dpo_loss`; Rafailov et al. 2023,
+arXiv:2305.18290, eq. 7), each of which is `compute_per_instance_dpo_loss` of that pair:
+
+.. math:: L = -\frac{1}{B} \sum_b \ln \sigma\Bigl(
+          \beta \ln \frac{\pi_\theta(y_w \mid x)}{\pi_{ref}(y_w \mid x)}
+          - \beta \ln \frac{\pi_\theta(y_l \mid x)}{\pi_{ref}(y_l \mid x)}\Bigr)
+
+What comes from TRL and transformers: loading of policy and reference, PEFT, Accelerate and
+DeepSpeed, reference log-probabilities that are computed beforehand and kept in a file, the fused
+head, the optimizer loop, checkpoints, logging. What is replaced, and why:
+
+* a row is an instruction and two responses in the Alpaca template, tokenised as in `preference`,
+  and it is never cut: one that is too long is dropped and counted, or an error;
+* an update sees its whole train batch and cuts it itself (see `core_trainer`), so a short last
+  batch and any number of processes give the loss of the formula, not a mean of means;
+* validation is the mean over all pairs, with standard errors, and says besides how often the
+  policy's own log-probabilities put the chosen response first.
+"""
+
+import copy
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, Features, List, Value, load_from_disk
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from trl import DPOTrainer
+
+from trl_r1zero.functional import dpo_loss
+
+from .core_trainer import CoreTrainer
+from .dpo_config import R1ZeroDPOConfig
+from .epochs import EpochsMixin, share_of, without_overlong
+from .pair_rows import PairMicroBatch, PairRow, cut_into_pair_microbatches
+from .preference import encode_pair, sum_over_responses
+from .timing import StepTimer
+
+# In the run's folder: the pairs as tokens, and the reference's log-probabilities.
+REFERENCE_FOLDER = "reference"
+COLUMNS = ("instruction", "chosen", "rejected")
+# What is added up over pairs: metric -> key of `dpo_loss`'s metadata.
+_OF_METADATA = {
+    "accuracy": "accuracies",
+    "log_prob_accuracy": "log_prob_accuracies",
+    "margin": "margins",
+    "chosen_reward": "chosen_rewards",
+    "rejected_reward": "rejected_rewards",
+}
+_SUMS = ("pairs", "loss", *_OF_METADATA)
+
+
+class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
+    """Trains a causal language model on instructions with a chosen and a rejected response.
+
+    Args:
+        model: The model to begin with, or its path or hub id; it is the reference too.
+        args: The settings.
+        train_dataset: Columns `instruction` (plain text, without template), `chosen` and
+            `rejected`.
+        eval_dataset: The same; needed unless `eval_every` is None.
+        ref_model: Another reference. Unset: the model that the run begins with.
+        processing_class: The tokenizer; the model's own by default.
+        callbacks, optimizers, peft_config, quantization_config: As in TRL's trainer.
+
+    Raises:
+        ValueError: A data set lacks a column or has no row, a row is too long and `overlong` is
+            `error`, or the tokenizer cannot end a response.
+    """
+
+    args: R1ZeroDPOConfig
+    step_key = "dpo_step"
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: R1ZeroDPOConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        ref_model: PreTrainedModel | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        *,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+        quantization_config: Any = None,
+    ) -> None:
+        _check_pairs("train_dataset", train_dataset)  # TRL looks at the first row at once
+        if args.eval_every is not None and eval_dataset is None:
+            raise ValueError(
+                "eval_every is set, but there is no eval_dataset; give one, or set it to None"
+            )
+        self.rows_per_microbatch = args.pairs_per_microbatch
+        args = copy.copy(args)
+        args.gradient_accumulation_steps = 1
+        args.ignore_data_skip = True  # `_train_batches` begins where the run is
+        # TRL would take the train batch size, which here is no micro-batch's.
+        args.precompute_ref_batch_size = args.precompute_ref_batch_size or self.rows_per_microbatch
+        super().__init__(
+            model=model,
+            ref_model=ref_model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            peft_config=peft_config,
+            quantization_config=quantization_config,
+        )
+        self._train_batch_size = args.train_batch_share
+        reference: Any = self.ref_model
+        if args.ref_device is not None and reference is not None:
+            reference.to(args.ref_device)
+        self._set_up()
+        self.rows = _rows_of(self.train_dataset)
+        self.args.max_steps = self._num_updates()
+        self._sums = torch.zeros(len(_SUMS), dtype=torch.float64)
+
+    # Rows
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset,
+        processing_class: Any,
+        args: Any,
+        dataset_name: str,
+    ) -> Dataset:
+        """The pairs as token ids, in the columns in which TRL expects them."""
+        _check_pairs(f"{dataset_name}_dataset", dataset)
+        rows = [
+            PairRow(*encode_pair(instruction, chosen, rejected, self._tokenizer))
+            for instruction, chosen, rejected in zip(
+                *(dataset[column] for column in COLUMNS), strict=True
+            )
+        ]
+        rows = without_overlong(rows, [row.length for row in rows], args.max_length, args.overlong)
+        columns = {
+            "prompt_ids": [row.shared_ids for row in rows],
+            "chosen_ids": [row.chosen_ids for row in rows],
+            "rejected_ids": [row.rejected_ids for row in rows],
+        }
+        tokens = Dataset.from_dict(columns, Features(dict.fromkeys(columns, List(Value("int32")))))
+        if args.precompute_ref_log_probs:
+            return _on_disk(tokens, Path(args.output_dir, REFERENCE_FOLDER, dataset_name), args)
+        return tokens
+
+    def _microbatches(self, rows: Sequence[PairRow]) -> list[PairMicroBatch]:
+        return list(
+            cut_into_pair_microbatches(
+                rows,
+                self.rows_per_microbatch,
+                pad_token_id=self._tokenizer.pad_token_id,
+                device=self.accelerator.device,
+            )
+        )
+
+    # The reference
+
+    def compute_ref_log_probs(self, model: Any, inputs: Any) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (B,) of chosen and rejected responses before training, for TRL.
+
+        Args:
+            model: The reference.
+            inputs: A batch of TRL's collator: `input_ids` and `completion_mask`, (2B, T + 1).
+        """
+        ids_2BT, mask_2BT = inputs["input_ids"], inputs["completion_mask"]
+        batch = PairMicroBatch(
+            input_ids=ids_2BT[:, :-1],
+            labels=ids_2BT[:, 1:],
+            response_mask=mask_2BT[:, 1:].bool(),
+            ref_log_probs=None,
+            in_loss=torch.ones(len(ids_2BT) // 2, dtype=torch.bool),
+        )
+        return self._reference_log_probs(batch, model)
+
+    def _reference_log_probs(
+        self, micro_batch: PairMicroBatch, model: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """Under the reference that is in memory (or `model`), on the policy's device."""
+        if micro_batch.ref_log_probs is not None:
+            chosen_B, rejected_B = micro_batch.ref_log_probs.chunk(2)
+            return chosen_B, rejected_B
+        with torch.no_grad():
+            if self.ref_model is None and model is None:
+                with self._base_policy():
+                    return self._sums_of_responses(self.model, micro_batch)
+            return self._sums_of_responses(model or self.ref_model, micro_batch)
+
+    def _sums_of_responses(self, model: Any, micro_batch: PairMicroBatch) -> tuple[Tensor, Tensor]:
+        device = self.accelerator.device
+        elsewhere = next(model.parameters()).device
+        if elsewhere != device:
+            micro_batch = micro_batch.to(elsewhere)
+        log_probs_2BT = self._log_probs(model, micro_batch, temperature=1.0)["log_probs"]
+        chosen_B, rejected_B = sum_over_responses(log_probs_2BT, micro_batch.response_mask)
+        return chosen_B.to(device), rejected_B.to(device)
+
+    # Optimizer updates
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """One optimizer update: forward and backward of every micro-batch of the train batch.
+
+        Returns:
+            The loss of the train batch (on this process; the mean over processes is the loss).
+        """
+        model.train()
+        with self.timer.part("step"):
+            (self._num_pairs,) = self._mean_over_processes(sum(row.in_loss for row in inputs))
+            loss = self._forward_and_backward(model, self._microbatches(inputs))
+        self._record_update([row for row in inputs if row.in_loss])
+        return loss
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
+        """A micro-batch's share of the loss of its train batch."""
+        losses_B, sums = self._losses(model, inputs)
+        self._sums += sums.sum(dim=0).cpu()
+        return (losses_B * inputs.in_loss).sum() / self._num_pairs
+
+    def _losses(self, model: Any, micro_batch: PairMicroBatch) -> tuple[Tensor, Tensor]:
+        """The loss of each pair, and (B, K) numbers of `_SUMS`, 0 for pairs not in the loss."""
+        policy_B, policy_rejected_B = self._sums_of_responses(model, micro_batch)
+        ref_B, ref_rejected_B = self._reference_log_probs(micro_batch)
+        losses_B, metadata = dpo_loss(
+            policy_B, policy_rejected_B, ref_B, ref_rejected_B, self.args.beta
+        )
+        columns = [losses_B.detach(), *(metadata[name] for name in _OF_METADATA.values())]
+        numbers_BK = torch.stack([torch.ones_like(losses_B), *columns], dim=1)
+        return losses_B, numbers_BK * micro_batch.in_loss.unsqueeze(1)
+
+    def _record_update(self, rows: Sequence[PairRow]) -> None:
+        """Metrics of one optimizer update, over all processes."""
+        num_tokens = sum(row.num_tokens for row in rows)
+        self._count_tokens(num_tokens)
+        *sums, tokens = self._mean_over_processes(*self._sums.tolist(), num_tokens)
+        self._sums.zero_()
+        # The loss is in the line already, by transformers' loop.
+        pairs, _, *others = sums
+        metrics = {name: value / pairs for name, value in zip(_OF_METADATA, others, strict=True)}
+        seconds = self.timer.collect()
+        tokens *= self.accelerator.num_processes
+        metrics["tokens_per_second"] = tokens / seconds["step"]
+        metrics |= {f"seconds/{part}": seconds[part] for part in ("step", "forward", "backward")}
+        self._log_with_update(
+            metrics,
+            {self.step_key: self.step_at_work, "num_tokens": self.state.num_input_tokens_seen},
+        )
+
+    # Validation
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """The loss and the accuracies over all validation pairs.
+
+        Args:
+            eval_dataset: Other pairs than those that the trainer was given; only where a reference
+                is in memory.
+            ignore_keys: Not used.
+            metric_key_prefix: Of the metrics' names.
+
+        Returns:
+            Means over pairs, each with the prefix: `loss`; `accuracy`, the share of pairs whose
+            chosen response has the higher implicit reward (ties count as wrong, so it is 0 before
+            training); `log_prob_accuracy`, the same of the policy's own log-probability; `margin`,
+            `chosen_reward` and `rejected_reward`, in nats; each with a standard error
+            (`..._stderr`); `num_pairs` and `seconds`.
+
+        Raises:
+            ValueError: There are no pairs, or no reference for other ones.
+        """
+        if eval_dataset is None:
+            if self.eval_dataset is None:
+                raise ValueError("there is nothing to validate on: eval_dataset is missing")
+            rows = _rows_of(self.eval_dataset)
+        elif self.args.precompute_ref_log_probs:
+            raise ValueError(
+                "there is no reference in memory for other pairs, as precompute_ref_log_probs is "
+                "true; give them to the trainer as eval_dataset"
+            )
+        else:
+            prepared = self._prepare_dataset(eval_dataset, None, self.args, "eval")
+            rows = _rows_of(prepared)
+        timer = StepTimer(self.accelerator.device)
+        with timer.part("evaluation"):
+            numbers = self._numbers_of(rows)
+        results = _means_and_errors(numbers)
+        results |= {"num_pairs": len(rows), "seconds": timer.collect()["evaluation"]}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in results.items()}
+        # Not TRL's `log`, which adds whatever training has collected since its last line.
+        Trainer.log(self, {**metrics, self.step_key: self.steps_done})
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _numbers_of(self, rows: Sequence[PairRow]) -> Tensor:
+        """(N, K) numbers of `_SUMS` of all processes' rows; a collective call."""
+        share = share_of(rows, self.accelerator.process_index, self.accelerator.num_processes)
+        model, was_training = self.model_wrapped, self.model.training
+        model.eval()
+        with torch.no_grad():
+            parts = [self._losses(model, batch)[1] for batch in self._microbatches(share)]
+        model.train(was_training)
+        numbers_NK = self.accelerator.gather(torch.cat(parts))
+        return numbers_NK[numbers_NK[:, 0] > 0].cpu().double()
+
+
+def _on_disk(dataset: Dataset, folder: Path, args: R1ZeroDPOConfig) -> Dataset:
+    """The same from a folder that all processes see.
+
+    TRL keeps reference log-probabilities beside a data set's file; those of one that is in memory
+    only would lie where no other process, and no resumed run, looks.
+    """
+    with args.main_process_first(local=False, desc="writing of the pairs"):
+        if args.process_index == 0:
+            there = folder.is_dir() and load_from_disk(folder)
+            if not there or there._fingerprint != dataset._fingerprint:
+                part = folder.with_name(folder.name + ".part")
+                for old in (part, folder):
+                    shutil.rmtree(old, ignore_errors=True)
+                dataset.save_to_disk(part)
+                part.rename(folder)
+        return load_from_disk(folder)
+
+
+def _check_pairs(name: str, dataset: Dataset) -> None:
+    missing = set(COLUMNS) - set(dataset.column_names)
+    if missing:
+        raise ValueError(
+            f"{name} lacks the columns {sorted(missing)}, it has {dataset.column_names}; give it "
+            f"{', '.join(COLUMNS)}"
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"{name} has no rows")
+
+
+def _rows_of(dataset: Dataset) -> list[PairRow]:
+    columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
+    known = "ref_chosen_logps" in dataset.column_names
+    columns += ["ref_chosen_logps", "ref_rejected_logps"] if known else []
+    return [PairRow(*row) for row in zip(*(dataset[name] for name in columns), strict=True)]
+
+
+def _means_and_errors(numbers_NK: Tensor) -> dict[str, float]:
+    """Mean and standard error over pairs of every number but their count."""
+    n = len(numbers_NK)
+    results = {}
+    for name, values_N in zip(_SUMS[1:], numbers_NK.T[1:], strict=True):
+        results[name] = values_N.mean().item()
+        if n > 1:
+            results[f"{name}_stderr"] = values_N.std().item() / math.sqrt(n)
+    return results
