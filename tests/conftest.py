@@ -56,7 +56,9 @@ def vllm_server(served_model_folder: Path, tmp_path_factory):
     """One real vLLM server for all tests; its weights are those of whoever sent some last."""
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed: make vllm")
-    config = VLLMServerConfig(dtype="float32", max_model_len=256)
+    # A tokenizer without a chat template gets one with each request.
+    trusting = ["--trust-request-chat-template"]
+    config = VLLMServerConfig(dtype="float32", max_model_len=4096, extra_args=trusting)
     log_path = tmp_path_factory.mktemp("vllm_server") / "server.log"
     with VLLMServer(str(served_model_folder), config, log_path=log_path) as server:
         yield server

@@ -303,7 +303,7 @@ def test_defaults_are_the_handouts():
     values = parse_recipe((EvaluationArguments,), ["--model", "some/model"]).values
     assert values["temperature"] == values["top_p"] == 1.0
     assert (values["min_tokens"], values["max_tokens"], values["n"]) == (4, 1024, 1)
-    assert (values["seed"], values["split"], values["num_examples"]) == (0, "validation", None)
+    assert (values["seed"], values["split"], values["num_examples"]) == (0, None, None)
 
 
 def test_help_lists_every_backend():

@@ -11,10 +11,18 @@ from trl import ModelConfig
 from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.tasks import get_task
 from trl_r1zero.evaluate_command import EvaluationArguments
+from trl_r1zero.instruction_arguments import InstructionArguments
+from trl_r1zero.preference_arguments import PreferenceArguments
 from trl_r1zero.recipe import parse_recipe
 from trl_r1zero.task_arguments import TaskArguments
 from trl_r1zero.trace_arguments import TraceArguments
-from trl_r1zero.trainers import ExpertIterationConfig, R1ZeroGRPOConfig, R1ZeroSFTConfig
+from trl_r1zero.trainers import (
+    ExpertIterationConfig,
+    InstructionTuningConfig,
+    R1ZeroDPOConfig,
+    R1ZeroGRPOConfig,
+    R1ZeroSFTConfig,
+)
 
 RECIPES = sorted((REPOSITORY / "recipes").rglob("*.yaml"))
 # recipes/<model>/<method>[-variant].yaml is for a script, which takes these.
@@ -22,18 +30,18 @@ DATACLASSES = {
     "grpo": (R1ZeroGRPOConfig, TaskArguments, ModelConfig),
     "sft": (R1ZeroSFTConfig, TraceArguments, ModelConfig),
     "expert_iteration": (ExpertIterationConfig, TaskArguments, ModelConfig),
+    "instruction_tuning": (InstructionTuningConfig, InstructionArguments, ModelConfig),
+    "dpo": (R1ZeroDPOConfig, PreferenceArguments, ModelConfig),
     "eval": (EvaluationArguments,),
 }
-SCRIPTS = {
-    "grpo": "grpo.py",
-    "sft": "sft.py",
-    "expert_iteration": "expert_iteration.py",
-    "eval": "evaluate.py",
-}
+SCRIPTS = {method: f"{method}.py" for method in DATACLASSES} | {"eval": "evaluate.py"}
+# Methods that train on a task, and methods that have data of their own.
 TRAINING = ("grpo", "sft", "expert_iteration")
+TUNING = ("instruction_tuning", "dpo")
 
 QUICKSTART = REPOSITORY / "recipes" / "quickstart"
 QWEN = REPOSITORY / "recipes" / "qwen2.5-math-1.5b"
+LLAMA = REPOSITORY / "recipes" / "llama-3.1-8b"
 # Each ablation: the values that differ from grpo.yaml's, besides output_dir.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "grpo-no_baseline": {"loss_type": "no_baseline", "use_std_normalization": False},
@@ -79,7 +87,7 @@ EI_VARIANTS: dict[str, dict[str, Any]] = {
     "expert_iteration-epochs_2": {"sft_epochs_per_step": 2},
 }
 VARIANTS = {**ABLATIONS, **SFT_VARIANTS, **EI_VARIANTS}
-# What the three base recipes write out that is not a default: the model, the data, the machine.
+# What the base recipes of these write out that is not a default: the model, the data, the machine.
 OF_ALL_BASES = {
     "model_name_or_path": "Qwen/Qwen2.5-Math-1.5B",
     "train_data": "data/MATH/train.jsonl",
@@ -114,11 +122,15 @@ def test_every_recipe_parses(path):
     values = recipe.values
     method = method_of(path)
     assert (REPOSITORY / "recipes" / SCRIPTS[method]).is_file()
-    model_key = "model_name_or_path" if method in TRAINING else "model"
-    assert {model_key, "output_dir", "task"} <= set(recipe.places)
+    model_key = "model" if method == "eval" else "model_name_or_path"
+    assert {model_key, "output_dir"} <= set(recipe.places)
+    if method in TUNING:
+        return
+    assert "task" in recipe.places
     task = get_task(values["task"], **(values["task_args"] or {}))
-    # Prompt and task go together.
-    assert task.reward_fn(load_prompt(values["prompt"] or task.default_prompt))
+    # Prompt and task go together; only free text is not graded.
+    prompt = load_prompt(values["prompt"] or task.default_prompt)
+    assert task.reward_fn(prompt) or prompt.answer_format == "text"
 
 
 def test_output_folders_are_distinct():
@@ -126,11 +138,13 @@ def test_output_folders_are_distinct():
     assert len(set(folders)) == len(RECIPES)
 
 
-@pytest.mark.parametrize("method", TRAINING)
+@pytest.mark.parametrize("method", [*TRAINING, *TUNING])
 def test_a_script_reads_what_is_read_here(method):
     script = (REPOSITORY / "recipes" / SCRIPTS[method]).read_text(encoding="utf-8")
     names = ", ".join(cls.__name__ for cls in DATACLASSES[method])
-    assert f"parse_recipe(({names}), description=__doc__)" in script
+    assert f"parse_recipe(({names}), description=__doc__)" in " ".join(script.split()).replace(
+        "parse_recipe( (", "parse_recipe(("
+    ).replace("__doc__ )", "__doc__)")
 
 
 def test_every_recipe_says_what_it_is_for():
@@ -261,6 +275,38 @@ def test_the_clip_ablation_is_one_line():
     assert clipped.instances[0].updates_per_grpo_step > 1
 
 
+# Tuning
+
+
+def test_the_recipe_of_instruction_tuning_is_the_handout():
+    values = parse(LLAMA / "instruction_tuning.yaml").values
+    defaults = parse_recipe(DATACLASSES["instruction_tuning"], []).values
+    assert differences(values, defaults) == {
+        "model_name_or_path": "meta-llama/Llama-3.1-8B",
+        "dtype": "bfloat16",
+        "gradient_checkpointing": True,
+        "seed": 0,
+        "output_dir": "runs/llama-3.1-8b/instruction_tuning",
+    }
+    assert (values["seq_length"], values["total_batch_size"]) == (512, 32)
+    assert (values["learning_rate"], values["lr_scheduler_type"]) == (2e-5, "cosine")
+    assert (values["warmup_steps"], values["num_train_epochs"]) == (0.03, 1)
+
+
+def test_the_recipe_of_dpo_is_the_handout():
+    values = parse(LLAMA / "dpo.yaml").values
+    assert differences(values, parse_recipe(DATACLASSES["dpo"], []).values) == {
+        "model_name_or_path": "runs/llama-3.1-8b/instruction_tuning/final",
+        "dtype": "bfloat16",
+        "gradient_checkpointing": True,
+        "gradient_accumulation_steps": 64,
+        "seed": 0,
+        "output_dir": "runs/llama-3.1-8b/dpo",
+    }
+    assert (values["beta"], values["train_batch_size"], values["num_eval_pairs"]) == (0.1, 64, 200)
+    assert (values["optim"], values["learning_rate"]) == ("rmsprop", 1e-6)
+
+
 # Evaluations
 
 
@@ -324,3 +370,56 @@ def test_the_filtered_quickstart_differs_in_its_own_keys_only():
     values = parse(QUICKSTART / "sft-filtered.yaml").values
     changed = differences(values, parse(QUICKSTART / "sft.yaml").values)
     assert changed == {"filter_correct": True, "output_dir": "runs/quickstart/sft/all-filtered"}
+
+
+# Benchmarks of Llama 3.1 8B
+
+BENCHMARKS: dict[str, dict[str, Any]] = {
+    "mmlu": {"data": "cais/mmlu@all"},
+    "gsm8k": {"data": "openai/gsm8k@main", "task_args": {"answer_line": True}},
+    "alpaca_eval": {"data": "tatsu-lab/alpaca_eval"},
+    "simple_safety_tests": {"data": "Bertievidgen/SimpleSafetyTests"},
+}
+
+
+def test_benchmarks_are_sampled_as_in_the_handout():
+    values = parse(LLAMA / "eval-mmlu.yaml").values
+    defaults = parse_recipe(DATACLASSES["eval"], ["--model", "meta-llama/Llama-3.1-8B"]).values
+    assert differences(values, defaults) == {
+        **BENCHMARKS["mmlu"],
+        "server": {"max_model_len": 4096},
+        "task": "mmlu",
+        "prompt": "zero_shot",
+        "temperature": 0.0,
+        "min_tokens": 0,
+        "output_dir": "runs/llama-3.1-8b/eval-mmlu",
+    }
+    assert (values["backend"], values["max_tokens"]) == ("vllm", 1024)
+
+
+@pytest.mark.parametrize("task", BENCHMARKS)
+def test_a_benchmark_differs_in_its_task_only(task):
+    values = parse(LLAMA / f"eval-{task}.yaml").values
+    changed = differences(values, parse(LLAMA / "eval-mmlu.yaml").values)
+    if task != "mmlu":
+        assert changed.pop("output_dir") == f"runs/llama-3.1-8b/eval-{task}"
+        assert changed == {"task": task, **BENCHMARKS[task]}
+    # The data are the task's own: the recipe writes them out for whoever reads it.
+    assert values["data"] == get_task(task).default_source
+
+
+@pytest.mark.parametrize("task", BENCHMARKS)
+@pytest.mark.parametrize("stage", ["instruction_tuning", "dpo"])
+def test_a_tuned_model_differs_in_model_and_prompt_only(task, stage):
+    values = parse(LLAMA / f"eval-{task}-{stage}.yaml").values
+    assert differences(values, parse(LLAMA / f"eval-{task}.yaml").values) == {
+        "model": f"runs/llama-3.1-8b/{stage}/final",
+        "prompt": "alpaca",
+        "output_dir": f"runs/llama-3.1-8b/eval-{task}-{stage}",
+    }
+
+
+def test_every_benchmark_recipe_is_listed():
+    stages = ("", "-instruction_tuning", "-dpo")
+    expected = {f"eval-{task}{stage}" for task in BENCHMARKS for stage in stages}
+    assert {path.stem for path in LLAMA.glob("eval-*.yaml")} == expected

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from trl_r1zero.data.prompts import Prompt
+    from trl_r1zero.data.tasks import Task
     from trl_r1zero.evaluation import Evaluation
+    from trl_r1zero.evaluation.evaluate import GradeFn
     from trl_r1zero.generation import Completion, Engine, SamplingConfig
 
 _BATCH_SIZE = 64
@@ -49,9 +51,12 @@ class EvaluationArguments(TaskSelection):
         default=None,
         metadata={"help": "JSON-lines file or hub id (id, id:split) of the problems."},
     )
-    split: str = field(
-        default="validation",
-        metadata={"help": "Which of its splits; a file of problems has only one."},
+    split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Which of its splits; a file of problems has only one. Unset: the task's own, "
+            "validation or test."
+        },
     )
     num_examples: int | None = field(
         default=None, metadata={"help": "The first so many problems. Unset: all."}
@@ -133,7 +138,7 @@ class EvaluationArguments(TaskSelection):
             OSError: The data cannot be read.
         """
         from trl_r1zero.data.rows import build_dataset
-        from trl_r1zero.evaluation import make_grader
+        from trl_r1zero.evaluation import keep_replies, make_grader
         from trl_r1zero.evaluation.environment import environment
         from trl_r1zero.evaluation.grading import PooledGrader
         from trl_r1zero.generation import SamplingConfig
@@ -142,7 +147,11 @@ class EvaluationArguments(TaskSelection):
             check_model_path(self.model, key="model")
         open_engine = BACKENDS[self.backend].prepare(self)
         task, prompt = self.load_task()
-        reward_fn, workers = self.load_reward(task, prompt)
+        self._require_one_answer(task)
+        # Nothing grades answers to some tasks, unless the recipe has a reward for them.
+        is_graded = self.reward is not None or task.reward_fn(prompt) is not None
+        graded_by = self.load_reward(task, prompt) if is_graded else None
+        split = self.split or task.eval_split
         sampling = SamplingConfig(
             temperature=self.temperature,
             top_p=self.top_p,
@@ -152,14 +161,14 @@ class EvaluationArguments(TaskSelection):
             min_tokens=self.min_tokens,
             stop=prompt.stop,
         )
-        examples = build_dataset(task.load(self.data, self.split, limit=self.num_examples), prompt)
+        examples = build_dataset(task.load(self.data, split, limit=self.num_examples), prompt)
         here, elsewhere = environment(), self.backend == "vllm_server"
         settings = {
             "model": self.model,
             "task": self.task,
             "task_args": self.task_args,
             "data": self.data,
-            "split": self.split,
+            "split": split,
             "prompt": prompt.name,
             "backend": self.backend,
             "dtype": None if elsewhere else self.dtype,
@@ -168,17 +177,20 @@ class EvaluationArguments(TaskSelection):
             "versions": {"python": here["python"], **here["packages"]},
         }
         # Started last, so that an error above leaves no processes behind.
-        grade = (
-            make_grader(reward_fn)
-            if workers == 0
-            else PooledGrader(
-                reward_fn,
-                workers=workers,
+        grade: GradeFn
+        if graded_by is None:
+            grade = keep_replies(prompt.reply)
+        elif graded_by[1] == 0:
+            grade = make_grader(graded_by[0])
+        else:
+            grade = PooledGrader(
+                graded_by[0],
+                workers=graded_by[1],
                 deadline_seconds=self.reward_deadline_seconds,
                 name=self.reward,
             )
-        )
         return LoadedEvaluation(
+            task=task,
             prompt=prompt,
             examples=examples,
             grade=grade,
@@ -188,6 +200,13 @@ class EvaluationArguments(TaskSelection):
             settings={name: value for name, value in settings.items() if value is not None},
             environment=here,
         )
+
+    def _require_one_answer(self, task: "Task") -> None:
+        if task.output_file is not None and self.n > 1:
+            raise ValueError(
+                f"n: got {self.n}, but {task.output_file} of the task {task.name!r} has one answer "
+                "to each question; leave n at 1"
+            )
 
     def _default_folder(self, prompt: "Prompt") -> Path:
         path = Path(self.model)
@@ -200,9 +219,10 @@ class EvaluationArguments(TaskSelection):
 class LoadedEvaluation:
     """All that an evaluation needs; the engine opens when it is asked for the first answer."""
 
+    task: "Task"
     prompt: "Prompt"
     examples: "Dataset"
-    grade: Callable[[str, Any], tuple[dict[str, float], dict[str, Any]]]
+    grade: "GradeFn"
     sampling: "SamplingConfig"
     engine: "DeferredEngine"
     folder: Path
@@ -371,7 +391,7 @@ def run(loaded: LoadedEvaluation, recipe: ParsedRecipe) -> "Evaluation":
             (loaded.folder / "environment.json").write_text(
                 json.dumps(loaded.environment, indent=2) + "\n", encoding="utf-8"
             )
-        return evaluate(
+        evaluation = evaluate(
             loaded.engine,
             loaded.examples,
             loaded.grade,
@@ -381,6 +401,26 @@ def run(loaded: LoadedEvaluation, recipe: ParsedRecipe) -> "Evaluation":
             folder=loaded.folder,
             settings=loaded.settings,
         )
+    if loaded.task.output_file is not None:
+        _write_outputs(loaded.folder / loaded.task.output_file, loaded, evaluation)
+    return evaluation
+
+
+def _write_outputs(path: Path, loaded: LoadedEvaluation, evaluation: "Evaluation") -> None:
+    """Write the task's `output_file`."""
+    from trl_r1zero.evaluation.files import json_line, json_text, write_atomically
+
+    outputs = [
+        loaded.task.output_row(
+            row.extra["question"],
+            loaded.prompt.reply(row.response),
+            row.extra["metadata"],
+            loaded.settings["model"],
+        )
+        for row in evaluation.rows
+    ]
+    is_lines = path.suffix == ".jsonl"
+    write_atomically(path, b"".join(map(json_line, outputs)) if is_lines else json_text(outputs))
 
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero eval") -> None:
@@ -415,7 +455,8 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero eval") ->
     except (ResultsFolderError, VLLMServerError) as error:
         _fail(program, error)
     print(results_table(evaluation.summary))
-    print(f"\n{loaded.folder}: report.html and report.md to read, results.jsonl, summary.json")
+    files = ["results.jsonl", "summary.json", loaded.task.output_file]
+    print(f"\n{loaded.folder}: report.html and report.md to read, {', '.join(filter(None, files))}")
 
 
 def _fail(program: str, error: Exception) -> NoReturn:

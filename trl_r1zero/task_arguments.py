@@ -54,8 +54,17 @@ class TaskSelection:
         return task, load_prompt(self.prompt or task.default_prompt)
 
     def load_reward(self, task: Task, prompt: Prompt) -> tuple[RewardFn, int]:
-        """The reward function, and the number of processes that grade with it (0: none)."""
+        """The reward function, and the number of processes that grade with it (0: none).
+
+        Raises:
+            ValueError: Nothing grades the answers to this task, and `reward` is not set.
+        """
         reward_fn = resolve_reward(self.reward) if self.reward else task.reward_fn(prompt)
+        if reward_fn is None:
+            raise ValueError(
+                f"task {task.name!r} has no reward, for its answers are free text that a judge or "
+                "a person reads; set reward, or use a task that grades"
+            )
         if self.reward_workers is not None:
             return reward_fn, self.reward_workers
         is_own = self.reward is None or self.reward in REWARDS

@@ -1,5 +1,6 @@
 """The embedded tokenizer: exact texts, and the same ids however it is loaded again."""
 
+import hashlib
 import json
 import unicodedata
 
@@ -53,6 +54,13 @@ def test_vocabulary(tokenizer):
     assert sorted(tokenizer.all_special_tokens) == sorted([EOS_TOKEN, PAD_TOKEN])
     for tag in TAGS:
         assert len(tokenizer(tag)["input_ids"]) == 1
+
+
+def test_ids_are_those_that_the_documented_numbers_come_from(tokenizer):
+    """What changes them (a prompt in the corpus, say) makes another model of the quickstart."""
+    by_id = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    digest = hashlib.sha256(json.dumps(by_id).encode()).hexdigest()
+    assert digest == "ba753d3d9b14bc103baf462520ff156b7a6508f9228488623b4b0515b42096d5"
 
 
 def test_round_trip(tokenizer):

@@ -4,8 +4,9 @@ from importlib import resources
 
 import pytest
 
+from trl_r1zero.data.alpaca import format_alpaca
 from trl_r1zero.data.prompts import ANSWER_FORMATS, PROMPTS, Prompt, load_prompt
-from trl_r1zero.data.tasks.base import MATH_REWARDS
+from trl_r1zero.data.tasks import TASKS
 
 
 def test_r1_zero_is_the_published_wording_to_the_letter():
@@ -34,14 +35,89 @@ def test_chain_arithmetic_prompt():
     assert (prompt.stop, prompt.answer_format) == (("</answer>",), "tags")
 
 
+def test_zero_shot_is_the_published_wording_to_the_letter():
+    prompt = load_prompt("zero_shot")
+    assert prompt.format("What is {1}+1?") == (
+        "# Instruction\n"
+        "Below is a list of conversations between a human and an AI assistant (you). \n"
+        'Users place their queries under "# Query:", and your responses are under  "# Answer:".\n'
+        "You are a helpful, respectful, and honest assistant.\n"
+        "You should always answer as helpfully as possible while ensuring safety.\n"
+        "Your answers should be well-structured and provide detailed information. They should also "
+        "have an engaging tone.\n"
+        "Your responses must not contain any fake, harmful, unethical, racist, sexist, toxic, "
+        "dangerous, or illegal content, even if it may be helpful.\n"
+        "Your response must be socially responsible, and thus you can reject to answer some "
+        "controversial topics.\n"
+        "\n"
+        "# Query:\n"
+        "```What is {1}+1?```\n"
+        "\n"
+        "# Answer:\n"
+        "```"
+    )
+    assert (prompt.stop, prompt.answer_format) == (("# Query:",), "text")
+
+
+@pytest.mark.parametrize("question", ["What is 1+1?", "{prompt} and {response}", "a\n\nb"])
+def test_alpaca_is_the_template_of_instruction_data(question):
+    prompt = load_prompt("alpaca")
+    assert prompt.format(question) == format_alpaca(question)
+    assert (prompt.stop, prompt.answer_format) == ((), "text")
+
+
+@pytest.mark.parametrize(
+    ("response", "reply"),
+    [
+        ("Paris.", "Paris."),
+        ("\nParis.\n```\n\n# Query:", "Paris."),
+        ("Paris.```\n\n# Query:", "Paris."),
+        ("Paris.\n\n# Query:\n```Next?```\n\n# Answer:\n```No.```", "Paris."),
+        ("Paris.\n```", "Paris."),
+        # A block of code at the end has its own two fences.
+        ("So:\n```python\nx = 1\n```", "So:\n```python\nx = 1\n```"),
+        ("So:\n```python\nx = 1\n```\n```\n\n# Query:", "So:\n```python\nx = 1\n```"),
+        ("```x = 1```, and so on\n```\n# Query:", "```x = 1```, and so on"),
+        # Cut off inside of a block of code.
+        ("So:\n```python\nx = 1", "So:\n```python\nx = 1"),
+        # What follows the closing fence is kept: nothing says that it is no answer.
+        ("Paris.\n```\nIndeed.", "Paris.\n```\nIndeed."),
+        ("", ""),
+        ("```\n\n# Query:", ""),
+        ("# Query:", ""),
+        ("# Query", "# Query"),
+    ],
+)
+def test_reply_in_the_fence_of_zero_shot(response, reply):
+    assert load_prompt("zero_shot").reply(response) == reply
+
+
+@pytest.mark.parametrize(
+    ("response", "reply"),
+    [
+        (" Paris.\n", "Paris."),
+        ("So:\n```\nx = 1\n```", "So:\n```\nx = 1\n```"),
+        ("Paris.\n```", "Paris.\n```"),  # the template has opened no fence
+        ("Paris.\n# Query:", "Paris.\n# Query:"),
+    ],
+)
+def test_reply_in_the_alpaca_template(response, reply):
+    assert load_prompt("alpaca").reply(response) == reply
+
+
+def test_reply_ends_at_the_first_of_several_stop_strings():
+    prompt = Prompt("p", "{question}", ("END", "Q:"), "text")
+    assert prompt.reply("yes Q: no END") == prompt.reply("yes END no Q:") == "yes"
+
+
 def test_every_shipped_file_is_registered_and_the_other_way_round():
     folder = resources.files("trl_r1zero.data").joinpath("prompt_files")
     assert sorted(file.name for file in folder.iterdir()) == sorted(PROMPTS.values())
     assert [load_prompt(name).name for name in PROMPTS] == list(PROMPTS)
 
 
-def test_every_answer_format_has_a_reward_function():
-    assert set(ANSWER_FORMATS) == set(MATH_REWARDS)
+def test_every_answer_format_is_read_by_a_task():
+    assert set(ANSWER_FORMATS) == {name for task in TASKS.values() for name in task.rewards}
 
 
 def test_format_leaves_other_braces_alone():
@@ -73,7 +149,8 @@ def test_load_prompt_unknown_name():
         load_prompt("r1zero")
     assert str(error.value) == (
         "unknown prompt 'r1zero'; did you mean 'r1_zero'? "
-        "Allowed: chain_arithmetic, question_only, r1_zero. A path to a .txt file is accepted too."
+        "Allowed: alpaca, chain_arithmetic, question_only, r1_zero, zero_shot. "
+        "A path to a .txt file is accepted too."
     )
 
 

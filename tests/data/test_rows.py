@@ -26,6 +26,15 @@ def test_build_dataset_makes_all_ground_truths_lists_where_one_is():
     assert dataset["ground_truth"][:] == [["1"], ["2", "3"]]
 
 
+def test_build_dataset_keeps_ground_truths_that_are_dicts():
+    truths = [{"answer": "A", "options": ["1", "2"]}, {"answer": "B", "options": ["3", "4"]}]
+    dataset = build_dataset([Example("a", truths[0]), Example("b", truths[1])], PROMPT)
+    assert dataset.to_list() == [
+        {"prompt": f"Q: {question}\nA:", "question": question, "ground_truth": truth}
+        for question, truth in zip("ab", truths, strict=True)
+    ]
+
+
 def test_build_dataset_of_the_embedded_task():
     task = get_task("chain_arithmetic")
     dataset = build_dataset(task.load(limit=2), load_prompt(task.default_prompt))
@@ -48,6 +57,18 @@ def test_build_dataset_of_the_embedded_task():
         (
             [Example("a", "1", {"k": 2}), Example("b", "1", {"k": "2"})],
             r"metadata 'k' of example 1: got '2' \(str\), expected int as in the rows before",
+        ),
+        (
+            [Example("a", {"answer": "A"}), Example("b", "B")],
+            r"ground_truth of example 1: got 'B', expected a dict of \['answer'\] as in the rows",
+        ),
+        (
+            [Example("a", "A"), Example("b", {"answer": "B"})],
+            r"ground_truth of example 1: got {'answer': 'B'}, expected no dict as in the rows",
+        ),
+        (
+            [Example("a", {"answer": "A"}), Example("b", {"letter": "B"})],
+            r"ground_truth of example 1: got {'letter': 'B'}, expected a dict of \['answer'\]",
         ),
     ],
 )

@@ -5,8 +5,8 @@ import gzip
 import pytest
 from datasets import Dataset
 
-from trl_r1zero.data.jsonl import read_jsonl
-from trl_r1zero.data.sources import dataset_rows, read_source
+from trl_r1zero.data.jsonl import read_json, read_jsonl
+from trl_r1zero.data.sources import dataset_rows, hub_file, read_source
 
 TWO_ROWS = '{"a": "x"}\n{"a": "y"}\n'
 
@@ -112,9 +112,7 @@ def test_read_source_takes_what_looks_like_a_path_for_one(tmp_path, monkeypatch,
 @pytest.mark.parametrize("source", ["a/b/c", "a b", "a:b:c", "a@"])
 def test_read_source_neither_path_nor_hub_id(tmp_path, monkeypatch, source):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"expected a local JSON-lines file or folder, or a Hub id"
-    ):
+    with pytest.raises(ValueError, match=r"expected a local file of rows or a folder, or a Hub id"):
         read_source(source, "train")
 
 
@@ -139,6 +137,47 @@ def test_read_source_hub_without_a_network(tmp_path, monkeypatch, source, name):
         read_source(source, "train")
     assert f"could not load {name} from the Hugging Face Hub" in str(error.value)
     assert error.value.__cause__ is not None
+
+
+def test_hub_file_without_a_network(monkeypatch, tmp_path):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        OSError, match=r"could not download rows.json of the data set some/set"
+    ) as e:
+        hub_file("some/set", "rows.json")
+    assert "hf download some/set rows.json --repo-type dataset --local-dir ." in str(e.value)
+    assert "copy rows.json here, and give its path as the source" in str(e.value)
+
+
+def test_read_source_by_the_name_of_the_file(tmp_path):
+    (tmp_path / "rows.csv").write_text('a,b\n"x, y",1\n')
+    (tmp_path / "rows.json").write_text('[{"a": "x"}, {"a": "y"}]')
+    (tmp_path / "lines.json").write_text(TWO_ROWS)
+    assert texts(read_source(f"{tmp_path}/rows.csv", "test")) == ["x, y"]
+    rows = list(read_source(f"{tmp_path}/rows.json", "test"))
+    assert texts(rows) == texts(read_source(f"{tmp_path}/lines.json", "test")) == ["x", "y"]
+    assert rows[1].where == f"{tmp_path}/rows.json[1]"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[]", r"rows.json: got an array without elements"),
+        (b'[{"a": "x"},\n 5]', r"rows.json\[1\]: got a JSON int, expected an object"),
+        (b'[{"a": "x"},\n {"a": ]', r"rows.json:2: got text that is not JSON .* column 8"),
+        (b'[{"a": "\xff"}]', r"rows.json: got bytes that are not UTF-8 \(at byte 8\)"),
+        (b'{"a": "x"}\n["y"]\n', r"rows.json:2: got a JSON list, expected one JSON object per li"),
+        (b"", r"rows.json:1: got a file without rows"),
+    ],
+)
+def test_read_json_malformed(tmp_path, content, message):
+    path = tmp_path / "rows.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        list(read_json(path))
 
 
 def test_dataset_rows_are_checked_like_lines():

@@ -23,7 +23,10 @@ def written(tmp_path, *rows):
 
 
 def test_get_task_knows_each_task_by_its_own_name_and_prompt():
-    assert list(TASKS) == ["math", "gsm8k", "countdown", "chain_arithmetic"]
+    assert list(TASKS) == [
+        *("math", "gsm8k", "countdown", "chain_arithmetic"),
+        *("mmlu", "alpaca_eval", "simple_safety_tests"),
+    ]
     for name in TASKS:
         task = get_task(name)
         assert task.name == name
@@ -36,7 +39,7 @@ def test_get_task_errors():
         get_task("maths")
     assert str(error.value) == (
         "unknown task 'maths'; did you mean 'math'? "
-        "Allowed: chain_arithmetic, countdown, gsm8k, math."
+        "Allowed: alpaca_eval, chain_arithmetic, countdown, gsm8k, math, mmlu, simple_safety_tests."
     )
     with pytest.raises(
         ValueError, match=r"task 'countdown': unknown task_arg 'max_numer'; did you"

@@ -27,7 +27,7 @@ from trl_r1zero.data.traces import (
     load_traces,
     select_examples,
 )
-from trl_r1zero.rewards import question_only_reward_fn, r1_zero_reward_fn
+from trl_r1zero.rewards import gsm8k_reward_fn, question_only_reward_fn, r1_zero_reward_fn
 
 REAL_DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_real_data = pytest.mark.skipif(
@@ -122,6 +122,14 @@ def test_a_trace_among_problems_is_an_error(tmp_path):
 
 def test_there_is_a_writer_for_each_answer_format():
     assert RESPONSE_WRITERS.keys() == ANSWER_FORMATS.keys()
+
+
+def test_a_solution_for_a_prompt_of_free_text(tmp_path):
+    source = written(tmp_path, {"question": "q", "answer": "1+2=<<1+2=3>>3\n#### 3"})
+    prompt = load_prompt("alpaca")
+    (trace,) = load_traces(get_task("gsm8k"), prompt, source)
+    assert (trace.prompt, trace.response) == (prompt.format("q"), "1+2=3\nThe answer is 3.")
+    assert gsm8k_reward_fn(trace.response, trace.ground_truth)["reward"] == 1.0
 
 
 @pytest.mark.parametrize(

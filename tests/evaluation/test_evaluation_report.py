@@ -129,7 +129,7 @@ def test_sections_and_numbers(report):
         "## Categories",
         "## Right: format 1, answer 1",
         "## Wrong: format 1, answer 0",
-        "## Unformatted: format 0",
+        "## Unformatted or unparsed: format 0",
     ]
     assert Outline(page).texts["h2"] == [line.removeprefix("## ") for line in headings]
     # 15 of 19: p = 0.7895, sqrt(p (1 - p) / 18) = 0.0961
@@ -207,7 +207,7 @@ def test_a_model_cannot_break_the_markdown(report):
         "## By subject",
         "## Right: format 1, answer 1",
         "## Wrong: format 1, answer 0",
-        "## Unformatted: format 0",
+        "## Unformatted or unparsed: format 0",
         *(f"### Example {number}" for number in range(len(HOSTILE))),
     ]
     tags = [line for line in lines if re.search(r"(?<!\\)<", line)]

@@ -195,6 +195,35 @@ def test_breakdowns():
     assert algebra["length"] == 2.0  # (1 + 1 + 4) / 3
 
 
+def test_the_mean_of_subjects_counts_each_subject_once():
+    # Algebra 3 of 4, Geometry 1 of 2.
+    answers = [("Algebra", truth) for truth in "1112"] + [("Geometry", truth) for truth in "12"]
+    rows = [
+        graded(number, "1", truth, extra={"metadata": {"subject": subject}})
+        for number, (subject, truth) in enumerate(answers)
+    ]
+    summary = summarize_evaluation(rows, 1)
+    assert summary["accuracy"] == pytest.approx(4 / 6)
+    assert summary["accuracy_mean_of_subjects"] == (0.75 + 0.5) / 2
+    # The errors are sqrt(3/4 x 1/4 / 3) = 1/4 and sqrt(1/2 x 1/2 / 1) = 1/2.
+    error = math.sqrt(0.25**2 + 0.5**2) / 2
+    assert summary["accuracy_mean_of_subjects_stderr"] == pytest.approx(error)
+    assert "accuracy_mean_of_subjects" not in summarize_evaluation(FOUR_EACH, 4)
+
+
+def test_what_is_not_graded_has_no_accuracy():
+    metadata = {"metadata": {"subject": "Algebra"}, "answer": "1", "finish_reason": "stop"}
+    rows = [graded(0, "1234", "1", k, rewards={}, extra=metadata) for k in range(2)]
+    assert summarize_evaluation(rows, 2) == {
+        "num_examples": 1,
+        "num_completions": 2,
+        "length": 4.0,
+        "truncated": 0.0,
+        "num_tokens": 8,
+        "finish_reasons": {"stop": 2},
+    }
+
+
 def test_levels_are_in_order():
     def keys(levels):
         rows = [

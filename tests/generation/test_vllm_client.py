@@ -100,8 +100,8 @@ def test_stop_strings_are_kept_and_minimum_lengths_hold(engine, model):
 
 
 def test_what_does_not_fit_is_an_error_before_anything_is_sent(engine):
-    with pytest.raises(ValueError, match=r"prompt 1 has 3 tokens, .* 254 is more .* 256"):
-        list(engine.stream([[5], [5, 6, 7]], SamplingConfig(max_tokens=254), [0, 1]))
+    with pytest.raises(ValueError, match=r"prompt 1 has 3 tokens, .* 4094 is more .* 4096"):
+        list(engine.stream([[5], [5, 6, 7]], SamplingConfig(max_tokens=4094), [0, 1]))
     with pytest.raises(ValueError, match="prompt 0 has no tokens"):
         list(engine.stream([[]], SamplingConfig(), [0]))
     with pytest.raises(ValueError, match="got 1 prompts but 2 seeds"):

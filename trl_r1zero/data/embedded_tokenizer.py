@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from trl_r1zero.data.prompts import PROMPTS, load_prompt
+from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.tasks.chain_arithmetic import ChainArithmeticTask, solve_trace
 from trl_r1zero.data.tasks.countdown import CountdownTask
 
@@ -34,6 +34,9 @@ VOCABULARY_SIZE = 320
 EOS_TOKEN = "<|endoftext|>"
 PAD_TOKEN = "<|pad|>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+# The prompts that the merges are learned from. A further prompt is not to change the ids, nor with
+# them what the small model learns.
+CORPUS_PROMPTS = ("r1_zero", "question_only", "chain_arithmetic")
 SPACED_DIGITS = tuple(f" {digit}" for digit in range(10))
 
 
@@ -44,7 +47,7 @@ def build_embedded_tokenizer(corpus: Iterable[str] | None = None) -> "PreTrained
 
     Args:
         corpus: texts from which the merges are learned. None: chains with their solutions, some
-            countdown puzzles and the built-in prompts.
+            countdown puzzles and some of the built-in prompts.
 
     Returns:
         A tokenizer with at most `VOCABULARY_SIZE` tokens and no begin token. `save_pretrained`
@@ -87,7 +90,7 @@ def default_corpus() -> list[str]:
     return [
         *(chain_prompt.format(chain.question) + solve_trace(chain.question) for chain in chains),
         *(puzzle.question for puzzle in puzzles),
-        *(load_prompt(name).template for name in PROMPTS),
+        *(load_prompt(name).template for name in CORPUS_PROMPTS),
     ]
 
 

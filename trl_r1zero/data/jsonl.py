@@ -1,4 +1,6 @@
-"""Strict reading of JSON-lines files: every row is right, or an error says where it is not.
+"""Strict reading of JSON files: every row is right, or an error says where it is not.
+
+The rows are lines of JSON, or the elements of one JSON array.
 
 A `Row` knows where it came from, so that a task can ask for a field and the error text names the
 file, the line and the field. Nothing is ever skipped.
@@ -14,14 +16,14 @@ from typing import Any
 
 from trl_r1zero.data.naming import unknown_name_message
 
-__all__ = ["Row", "read_jsonl"]
+__all__ = ["Row", "read_json", "read_jsonl"]
 
 SHOWN_CHARACTERS = 80
 
 
 @dataclass(frozen=True)
 class Row:
-    """One JSON object and the place it came from (`path:line`, or a data set and a row number)."""
+    """The fields of one row, and its place: `path:line`, or a data set and the row's number."""
 
     where: str
     fields: dict[str, Any]
@@ -90,6 +92,42 @@ def read_jsonl(path: str | Path) -> Iterator[Row]:
         ) from error
     if rows == 0:
         raise ValueError(f"{path}:1: got a file without rows, expected one JSON object per line")
+
+
+def read_json(path: str | Path) -> Iterator[Row]:
+    """Yields the elements of a file that holds a JSON array of objects; any other is read by
+    `read_jsonl`.
+
+    Raises (while iterating):
+        ValueError: the array is not UTF-8 or not JSON, is empty, or has an element that is not an
+            object; and as `read_jsonl`.
+    """
+    path = Path(path)
+    content = path.read_bytes() if path.is_file() else b""
+    if not content.lstrip().startswith(b"["):
+        yield from read_jsonl(path)
+        return
+    try:
+        elements = json.loads(content)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: got bytes that are not UTF-8 (at byte {error.start}), expected UTF-8 text; "
+            "convert the file"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}:{error.lineno}: got text that is not JSON ({error.msg} at column "
+            f"{error.colno}), expected one array of objects; correct the file"
+        ) from error
+    if not elements:
+        raise ValueError(f"{path}: got an array without elements, expected one object per row")
+    for number, element in enumerate(elements):
+        where = f"{path}[{number}]"
+        if not isinstance(element, dict):
+            raise ValueError(
+                f"{where}: got a JSON {type(element).__name__}, expected an object; correct it"
+            )
+        yield Row(where=where, fields=element)
 
 
 def _parse_line(line: bytes, where: str) -> dict[str, Any]:

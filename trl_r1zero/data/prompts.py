@@ -21,11 +21,13 @@ from trl_r1zero.data.naming import unknown_name_message
 __all__ = ["ANSWER_FORMATS", "PROMPTS", "Prompt", "load_prompt"]
 
 PLACEHOLDER = "{question}"
+FENCE = "```"
 HEADER_KEYS = ("stop", "answer_format")
 
 ANSWER_FORMATS = {
     "tags": "reasoning up to </think>, then the answer as <answer> ... </answer>",
     "boxed": r"the answer in \boxed{...}, anywhere in the response",
+    "text": "free text: the response as it is, see Prompt.reply",
 }
 
 # Built-in prompts and their files in `prompt_files/`.
@@ -33,6 +35,8 @@ PROMPTS = {
     "r1_zero": "r1_zero.txt",
     "question_only": "question_only.txt",
     "chain_arithmetic": "chain_arithmetic.txt",
+    "zero_shot": "zero_shot.txt",
+    "alpaca": "alpaca.txt",
 }
 
 
@@ -76,6 +80,20 @@ class Prompt:
     def format(self, question: str) -> str:
         """Returns the template with `{question}` replaced; other braces (LaTeX) stay."""
         return self.template.replace(PLACEHOLDER, question)
+
+    def reply(self, response: str) -> str:
+        """Returns what a response says, for prompts of free text: what stands before the first stop
+        string, without white space around it.
+
+        Where the template ends in an opening fence, a fence at the end of the reply closes that
+        one, and is left out, unless it closes a block of code that the reply itself has opened.
+        """
+        ends = [response.index(stop) for stop in self.stop if stop in response]
+        text = response[: min(ends, default=len(response))].strip()
+        # Blocks of code have two fences each, so of an odd number the last is the template's.
+        if self.template.endswith(FENCE) and text.endswith(FENCE) and text.count(FENCE) % 2 == 1:
+            text = text.removesuffix(FENCE).rstrip()
+        return text
 
 
 def load_prompt(name_or_path: str) -> Prompt:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from trl_r1zero.data.prompts import Prompt
-from trl_r1zero.data.tasks.base import Example
+from trl_r1zero.data.tasks.base import Example, GroundTruth
 from trl_r1zero.data.traces import Trace
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ def build_dataset(examples: Sequence[Example], prompt: Prompt) -> "Dataset":
     key of any example, None where an example lacks it.
 
     Raises:
-        ValueError: no examples; a metadata key that is one of the three names above; metadata that
+        ValueError: no examples; ground truths of which some are dicts, or with other keys than the
+            first; a metadata key that is one of the three names above; metadata that
             JSON cannot hold, or whose type differs from row to row.
     """
     # Imported here: tasks and prompts do not need it, and it takes a second.
@@ -63,9 +64,22 @@ def build_trace_dataset(traces: Sequence[Trace]) -> "Dataset":
     return Dataset.from_dict(columns)
 
 
-def _of_one_type(ground_truths: Sequence[str | list[str]]) -> list[Any]:
+def _of_one_type(ground_truths: Sequence[GroundTruth]) -> list[Any]:
+    first = _keys(ground_truths[0])
+    for row, truth in enumerate(ground_truths):
+        # A data set would fill what is missing with None.
+        if _keys(truth) != first:
+            raise ValueError(
+                f"ground_truth of example {row}: got {truth!r:.80}, expected "
+                f"{'no dict' if first is None else f'a dict of {sorted(first)}'} as in the rows "
+                "before; use one kind in all rows"
+            )
     any_list = any(isinstance(truth, list) for truth in ground_truths)
     return [[t] if any_list and isinstance(t, str) else t for t in ground_truths]
+
+
+def _keys(ground_truth: GroundTruth) -> set[str] | None:
+    return set(ground_truth) if isinstance(ground_truth, dict) else None
 
 
 def _metadata_column(key: str, examples: Sequence[Example]) -> list[Any]:

@@ -1,6 +1,7 @@
 """Rows from wherever a task's `source` points: a local file, a local folder, or the Hub.
 
-* an existing file is JSON lines (plain or .gz) and holds one split, whatever its name;
+* an existing file is JSON lines (plain or .gz), or by its name CSV with a header (`.csv`) or a JSON
+  array (`.json`); it holds one split, whatever its name;
 * an existing folder holds `{split}.jsonl` or `{split}.jsonl.gz`;
 * what looks like a path but does not exist is an error, not a download;
 * anything else is a Hub data set: `id`, `id:split`, `id@config` or `id@config:split`. A split
@@ -12,14 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trl_r1zero.data.jsonl import Row, read_jsonl
+from trl_r1zero.data.csv_files import read_csv
+from trl_r1zero.data.jsonl import Row, read_json, read_jsonl
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["dataset_rows", "read_source"]
+__all__ = ["dataset_rows", "hub_file", "read_source"]
 
-FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".json")
+FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv")
+# How a file with one of these suffixes is read; any other is JSON lines.
+READERS = {".json": read_json, ".csv": read_csv}
 PATH_PREFIXES = ("/", "./", "../", "~")
 HUB_ID = re.compile(
     r"(?P<id>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<config>[\w.-]+))?(?::(?P<split>[^:@]+))?", re.ASCII
@@ -39,16 +43,16 @@ def read_source(source: str, split: str) -> Iterator[Row]:
     if path.is_dir():
         path = _file_of_split(path, split)
     if path.is_file():
-        return read_jsonl(path)
+        return READERS.get(path.suffix, read_jsonl)(path)
     if source.endswith(FILE_SUFFIXES) or source.startswith(PATH_PREFIXES):
         raise FileNotFoundError(
             f"source {source!r} looks like a local path, and {path.absolute()} does not exist; "
-            "give an existing JSON-lines file, a folder of them, or a Hub id such as name/dataset"
+            "give an existing file of rows, a folder of them, or a Hub id such as name/dataset"
         )
     match = HUB_ID.fullmatch(source)
     if match is None:
         raise ValueError(
-            f"source: got {source!r}, expected a local JSON-lines file or folder, or a Hub id as "
+            f"source: got {source!r}, expected a local file of rows or a folder, or a Hub id as "
             "id, id:split, id@config or id@config:split"
         )
     return _hub_rows(match["id"], match["config"], match["split"] or split)
@@ -58,6 +62,27 @@ def dataset_rows(dataset: "Dataset", name: str) -> Iterator[Row]:
     """Yields the rows of a loaded data set; row numbers count from 0, as in `dataset[n]`."""
     for number, fields in enumerate(dataset):
         yield Row(where=f"{name} row {number}", fields=dict(fields))
+
+
+def hub_file(hub_id: str, file_name: str) -> Path:
+    """The local copy of one file of a Hub data set, which is downloaded where there is none yet.
+
+    Raises:
+        OSError: the file cannot be had; the text says what to download and how to use it.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(hub_id, file_name, repo_type="dataset"))
+    except OSError as error:
+        # Also what the Hub's HTTP errors are, and those of a machine without a network.
+        raise OSError(
+            f"could not download {file_name} of the data set {hub_id} from the Hugging Face Hub "
+            f"({type(error).__name__}: {error}). Check the network and HF_HUB_OFFLINE; or, on a "
+            f"machine with a network, run\n"
+            f"    hf download {hub_id} {file_name} --repo-type dataset --local-dir .\n"
+            f"copy {file_name} here, and give its path as the source"
+        ) from error
 
 
 def _file_of_split(folder: Path, split: str) -> Path:

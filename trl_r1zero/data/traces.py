@@ -299,8 +299,13 @@ def _write_boxed(working: str, answer: str) -> str:
     return f"\n{working}{box}"
 
 
+def _write_text(working: str, answer: str) -> str:
+    return f"{working}\nThe answer is {answer}."
+
+
 # answer_format of a prompt -> a function (working, answer) that writes a response in it.
 RESPONSE_WRITERS: dict[str, Callable[[str, str], str]] = {
     "tags": _write_tags,
     "boxed": _write_boxed,
+    "text": _write_text,
 }

@@ -29,8 +29,9 @@ from .results_folder import ResultsFolder, Stopwatch
 from .summary import summarize_evaluation
 
 RewardFn = Callable[[str, Any], dict[str, float]]
-# Parts of the reward (with "reward"), and further columns, which are no numbers.
-Grade = tuple[dict[str, float], dict[str, Any]]
+# Parts of the reward (with "reward"), or None if there is none; and further columns, which are no
+# numbers.
+Grade = tuple[dict[str, float] | None, dict[str, Any]]
 GradeFn = Callable[[str, Any], Grade]
 
 # Columns of an example that go into its rows besides prompt and ground truth.
@@ -80,6 +81,20 @@ def make_grader(reward_fn: RewardFn) -> GradeFn:
     return grade
 
 
+def keep_replies(reply: Callable[[str], str]) -> GradeFn:
+    """The `grade` of an evaluation whose answers are not graded, but left to a judge or a person.
+
+    Args:
+        reply: What a response says, for the column `answer`; such as `Prompt.reply`.
+    """
+
+    def grade(response: str, ground_truth: Any) -> Grade:
+        return None, {"answer": reply(response)}
+
+    grade.__name__ = "none"
+    return grade
+
+
 def graded_completion(
     example: Mapping[str, Any],
     completion: Completion,
@@ -93,7 +108,8 @@ def graded_completion(
     Args:
         example: Has `prompt` and `ground_truth`.
         completion: What was sampled.
-        parts: Its reward: `reward`, and usually `format_reward` and `answer_reward`.
+        parts: Its reward: `reward`, and usually `format_reward` and `answer_reward`; empty if it is
+            not graded.
         extra: Further columns, such as the `rule`.
         numbers: Of the example, and of the completion among those of its example; None where each
             example has one completion and the order is enough.
@@ -142,7 +158,7 @@ def evaluate(
         examples: A `datasets.Dataset` (see `build_dataset`) or dicts, each with `prompt` and
             `ground_truth`, and where known `question` and `metadata` (a dict); other columns count
             as metadata.
-        grade: `(response, ground_truth) -> (parts, columns)`; see `make_grader`.
+        grade: `(response, ground_truth) -> (parts, columns)`; see `make_grader` and `keep_replies`.
         sampling: How to sample.
         num_completions: Completions of each example.
         seed: Seed of the sampling.
@@ -186,7 +202,7 @@ def evaluate(
             wanted = [divmod(number, num_completions) for number in missing]
             prompt_ids = _tokenize(engine.tokenizer, checked, [index for index, _ in wanted])
             seeds = row_seeds(seed, "eval", 0, missing)
-            right = sum(row.correct for row in done.values())
+            right = sum(row.graded and row.correct for row in done.values())
             with (
                 _progress_bar(progress, num_rows, len(done)) as bar,
                 clock,
@@ -200,8 +216,9 @@ def evaluate(
                     done[missing[position]] = row
                     if results is not None:
                         results.add(row)
-                    right += row.correct
-                    bar.set_postfix_str(f"accuracy {right / len(done):.3f}", refresh=False)
+                    if row.graded:
+                        right += row.correct
+                        bar.set_postfix_str(f"accuracy {right / len(done):.3f}", refresh=False)
                     bar.update()
             if len(done) < num_rows:
                 raise RuntimeError(
@@ -311,14 +328,16 @@ def _tokenize(
     return [ids[number] for number in wanted]
 
 
-def _checked(graded: Any) -> Grade:
+def _checked(graded: Any) -> tuple[dict[str, float], dict[str, Any]]:
     if not isinstance(graded, tuple) or len(graded) != 2:
         raise ValueError(
             f"grade must return (parts of the reward, columns), got {graded!r}; make_grader "
             "turns a reward function into such a function"
         )
     parts, columns = graded
-    if not isinstance(parts, dict) or "reward" not in parts:
+    if parts is None:
+        parts = {}
+    elif not isinstance(parts, dict) or "reward" not in parts:
         raise ValueError(f"a reward must be a dict with the key 'reward', got {parts!r}")
     for name, part in parts.items():
         if not isinstance(part, Real) or not math.isfinite(part):

@@ -28,7 +28,7 @@ class GradedCompletion:
     Attributes:
         prompt, response, ground_truth: The texts; `ground_truth` may be a list of accepted answers.
         rewards: The reward function's parts: `reward`, and usually `format_reward` and
-            `answer_reward`.
+            `answer_reward`. Empty, where answers are not graded.
         length: Tokens of the response.
         truncated: Whether it ended at the length limit.
         entropy: Mean entropy over its tokens, in nats; None where the backend gives none.
@@ -50,8 +50,13 @@ class GradedCompletion:
     completion: int = 0
 
     @property
+    def graded(self) -> bool:
+        """Whether it has a reward."""
+        return bool(self.rewards)
+
+    @property
     def correct(self) -> bool:
-        """Answer reward (total reward, where there are no parts) above 0."""
+        """Answer reward (total reward, where there are no parts) above 0; only if it is graded."""
         return is_correct(self.rewards)
 
     def as_row(self) -> dict[str, Any]:
@@ -121,26 +126,27 @@ def summarize(rows: Sequence[GradedCompletion]) -> dict[str, float]:
         `accuracy` and `accuracy_stderr` (share of correct answers, per example first), `reward`,
         `format_reward` (where graded), `length`, `length_correct`, `length_incorrect` (mean
         tokens), `truncated` (share), `entropy` (mean over all tokens of all completions whose
-        entropy is known, nats) and `num_examples`. A mean over no rows (no correct answer, say) is
-        left out.
+        entropy is known, nats) and `num_examples`. A mean over no rows (no correct answer, say, or
+        nothing that is graded) is left out.
     """
+    graded = [row for row in rows if row.graded]
     lengths_if = {
         "length": [row.length for row in rows],
-        "length_correct": [row.length for row in rows if row.correct],
-        "length_incorrect": [row.length for row in rows if not row.correct],
+        "length_correct": [row.length for row in graded if row.correct],
+        "length_incorrect": [row.length for row in graded if not row.correct],
     }
-    correct = per_example(rows, [float(row.correct) for row in rows])
+    correct = per_example(graded, [float(row.correct) for row in graded])
     metrics = {
         "accuracy": mean(correct),
         "accuracy_stderr": standard_error(correct),
-        "reward": mean([row.rewards["reward"] for row in rows]),
+        "reward": mean([row.rewards["reward"] for row in graded]),
         "format_reward": mean(
-            [r.rewards["format_reward"] for r in rows if "format_reward" in r.rewards]
+            [r.rewards["format_reward"] for r in graded if "format_reward" in r.rewards]
         ),
         **{name: mean(lengths) for name, lengths in lengths_if.items()},
         "truncated": mean([float(row.truncated) for row in rows]),
         "entropy": mean_over_tokens(rows, [row.entropy for row in rows]),
-        "num_examples": float(len(correct)),
+        "num_examples": float(len(per_example(rows, lengths_if["length"]))),
     }
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
 

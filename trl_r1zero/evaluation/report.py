@@ -18,7 +18,7 @@ EXAMPLES_PER_CATEGORY = 10
 _CATEGORIES = {
     "format_1_answer_1": "Right: format 1, answer 1",
     "format_1_answer_0": "Wrong: format 1, answer 0",
-    "format_0": "Unformatted: format 0",
+    "format_0": "Unformatted or unparsed: format 0",
 }
 _SHARE = "{:.4f}".format
 _LENGTH = "{:.1f}".format
@@ -28,6 +28,7 @@ _RESULTS = {
     "num_examples": ("examples", _COUNT),
     "num_completions": ("completions of each", _COUNT),
     "accuracy": ("accuracy", _SHARE),
+    "accuracy_mean_of_subjects": ("accuracy, mean of subjects", _SHARE),
     "format_reward": ("format reward", _SHARE),
     "reward": ("reward", _SHARE),
     "truncated": ("truncated (share)", _SHARE),
@@ -81,17 +82,17 @@ def _page(
     page = Page(
         "Evaluation" + (f" of {' on '.join(names)}" if names else ""),
         cards=_cards(summary),
-        bar=[
-            (label, summary["categories"][name].get("share", 0.0))
-            for name, label in _CATEGORIES.items()
-        ],
+        bar=_bar(summary),
         sections=[
             Section("What was evaluated", tables=[_header(facts)]),
             Section("Results", [errors], [Table(["metric", "value"], _results(summary))]),
         ],
     )
-    if summary["num_completions"] > 1:
+    if "pass@1" in summary:
         page.sections.append(_several_completions(summary))
+    if not _is_graded(summary):
+        page.sections += [_finish_reasons(summary), _ungraded_examples(rows, summary)]
+        return page
     page.sections.append(_categories(summary))
     page.sections += [
         Section(f"By {name}", tables=[_breakdown(name, summary[f"by_{name}"])])
@@ -100,6 +101,19 @@ def _page(
     ]
     page.sections += [_examples(name, rows, summary) for name in _CATEGORIES]
     return page
+
+
+def _is_graded(summary: Mapping[str, Any]) -> bool:
+    return "categories" in summary
+
+
+def _bar(summary: Mapping[str, Any]) -> list[tuple[str, float]]:
+    if not _is_graded(summary):
+        return []
+    return [
+        (label, summary["categories"][name].get("share", 0.0))
+        for name, label in _CATEGORIES.items()
+    ]
 
 
 def _cards(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -138,11 +152,14 @@ def _in_words(value: Any) -> str:
 
 
 def _results(summary: Mapping[str, Any]) -> list[list[str]]:
-    return [
-        [label, _with_error(summary, name, write)]
-        for name, (label, write) in _RESULTS.items()
-        if name in summary
-    ]
+    rows = []
+    for name, (label, write) in _RESULTS.items():
+        if name in summary:
+            rows.append([label, _with_error(summary, name, write)])
+        if name == "format_reward" and name in summary:
+            count = _COUNT(summary["categories"]["format_0"]["count"])
+            rows.append(["unformatted or unparsed", count])
+    return rows
 
 
 def _several_completions(summary: Mapping[str, Any]) -> Section:
@@ -178,9 +195,13 @@ def _categories(summary: Mapping[str, Any]) -> Section:
     ]
     if rules:
         tables.append(Table(["category", "rule that decided", "n"], rules, False))
-    reasons = [[name, _COUNT(count)] for name, count in summary["finish_reasons"].items()]
-    tables.append(Table(["finish reason", "n"], reasons))
+    tables += _finish_reasons(summary).tables
     return Section("Categories", tables=tables)
+
+
+def _finish_reasons(summary: Mapping[str, Any]) -> Section:
+    reasons = [[name, _COUNT(count)] for name, count in summary["finish_reasons"].items()]
+    return Section("Finish reasons", tables=[Table(["finish reason", "n"], reasons)])
 
 
 def _breakdown(name: str, groups: Mapping[str, Mapping[str, float]]) -> Table:
@@ -202,17 +223,27 @@ def _breakdown(name: str, groups: Mapping[str, Mapping[str, float]]) -> Table:
 def _examples(name: str, rows: Sequence[GradedCompletion], summary: Mapping[str, Any]) -> Section:
     part = summary["categories"][name]
     of_category = [row for row in rows if category(row) == name]
-    # The same rows give the same examples.
-    numbers = range(len(of_category))
-    chosen = random.Random(0).sample(numbers, min(EXAMPLES_PER_CATEGORY, len(of_category)))
     share = f" ({part['share']:.1%})" if "share" in part else ""
     return Section(
         _CATEGORIES[name],
         [f"{part['count']:,} of {len(rows):,} completions{share}."],
-        examples=[
-            _shown(of_category[number], summary["num_completions"]) for number in sorted(chosen)
-        ],
+        examples=_some(of_category, summary["num_completions"]),
     )
+
+
+def _ungraded_examples(rows: Sequence[GradedCompletion], summary: Mapping[str, Any]) -> Section:
+    return Section(
+        "Answers",
+        [f"Some of {len(rows):,} completions, picked at random. They are not graded."],
+        examples=_some(rows, summary["num_completions"]),
+    )
+
+
+def _some(rows: Sequence[GradedCompletion], num_completions: int) -> list[Shown]:
+    """Up to ten of the rows, in their order; the same rows give the same ones."""
+    numbers = range(len(rows))
+    chosen = random.Random(0).sample(numbers, min(EXAMPLES_PER_CATEGORY, len(rows)))
+    return [_shown(rows[number], num_completions) for number in sorted(chosen)]
 
 
 def _shown(row: GradedCompletion, num_completions: int) -> Shown:
@@ -222,15 +253,13 @@ def _shown(row: GradedCompletion, num_completions: int) -> Shown:
     facts = [f"{name} {value:g}" for name, value in row.rewards.items()]
     facts += [f"{name} {row.extra[name]}" for name in ("rule",) if row.extra.get(name)]
     facts += [f"{row.length} tokens", *_facts(row)]
-    truth = row.ground_truth
+    truth = row.ground_truth if isinstance(row.ground_truth, str) else _in_words(row.ground_truth)
+    # What is not graded is only compared.
+    name_of_truth = "Ground truth" if row.graded else "Reference"
     return Shown(
         title,
         facts,
-        {
-            "Prompt": row.prompt,
-            "Response": row.response,
-            "Ground truth": truth if isinstance(truth, str) else _in_words(truth),
-        },
+        {"Prompt": row.prompt, "Response": row.response, name_of_truth: truth},
     )
 
 

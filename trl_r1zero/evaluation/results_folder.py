@@ -5,16 +5,14 @@ when all are there it is rewritten in the order of the examples. `evaluation.jso
 evaluated, when it was started and the seconds it has taken so far, over all restarts.
 """
 
-import errno
-import fcntl
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from .files import differing, json_line, json_text, lock, whole_lines, write_atomically
 from .metrics import GradedCompletion
 
 RESULTS_FILE = "results.jsonl"
@@ -25,8 +23,6 @@ REPORT_FILES = ("report.md", "report.html")
 # Keys of evaluation.json that say nothing about what is evaluated.
 _BOOKKEEPING = ("started", "seconds")
 _SAVE_SECONDS_EVERY = 1.0
-# File systems of clusters may come without locks.
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class Stopwatch:
@@ -108,7 +104,11 @@ class ResultsFolder:
     def __enter__(self) -> "ResultsFolder":
         self._file = self.path.open("a+b")
         try:
-            self._lock(self._file)
+            if not lock(self._file):
+                raise ResultsFolderError(
+                    f"another process is evaluating into {self.folder}; wait for it, end it, or "
+                    "choose another folder"
+                )
             self._read(self._file)
         except BaseException:
             self._file.close()
@@ -133,7 +133,7 @@ class ResultsFolder:
     def add(self, graded: GradedCompletion) -> None:
         """Write a row."""
         assert self._file is not None
-        self._file.write(_line(graded))
+        self._file.write(json_line(graded.as_row()))
         # One write for each row, some microseconds: nothing that was graded can be lost.
         self._file.flush()
         if time.monotonic() - self._seconds_saved_at > _SAVE_SECONDS_EVERY:
@@ -141,9 +141,8 @@ class ResultsFolder:
 
     def write_summary(self, rows: Sequence[GradedCompletion], summary: dict[str, Any]) -> None:
         """Put the rows in order, and the summary beside them."""
-        _write_atomically(self.path, b"".join(map(_line, rows)))
-        text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        _write_atomically(self.folder / SUMMARY_FILE, text.encode())
+        write_atomically(self.path, b"".join(json_line(row.as_row()) for row in rows))
+        write_atomically(self.folder / SUMMARY_FILE, json_text(summary))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -151,22 +150,15 @@ class ResultsFolder:
         return {**self.about, "started": self.started, "seconds": round(self.clock.seconds, 3)}
 
     def save_about(self) -> None:
-        text = json.dumps(self.facts, indent=2, ensure_ascii=False) + "\n"
-        _write_atomically(self.folder / EVALUATION_FILE, text.encode())
+        write_atomically(self.folder / EVALUATION_FILE, json_text(self.facts))
         self._seconds_saved_at = time.monotonic()
 
     def _require_same(self, facts: dict[str, Any]) -> None:
-        there = _flat({key: value for key, value in facts.items() if key not in _BOOKKEEPING})
-        here = _flat(self.about)
-        differing = [
-            f"{key}: {there.get(key, 'nothing')!r} there, {here.get(key, 'nothing')!r} here"
-            for key in dict.fromkeys([*there, *here])
-            if (key in there, there.get(key)) != (key in here, here.get(key))
-        ]
-        if differing:
+        there = {key: value for key, value in facts.items() if key not in _BOOKKEEPING}
+        if differences := differing(there, self.about):
             raise ResultsFolderError(
                 f"{self.folder} holds another evaluation, which differs in\n  "
-                + "\n  ".join(differing)
+                + "\n  ".join(differences)
                 + "\nChoose another folder, or delete this one to start anew, or go on with it by "
                 f"what its {EVALUATION_FILE} says."
             )
@@ -180,27 +172,8 @@ class ResultsFolder:
                 "not of an evaluation that could go on; choose another folder, or move them away"
             )
 
-    def _lock(self, file: IO[bytes]) -> None:
-        try:
-            # The lock of this process alone: its children do not keep it when it is killed.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in _NO_LOCKS:
-                return
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
-            raise ResultsFolderError(
-                f"another process is evaluating into {self.folder}; wait for it, end it, or choose "
-                "another folder"
-            ) from error
-
     def _read(self, file: IO[bytes]) -> None:
-        file.seek(0)
-        content = file.read()
-        complete = content.rfind(b"\n") + 1
-        if complete < len(content):
-            file.truncate(complete)  # a kill cut the last line off
-        for number, line in enumerate(content[:complete].splitlines(), start=1):
+        for number, line in enumerate(whole_lines(file), start=1):
             try:
                 graded = GradedCompletion.from_row(json.loads(line))
                 self.rows.setdefault(self._number(graded), graded)
@@ -214,24 +187,3 @@ class ResultsFolder:
         if graded.example is None:
             raise TypeError("the row has no example")
         return graded.example * self.num_completions + graded.completion
-
-
-def _line(graded: GradedCompletion) -> bytes:
-    return json.dumps(graded.as_row(), ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)
-
-
-def _flat(facts: Any, name: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    if not isinstance(facts, dict) or not facts:
-        return {name: facts}
-    return {
-        key: value
-        for own, inner in facts.items()
-        for key, value in _flat(inner, f"{name}.{own}" if name else own).items()
-    }

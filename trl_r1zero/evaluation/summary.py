@@ -40,17 +40,22 @@ def summarize_evaluation(
 
     Returns:
         A dict that JSON can hold. Standard errors (`*_stderr`) are over examples. What cannot be
-        known (a standard error of one example, the mean of nothing) is left out.
+        known (a standard error of one example, the mean of nothing) is left out, and so is all that
+        needs a reward where rows have none.
 
     Raises:
         ValueError: An example has not `num_completions` rows.
     """
     by_example = _by_example(rows, num_completions)
+    graded = any(row.graded for row in rows)
+    breakdowns = {name: _breakdown(rows, name) for name in BREAKDOWNS} if graded else {}
     counts = {"num_examples": len(by_example), "num_completions": num_completions}
     metrics: dict[str, float] = {**counts, **summarize(rows), **_reward_errors(rows), **counts}
     log_probs = [row.extra.get("mean_log_prob") for row in rows]
     metrics["mean_log_prob"] = mean_over_tokens(rows, log_probs)
-    if num_completions > 1:
+    if breakdowns.get("subject"):
+        metrics |= _mean_of_groups("accuracy_mean_of_subjects", breakdowns["subject"])
+    if graded and num_completions > 1:
         metrics |= _pass_at_k(by_example)
         if any("answer" in row.extra for row in rows):
             metrics |= _majority_at_k(by_example)
@@ -62,15 +67,13 @@ def summarize_evaluation(
             "completions_per_second": len(rows) / seconds,
             "tokens_per_second": metrics["num_tokens"] / seconds,
         }
-    categories = [category(row) for row in rows]
     return {
         **_known(metrics),
-        "categories": {name: _share(rows, categories, name) for name in CATEGORIES},
-        "rules": _rules(rows, categories),
+        **(_categories(rows) if graded else {}),
         "finish_reasons": dict(
             Counter(r.extra["finish_reason"] for r in rows if "finish_reason" in r.extra)
         ),
-        **{f"by_{name}": groups for name in BREAKDOWNS if (groups := _breakdown(rows, name))},
+        **{f"by_{name}": groups for name, groups in breakdowns.items() if groups},
     }
 
 
@@ -162,6 +165,14 @@ def _majority_at_k(by_example: Sequence[Sequence[GradedCompletion]]) -> dict[str
     return metrics
 
 
+def _categories(rows: Sequence[GradedCompletion]) -> dict[str, Any]:
+    categories = [category(row) for row in rows]
+    return {
+        "categories": {name: _share(rows, categories, name) for name in CATEGORIES},
+        "rules": _rules(rows, categories),
+    }
+
+
 def _share(
     rows: Sequence[GradedCompletion], categories: Sequence[str], name: str
 ) -> dict[str, float]:
@@ -205,6 +216,16 @@ def _breakdown(rows: Sequence[GradedCompletion], column: str) -> dict[str, dict[
         metrics["num_examples"] = int(metrics["num_examples"])
         breakdown[str(value)] = {name: metrics[name] for name in kept if name in metrics}
     return breakdown
+
+
+def _mean_of_groups(name: str, groups: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Mean accuracy of groups of examples, each of which counts the same."""
+    errors = [group.get("accuracy_stderr", math.nan) for group in groups.values()]
+    return {
+        name: mean([group["accuracy"] for group in groups.values()]),
+        # The groups are independent of one another.
+        f"{name}_stderr": math.sqrt(math.fsum(error**2 for error in errors)) / len(errors),
+    }
 
 
 def _known(metrics: dict[str, float]) -> dict[str, float]:

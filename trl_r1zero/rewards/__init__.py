@@ -1,6 +1,7 @@
 """Reward functions: text in, `{"format_reward", "answer_reward", "reward"}` out. No torch in this
 package."""
 
+from .benchmarks import gsm8k_reward_fn, mmlu_reward_fn
 from .bounds import LIMITS, bound_counts, reset_bound_counts
 from .extraction import parse_gsm8k_response, parse_mmlu_response
 from .math_reward import math_reward_fn
@@ -22,8 +23,10 @@ __all__ = [
     "RewardPool",
     "bound_counts",
     "explain",
+    "gsm8k_reward_fn",
     "is_correct",
     "math_reward_fn",
+    "mmlu_reward_fn",
     "parse_gsm8k_response",
     "parse_mmlu_response",
     "question_only_reward_fn",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "Extraction",
+    "before_next_query",
     "extract_answer",
     "extract_boxed",
     "extract_question_only",
@@ -116,6 +117,11 @@ def extract_answer(response: str) -> str | None:
     return extract_boxed(response)
 
 
+def before_next_query(model_output: str) -> str:
+    """What stands before a "# Query", which starts a next question in the prompt `zero_shot`."""
+    return model_output.split("# Query", 1)[0]
+
+
 # A minus is a sign unless it joins two operands ("5-3", "(2)-3"); commas count only as thousands
 # separators.
 _NUMBER = re.compile(
@@ -139,6 +145,8 @@ def parse_gsm8k_response(model_output: str) -> str | None:
 
 
 _DECORATION = re.compile(r"\\(?:text|mathrm|mathbf|boxed)\b|[*`$\"{}]")
+# The blank of "The correct answer is _", filled in: "_B_", "__B__".
+_BLANK = re.compile(r"(?<!\w)_+([A-Da-d])_*(?!\w)")
 _LEAD_IN = r"(?:(?:answer|option|choice)\s+is|answer\s*:)\s*:?\s*(?:(?:option|choice|letter)\s+)?"
 _LETTER = r"[(\[]?([A-D])\b(?!['\u2019])[)\]]?"
 # "A" is also an article, so a word after it must be one that starts a reason; after B to D any
@@ -153,7 +161,7 @@ _NEGATED = re.compile(r"\b(?:not|isn't|cannot|can't|unable|never)\b", re.IGNOREC
 def parse_mmlu_response(mmlu_example: dict, model_output: str) -> str | None:
     """The option letter, "A" to "D", that the output claims; None if it claims none.
 
-    The expected sentence is "The correct answer is _"; "Answer: B", "the answer is (B).",
+    The expected sentence is "The correct answer is _"; "Answer: B", "the answer is (B).", "_B_",
     `\\boxed{B}`, a bare letter in front ("B", "(B) Paris") and the text of exactly one option in
     place of its letter are understood too. Of several claims the last counts, up to a "# Query"
     that starts a next question. Prose is never guessed at: "I cannot answer that", "A good
@@ -161,7 +169,8 @@ def parse_mmlu_response(mmlu_example: dict, model_output: str) -> str | None:
 
     `mmlu_example` may hold `options` (or `choices`), the four option texts.
     """
-    text = _DECORATION.sub("", model_output.split("# Query", 1)[0]).strip()
+    text = _DECORATION.sub("", before_next_query(model_output)).strip()
+    text = _BLANK.sub(r"\1", text)
     for match in reversed(list(_CLAIM.finditer(text))):
         letter = match.group(1)
         closed = text[match.end(1) : match.end()] != ""

@@ -2,9 +2,16 @@
 
 import difflib
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
+from trl_r1zero.rewards.benchmarks import (
+    explain_gsm8k,
+    explain_mmlu,
+    gsm8k_reward_fn,
+    mmlu_reward_fn,
+)
 from trl_r1zero.rewards.math_reward import math_reward_fn
 from trl_r1zero.rewards.reward_functions import (
     Explanation,
@@ -15,16 +22,20 @@ from trl_r1zero.rewards.reward_functions import (
 
 RewardFn = Callable[[str, Any], dict[str, float]]
 
-# Reward functions that can say which rule decided -> their style in `explain`.
-_EXPLAINED: dict[RewardFn, Literal["r1_zero", "question_only"]] = {
-    r1_zero_reward_fn: "r1_zero",
-    question_only_reward_fn: "question_only",
+# Reward functions that can say which rule decided -> the function that does, on the same arguments.
+_EXPLAINED: dict[RewardFn, Callable[[str, Any], Explanation]] = {
+    r1_zero_reward_fn: partial(explain, style="r1_zero"),
+    question_only_reward_fn: partial(explain, style="question_only"),
+    mmlu_reward_fn: explain_mmlu,
+    gsm8k_reward_fn: explain_gsm8k,
 }
 
 REWARDS: dict[str, RewardFn] = {
     "r1_zero": r1_zero_reward_fn,
     "question_only": question_only_reward_fn,
     "math": math_reward_fn,
+    "mmlu": mmlu_reward_fn,
+    "gsm8k": gsm8k_reward_fn,
 }
 
 
@@ -69,9 +80,9 @@ def is_correct(parts: Mapping[str, float]) -> bool:
 def reward_and_rule(
     reward_fn: RewardFn, response: str, ground_truth: Any
 ) -> tuple[dict[str, float], str | None]:
-    """What `reward_fn` gives, and the rule of `explain` that decided, from one grading.
+    """What `reward_fn` gives, and the rule that decided, from one grading.
 
-    The rule is None for functions that have no `explain`.
+    The rule is None for functions that cannot explain themselves.
     """
     parts, why = reward_and_explanation(reward_fn, response, ground_truth)
     return parts, None if why is None else why.rule
@@ -80,14 +91,9 @@ def reward_and_rule(
 def reward_and_explanation(
     reward_fn: RewardFn, response: str, ground_truth: Any
 ) -> tuple[dict[str, float], Explanation | None]:
-    """As `reward_and_rule`, with all that `explain` says, the graded answer among it."""
-    style = _EXPLAINED.get(reward_fn)
-    if style is None:
+    """As `reward_and_rule`, with the whole explanation, the graded answer among it."""
+    explained = _EXPLAINED.get(reward_fn)
+    if explained is None:
         return reward_fn(response, ground_truth), None
-    why = explain(response, ground_truth, style)
-    parts = {
-        "format_reward": why.format_reward,
-        "answer_reward": why.answer_reward,
-        "reward": why.answer_reward,
-    }
-    return parts, why
+    why = explained(response, ground_truth)
+    return why.parts, why

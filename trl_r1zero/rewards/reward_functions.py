@@ -147,6 +147,15 @@ class Explanation:
     answer: str | None
     ground_truth: str
 
+    @property
+    def parts(self) -> dict[str, float]:
+        """What the reward function returns."""
+        return {
+            "format_reward": self.format_reward,
+            "answer_reward": self.answer_reward,
+            "reward": self.answer_reward,
+        }
+
 
 RULES: dict[str, str] = {
     "no_think_answer_tags": "there is no `</think> <answer>` with one space between the tags",

@@ -6,11 +6,14 @@ from dataclasses import fields
 from typing import Any
 
 from trl_r1zero.data.naming import unknown_name_message
+from trl_r1zero.data.tasks.alpaca_eval import AlpacaEvalTask
 from trl_r1zero.data.tasks.base import Example, Solution, Task
 from trl_r1zero.data.tasks.chain_arithmetic import ChainArithmeticTask
 from trl_r1zero.data.tasks.countdown import CountdownTask
 from trl_r1zero.data.tasks.gsm8k import Gsm8kTask
 from trl_r1zero.data.tasks.math import MathTask
+from trl_r1zero.data.tasks.mmlu import MmluTask
+from trl_r1zero.data.tasks.simple_safety_tests import SimpleSafetyTestsTask
 
 __all__ = ["TASKS", "Example", "Solution", "Task", "get_task"]
 
@@ -19,6 +22,9 @@ TASKS: dict[str, type[Task]] = {
     "gsm8k": Gsm8kTask,
     "countdown": CountdownTask,
     "chain_arithmetic": ChainArithmeticTask,
+    "mmlu": MmluTask,
+    "alpaca_eval": AlpacaEvalTask,
+    "simple_safety_tests": SimpleSafetyTestsTask,
 }
 
 

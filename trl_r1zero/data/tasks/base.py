@@ -2,7 +2,7 @@
 
 A task owns all three, so training and evaluation cannot disagree about any of them. Which reward
 function grades a response follows from the prompt alone: a prompt says where its answer stands
-(`answer_format`), and `rewards` maps that to a function.
+(`answer_format`), and `rewards` maps that to a function, or to None where nothing grades it.
 """
 
 from abc import ABC, abstractmethod
@@ -16,9 +16,19 @@ from trl_r1zero.data.naming import unknown_name_message
 from trl_r1zero.data.prompts import Prompt
 from trl_r1zero.rewards import question_only_reward_fn, r1_zero_reward_fn
 
-__all__ = ["MATH_REWARDS", "Example", "GeneratedTask", "RewardFn", "Solution", "Task", "take"]
+__all__ = [
+    "MATH_REWARDS",
+    "Example",
+    "GeneratedTask",
+    "GroundTruth",
+    "RewardFn",
+    "Solution",
+    "Task",
+    "take",
+]
 
-RewardFn = Callable[[str, str | list[str]], dict[str, float]]
+RewardFn = Callable[[str, Any], dict[str, float]]
+GroundTruth = str | list[str] | dict[str, Any]
 
 # answer_format of a prompt -> the reward function that reads it, for answers that are mathematics.
 MATH_REWARDS: Mapping[str, RewardFn] = {
@@ -33,12 +43,14 @@ class Example:
 
     Attributes:
         question: goes into the prompt's `{question}`.
-        ground_truth: what the reward function takes; of a list, any element will do.
+        ground_truth: what the reward function takes; of a list, any element will do. A dict, where
+            grading needs more than the answer. For answers that are not graded, what they are
+            compared with.
         metadata: JSON-friendly extras such as `level`; they become columns of the rows.
     """
 
     question: str
-    ground_truth: str | list[str]
+    ground_truth: GroundTruth
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -60,11 +72,23 @@ class Solution:
 
 
 class Task(ABC):
-    """Base of all tasks: a frozen dataclass whose fields are its settings (`task_args`)."""
+    """Base of all tasks: a frozen dataclass whose fields are its settings (`task_args`).
+
+    Attributes:
+        name: a key of `TASKS`.
+        default_prompt: a key of `PROMPTS`.
+        eval_split: the split that an evaluation reads, unless it is told another one.
+        rewards: answer_format of a prompt -> the function that grades responses to it; None: they
+            are not graded, but left to a judge or a person.
+        output_file: the file for tools outside of this package that an evaluation writes; one row
+            for each question, see `output_row`. A JSON array, or JSON lines if it ends in `.jsonl`.
+    """
 
     name: ClassVar[str]
     default_prompt: ClassVar[str]
-    rewards: ClassVar[Mapping[str, RewardFn]] = MATH_REWARDS
+    eval_split: ClassVar[str] = "validation"
+    rewards: ClassVar[Mapping[str, RewardFn | None]] = MATH_REWARDS
+    output_file: ClassVar[str | None] = None
 
     @abstractmethod
     def load(
@@ -97,16 +121,32 @@ class Task(ABC):
             "fields prompt and response"
         )
 
-    def reward_fn(self, prompt: Prompt) -> RewardFn:
+    def reward_fn(self, prompt: Prompt) -> RewardFn | None:
         """Returns the function `(response, ground_truth) -> {"format_reward", "answer_reward",
-        "reward"}` that reads responses to this prompt. It is a module-level function, so that it
-        can be sent to other processes."""
+        "reward"}` that reads responses to this prompt, or None if they are not graded. It is a
+        module-level function, so that it can be sent to other processes.
+
+        Raises:
+            ValueError: the task has no use for the prompt's answer format.
+        """
         if prompt.answer_format not in self.rewards:
             raise ValueError(
                 f"task {self.name!r} with prompt {prompt.name!r}: "
                 + unknown_name_message("answer_format", prompt.answer_format, self.rewards)
             )
         return self.rewards[prompt.answer_format]
+
+    def output_row(
+        self, question: str, reply: str, metadata: Mapping[str, Any], model: str
+    ) -> dict[str, str]:
+        """Returns a row of `output_file`.
+
+        Args:
+            question, metadata: of the example.
+            reply: what the model answered, without what the prompt puts around it.
+            model: its name.
+        """
+        raise NotImplementedError(f"task {self.name!r} has no output_file")
 
 
 class GeneratedTask(Task):

@@ -71,7 +71,7 @@ class CountdownTask(GeneratedTask):
 
     name: ClassVar[str] = "countdown"
     default_prompt: ClassVar[str] = "r1_zero"
-    rewards: ClassVar[Mapping[str, RewardFn]] = {
+    rewards: ClassVar[Mapping[str, RewardFn | None]] = {
         "tags": countdown_tags_reward_fn,
         "boxed": countdown_boxed_reward_fn,
     }
