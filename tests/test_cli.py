@@ -36,7 +36,10 @@ def test_an_unknown_command_is_named_with_the_nearest():
     done = run("evla", "--model", "m")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert "unknown command 'evla'; did you mean 'eval'? Allowed: eval, serve." in done.stderr
+    assert (
+        "unknown command 'evla'; did you mean 'eval'? Allowed: compare, eval, judge, serve."
+        in done.stderr
+    )
     assert "Traceback" not in done.stderr
 
 
@@ -58,7 +61,9 @@ def test_the_console_script_is_declared():
     assert tomllib.loads(text)["project"]["scripts"] == {"trl-r1zero": "trl_r1zero.cli:main"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["eval", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["eval", "--help"], ["judge", "--help"], ["compare", "--help"]]
+)
 def test_help_does_not_import_torch(arguments):
     code = (
         "import sys; from trl_r1zero import cli\n"

@@ -13,6 +13,8 @@ PROGRAM = "trl-r1zero"
 # A module is imported when its command is called, so that help and errors come at once.
 COMMANDS = {
     "eval": ("trl_r1zero.evaluate_command", "sample and grade answers, and write a report"),
+    "judge": ("trl_r1zero.judge_command", "let a model judge answers that nothing grades"),
+    "compare": ("trl_r1zero.compare_command", "put evaluations side by side, with paired errors"),
     "serve": ("trl_r1zero.serve_command", "serve a model with vLLM, to train or evaluate with"),
 }
 

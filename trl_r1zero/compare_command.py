@@ -1,0 +1,57 @@
+"""Evaluations side by side: `trl-r1zero compare`.
+
+    trl-r1zero compare runs/eval/*/* [--baseline FOLDER ...] [--judgments NAME] [--output FILE.md]
+
+For each task a table of all folders that `trl-r1zero eval` wrote: the accuracy, or what a judge
+said (`trl-r1zero judge`), with standard errors, and the difference to the baseline on the same
+questions.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero compare") -> None:
+    """Compare as a command line says, and print the tables.
+
+    Args:
+        argv: The arguments; those of this process by default.
+        program: What messages call the program.
+    """
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Tables of evaluations, one for each task, with differences to a baseline on "
+        "the same questions and their paired standard errors.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="what `trl-r1zero eval` wrote")
+    parser.add_argument(
+        "--baseline",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="what to compare with, one for each task [the first folder of the task]",
+    )
+    parser.add_argument(
+        "--judgments", metavar="NAME", help="which judgments to take, where a folder has several"
+    )
+    parser.add_argument("--output", metavar="FILE.md", help="write the tables there too")
+    args = parser.parse_args(argv)
+
+    from trl_r1zero.evaluation.compare import compare_folders
+
+    try:
+        text = compare_folders(args.folders, args.baseline, args.judgments)
+        if args.output:
+            Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+            Path(args.output).write_text(f"# Comparison\n\n{text}", encoding="utf-8")
+    except (ValueError, OSError) as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Judge the answers of an evaluation: ask, write, summarise."""
+
+import re
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from trl_r1zero.generation.chat_client import ChatReply
+
+from .judge_report import judge_report
+from .judged_tasks import AlpacaEval, JudgedTask, judgment_key
+from .judgments_folder import JUDGMENTS_FOLDER, JudgmentsFolder
+
+
+class Judge(Protocol):
+    """What judges: a `ChatClient`, or anything that replies to prompts."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def body(self) -> dict[str, Any]: ...
+
+    @property
+    def url(self) -> str: ...
+
+    def ask_all(self, prompts: list[str]) -> Iterator[tuple[int, ChatReply]]: ...
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What came of it: where it is written, and the summary."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+
+def judge_answers(
+    task: JudgedTask, judge: Judge, *, name: str | None = None, progress: bool = True
+) -> Judged:
+    """Ask the judge for every verdict that is not there yet, and say what they amount to.
+
+    All is written to `judgments/NAME` in the folder of the answers: each judgment as soon as it
+    comes, `judge_summary.json` and `judge_report.md` at the end. The same call after a kill or a
+    failure asks only what is missing. docs/benchmarks.md describes the files.
+
+    Args:
+        task: The answers and the questions about them; see `judged_task`.
+        judge: Whom to ask.
+        name: Of the judgments. None: after the judge and, if it is not the data's own, the
+            reference.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ResultsFolderError: There are judgments of that name by another judge, or on other answers.
+        ChatServerError: The judge cannot be asked; what it said before is written.
+    """
+    about = {**task.facts, "judge": {"model": judge.model, **judge.body}}
+    path = task.folder.path / JUDGMENTS_FOLDER / (name or default_name(task, judge.model))
+    with JudgmentsFolder(path, about, judge.url, num_rows=len(task.asks)) as judgments:
+        for ask in task.asks:
+            if ask.settled is not None and judgment_key(ask.columns) not in judgments.rows:
+                verdict = {"verdict": ask.settled, "reply": None, "finish_reason": None}
+                judgments.add({**ask.columns, **verdict})
+        missing = [ask for ask in task.asks if judgment_key(ask.columns) not in judgments.rows]
+        if missing:
+            replies = judge.ask_all([ask.prompt for ask in missing])
+            with (
+                tqdm(
+                    total=len(task.asks),
+                    initial=len(judgments.rows),
+                    desc=f"Judging {task.folder.path.name}",
+                    unit="verdict",
+                    disable=not progress,
+                ) as bar,
+                closing(_generator(replies)) as stream,
+            ):
+                for position, reply in stream:
+                    ask = missing[position]
+                    verdict = {
+                        "verdict": task.verdict(ask, reply.text),
+                        "reply": reply.text,
+                        "finish_reason": reply.finish_reason,
+                    }
+                    judgments.add({**ask.columns, **verdict})
+                    bar.update()
+        rows = [judgments.rows[judgment_key(ask.columns)] for ask in task.asks]
+        summary = task.summarize(rows)
+        judgments.finish(rows, summary, judge_report(task, rows, summary, judgments.facts))
+    return Judged(path, summary)
+
+
+def default_name(task: JudgedTask, judge_model: str) -> str:
+    """`llama-3.3-70b`, or `llama-3.3-70b-vs-gpt-4` for a reference that is not the data's own."""
+    name = Path(judge_model).name
+    if isinstance(task, AlpacaEval) and not task.references.is_of_the_data:
+        name += f"-vs-{Path(task.references.generator).name}"
+    return re.sub(r"[^\w.+-]+", "_", name).strip(".") or "judge"
+
+
+def _generator(
+    replies: Iterator[tuple[int, ChatReply]],
+) -> Generator[tuple[int, ChatReply]]:
+    # So that it can be closed: the judge stops asking when nobody listens any more.
+    yield from replies

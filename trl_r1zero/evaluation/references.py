@@ -1,0 +1,100 @@
+"""Reference outputs: what the answers to AlpacaEval's instructions are compared with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trl_r1zero.data.jsonl import read_json
+
+from .evaluated import EvaluatedFolder, QuestionKey
+
+_NAMED_IN_ERRORS = 5
+
+
+@dataclass(frozen=True)
+class References:
+    """An output for each instruction.
+
+    Attributes:
+        generator: What wrote them.
+        outputs: Text by example number of the folder that is judged.
+        is_of_the_data: Whether they came with the instructions.
+    """
+
+    generator: str
+    outputs: dict[int, str]
+    is_of_the_data: bool = False
+
+
+def references_for(folder: EvaluatedFolder, source: str | Path | None = None) -> References:
+    """The reference outputs for a folder's instructions.
+
+    Args:
+        folder: Whose answers are judged.
+        source: Another folder of an evaluation (of several completions the first counts), or a
+            file in AlpacaEval's format: a JSON array, or JSON lines, of `instruction`, `output`
+            and `generator`. Outputs are matched by instruction; further ones do not matter. None:
+            the outputs that the data has.
+
+    Raises:
+        ValueError: The source is neither, a row is not as it should be, or instructions have no
+            reference output.
+        OSError: The source cannot be read.
+    """
+    if source is None:
+        return _of_the_data(folder)
+    path = Path(source)
+    outputs, generator = _of_folder(path) if path.is_dir() else _of_file(path)
+    keys = folder.question_keys
+    missing = [key[0] for key in keys.values() if key not in outputs]
+    if missing:
+        named = "".join(f"\n  {text!r:.100}" for text in missing[:_NAMED_IN_ERRORS])
+        more = len(missing) - _NAMED_IN_ERRORS
+        raise ValueError(
+            f"{path} has no output for {len(missing)} of the {len(keys)} instructions in "
+            f"{folder.path}:{named}" + (f"\n  and {more} more" if more > 0 else "") + "\nGive "
+            "reference outputs for all of them."
+        )
+    return References(generator, {example: outputs[key] for example, key in keys.items()})
+
+
+def _of_the_data(folder: EvaluatedFolder) -> References:
+    outputs: dict[int, str] = {}
+    generators: list[str | None] = []
+    for row in folder.rows:
+        text = row.get("ground_truth")
+        if not isinstance(text, str):
+            raise ValueError(
+                f"{folder.path}: example {row['example']} has no reference output as its "
+                f"ground_truth, got {text!r:.80}; give reference outputs of your own (reference)"
+            )
+        outputs[row["example"]] = text
+        generators.append((row.get("metadata") or {}).get("generator"))
+    return References(_one_name(generators), outputs, is_of_the_data=True)
+
+
+def _of_folder(path: Path) -> tuple[dict[QuestionKey, str], str]:
+    folder = EvaluatedFolder.read(path)
+    outputs: dict[QuestionKey, str] = {}
+    for row in folder.rows:
+        outputs.setdefault(folder.question_keys[row["example"]], str(row.get("answer") or ""))
+    return outputs, folder.model
+
+
+def _of_file(path: Path) -> tuple[dict[QuestionKey, str], str]:
+    outputs: dict[QuestionKey, str] = {}
+    generators = []
+    for row in read_json(path):
+        instruction, output = row.text("instruction"), row.fields.get("output")
+        if not isinstance(output, str):  # it may be empty
+            raise row.error("output", f"{output!r:.80}", "a string", "correct or remove the row")
+        times = 0
+        while (instruction, times) in outputs:
+            times += 1
+        outputs[instruction, times] = output
+        generators.append(row.optional_text("generator"))
+    return outputs, _one_name(generators, path.stem)
+
+
+def _one_name(generators: list[str | None], otherwise: str = "the data's reference") -> str:
+    names = list(dict.fromkeys(name for name in generators if name))
+    return names[0] if len(names) == 1 else " and ".join(names[:3]) or otherwise

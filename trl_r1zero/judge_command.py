@@ -1,0 +1,199 @@
+"""A judge's verdict on answers that nothing grades: `trl-r1zero judge`.
+
+    trl-r1zero judge RESULTS ... --judge_url http://127.0.0.1:8000
+    trl-r1zero judge --config judge.yaml [--key value ...]
+
+RESULTS are folders that `trl-r1zero eval` wrote for alpaca_eval or simple_safety_tests. The judge
+is a model behind any OpenAI-compatible server. Every verdict is written as it comes; the same
+command after a kill goes on where it was. RESULTS/judgments/NAME has judgments.jsonl,
+judge_summary.json and judge_report.md.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from trl_r1zero.recipe import parse_recipe
+
+# Imported when there is something to judge: --help needs no torch.
+if TYPE_CHECKING:
+    from trl_r1zero.evaluation.judged_tasks import JudgedTask
+    from trl_r1zero.generation.chat_client import ChatClient
+
+# Fields of a request that have a key of their own here, or a meaning that would break the judging.
+_TAKEN = ("model", "messages", "max_tokens", "temperature", "stream", "n")
+_DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
+
+
+@dataclass
+class JudgeArguments:
+    """Whose answers to judge, and whom to ask.
+
+    Raises:
+        ValueError: A value outside its range, a field of `request` that is not free, or an
+            environment variable that is not set.
+    """
+
+    results: list[str] | str = field(
+        metadata={"help": "Folders of evaluations; on the command line they may also come first."},
+    )
+    judge_url: str = field(
+        metadata={
+            "help": "Of an OpenAI-compatible server, such as http://127.0.0.1:8000 or "
+            "https://host/v1. An address without a path gets /v1."
+        },
+    )
+    judge_model: str | None = field(
+        default=None, metadata={"help": "Which of its models. Unset: the only one it has."}
+    )
+    reference: str | None = field(
+        default=None,
+        metadata={
+            "help": "For alpaca_eval: what to compare with, another folder of an evaluation or a "
+            "JSON file of instruction, output and generator. Unset: the data's own outputs."
+        },
+    )
+    name: str | None = field(
+        default=None,
+        metadata={"help": "Of the judgments' folder. Unset: the judge's, with the reference's."},
+    )
+    max_tokens: int | None = field(
+        default=1024, metadata={"help": "Of the judge's reply at most. null: not sent."}
+    )
+    temperature: float | None = field(
+        default=0.0, metadata={"help": "Of the judge; 0 is greedy. null: not sent."}
+    )
+    request: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Further fields of each request, such as {structured_outputs: {choice: [X, "
+            "Y]}} or {reasoning_effort: low}."
+        },
+    )
+    api_key_variable: str = field(
+        default=_DEFAULT_KEY_VARIABLE,
+        metadata={"help": "Environment variable with the key of the server; sent if it is set."},
+    )
+    concurrency: int = field(default=16, metadata={"help": "Requests at a time."})
+    timeout_seconds: float = field(default=300.0, metadata={"help": "For one reply."})
+    retries: int = field(
+        default=6,
+        metadata={
+            "help": "How often a request is repeated when the server is busy (429), fails (5xx) or "
+            "cannot be reached; after 1, 2, 4, ... seconds, or when it says (Retry-After)."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.results, str):
+            self.results = [self.results]
+        if not self.results:
+            raise ValueError("results is empty; give folders that `trl-r1zero eval` wrote")
+        rules = {
+            "max_tokens": (self.max_tokens is None or self.max_tokens >= 1, "at least 1, or null"),
+            "temperature": (
+                self.temperature is None or self.temperature >= 0,
+                "at least 0, or null",
+            ),
+            "concurrency": (self.concurrency >= 1, "at least 1"),
+            "timeout_seconds": (self.timeout_seconds > 0, "above 0"),
+            "retries": (self.retries >= 0, "at least 0"),
+        }
+        for key, (holds, allowed) in rules.items():
+            if not holds:
+                raise ValueError(f"{key}: got {getattr(self, key)}, expected {allowed}")
+        for key in self.request or {}:
+            if key in _TAKEN:
+                raise ValueError(
+                    f"request: got {key}, which is set by the command; remove it, or use the key "
+                    "of that name, if there is one"
+                )
+        given = self.api_key_variable != _DEFAULT_KEY_VARIABLE
+        if given and not os.environ.get(self.api_key_variable):
+            raise ValueError(
+                f"api_key_variable: the environment has no {self.api_key_variable}; set it"
+            )
+
+    def load(self) -> "tuple[list[JudgedTask], ChatClient]":
+        """Read the folders and find the judge; nothing is asked yet.
+
+        Raises:
+            ValueError: A folder cannot be judged, or the address is none.
+            OSError: The reference cannot be read.
+            ChatServerError: There is no such judge.
+        """
+        from trl_r1zero.evaluation.judged_tasks import judged_task
+        from trl_r1zero.generation.chat_client import ChatClient
+
+        tasks = [judged_task(path, self.reference) for path in self.results]
+        fixed = {"max_tokens": self.max_tokens, "temperature": self.temperature}
+        client = ChatClient(
+            self.judge_url,
+            self.judge_model,
+            body={
+                **{key: value for key, value in fixed.items() if value is not None},
+                **(self.request or {}),
+            },
+            api_key=os.environ.get(self.api_key_variable),
+            concurrency=self.concurrency,
+            timeout_seconds=self.timeout_seconds,
+            retries=self.retries,
+        )
+        return tasks, client
+
+
+def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero judge") -> None:
+    """Judge as a command line says, and print the results.
+
+    Args:
+        argv: The arguments; those of this process by default.
+        program: What messages call the program.
+    """
+    recipe = parse_recipe(
+        (JudgeArguments,),
+        _folders_as_key(list(sys.argv[1:] if argv is None else argv)),
+        description=__doc__ or "",
+        program=program,
+    )
+    from trl_r1zero.evaluation.judge import judge_answers
+    from trl_r1zero.evaluation.judge_report import judge_table
+    from trl_r1zero.evaluation.results_folder import ResultsFolderError
+    from trl_r1zero.generation.chat_client import ChatServerError
+
+    try:
+        tasks, client = recipe.instances[0].load()
+    except (ValueError, OSError, ChatServerError) as error:
+        _fail(program, error)
+    for task in tasks:
+        print(
+            f"{client.model} judges {len(task.answers):,} answers of {task.folder.model} to "
+            f"{task.name} in {task.folder.path}",
+            flush=True,
+        )
+        try:
+            judged = judge_answers(task, client, name=recipe.instances[0].name)
+        except (ResultsFolderError, ChatServerError) as error:
+            _fail(program, error)
+        print(judge_table(judged.summary))
+        print(f"\n{judged.folder}: judge_report.md to read, judgments.jsonl, judge_summary.json\n")
+
+
+def _folders_as_key(arguments: list[str]) -> list[str]:
+    """`A B --key value` as `--results A B --key value`."""
+    starts = [n for n, argument in enumerate(arguments) if argument.startswith("-")]
+    count = starts[0] if starts else len(arguments)
+    return ["--results", *arguments] if count else arguments
+
+
+def _fail(program: str, error: Exception) -> NoReturn:
+    print(
+        "\n".join([f"{program}: error: {error}", *vars(error).get("__notes__", [])]),
+        file=sys.stderr,
+    )
+    raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()
