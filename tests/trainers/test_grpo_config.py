@@ -360,6 +360,28 @@ def test_settings_of_the_correction_that_cannot_work(config, settings, message):
         config(**correction(**settings))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"use_vllm": False}, "one_step_off needs use_vllm"),
+        ({"loss_type": "reinforce_with_baseline"}, "needs a loss_type .* grpo_clip, grpo_no_clip"),
+        ({"old_log_probs": "policy"}, "one_step_off needs old_log_probs: sampler"),
+        ({"vllm_importance_sampling_correction": True}, "has no effect with one_step_off"),
+        ({"old_log_probs": "smapler"}, "did you mean 'sampler'"),
+    ],
+)
+def test_what_one_step_off_needs(config, settings, message):
+    works = {
+        "one_step_off": True,
+        "use_vllm": True,
+        "loss_type": "grpo_clip",
+        "old_log_probs": "sampler",
+    }
+    assert config(**works).one_step_off
+    with pytest.raises(ValueError, match=message):
+        config(**{**works, **settings})
+
+
 def test_masking_needs_no_bounds(config):
     assert config(**correction(clip_max=None)).vllm_importance_sampling_clip_max is None
 

@@ -212,7 +212,11 @@ def assert_same_gradients(model, other) -> None:
 
 
 def correct_for_the_sampler(trainer: R1ZeroGRPOTrainer, mode: str, clip_min=None, clip_max=None):
-    """Settings that would connect to a server, had the trainer been made with them."""
+    """Settings that would connect to a server, had the trainer been made with them.
+
+    All rows are run, so that the statistics are those of all.
+    """
+    trainer.args.skip_zero_advantages = False
     trainer.args.use_vllm = True
     trainer.args.vllm_importance_sampling_correction = True
     trainer.args.vllm_importance_sampling_mode = mode
@@ -523,7 +527,8 @@ def test_on_policy_makes_no_old_log_probs_and_off_policy_makes_them_once(tokeniz
         assert len(lines) == (2 if name == "on" else 8)
         assert all(("ratio" in line) == (name == "off") for line in lines)
     assert calls == ["off", "off"]  # once for each of two rollout batches
-    # The first update on a rollout batch still has the policy that sampled it.
+    # The first update on a rollout batch still has the policy that sampled it: its rows keep what
+    # its own forward pass gave.
     assert lines[0]["ratio"] == pytest.approx(1.0, abs=1e-6)
     assert lines[0]["clip_fraction"] == 0.0
     assert lines[1]["ratio"] != 1.0

@@ -1,4 +1,4 @@
-"""A rollout batch cut into train batches and micro-batches: every row once, and at its place."""
+"""A rollout batch, its train batches, and tensors of its rows: every number at its place."""
 
 import math
 
@@ -9,8 +9,10 @@ from trl_r1zero.generation import Completion
 from trl_r1zero.trainers.rollouts import (
     Rollout,
     RolloutBatch,
-    cut_into_microbatches,
+    make_microbatch,
     num_trained_tokens,
+    store_log_probs,
+    untrained,
 )
 
 PAD = 99
@@ -54,18 +56,6 @@ def test_groups_are_dealt_out_like_cards():
     assert names(batch.train_batch(1, 2)) == ["1.0", "1.1", "3.0", "3.1"]
 
 
-@pytest.mark.parametrize("num_train_batches", [1, 2, 4])
-def test_two_processes_train_on_the_groups_of_one(num_train_batches):
-    alone = RolloutBatch(group_rows(range(8), 2), group_size=2)
-    shares = [
-        RolloutBatch(group_rows(range(4), 2), group_size=2),
-        RolloutBatch(group_rows(range(4, 8), 2), group_size=2),
-    ]
-    for index in range(num_train_batches):
-        together = [row for share in shares for row in share.train_batch(index, num_train_batches)]
-        assert sorted(names(together)) == sorted(names(alone.train_batch(index, num_train_batches)))
-
-
 def test_a_share_of_train_batches_that_cuts_a_group_still_covers_every_row():
     # Three groups for two train batches: the middle one is cut.
     batch = RolloutBatch(group_rows(range(3), 2), group_size=2)
@@ -77,16 +67,13 @@ def test_a_share_of_train_batches_that_cuts_a_group_still_covers_every_row():
 # Micro-batches
 
 
-def cut(rollouts, num_microbatches: int):
-    return list(
-        cut_into_microbatches(
-            rollouts,
-            len(rollouts) // num_microbatches,
-            pad_token_id=PAD,
-            device=torch.device("cpu"),
-            num_sequences=6.0,
-            num_tokens=num_trained_tokens(rollouts),
-        )
+def make(rollouts):
+    return make_microbatch(
+        rollouts,
+        pad_token_id=PAD,
+        device=torch.device("cpu"),
+        num_sequences=6.0,
+        num_tokens=num_trained_tokens(rollouts),
     )
 
 
@@ -98,36 +85,51 @@ ROWS = [
 ]
 
 
-def test_micro_batches_are_sorted_and_as_wide_as_their_longest_row():
-    first, second = cut(ROWS, 2)
-    assert names(first.rollouts) == ["longest", "long"]
-    assert first.input_ids.tolist() == [[3, 4, 5, 6], [10, 11, 12, 13]]
-    assert first.labels.tolist() == [[4, 5, 6, 7], [11, 12, 13, PAD]]
-    assert first.response_mask.tolist() == [[False, True, True, True], [False, False, True, False]]
+def test_a_micro_batch_is_as_wide_as_its_longest_row():
+    batch = make([ROWS[1], ROWS[3]])
+    assert names(batch.rollouts) == ["longest", "long"]
+    assert batch.input_ids.tolist() == [[3, 4, 5, 6], [10, 11, 12, 13]]
+    assert batch.labels.tolist() == [[4, 5, 6, 7], [11, 12, 13, PAD]]
+    assert batch.response_mask.tolist() == [[False, True, True, True], [False, False, True, False]]
+    assert batch.lengths == [4, 3]
     # Two tokens at most: one column.
-    assert names(second.rollouts) == ["short", "empty"]
-    assert second.input_ids.tolist() == [[1], [8]]
-    assert second.labels.tolist() == [[2], [9]]
-    assert second.response_mask.tolist() == [[True], [False]]
+    batch = make([ROWS[0], ROWS[2]])
+    assert batch.input_ids.tolist() == [[1], [8]]
+    assert batch.labels.tolist() == [[2], [9]]
+    assert batch.response_mask.tolist() == [[True], [False]]
+    assert batch.lengths == [1, 1]
 
 
-def test_micro_batches_carry_the_numbers_of_their_rows():
-    first, _ = cut(ROWS, 2)
-    assert first.advantages.tolist() == [[-2.0], [0.5]]
-    assert first.raw_rewards.tolist() == [[0.0], [1.0]]
-    assert first.old_log_probs is None
-    assert first.ref_log_probs is None
-    # Tokens: 1 + 3 + 0 + 1; the denominators are those of the train batch in every micro-batch.
-    assert {(m.num_sequences, m.num_tokens) for m in cut(ROWS, 2)} == {(6.0, 5)}
+def test_a_micro_batch_carries_the_numbers_of_its_rows():
+    batch = make([ROWS[1], ROWS[3]])
+    assert batch.advantages.tolist() == [[-2.0], [0.5]]
+    assert batch.raw_rewards.tolist() == [[0.0], [1.0]]
+    assert batch.old_log_probs is None
+    assert batch.ref_log_probs is None
+    assert (batch.num_sequences, batch.num_tokens) == (6.0, 4)
 
 
-@pytest.mark.parametrize("num_microbatches", [1, 2, 4])
-def test_micro_batches_cover_every_row_once(num_microbatches):
-    parts = cut(ROWS, num_microbatches)
-    assert len(parts) == num_microbatches
-    assert [len(part.rollouts) for part in parts] == [4 // num_microbatches] * num_microbatches
-    assert sorted(names(row for part in parts for row in part.rollouts)) == sorted(names(ROWS))
-    assert sum(part.response_mask.sum().item() for part in parts) == 5
+def test_a_row_out_of_the_loss_is_masked():
+    batch = make([ROWS[1], untrained(ROWS[1])])
+    assert batch.response_mask.tolist() == [[False, True, True, True], [False] * 4]
+    assert batch.num_tokens == 3
+    assert ROWS[1].trained
+
+
+def test_rows_keep_the_log_probs_of_their_completions():
+    rows = [rollout("a", [1], [2, 3]), rollout("b", [4, 5, 6], [7])]
+    batch = make(rows)
+    # labels: 2 3 - | 5 6 7
+    store_log_probs(batch, torch.tensor([[-1.0, -2.0, 9.0], [9.0, 9.0, -3.0]]), "old_log_probs")
+    assert rows[0].old_log_probs.tolist() == [-1.0, -2.0]
+    assert rows[1].old_log_probs.tolist() == [-3.0]
+    assert torch.equal(make(rows).old_log_probs, torch.tensor([[-1.0, -2, 0], [0, 0, -3.0]]))
+
+
+def test_whose_gradient_can_differ_from_0():
+    assert rollout("a", [1], [2], advantage=-0.5).has_gradient
+    assert not rollout("a", [1], [2], advantage=0.0).has_gradient
+    assert not rollout("a", [1], [2], trained=False).has_gradient
 
 
 def test_log_probs_stand_at_their_tokens():
@@ -136,10 +138,9 @@ def test_log_probs_stand_at_their_tokens():
         rollout("b", [4, 5, 6], [7], old_log_probs=torch.tensor([-0.3])),
         rollout("c", [8], [], old_log_probs=torch.tensor([])),
     ]
-    (batch,) = cut(rows, 1)
-    assert names(batch.rollouts) == ["b", "a", "c"]
-    # labels: 5 6 7 | 2 3 - | - - -
-    expected = torch.tensor([[0.0, 0.0, -0.3], [-0.1, -0.2, 0.0], [0.0, 0.0, 0.0]])
+    batch = make(rows)
+    # labels: 2 3 - | 5 6 7 | - - -
+    expected = torch.tensor([[-0.1, -0.2, 0.0], [0.0, 0.0, -0.3], [0.0, 0.0, 0.0]])
     assert torch.equal(batch.old_log_probs, expected)
     assert batch.ref_log_probs is None
 
@@ -150,13 +151,13 @@ def test_the_samplers_log_probs_stand_at_their_tokens():
         rollout("b", [4, 5, 6], [7]),
         rollout("c", [8], []),
     ]
-    (batch,) = cut(rows, 1)
+    batch = make(rows)
     assert batch.sampler_log_probs is None
     for row, log_probs in zip(rows, ([-0.1, -0.2], [math.nan], []), strict=True):
         row.completion.log_probs = log_probs
-    (batch,) = cut(rows, 1)
-    # labels: 5 6 7 | 2 3 - | - - -
-    expected = torch.tensor([[0.0, 0.0, math.nan], [-0.1, -0.2, 0.0], [0.0, 0.0, 0.0]])
+    batch = make(rows)
+    # labels: 2 3 - | 5 6 7 | - - -
+    expected = torch.tensor([[-0.1, -0.2, 0.0], [0.0, 0.0, math.nan], [0.0, 0.0, 0.0]])
     torch.testing.assert_close(
         batch.sampler_log_probs, expected, atol=0.0, rtol=0.0, equal_nan=True
     )
@@ -168,7 +169,7 @@ def test_log_probs_of_some_rows_only_are_an_error():
         rollout("b", [3], [4]),
     ]
     with pytest.raises(ValueError, match="some rows of a micro-batch have these log-prob"):
-        cut(rows, 1)
+        make(rows)
 
 
 def test_an_untrained_row_is_masked_and_not_counted():
@@ -176,7 +177,7 @@ def test_an_untrained_row_is_masked_and_not_counted():
         rollout("kept", [1], [2, 3], old_log_probs=torch.tensor([-0.1, -0.2])),
         rollout("out", [4], [5, 6], trained=False, old_log_probs=torch.tensor([-0.3, -0.4])),
     ]
-    (batch,) = cut(rows, 1)
+    batch = make(rows)
     assert batch.response_mask.tolist() == [[True, True], [False, False]]
     assert batch.num_tokens == num_trained_tokens(rows) == 2
     torch.testing.assert_close(batch.old_log_probs, torch.tensor([[-0.1, -0.2], [-0.3, -0.4]]))

@@ -1,5 +1,6 @@
 """GRPO through a real vLLM server: the launched command, several processes, LoRA, and faults."""
 
+import copy
 import importlib.util
 import json
 import os
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 import yaml
 from launch_rewards import many_digits
 from launching import launch
@@ -130,6 +132,75 @@ def make_trainer(model: Path, output_dir: Path, **settings) -> R1ZeroGRPOTrainer
         eval_dataset=task.eval_dataset,
         stop=task.prompt.stop,
     )
+
+
+def collected(trainer: R1ZeroGRPOTrainer) -> list[list]:
+    """Trains; the rollouts of each GRPO step, and the weights before its updates."""
+    collect, steps = trainer.collect_rollouts, []
+
+    def spy(examples):
+        batch = collect(examples)
+        steps.append((batch.rollouts, copy.deepcopy(trainer.model.state_dict())))
+        return batch
+
+    trainer.collect_rollouts = spy
+    trainer.train()
+    return steps
+
+
+ONE_STEP_OFF = {
+    "one_step_off": True,
+    "old_log_probs": "sampler",
+    "loss_type": "grpo_clip",
+    "n_grpo_steps": 4,
+    "eval_every": 2,
+}
+
+
+def test_one_step_off_is_the_synchronous_run_but_for_one_step(
+    vllm_server, served_model_folder, tmp_path
+):
+    """With a policy that never moves, a step makes no difference at all."""
+    url = {"vllm_server_base_url": vllm_server.base_url, "learning_rate": 0.0}
+    settings = {name: ONE_STEP_OFF[name] for name in ("loss_type", "n_grpo_steps", "eval_every")}
+    runs = [
+        collected(make_trainer(served_model_folder, tmp_path / "synchronous", **settings, **url)),
+        collected(make_trainer(served_model_folder, tmp_path / "ahead", **ONE_STEP_OFF, **url)),
+    ]
+    for (synchronous, _), (ahead, _) in zip(*runs, strict=True):
+        assert [row.prompt for row in ahead] == [row.prompt for row in synchronous]
+        texts = [[row.completion.text for row in rows] for rows in (ahead, synchronous)]
+        assert texts[0] == texts[1]
+    for name in ("reward", "eval_accuracy"):
+        assert column(tmp_path / "ahead", name) == column(tmp_path / "synchronous", name)
+
+
+def test_one_step_off_samples_with_the_weights_before_the_last_step(
+    vllm_server, served_model_folder, tmp_path
+):
+    url = {"vllm_server_base_url": vllm_server.base_url}
+    trainer = make_trainer(served_model_folder, tmp_path, **ONE_STEP_OFF, **url)
+    steps = collected(trainer)
+
+    def mean_difference(rows, weights) -> float:
+        """Between the sampler's log-probabilities and those of some weights."""
+        trainer.model.load_state_dict(weights)
+        trainer._keep_log_probs(trainer.model, rows, "ref_log_probs")
+        sampled = torch.cat([torch.tensor(row.completion.log_probs) for row in rows])
+        return (sampled - torch.cat([row.ref_log_probs for row in rows])).abs().nanmean().item()
+
+    trainer.args.skip_zero_advantages = False
+    weights = [state for _, state in steps]
+    assert mean_difference(steps[0][0], weights[0]) < 5e-3  # nothing came before it
+    for step in (1, 2, 3):
+        rows = steps[step][0]
+        assert mean_difference(rows, weights[step - 1]) < 5e-3
+        assert mean_difference(rows, weights[step]) > 0.05
+        # The ratio is to the policy that sampled.
+        assert all(row.old_log_probs.tolist() == row.completion.log_probs for row in rows)
+    assert all(abs(ratio - 1) > 1e-3 for ratio in column(tmp_path, "ratio")[1:])
+    assert len(column(tmp_path, "seconds/rollout_wait")) == 4
+    assert all(seconds > 0 for seconds in column(tmp_path, "server_idle_seconds"))
 
 
 def kill_server(trainer: R1ZeroGRPOTrainer) -> None:

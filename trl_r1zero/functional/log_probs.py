@@ -75,7 +75,8 @@ def compute_entropy(logits: torch.Tensor, *, temperature: float = 1.0) -> torch.
 
 
 class _LabelLogProbs(torch.autograd.Function):
-    """ln softmax(logits / temperature)[label], keeping nothing for backward but its inputs.
+    """ln softmax(logits / temperature)[label], keeping nothing for backward but its inputs; and
+    the entropies, without graph, if asked for: they cost little where the softmax is at hand.
 
     Plain autograd would keep a float32 copy of half-precision (or rescaled) logits until backward.
     Here backward recomputes the softmax chunk by chunk: with z = logits / temperature,
@@ -84,26 +85,40 @@ class _LabelLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits_BTV: torch.Tensor, labels_BT: torch.Tensor, temperature: float
-    ) -> torch.Tensor:
+        ctx: Any,
+        logits_BTV: torch.Tensor,
+        labels_BT: torch.Tensor,
+        temperature: float,
+        with_entropy: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         ctx.save_for_backward(logits_BTV, labels_BT)
         ctx.temperature = temperature
         dtype = torch.float64 if logits_BTV.dtype == torch.float64 else torch.float32
         log_probs_BT = logits_BTV.new_empty(labels_BT.shape, dtype=dtype)
+        entropy_BT = torch.empty_like(log_probs_BT) if with_entropy else None
         positions = _positions_per_chunk(logits_BTV.shape[-1])
-        for logits_SV, labels_S, out_S in zip(
-            logits_BTV.flatten(0, 1).split(positions),
-            labels_BT.flatten().split(positions),
-            log_probs_BT.view(-1).split(positions),
-            strict=True,
+        for number, (logits_SV, labels_S, out_S) in enumerate(
+            zip(
+                logits_BTV.flatten(0, 1).split(positions),
+                labels_BT.flatten().split(positions),
+                log_probs_BT.view(-1).split(positions),
+                strict=True,
+            )
         ):
             log_softmax_SV = _scaled(logits_SV, temperature).log_softmax(dim=-1)
             out_S.copy_(log_softmax_SV.gather(-1, labels_S.unsqueeze(-1)).squeeze(-1))
-        return log_probs_BT
+            if entropy_BT is not None:
+                start = number * positions
+                entropy_BT.view(-1)[start : start + len(out_S)] = _entropy_of(log_softmax_SV)
+        if entropy_BT is not None:
+            ctx.mark_non_differentiable(entropy_BT)
+        return log_probs_BT, entropy_BT
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BT: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(
+        ctx: Any, grad_BT: torch.Tensor, _: torch.Tensor | None
+    ) -> tuple[torch.Tensor, None, None, None]:
         logits_BTV, labels_BT = ctx.saved_tensors
         grad_logits_BTV = torch.empty(
             logits_BTV.shape, dtype=logits_BTV.dtype, device=logits_BTV.device
@@ -121,7 +136,13 @@ class _LabelLogProbs(torch.autograd.Function):
             grad_SV = softmax_SV.mul_(-weight_S1)
             grad_SV.scatter_add_(-1, labels_S.unsqueeze(-1), weight_S1)
             out_SV.copy_(grad_SV)
-        return grad_logits_BTV, None, None
+        return grad_logits_BTV, None, None, None
+
+
+def _entropy_of(log_softmax_SV: torch.Tensor) -> torch.Tensor:
+    """-sum p ln p; an excluded token, of probability 0, adds 0 and not 0 * -inf = NaN."""
+    finite_SV = log_softmax_SV.clamp(min=torch.finfo(log_softmax_SV.dtype).min)
+    return -(log_softmax_SV.exp() * finite_SV).sum(dim=-1)
 
 
 def log_probs_from_logits(
@@ -152,7 +173,7 @@ def log_probs_from_logits(
             f"labels have shape {tuple(labels.shape)}, but logits have shape "
             f"{tuple(logits.shape)}; labels must have shape (B, T) = {tuple(logits.shape[:2])}"
         )
-    return _LabelLogProbs.apply(logits, labels, temperature)
+    return _LabelLogProbs.apply(logits, labels, temperature, False)[0]
 
 
 def get_response_log_probs(
@@ -164,13 +185,15 @@ def get_response_log_probs(
     attention_mask: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
     temperature: float = 1.0,
+    positions: torch.Tensor | None = None,
+    use_cache: bool | None = None,
 ) -> dict[str, torch.Tensor]:
     r"""Per-token log-probabilities :math:`\ln p_\theta(y_t \mid x_{<t})` under a causal LM.
 
     `input_ids` and `labels` are already shifted against each other, as `tokenize_prompt_and_output`
     returns them: `labels[b, t]` is the token after `input_ids[b, t]`. Prompt and padding positions
-    are computed too; mask them with `response_mask`. The mode (train or eval) and the grad context
-    are the caller's.
+    are computed too, unless `positions` leaves them out; mask them with `response_mask`. The mode
+    (train or eval) and the grad context are the caller's.
 
     Args:
         model: returns an object with `.logits` (B, T, V), as a transformers causal LM does.
@@ -181,20 +204,45 @@ def get_response_log_probs(
             right-padded rows needs neither: no position before the padding sees it.
         temperature: logits are divided by it before the softmax, as in sampling; 1.0 is the
             model's own distribution.
+        positions: (S,) columns, ascending; logits of these only are computed, which saves the
+            model's last and widest layer on the others. The model must take `logits_to_keep`.
+        use_cache: passed to the model only if given. False saves models of transformers a copy of
+            all keys and values.
 
     Returns:
         `log_probs` (B, T) in nats with gradient, and if asked `token_entropy` (B, T) in nats,
         which carries no graph: it is for logging, and a graph would keep (B, T, V) tensors alive.
+        Both are 0 where `positions` leaves a column out.
 
     Raises:
         ValueError: shapes do not fit; temperature is not above 0.
     """
     require_same_shape(labels, "labels", input_ids, "input_ids")
-    optional = {"attention_mask": attention_mask, "position_ids": position_ids}
+    require_positive(temperature, "temperature", "get_response_log_probs")
+    optional = {
+        "attention_mask": attention_mask,
+        "position_ids": position_ids,
+        "use_cache": use_cache,
+        "logits_to_keep": positions,
+    }
     given = {name: value for name, value in optional.items() if value is not None}
-    logits = model(input_ids, **given).logits
-    result = {"log_probs": log_probs_from_logits(logits, labels, temperature=temperature)}
-    if return_token_entropy:
-        with torch.no_grad():
-            result["token_entropy"] = compute_entropy(logits, temperature=temperature)
+    logits_BSV = model(input_ids, **given).logits
+    _require_logits(logits_BSV)
+    labels_BS = labels if positions is None else labels[:, positions]
+    if logits_BSV.shape[:2] != labels_BS.shape:
+        raise ValueError(
+            f"the model returned logits of shape {tuple(logits_BSV.shape)} for labels of shape "
+            f"{tuple(labels_BS.shape)}, expected one distribution for each label"
+        )
+    log_probs_BS, entropy_BS = _LabelLogProbs.apply(
+        logits_BSV, labels_BS, temperature, return_token_entropy
+    )
+    result = {"log_probs": log_probs_BS}
+    if entropy_BS is not None:
+        result["token_entropy"] = entropy_BS
+    if positions is not None:
+        result = {
+            name: values_BS.new_zeros(labels.shape).index_copy(1, positions, values_BS)
+            for name, values_BS in result.items()
+        }
     return result

@@ -58,7 +58,18 @@ class StrictConfig(_Arguments):
         "Log-probabilities through TRL's fused head, without (batch, length, vocabulary) logits. "
         "Unset: on accelerators, not on CPUs, where it is slower.",
     )
+    max_tokens_per_microbatch: int | None = knob(
+        None,
+        "Tokens of a micro-batch at most, padding included; the number of micro-batches follows "
+        "where this is the tighter limit. Memory only.",
+    )
+    pack_rows: bool | None = knob(
+        None,
+        "Put the rows of a micro-batch one behind the other, without padding. Unset: with flash "
+        "attention, for which it costs nothing; other implementations mask what it adds.",
+    )
     eval_every: int | None = knob(5, "Validate every so many steps. null: never.")
+    profile: bool = knob(False, "Print where the time of each optimizer update went.")
     save_total_limit: int | None = knob(1, "Checkpoints to keep (the best model is kept besides).")
     save_best: bool = knob(True, "Keep the model of best validation accuracy in <output_dir>/best.")
     dataloader_pin_memory: bool = knob(False, "A batch of this loader is a list of rows.")
@@ -75,6 +86,7 @@ class StrictConfig(_Arguments):
     def __post_init__(self) -> None:
         self._forget_derived_values()
         self._reject_foreign_settings()
+        self._require_at_least(1, "max_tokens_per_microbatch")
         self._check()
         for name, value in self._derived_values().items():
             setattr(self, name, value)

@@ -5,15 +5,16 @@ process's whole share of a train batch and cuts it itself, so the gradient does 
 cut, and no micro-batch is wider than its own longest row.
 """
 
+import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list, is_peft_model
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import TrainOutput
@@ -21,6 +22,8 @@ from trl.trainer.utils import use_adapter
 
 from trl_r1zero.functional import get_response_log_probs
 
+from .microbatches import MicroBatchLimits, PaddedRows
+from .profile import ProfileCallback
 from .progress import ProgressCallback, use_progress_callback
 from .run_folder import RunFolderCallback
 from .timing import StepTimer
@@ -36,7 +39,7 @@ class CoreTrainer(Trainer):
 
     Attributes:
         step_key: What counts the steps of this kind of run, a key of `STEP_NAMES`.
-        rows_per_microbatch: Rows that a process computes log-probabilities of at a time.
+        rows_per_microbatch: Rows that a process computes log-probabilities of at a time, at most.
         timer: Seconds of the parts of a step.
     """
 
@@ -55,6 +58,8 @@ class CoreTrainer(Trainer):
         use_progress_callback(self, self.progress)
         use_wandb_axes(self)
         self.add_callback(RunFolderCallback())
+        if self.args.profile:
+            self.add_callback(ProfileCallback(self.progress))
 
     @cached_property
     def fused_lm_head(self) -> bool:
@@ -95,29 +100,81 @@ class CoreTrainer(Trainer):
         )
         return self.accelerator.reduce(local, reduction="mean").tolist()
 
+    def _rank_and_size(self) -> tuple[int, int]:
+        """The number of this process, and of processes."""
+        return self.accelerator.process_index, self.accelerator.num_processes
+
+    @property
+    def _limits(self) -> MicroBatchLimits:
+        return MicroBatchLimits(
+            self.rows_per_microbatch, self.args.max_tokens_per_microbatch, not self.packs_rows
+        )
+
+    @cached_property
+    def packs_rows(self) -> bool:
+        """Whether the rows of a micro-batch stand one behind the other, without padding."""
+        if self.args.pack_rows is None:
+            return "flash" in str(self.model.config._attn_implementation)
+        return self.args.pack_rows
+
+    @cached_property
+    def _forward_parameters(self) -> Collection[str]:
+        """What the policy's forward can be told."""
+        model: Any = self.accelerator.unwrap_model(self.model)
+        model = model.get_base_model() if is_peft_model(model) else model
+        return inspect.signature(model.forward).parameters
+
     def _log_probs(
-        self, model: Any, micro_batch: Any, temperature: float, return_token_entropy: bool = False
+        self, model: Any, rows: PaddedRows, temperature: float, return_token_entropy: bool = False
     ) -> dict[str, Tensor]:
-        """`get_response_log_probs`, or the same by TRL's fused head, which has its own temperature.
+        """Log-probabilities (B, T) of the tokens that the response mask selects; 0 or anything
+        elsewhere.
+
+        By `get_response_log_probs`, on response positions only, or by TRL's fused head, which has
+        its own temperature.
 
         Args:
             model: The policy or a reference model.
-            micro_batch: With `input_ids`, `labels` and `response_mask`, each (B, T).
+            rows: On the device of the model.
             temperature: Of the fused head too, where that is used.
             return_token_entropy: Whether to return `token_entropy` besides `log_probs`.
         """
+        inputs: dict[str, Any] = {}
+        ids, labels, mask = rows.input_ids, rows.labels, rows.response_mask
+        if self.packs_rows:
+            columns_T = torch.arange(ids.shape[1], device=ids.device)
+            lengths_B1 = torch.tensor(rows.lengths, device=ids.device).unsqueeze(1)
+            real_BT = columns_T < lengths_B1
+            # That positions begin anew tells the model where a row ends.
+            inputs["position_ids"] = columns_T.expand_as(ids)[real_BT].unsqueeze(0)
+            ids, labels, mask = (t[real_BT].unsqueeze(0) for t in (ids, labels, mask))
         with self.accelerator.autocast():
-            if not self.fused_lm_head:
-                return get_response_log_probs(
-                    model,
-                    micro_batch.input_ids,
-                    micro_batch.labels,
-                    return_token_entropy,
-                    temperature=temperature,
+            if self.fused_lm_head:
+                output = model(
+                    input_ids=ids,
+                    shift_labels=labels.masked_fill(~mask, -100),
+                    fused_lm_head=True,
+                    **inputs,
                 )
-            labels = micro_batch.labels.masked_fill(~micro_batch.response_mask, -100)
-            output = model(input_ids=micro_batch.input_ids, shift_labels=labels, fused_lm_head=True)
-        return {"log_probs": output.log_probs, "token_entropy": output.entropy}
+                result = {"log_probs": output.log_probs, "token_entropy": output.entropy}
+            else:
+                if "use_cache" in self._forward_parameters:
+                    inputs["use_cache"] = False
+                if "logits_to_keep" in self._forward_parameters:
+                    # At least one: a row that is not in the loss needs a graph too.
+                    any_S = mask.any(dim=0)
+                    any_S[-1] |= ~any_S.any()
+                    inputs["positions"] = any_S.nonzero().squeeze(1)
+                result = get_response_log_probs(
+                    model, ids, labels, return_token_entropy, temperature=temperature, **inputs
+                )
+        if self.packs_rows:
+            result = {
+                name: values.new_zeros(real_BT.shape).masked_scatter(real_BT, values)
+                for name, values in result.items()
+                if values is not None
+            }
+        return result
 
     def _base_policy(self) -> AbstractContextManager[Any]:
         """In it, a policy with PEFT is the one it started from: the base model without adapters, or

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset, Features, List, Value, load_from_disk
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
@@ -36,8 +37,8 @@ from trl_r1zero.functional import dpo_loss
 
 from .core_trainer import CoreTrainer
 from .dpo_config import R1ZeroDPOConfig
-from .epochs import EpochsMixin, share_of, without_overlong
-from .pair_rows import PairMicroBatch, PairRow, cut_into_pair_microbatches
+from .epochs import EpochsMixin, without_overlong
+from .pair_rows import PairMicroBatch, PairRow, make_pair_microbatch
 from .preference import encode_pair, sum_over_responses
 from .timing import StepTimer
 
@@ -151,14 +152,13 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
         return tokens
 
     def _microbatches(self, rows: Sequence[PairRow]) -> list[PairMicroBatch]:
-        return list(
-            cut_into_pair_microbatches(
-                rows,
-                self.rows_per_microbatch,
-                pad_token_id=self._tokenizer.pad_token_id,
-                device=self.accelerator.device,
+        """This process's micro-batches of some pairs."""
+        return [
+            make_pair_microbatch(
+                part, pad_token_id=self._tokenizer.pad_token_id, device=self.accelerator.device
             )
-        )
+            for part in self._parts(rows)
+        ]
 
     # The reference
 
@@ -167,13 +167,15 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
 
         Args:
             model: The reference.
-            inputs: A batch of TRL's collator: `input_ids` and `completion_mask`, (2B, T + 1).
+            inputs: A batch of TRL's collator: `input_ids`, `attention_mask` and `completion_mask`,
+                each (2B, T + 1).
         """
         ids_2BT, mask_2BT = inputs["input_ids"], inputs["completion_mask"]
         batch = PairMicroBatch(
             input_ids=ids_2BT[:, :-1],
             labels=ids_2BT[:, 1:],
             response_mask=mask_2BT[:, 1:].bool(),
+            lengths=(inputs["attention_mask"].sum(dim=1) - 1).tolist(),
             ref_log_probs=None,
             in_loss=torch.ones(len(ids_2BT) // 2, dtype=torch.bool),
         )
@@ -211,9 +213,9 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
         """
         model.train()
         with self.timer.part("step"):
-            (self._num_pairs,) = self._mean_over_processes(sum(row.in_loss for row in inputs))
+            self._num_pairs = len(inputs) / self._rank_and_size()[1]
             loss = self._forward_and_backward(model, self._microbatches(inputs))
-        self._record_update([row for row in inputs if row.in_loss])
+        self._record_update(inputs)
         return loss
 
     def compute_loss(
@@ -239,9 +241,10 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
         numbers_BK = torch.stack([torch.ones_like(losses_B), *columns], dim=1)
         return losses_B, numbers_BK * micro_batch.in_loss.unsqueeze(1)
 
-    def _record_update(self, rows: Sequence[PairRow]) -> None:
+    def _record_update(self, batch: Sequence[PairRow]) -> None:
         """Metrics of one optimizer update, over all processes."""
-        num_tokens = sum(row.num_tokens for row in rows)
+        rank, processes = self._rank_and_size()
+        num_tokens = sum(row.num_tokens for row in batch[rank::processes])
         self._count_tokens(num_tokens)
         *sums, tokens = self._mean_over_processes(*self._sums.tolist(), num_tokens)
         self._sums.zero_()
@@ -249,8 +252,7 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
         pairs, _, *others = sums
         metrics = {name: value / pairs for name, value in zip(_OF_METADATA, others, strict=True)}
         seconds = self.timer.collect()
-        tokens *= self.accelerator.num_processes
-        metrics["tokens_per_second"] = tokens / seconds["step"]
+        metrics["tokens_per_second"] = tokens * processes / seconds["step"]
         metrics |= {f"seconds/{part}": seconds[part] for part in ("step", "forward", "backward")}
         self._log_with_update(
             metrics,
@@ -310,14 +312,15 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
 
     def _numbers_of(self, rows: Sequence[PairRow]) -> Tensor:
         """(N, K) numbers of `_SUMS` of all processes' rows; a collective call."""
-        share = share_of(rows, self.accelerator.process_index, self.accelerator.num_processes)
         model, was_training = self.model_wrapped, self.model.training
         model.eval()
         with torch.no_grad():
-            parts = [self._losses(model, batch)[1] for batch in self._microbatches(share)]
+            parts = [self._losses(model, batch)[1] for batch in self._microbatches(rows)]
         model.train(was_training)
-        numbers_NK = self.accelerator.gather(torch.cat(parts))
-        return numbers_NK[numbers_NK[:, 0] > 0].cpu().double()
+        # Processes have different numbers of rows.
+        local = torch.cat(parts).cpu().tolist()
+        numbers_NK = torch.tensor(gather_object(local), dtype=torch.float64)
+        return numbers_NK[numbers_NK[:, 0] > 0]
 
 
 def _on_disk(dataset: Dataset, folder: Path, args: R1ZeroDPOConfig) -> Dataset:

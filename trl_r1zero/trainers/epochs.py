@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from torch import Generator
@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from .base_config import StrictConfig, knob
 from .core_trainer import CoreTrainer
+from .microbatches import Row as SizedRow
+from .microbatches import plan_microbatches
 
 logger = logging.getLogger(__name__)
 
@@ -19,18 +21,12 @@ T = TypeVar("T")
 OVERLONG = ("drop", "error")
 
 
-class Row(Protocol):
+class Row(SizedRow, Protocol):
     """What a train batch is made of: a dataclass."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def in_loss(self) -> bool:
-        """False for a row that only fills up a process's share of a short train batch."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the model sees."""
+        """False for a row that only fills up a process's micro-batches."""
 
 
 R = TypeVar("R", bound=Row)
@@ -43,7 +39,9 @@ class EpochSettings(StrictConfig):
     num_train_epochs: float = knob(1, "Passes over the rows, a whole number.")
     train_batch_size: int = knob(32, "Rows per optimizer update, over all processes.")
     gradient_accumulation_steps: int = knob(
-        16, "Micro-batches that a process cuts its share of a train batch into. Memory only."
+        16,
+        "A micro-batch has at most the rows of a process's share of a train batch over this. "
+        "Memory only.",
     )
     max_length: int | None = knob(1024, "Tokens of prompt and response at most. null: any number.")
     overlong: str = knob(
@@ -106,7 +104,7 @@ class EpochsMixin(CoreTrainer, Generic[R]):
         return self.state.global_step + 1
 
     def get_train_dataloader(self) -> DataLoader:
-        """Yields this process's rows of one train batch after another, from the current update."""
+        """Yields one train batch after another, from the current update; on each process all."""
         # A generator of its own: the loader would take a number from torch's, so that a resumed run
         # would not have the dropout of an uninterrupted one.
         return DataLoader(
@@ -126,25 +124,19 @@ class EpochsMixin(CoreTrainer, Generic[R]):
                 seed=(args.seed, epoch),
             ):
                 if number >= started_at:
-                    yield self._share(batch)
+                    yield batch
                 number += 1
 
-    def _share(self, batch: Sequence[R]) -> list[R]:
-        return share_of(batch, self.accelerator.process_index, self.accelerator.num_processes)
+    def _parts(self, rows: Sequence[R]) -> list[list[R]]:
+        """This process's micro-batches of a train batch, as rows."""
+        rank, processes = self._rank_and_size()
+        return plan_microbatches(rows, processes, self._limits, out_of_loss)[rank]
 
 
-def share_of(rows: Sequence[R], rank: int, processes: int) -> list[R]:
-    """The rows of one process; equally many on each, filled up with rows that are not in the loss.
-
-    Args:
-        rows: A train batch, at least one row.
-        rank: The process.
-        processes: How many there are.
-    """
-    share = list(rows[rank::processes])
-    missing = -(-len(rows) // processes) - len(share)
-    filler: Any = dataclasses.replace(rows[0], in_loss=False)
-    return share + [filler] * missing
+def out_of_loss(row: R) -> R:
+    """A copy that is not in the loss, to fill up a process's micro-batches."""
+    copy: Any = row
+    return dataclasses.replace(copy, in_loss=False)
 
 
 def epoch_batches(

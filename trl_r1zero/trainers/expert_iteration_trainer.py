@@ -157,7 +157,7 @@ class ExpertIterationTrainer(R1ZeroSFTTrainer):
                     seed=(args.seed, number, epoch),
                 ):
                     if update >= started_at:
-                        yield self._share(batch)
+                        yield batch
                     update += 1
         # The loop of transformers is here only if the last steps had no updates.
         self.control.should_training_stop = True

@@ -11,6 +11,10 @@ from trl_r1zero.functional import AGGREGATIONS, LOSS_TYPES, SAMPLER_CORRECTIONS
 from .base_config import SamplingSettings, StrictConfig, default_of, knob
 from .trl_fields import DERIVED_FIELDS, TRL_LOSS_TYPES, UNSUPPORTED_FIELDS
 
+# policy: the trainer's model, before the first update on a rollout batch; sampler: whatever sampled
+# the completions (the same model with transformers; vLLM, which rounds otherwise, with a server).
+OLD_LOG_PROBS = ("policy", "sampler")
+
 
 @dataclass
 class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ignore[misc]
@@ -33,7 +37,25 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
     train_batch_size: int = knob(256, "Completions per optimizer update, over all processes.")
     epochs_per_rollout_batch: int = knob(1, "Passes over each rollout batch.")
     gradient_accumulation_steps: int = knob(
-        128, "Micro-batches that a process cuts its share of a train batch into. Memory only."
+        128,
+        "A micro-batch has at most the rows of a process's share of a train batch over this. "
+        "Memory only.",
+    )
+    skip_zero_advantages: bool = knob(
+        True,
+        "Leave rows whose advantage is 0 out of forward and backward: their gradient is 0. (Not "
+        "with a KL term, which needs them.)",
+    )
+    old_log_probs: str = knob(
+        "policy",
+        f"Where several updates share a rollout batch, old log-probabilities are those of: "
+        f"{', '.join(OLD_LOG_PROBS)}.",
+    )
+    one_step_off: bool = knob(
+        False,
+        "With use_vllm: the server samples the next rollout batch while this one trains, so with "
+        "weights that are one step old. Needs a loss type with a ratio, and old_log_probs: "
+        "sampler.",
     )
     loss_type: str = knob(
         "reinforce_with_baseline", f"Which policy gradient: {', '.join(LOSS_TYPES)}."
@@ -98,6 +120,7 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
     def _check(self) -> None:
         self._check_names()
         self._check_sampler_correction()
+        self._check_one_step_off()
         self.check_sampling()
         self._check_batch_sizes()
 
@@ -150,6 +173,7 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
         for name, allowed in (
             ("loss_type", LOSS_TYPES),
             ("aggregation", AGGREGATIONS),
+            ("old_log_probs", OLD_LOG_PROBS),
             ("vllm_importance_sampling_mode", SAMPLER_CORRECTIONS),
         ):
             value = getattr(self, name)
@@ -199,6 +223,31 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
                     f"{name} is used by {correction} only, and that is off; got "
                     f"{getattr(self, name)!r}, remove it or set {correction} to true"
                 )
+
+    def _check_one_step_off(self) -> None:
+        if not self.one_step_off:
+            return
+        if not self.use_vllm:
+            raise ValueError(
+                "one_step_off needs use_vllm: a server samples while the trainer trains; remove it "
+                "or set use_vllm to true"
+            )
+        with_ratio = [name for name, kind in LOSS_TYPES.items() if kind.surrogate != "reinforce"]
+        if self.loss_type not in with_ratio:
+            raise ValueError(
+                f"one_step_off needs a loss_type that corrects for the older policy by a ratio: "
+                f"{', '.join(with_ratio)}; got {self.loss_type}"
+            )
+        if self.old_log_probs != "sampler":
+            raise ValueError(
+                "one_step_off needs old_log_probs: sampler, for the policy that sampled is gone "
+                f"when its rollouts are there; got {self.old_log_probs}"
+            )
+        if self.vllm_importance_sampling_correction:
+            raise ValueError(
+                "vllm_importance_sampling_correction has no effect with one_step_off, whose ratio "
+                "is already that of the sampler; set it to false"
+            )
 
     def _check_batch_sizes(self) -> None:
         self._require_at_least(

@@ -15,7 +15,9 @@ DeepSpeed, the vLLM client, the reward loop, the optimizer loop, checkpoints, lo
 replaced, and why:
 
 * rollouts are kept as rows without padding, and the training step cuts its train batch itself (see
-  `core_trainer`): to the loop of transformers `args.gradient_accumulation_steps` is 1.
+  `microbatches`): to the loop of transformers `args.gradient_accumulation_steps` is 1.
+* rows without advantage are not run, old log-probabilities come from the first pass over a row, and
+  logits are computed at response positions only.
 * truncation is what the sampler says, not "the last token is no eos": a completion that ends in
   `</answer>` is complete.
 * evaluation is one call over all validation problems, with standard errors, not a loop over
@@ -23,11 +25,14 @@ replaced, and why:
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -35,6 +40,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import GRPOTrainer
 
 from trl_r1zero.evaluation import write_generations
+from trl_r1zero.evaluation.metrics import mean_over_tokens
 from trl_r1zero.functional import (
     compute_group_advantages,
     compute_sampler_importance_weights,
@@ -43,16 +49,26 @@ from trl_r1zero.functional import (
 from trl_r1zero.generation import Completion, SamplingConfig, row_seeds
 
 from .grpo_config import R1ZeroGRPOConfig
+from .microbatches import padded_share, plan_microbatches
 from .rewards import as_trl_rewards
 from .rollout_sampler import RolloutSampler
-from .rollouts import MicroBatch, Rollout, RolloutBatch, cut_into_microbatches, num_trained_tokens
+from .rollouts import (
+    MicroBatch,
+    Rollout,
+    RolloutBatch,
+    make_microbatch,
+    num_trained_tokens,
+    sampler_log_probs,
+    store_log_probs,
+    untrained,
+)
+from .rollouts_ahead import RolloutsAheadMixin
 from .sampling import Grades
-from .sampling_trainer import SamplingTrainer
 from .update_metrics import graded_rollout
 from .validation import require_columns
 
 
-class R1ZeroGRPOTrainer(SamplingTrainer, GRPOTrainer):
+class R1ZeroGRPOTrainer(RolloutsAheadMixin, GRPOTrainer):
     """Trains a causal language model with verifiable rewards.
 
     Args:
@@ -164,6 +180,10 @@ class R1ZeroGRPOTrainer(SamplingTrainer, GRPOTrainer):
             seed=self.args.seed,
         )
 
+    def _prompts_of_step(self, step: int) -> list[str]:
+        sampler: Any = self._get_train_sampler()
+        return self.train_dataset.select(sampler.prompts_of(step))["prompt"]
+
     # 1. Rollouts
 
     def collect_rollouts(self, examples: Sequence[dict[str, Any]]) -> RolloutBatch:
@@ -176,12 +196,10 @@ class R1ZeroGRPOTrainer(SamplingTrainer, GRPOTrainer):
         step, rank = self.grpo_step, self.accelerator.process_index
         rows = range(rank * len(examples), (rank + 1) * len(examples))
         with self.timer.part("generation"):
-            prompt_ids, completions = self._sample_completions(
+            prompt_ids, completions = self._sample_rollouts(
+                step,
                 [example["prompt"] for example in examples],
-                self.rollout_sampling,
                 row_seeds(self.args.seed, "rollout", step, rows),
-                batch_size=None,
-                description=f"Rollouts of GRPO step {step + 1}",
             )
         with self.timer.part("reward"):
             grades = self._grade(examples, completions)
@@ -190,46 +208,82 @@ class R1ZeroGRPOTrainer(SamplingTrainer, GRPOTrainer):
         )
         advantages_NG = advantages.view(-1, self.args.group_size)
         local = slice(rows.start, rows.stop)
+        rollouts = [
+            Rollout(
+                prompt=example["prompt"],
+                ground_truth=example["ground_truth"],
+                prompt_ids=ids,
+                completion=completion,
+                rewards={"reward": reward, **part},
+                advantage=advantage,
+                trained=not (self.mask_truncated_completions and completion.truncated),
+                extra=extra,
+            )
+            for example, ids, completion, reward, part, extra, advantage in zip(
+                examples,
+                prompt_ids,
+                completions,
+                grades.rewards[local].tolist(),
+                grades.parts,
+                grades.extras,
+                advantages[local].tolist(),
+                strict=True,
+            )
+        ]
+        self._count_tokens(sum(row.num_tokens for row in rollouts))
         batch = RolloutBatch(
-            rollouts=[
-                Rollout(
-                    prompt=example["prompt"],
-                    ground_truth=example["ground_truth"],
-                    prompt_ids=ids,
-                    completion=completion,
-                    rewards={"reward": reward, **part},
-                    advantage=advantage,
-                    trained=not (self.mask_truncated_completions and completion.truncated),
-                    extra=extra,
-                )
-                for example, ids, completion, reward, part, extra, advantage in zip(
-                    examples,
-                    prompt_ids,
-                    completions,
-                    grades.rewards[local].tolist(),
-                    grades.parts,
-                    grades.extras,
-                    advantages[local].tolist(),
-                    strict=True,
-                )
-            ],
+            # All of them: who trains on which follows from their lengths.
+            rollouts=gather_object(rollouts) if self.accelerator.num_processes > 1 else rollouts,
             group_size=self.args.group_size,
             metrics={
                 "zero_advantage_groups": (advantages_NG == 0).all(dim=1).float().mean().item(),
                 **grades.metrics,
+                **self._ahead_metrics(),
             },
         )
-        if self.args.updates_per_grpo_step > 1:
-            with self.timer.part("old_log_probs"):
-                self._keep_log_probs(self.model, batch.rollouts, "old_log_probs")
-        if self.beta != 0:
-            with self.timer.part("ref_log_probs"):
-                self._keep_reference_log_probs(batch.rollouts)
-        self._count_tokens(sum(row.num_tokens for row in batch.rollouts))
+        entropy = mean_over_tokens(
+            [graded_rollout(row) for row in batch.rollouts],
+            [row.completion.mean_entropy for row in batch.rollouts],
+        )
+        if not math.isnan(entropy):
+            batch.metrics["rollout_entropy"] = entropy
+        self._keep_fixed_log_probs(batch)
         self._write_rollouts(batch)
         return batch
 
     # 2. Log-probabilities under a fixed policy
+
+    def _keep_fixed_log_probs(self, batch: RolloutBatch) -> None:
+        """Those of the sampling policy and of the reference, as far as the updates need them."""
+        number = self.args.updates_per_epoch
+        train_batches = [batch.train_batch(index, number) for index in range(number)]
+        if self.args.old_log_probs == "sampler":
+            for row in batch.rollouts:
+                row.old_log_probs = sampler_log_probs(row)
+                if row.old_log_probs is None:
+                    raise ValueError(
+                        "old_log_probs is sampler, but the completions have no log-probabilities; "
+                        "set it to policy"
+                    )
+        elif self.args.updates_per_grpo_step > 1:
+            # The first update's own forward pass gives those of its rows: the policy has not moved.
+            at_work = self.state.global_step % number
+            with self.timer.part("old_log_probs"):
+                for index, rows in enumerate(train_batches):
+                    if index != at_work or self._has_dropout:
+                        self._keep_log_probs(self.model, rows, "old_log_probs")
+        if self.beta != 0:
+            with self.timer.part("ref_log_probs"):
+                for rows in train_batches:
+                    self._keep_reference_log_probs(rows)
+
+    @cached_property
+    def _has_dropout(self) -> bool:
+        """Whether a forward pass in training differs from one in sampling."""
+        config = self.model.config.get_text_config()
+        in_attention = (getattr(config, name, 0.0) for name in ("attention_dropout", "attn_pdrop"))
+        in_modules = (m.p for m in self.model.modules() if isinstance(m, torch.nn.Dropout))
+        return any(p > 0 for p in (*in_attention, *in_modules))
 
     def _keep_log_probs(self, model: Any, rollouts: list[Rollout], attribute: str) -> None:
         was_training = model.training
@@ -237,10 +291,7 @@ class R1ZeroGRPOTrainer(SamplingTrainer, GRPOTrainer):
         with torch.no_grad():
             for micro_batch in self._microbatches(rollouts):
                 output = self._log_probs(model, micro_batch, self.args.temperature)
-                log_probs_BT = output["log_probs"].float().cpu()
-                for row, log_probs_T in zip(micro_batch.rollouts, log_probs_BT, strict=True):
-                    start = len(row.prompt_ids) - 1
-                    setattr(row, attribute, log_probs_T[start : start + row.length].clone())
+                store_log_probs(micro_batch, output["log_probs"], attribute)
         model.train(was_training)
 
     def _keep_reference_log_probs(self, rollouts: list[Rollout]) -> None:
@@ -268,30 +319,54 @@ class R1ZeroGRPOTrainer(SamplingTrainer, GRPOTrainer):
             rows = self._rollout_batch.train_batch(
                 update % self.args.updates_per_epoch, self.args.updates_per_epoch
             )
-            loss = self._forward_and_backward(model, list(self._microbatches(rows)))
+            loss = self._forward_and_backward(model, self._microbatches(rows))
         self._record_update(rows)
         return loss
 
-    def _microbatches(self, rollouts: list[Rollout]) -> Iterator[MicroBatch]:
-        num_sequences, num_tokens = self._mean_over_processes(
-            len(rollouts), num_trained_tokens(rollouts)
+    def _microbatches(self, rows: Sequence[Rollout]) -> list[MicroBatch]:
+        """This process's micro-batches of a train batch.
+
+        Rows whose gradient is 0 are in the denominators only. If that is all of them, a row that is
+        not in the loss makes a gradient of zeros.
+        """
+        rank, processes = self._rank_and_size()
+        plan = self._plan(rows)
+        return [
+            make_microbatch(
+                part,
+                pad_token_id=self._tokenizer.pad_token_id,
+                device=self.accelerator.device,
+                num_sequences=len(rows) / processes,
+                num_tokens=num_trained_tokens(rows) / processes,
+            )
+            for part in plan[rank]
+        ]
+
+    def _plan(self, rows: Sequence[Rollout]) -> list[list[list[Rollout]]]:
+        return plan_microbatches(
+            self._rows_to_run(rows) or [untrained(min(rows, key=lambda row: row.num_tokens))],
+            self._rank_and_size()[1],
+            self._limits,
+            untrained,
         )
-        return cut_into_microbatches(
-            rollouts,
-            self.rows_per_microbatch,
-            pad_token_id=self._tokenizer.pad_token_id,
-            device=self.accelerator.device,
-            num_sequences=num_sequences,
-            num_tokens=num_tokens,
-        )
+
+    def _rows_to_run(self, rows: Sequence[Rollout]) -> list[Rollout]:
+        if self.args.skip_zero_advantages and self.beta == 0:
+            return [row for row in rows if row.has_gradient]
+        return [row for row in rows if row.trained]
 
     def _compute_loss(self, model: torch.nn.Module, inputs: MicroBatch) -> Tensor:
         """This micro-batch's share of the loss of its train batch."""
         output = self._log_probs(model, inputs, self.args.temperature, return_token_entropy=True)
-        # On-policy the sampling policy is the policy itself.
-        old_log_probs_BT = (
-            output["log_probs"].detach() if inputs.old_log_probs is None else inputs.old_log_probs
-        )
+        # Before the first update on a rollout batch the sampling policy is the policy itself.
+        old_log_probs_BT = output["log_probs"].detach()
+        if inputs.old_log_probs is not None:
+            # NaN stands for what the sampler could not tell.
+            old_log_probs_BT = inputs.old_log_probs.where(
+                ~inputs.old_log_probs.isnan(), old_log_probs_BT
+            )
+        elif self.args.updates_per_grpo_step > 1:
+            store_log_probs(inputs, old_log_probs_BT, "old_log_probs")
         loss, metadata = grpo_microbatch_loss(
             output["log_probs"],
             inputs.response_mask,
@@ -316,8 +391,8 @@ class R1ZeroGRPOTrainer(SamplingTrainer, GRPOTrainer):
         )
         if "kl" in metadata:
             self._update_metrics.add(kl=metadata["kl"][mask_BT].sum())
-        if inputs.old_log_probs is not None:
-            log_ratio = (output["log_probs"].detach() - inputs.old_log_probs)[mask_BT]
+        if inputs.old_log_probs is not None or self.args.updates_per_grpo_step > 1:
+            log_ratio = (output["log_probs"].detach() - old_log_probs_BT)[mask_BT]
             self._update_metrics.add(ratio=log_ratio.exp().sum())
             if "clipped" in metadata:
                 self._update_metrics.add(clip_fraction=metadata["clipped"][mask_BT].sum())
@@ -329,7 +404,7 @@ class R1ZeroGRPOTrainer(SamplingTrainer, GRPOTrainer):
         Their difference is logged in either case: it grows when weights fail to reach the server.
         """
         mask_BT, sampler_BT = inputs.response_mask, inputs.sampler_log_probs
-        if self.args.use_vllm and sampler_BT is not None:
+        if self.args.old_log_probs == "policy" and self.args.use_vllm and sampler_BT is not None:
             difference = (old_log_probs_BT - sampler_BT)[mask_BT].abs()
             # NaN stands for what the sampler could not tell.
             self._update_metrics.add_values(
@@ -360,11 +435,17 @@ class R1ZeroGRPOTrainer(SamplingTrainer, GRPOTrainer):
     def _record_update(self, rows: list[Rollout]) -> None:
         """Metrics of one optimizer update, over all processes."""
         assert self._rollout_batch is not None
-        metrics = self._update_metrics.collect(rows, self.accelerator)
+        rank, processes = self._rank_and_size()
+        metrics = self._update_metrics.collect(rows[rank::processes], self.accelerator)
+        metrics["skipped_rows"] = 1 - len(self._rows_to_run(rows)) / len(rows)
+        metrics["padding"] = padded_share(
+            [part for parts in self._plan(rows) for part in parts], self._limits
+        )
         seconds = self.timer.collect()
         metrics |= self._rollout_batch.metrics
         metrics["tokens_per_second"] = metrics.pop("tokens") / seconds["step"]
         parts = ["step", "generation", "reward", "forward", "backward"]
+        parts += ["rollout_wait"] if self.args.one_step_off else []
         parts += ["weight_sync"] if self.server is not None else []
         parts += ["old_log_probs"] if self.args.updates_per_grpo_step > 1 else []
         parts += ["ref_log_probs"] if self.beta != 0 else []

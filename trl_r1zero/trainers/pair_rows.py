@@ -4,7 +4,7 @@ Shapes: B pairs of a micro-batch, so 2B sequences, the chosen ones first; T the 
 minus one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trl_r1zero.data.tokenization import pad_and_shift
 
-from .rollouts import longest_first
+from .microbatches import PaddedRows
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class PairRow:
         shared_ids, chosen_ids, rejected_ids: Its tokens; see `encode_pair`.
         ref_chosen, ref_rejected: Log-probabilities of the responses under the reference, in nats;
             None where they are not known beforehand.
-        in_loss: False for a row that only fills up a process's share of a short train batch.
+        in_loss: False for a row that only fills up a process's micro-batches.
     """
 
     shared_ids: list[int]
@@ -45,18 +45,14 @@ class PairRow:
 
 
 @dataclass
-class PairMicroBatch:
-    """Padded tensors of some pairs; see `pad_and_shift` for the convention.
+class PairMicroBatch(PaddedRows):
+    """Tensors of some pairs: 2B rows.
 
     Attributes:
-        input_ids, labels, response_mask: (2B, T).
         ref_log_probs: (2B,) of the responses under the reference, in nats; None if not known.
         in_loss: (B,) bool.
     """
 
-    input_ids: Tensor
-    labels: Tensor
-    response_mask: Tensor
     ref_log_probs: Tensor | None
     in_loss: Tensor
 
@@ -67,26 +63,25 @@ class PairMicroBatch:
             input_ids=self.input_ids.to(device),
             labels=self.labels.to(device),
             response_mask=self.response_mask.to(device),
+            lengths=self.lengths,
             ref_log_probs=None if ref is None else ref.to(device),
             in_loss=self.in_loss.to(device),
         )
 
 
-def cut_into_pair_microbatches(
-    rows: Sequence[PairRow], pairs_per_microbatch: int, *, pad_token_id: int, device: torch.device
-) -> Iterator[PairMicroBatch]:
-    """Micro-batches of `longest_first`, each padded to its own longest sequence."""
-    for part in longest_first(rows, pairs_per_microbatch):
-        tensors = pad_and_shift(
-            [row.shared_ids for row in part] * 2,
-            [row.chosen_ids for row in part] + [row.rejected_ids for row in part],
-            pad_token_id,
-        )
-        ref = [row.ref_chosen for row in part] + [row.ref_rejected for row in part]
-        yield PairMicroBatch(
-            input_ids=tensors["input_ids"].to(device),
-            labels=tensors["labels"].to(device),
-            response_mask=tensors["response_mask"].to(device),
-            ref_log_probs=None if None in ref else torch.tensor(ref, device=device),
-            in_loss=torch.tensor([row.in_loss for row in part], device=device),
-        )
+def make_pair_microbatch(
+    rows: Sequence[PairRow], *, pad_token_id: int, device: torch.device
+) -> PairMicroBatch:
+    """Tensors of some pairs, padded to their own longest sequence."""
+    responses = [row.chosen_ids for row in rows] + [row.rejected_ids for row in rows]
+    shared = [row.shared_ids for row in rows] * 2
+    tensors = pad_and_shift(shared, responses, pad_token_id)
+    ref = [row.ref_chosen for row in rows] + [row.ref_rejected for row in rows]
+    return PairMicroBatch(
+        input_ids=tensors["input_ids"].to(device),
+        labels=tensors["labels"].to(device),
+        response_mask=tensors["response_mask"].to(device),
+        lengths=[len(a) + len(b) - 1 for a, b in zip(shared, responses, strict=True)],
+        ref_log_probs=None if None in ref else torch.tensor(ref, device=device),
+        in_loss=torch.tensor([row.in_loss for row in rows], device=device),
+    )

@@ -1,6 +1,7 @@
 """Which prompts each GRPO step sees."""
 
 from collections.abc import Iterator, Sized
+from itertools import islice
 
 import torch
 from torch.utils.data import Sampler
@@ -64,6 +65,12 @@ class RolloutSampler(Sampler[int]):
                 f"{prompts_per_rollout_batch} different ones (rollout_batch_size / group_size); "
                 "use a larger training set or a smaller rollout_batch_size"
             )
+
+    def prompts_of(self, grpo_step: int) -> list[int]:
+        """The row numbers of one rollout batch, each prompt once; steps count from 0."""
+        prompts = shuffled_forever(self.num_prompts, shuffle=self.shuffle, seed=self.seed)
+        start = grpo_step * self.prompts_per_rollout_batch
+        return list(islice(prompts, start, start + self.prompts_per_rollout_batch))
 
     def __iter__(self) -> Iterator[int]:
         prompts = shuffled_forever(self.num_prompts, shuffle=self.shuffle, seed=self.seed)

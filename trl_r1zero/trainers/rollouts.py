@@ -1,4 +1,4 @@
-"""A rollout batch as rows without padding, and how it is cut into train and micro-batches.
+"""A rollout batch as rows without padding, its train batches, and tensors of some of its rows.
 
 Rows stay lists of token ids until a micro-batch is made of them, so a micro-batch is as wide as its
 own longest row and no wider.
@@ -6,15 +6,17 @@ own longest row and no wider.
 Shapes: B rows of a micro-batch, T its longest row minus one.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trl_r1zero.data.tokenization import pad_and_shift
 from trl_r1zero.generation import Completion
+
+from .microbatches import PaddedRows
 
 
 @dataclass
@@ -46,6 +48,11 @@ class Rollout:
     ref_log_probs: Tensor | None = None
 
     @property
+    def has_gradient(self) -> bool:
+        """Whether the policy gradient of its tokens can differ from 0."""
+        return self.trained and self.advantage != 0
+
+    @property
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + len(self.completion.token_ids)
 
@@ -55,12 +62,11 @@ class Rollout:
 
 
 @dataclass
-class MicroBatch:
-    """Padded tensors of some rollouts; see `pad_and_shift` for the convention.
+class MicroBatch(PaddedRows):
+    """Tensors of some rollouts.
 
     Attributes:
         rollouts: The rows.
-        input_ids, labels, response_mask: (B, T).
         advantages, raw_rewards: (B, 1).
         old_log_probs, ref_log_probs: (B, T), or None.
         sampler_log_probs: (B, T), what the completions' `log_probs` say, or None without them.
@@ -70,9 +76,6 @@ class MicroBatch:
     """
 
     rollouts: list[Rollout]
-    input_ids: Tensor
-    labels: Tensor
-    response_mask: Tensor
     advantages: Tensor
     raw_rewards: Tensor
     old_log_probs: Tensor | None
@@ -84,10 +87,10 @@ class MicroBatch:
 
 @dataclass
 class RolloutBatch:
-    """This process's share of a rollout batch: groups of `group_size` rollouts side by side.
+    """A rollout batch of all processes: groups of `group_size` rollouts side by side.
 
     Attributes:
-        rollouts: The rows.
+        rollouts: The rows, the same on every process.
         group_size: Rollouts per prompt.
         metrics: Numbers about the whole rollout batch, to be logged with each update on it.
     """
@@ -99,9 +102,8 @@ class RolloutBatch:
     def train_batch(self, index: int, num_train_batches: int) -> list[Rollout]:
         """The rows of train batch `index` of `num_train_batches` equal ones.
 
-        Groups are dealt out like cards (group g goes to train batch g mod the number of train
-        batches), so that which groups are trained on together does not depend on the number of
-        processes that share the rollout batch.
+        Groups are dealt out like cards: group g goes to train batch g mod the number of train
+        batches.
         """
         order = sorted(
             range(len(self.rollouts)),
@@ -111,66 +113,57 @@ class RolloutBatch:
         return [self.rollouts[row] for row in order[index * size : (index + 1) * size]]
 
 
-class Row(Protocol):
-    """What has a length."""
-
-    @property
-    def num_tokens(self) -> int: ...
-
-
-R = TypeVar("R", bound=Row)
-
-
-def longest_first(rows: Sequence[R], size: int) -> Iterator[list[R]]:
-    """Rows sorted by length, cut into parts of `size` rows, the last one what is left.
-
-    Sorting changes neither loss nor gradient, as the denominators are those of the train batch. The
-    longest rows come first, so a run that does not fit into memory fails at once.
-    """
-    ordered = sorted(rows, key=lambda row: -row.num_tokens)
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
-
-
 def num_trained_tokens(rollouts: Sequence[Rollout]) -> int:
     """Response tokens that are part of the loss."""
     return sum(rollout.length for rollout in rollouts if rollout.trained)
 
 
-def cut_into_microbatches(
-    rollouts: Sequence[Rollout],
-    rows_per_microbatch: int,
+def make_microbatch(
+    rows: list[Rollout],
     *,
     pad_token_id: int,
     device: torch.device,
     num_sequences: float,
     num_tokens: float,
-) -> Iterator[MicroBatch]:
-    """Micro-batches of `longest_first`, each padded to its own longest row."""
-    for rows in longest_first(rollouts, rows_per_microbatch):
-        tensors = pad_and_shift(
-            [row.prompt_ids for row in rows],
-            [row.completion.token_ids for row in rows],
-            pad_token_id,
-        )
-        mask_BT = tensors["response_mask"]
-        trained_B1 = torch.tensor([[row.trained] for row in rows])
-        yield MicroBatch(
-            rollouts=rows,
-            input_ids=tensors["input_ids"].to(device),
-            labels=tensors["labels"].to(device),
-            response_mask=(mask_BT & trained_B1).to(device),
-            advantages=torch.tensor([[row.advantage] for row in rows], device=device),
-            raw_rewards=torch.tensor([[row.rewards["reward"]] for row in rows], device=device),
-            old_log_probs=_scatter([row.old_log_probs for row in rows], mask_BT, device),
-            ref_log_probs=_scatter([row.ref_log_probs for row in rows], mask_BT, device),
-            sampler_log_probs=_scatter([_sampler_log_probs(row) for row in rows], mask_BT, device),
-            num_sequences=num_sequences,
-            num_tokens=num_tokens,
-        )
+) -> MicroBatch:
+    """Tensors of some rows, padded to their own longest."""
+    tensors = pad_and_shift(
+        [row.prompt_ids for row in rows],
+        [row.completion.token_ids for row in rows],
+        pad_token_id,
+    )
+    mask_BT = tensors["response_mask"]
+    trained_B1 = torch.tensor([[row.trained] for row in rows])
+    return MicroBatch(
+        input_ids=tensors["input_ids"].to(device),
+        labels=tensors["labels"].to(device),
+        response_mask=(mask_BT & trained_B1).to(device),
+        lengths=[row.num_tokens - 1 for row in rows],
+        rollouts=rows,
+        advantages=torch.tensor([[row.advantage] for row in rows], device=device),
+        raw_rewards=torch.tensor([[row.rewards["reward"]] for row in rows], device=device),
+        old_log_probs=_scatter([row.old_log_probs for row in rows], mask_BT, device),
+        ref_log_probs=_scatter([row.ref_log_probs for row in rows], mask_BT, device),
+        sampler_log_probs=_scatter([sampler_log_probs(row) for row in rows], mask_BT, device),
+        num_sequences=num_sequences,
+        num_tokens=num_tokens,
+    )
 
 
-def _sampler_log_probs(row: Rollout) -> Tensor | None:
+def untrained(row: Rollout) -> Rollout:
+    """A copy that is not in the loss, to fill up a process's micro-batches."""
+    return replace(row, trained=False)
+
+
+def store_log_probs(micro_batch: MicroBatch, log_probs: Tensor, attribute: str) -> None:
+    """Keep (B, T) log-probabilities in an attribute of the rows, each as long as its completion."""
+    for row, log_probs_T in zip(micro_batch.rollouts, log_probs.float().cpu(), strict=True):
+        start = len(row.prompt_ids) - 1
+        setattr(row, attribute, log_probs_T[start : start + row.length].clone())
+
+
+def sampler_log_probs(row: Rollout) -> Tensor | None:
+    """Log-probabilities of the completion's tokens as its sampler had them; None if unknown."""
     log_probs = row.completion.log_probs
     return None if log_probs is None else torch.tensor(log_probs, dtype=torch.float32)
 

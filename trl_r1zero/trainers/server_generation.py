@@ -7,7 +7,9 @@ and asked again, at the same point of the program everywhere.
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,6 +76,10 @@ class PolicyWeights(VLLMGeneration):
 class ServerGeneration:
     """Samples with the current policy from a vLLM server. Every method is a collective call.
 
+    Attributes:
+        last_answer: When the server last finished what it was asked to sample (`perf_counter`), on
+            the first process.
+
     Args:
         model: The policy, unwrapped.
         accelerator, tokenizer: The trainer's.
@@ -112,6 +118,9 @@ class ServerGeneration:
         self._engine: VLLMServerEngine | None = None  # of the first process alone
         self._sync: WeightSync | None = None
         self._restarts = 0
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollouts")
+        self._under_way: Future[list[Completion]] | None = None  # on the first process alone
+        self.last_answer = time.perf_counter()
         self._connect_everywhere()
 
     def sync_weights(self) -> None:
@@ -140,26 +149,68 @@ class ServerGeneration:
             VLLMServerError: The server refused a request, or is gone for good.
         """
         all_ids, all_seeds = gather_object(prompt_ids), gather_object(seeds)
-
-        def stream() -> list[Completion]:
-            assert self._engine is not None
-            with tqdm(
-                total=len(all_ids),
-                desc=description,
-                unit="completion",
-                leave=False,
-                delay=2,
-                disable=not show_progress,
-            ) as progress:
-                rows = []
-                for row in self._engine.stream(all_ids, sampling, all_seeds):
-                    rows.append(row)
-                    progress.update()
-            return in_order(rows)
-
-        completions = self._ask(stream)
+        progress = tqdm(
+            total=len(all_ids),
+            desc=description,
+            unit="completion",
+            leave=False,
+            delay=2,
+            disable=not show_progress,
+        )
+        with progress:
+            completions = self._ask(lambda: self._stream(all_ids, sampling, all_seeds, progress))
         start = self.accelerator.process_index * len(prompt_ids)
         return completions[start : start + len(prompt_ids)]
+
+    def begin(
+        self, all_ids: list[list[int]], sampling: SamplingConfig, all_seeds: list[int]
+    ) -> None:
+        """Let the server sample, with the weights that it has, while the trainer does other work.
+
+        `finish` must be called before anything else is asked of the server.
+
+        Args:
+            all_ids: The prompts of all processes, the same on each.
+            sampling: How to sample.
+            all_seeds: One for each.
+        """
+        if self.accelerator.is_main_process:
+            self._under_way = self._executor.submit(self._stream, all_ids, sampling, all_seeds)
+
+    def finish(
+        self, all_ids: list[list[int]], sampling: SamplingConfig, all_seeds: list[int]
+    ) -> list[Completion]:
+        """What `begin` was asked for, on every process; waits for it.
+
+        A server that died meanwhile is started again, and samples with the current weights.
+
+        Raises:
+            VLLMServerError: The server refused a request, or is gone for good.
+        """
+        begun, self._under_way = self._under_way, None
+        first = [begun]
+
+        def wait() -> list[Completion]:
+            future = first.pop() if first else None
+            return self._stream(all_ids, sampling, all_seeds) if future is None else future.result()
+
+        return self._ask(wait)
+
+    def _stream(
+        self,
+        prompt_ids: list[list[int]],
+        sampling: SamplingConfig,
+        seeds: list[int],
+        progress: tqdm | None = None,
+    ) -> list[Completion]:
+        assert self._engine is not None
+        rows = []
+        for row in self._engine.stream(prompt_ids, sampling, seeds):
+            rows.append(row)
+            if progress is not None:
+                progress.update()
+        self.last_answer = time.perf_counter()
+        return in_order(rows)
 
     def check_probe(self, token_ids: list[int], trainer_log_probs: Tensor, dtype: str) -> float:
         """Compare the server's log-probabilities of a sequence with the trainer's.
@@ -198,6 +249,7 @@ class ServerGeneration:
         """Stop the server if it is this trainer's own."""
         if self._engine is not None:
             self._engine.close()
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
     # The first process
 

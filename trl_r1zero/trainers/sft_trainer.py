@@ -34,7 +34,7 @@ from .rewards import TRLReward, as_trl_rewards
 from .sampling import Grades
 from .sampling_trainer import SamplingTrainer
 from .sft_config import R1ZeroSFTConfig
-from .train_rows import SFTMicroBatch, TrainRow, cut_into_sft_microbatches
+from .train_rows import SFTMicroBatch, TrainRow, make_sft_microbatch
 from .validation import require_columns
 
 
@@ -145,16 +145,18 @@ class R1ZeroSFTTrainer(EpochsMixin[TrainRow], SamplingTrainer, SFTTrainer):
         """
         model.train()
         with self.timer.part("step"):
-            (num_sequences,) = self._mean_over_processes(sum(row.in_loss for row in inputs))
-            micro_batches = cut_into_sft_microbatches(
-                inputs,
-                self.rows_per_microbatch,
-                pad_token_id=self._tokenizer.pad_token_id,
-                device=self.accelerator.device,
-                num_sequences=num_sequences,
-            )
-            loss = self._forward_and_backward(model, list(micro_batches))
-        self._record_update([row for row in inputs if row.in_loss])
+            processes = self._rank_and_size()[1]
+            micro_batches = [
+                make_sft_microbatch(
+                    part,
+                    pad_token_id=self._tokenizer.pad_token_id,
+                    device=self.accelerator.device,
+                    num_sequences=len(inputs) / processes,
+                )
+                for part in self._parts(inputs)
+            ]
+            loss = self._forward_and_backward(model, micro_batches)
+        self._record_update(inputs)
         return loss
 
     def compute_loss(
@@ -181,8 +183,10 @@ class R1ZeroSFTTrainer(EpochsMixin[TrainRow], SamplingTrainer, SFTTrainer):
         )
         return loss
 
-    def _record_update(self, rows: Sequence[TrainRow]) -> None:
+    def _record_update(self, batch: Sequence[TrainRow]) -> None:
         """Metrics of one optimizer update, over all processes."""
+        rank, processes = self._rank_and_size()
+        rows = batch[rank::processes]
         num_tokens = sum(row.num_tokens for row in rows)
         self._count_tokens(num_tokens)
         metrics = self._update_metrics.collect_sums(

@@ -1,0 +1,101 @@
+"""How rows are dealt out and cut: every row once, within the limits, fairly over processes."""
+
+import random
+from dataclasses import dataclass, replace
+
+import pytest
+
+from trl_r1zero.trainers.microbatches import (
+    MicroBatchLimits,
+    cut_rows,
+    padded_share,
+    plan_microbatches,
+    share_rows,
+)
+
+
+@dataclass(frozen=True)
+class FakeRow:
+    num_tokens: int
+    number: int = 0
+    in_loss: bool = True
+
+
+def rows(*lengths: int) -> list[FakeRow]:
+    return [FakeRow(length, number) for number, length in enumerate(lengths)]
+
+
+def lengths(parts) -> list:
+    return [lengths(part) if isinstance(part, list) else part.num_tokens for part in parts]
+
+
+def out(row: FakeRow) -> FakeRow:
+    return replace(row, in_loss=False)
+
+
+def test_rows_are_cut_longest_first():
+    assert lengths(cut_rows(rows(3, 9, 5, 7, 1), MicroBatchLimits(rows=2))) == [[9, 7], [5, 3], [1]]
+
+
+def test_the_budget_counts_padding():
+    limits = MicroBatchLimits(rows=100, tokens=20)
+    assert lengths(cut_rows(rows(10, 9, 5, 5, 5, 5, 2), limits)) == [[10, 9], [5, 5, 5, 5], [2]]
+
+
+def test_without_padding_the_budget_counts_tokens():
+    limits = MicroBatchLimits(rows=100, tokens=20, padded=False)
+    assert lengths(cut_rows(rows(10, 9, 5, 5, 5, 5, 2), limits)) == [[10, 9], [5, 5, 5, 5], [2]]
+    assert lengths(cut_rows(rows(12, 4, 4, 1), limits)) == [[12, 4, 4], [1]]
+
+
+def test_a_row_above_the_budget_is_alone():
+    assert lengths(cut_rows(rows(50, 3, 2), MicroBatchLimits(rows=9, tokens=6))) == [[50], [3, 2]]
+
+
+def test_tokens_are_balanced_over_processes():
+    assert lengths(share_rows(rows(10, 9, 8, 7, 6, 5), 2)) == [[10, 7, 6], [9, 8, 5]]
+
+
+def test_a_process_with_fewer_micro_batches_splits_its_largest():
+    plan = plan_microbatches(rows(100, 1, 1, 1, 1), 2, MicroBatchLimits(9, tokens=4), out)
+    assert lengths(plan) == [[[100]], [[1, 1, 1, 1]]]
+    plan = plan_microbatches(rows(50, 49, 9, 9, 9, 9), 2, MicroBatchLimits(9, tokens=60), out)
+    # 50 + 9 + 9 and 49 + 9 + 9: as many micro-batches on each.
+    assert lengths(plan) == [[[50], [9, 9]], [[49], [9, 9]]]
+
+
+def test_a_process_without_rows_gets_a_filler():
+    plan = plan_microbatches(rows(7, 5), 3, MicroBatchLimits(rows=1), out)
+    assert lengths(plan) == [[[7]], [[5]], [[5]]]
+    assert [part[0].in_loss for (part,) in plan] == [True, True, False]
+
+
+def test_no_rows_at_all_are_an_error():
+    with pytest.raises(ValueError, match="no rows to cut"):
+        plan_microbatches([], 2, MicroBatchLimits(rows=1), out)
+
+
+def test_any_plan_has_every_row_once_and_keeps_the_limits():
+    rng = random.Random(0)
+    for _ in range(300):
+        given = rows(*(rng.randrange(1, 60) for _ in range(rng.randrange(1, 40))))
+        limits = MicroBatchLimits(
+            rng.randrange(1, 9), rng.choice([None, 30, 100]), padded=rng.random() < 0.5
+        )
+        plan = plan_microbatches(given, rng.randrange(1, 6), limits, out)
+        assert len({len(parts) for parts in plan}) == 1
+        flat = [row for parts in plan for part in parts for row in part]
+        assert sorted(row.number for row in flat if row.in_loss) == list(range(len(given)))
+        for parts in plan:
+            for part in parts:
+                assert 1 <= len(part) <= limits.rows
+                width = max(row.num_tokens for row in part)
+                total = sum(row.num_tokens for row in part)
+                cost = len(part) * width if limits.padded else total
+                assert limits.tokens is None or len(part) == 1 or cost <= limits.tokens
+
+
+def test_share_of_padding():
+    parts = [rows(4, 2), rows(1)]
+    assert padded_share(parts, MicroBatchLimits(rows=2)) == pytest.approx(2 / 9)
+    assert padded_share(parts, MicroBatchLimits(rows=2, padded=False)) == 0.0

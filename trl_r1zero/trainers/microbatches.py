@@ -1,0 +1,131 @@
+"""How the rows of a train batch are dealt out to processes and cut into micro-batches.
+
+The gradient does not depend on it, because denominators are those of the whole train batch; memory
+and time do. All processes plan for all of them, from the same rows, so nothing needs to be agreed
+upon.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+
+class Row(Protocol):
+    """What has a length."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the model sees."""
+
+
+R = TypeVar("R", bound=Row)
+
+
+@dataclass
+class PaddedRows:
+    """Tensors of B sequences, padded to the longest; see `pad_and_shift` for the convention.
+
+    Attributes:
+        input_ids, labels, response_mask: (B, T); the mask is 0 in rows that are not in the loss.
+        lengths: Of each row, the positions that are not padding.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    response_mask: Tensor
+    lengths: list[int]
+
+
+@dataclass(frozen=True)
+class MicroBatchLimits:
+    """What a micro-batch may hold. One row is always admitted.
+
+    Attributes:
+        rows: Rows at most.
+        tokens: Tokens at most, padding included; None for any number.
+        padded: Whether rows are padded to the longest of their micro-batch; otherwise they stand
+            one behind the other.
+    """
+
+    rows: int
+    tokens: int | None = None
+    padded: bool = True
+
+
+def plan_microbatches(
+    rows: Sequence[R], processes: int, limits: MicroBatchLimits, filler: Callable[[R], R]
+) -> list[list[list[R]]]:
+    """The micro-batches of every process: `plan[process][micro_batch]` are rows.
+
+    Rows go to processes such that their tokens are balanced: the longest first, each to the process
+    that has the fewest tokens so far. Every process gets equally many micro-batches, as the
+    collective calls in forward and backward want: one that has fewer splits its largest ones, or
+    gets a filler.
+
+    Args:
+        rows: A train batch, or what is left of it; at least one row.
+        processes: How many there are.
+        limits: Of a micro-batch.
+        filler: Makes, from any row, one that is not in the loss.
+    """
+    if not rows:
+        raise ValueError("there are no rows to cut; give a filler row at least")
+    plan = [cut_rows(share, limits) for share in share_rows(rows, processes)]
+    count = max(map(len, plan))
+    shortest = min(rows, key=lambda row: row.num_tokens)
+    for parts in plan:
+        while len(parts) < count:
+            largest = max(parts, key=len, default=[])
+            if len(largest) > 1:
+                number, middle = parts.index(largest), len(largest) // 2
+                parts[number : number + 1] = [largest[:middle], largest[middle:]]
+            else:
+                parts.append([filler(shortest)])
+    return plan
+
+
+def share_rows(rows: Sequence[R], processes: int) -> list[list[R]]:
+    """The rows of each process, about equally many tokens for each."""
+    shares: list[list[R]] = [[] for _ in range(processes)]
+    tokens = [0] * processes
+    for row in longest_first(rows):
+        process = tokens.index(min(tokens))
+        shares[process].append(row)
+        tokens[process] += row.num_tokens
+    return shares
+
+
+def cut_rows(rows: Sequence[R], limits: MicroBatchLimits) -> list[list[R]]:
+    """The rows, longest first, in as few micro-batches as the limits allow.
+
+    Rows of like lengths come together, so there is little padding; and a run that does not fit into
+    memory fails at once.
+    """
+    parts: list[list[R]] = []
+    width = total = 0  # of the part at work: its longest row, and the tokens of all of its rows
+    for row in longest_first(rows):
+        part = parts[-1] if parts else []
+        tokens = (len(part) + 1) * width if limits.padded else total + row.num_tokens
+        full = len(part) == limits.rows or (limits.tokens is not None and tokens > limits.tokens)
+        if not part or full:
+            parts.append([row])
+            width = total = row.num_tokens
+        else:
+            part.append(row)
+            total += row.num_tokens
+    return parts
+
+
+def longest_first(rows: Sequence[R]) -> list[R]:
+    """The rows sorted by length; those of one length keep their order."""
+    return sorted(rows, key=lambda row: -row.num_tokens)
+
+
+def padded_share(parts: Sequence[Sequence[Row]], limits: MicroBatchLimits) -> float:
+    """The share of the positions of some micro-batches that is padding."""
+    real = sum(row.num_tokens for part in parts for row in part)
+    if not limits.padded:
+        return 0.0
+    return 1 - real / sum(len(part) * max(row.num_tokens for row in part) for part in parts)

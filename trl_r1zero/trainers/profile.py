@@ -1,0 +1,53 @@
+"""Where the time of each optimizer update went, printed while a run trains."""
+
+import time
+from typing import Any
+
+from transformers import TrainerCallback
+
+from .progress import ProgressCallback
+
+_SECONDS = "seconds/"
+# Parts of the generation.
+_INSIDE = (f"{_SECONDS}weight_sync", f"{_SECONDS}rollout_wait")
+
+
+class ProfileCallback(TrainerCallback):
+    """Prints a line for each logged update: seconds and shares of its parts.
+
+    The parts are those that the trainer logs as `seconds/...`, the optimizer's step, and what is
+    left (clipping, logging).
+
+    Args:
+        progress: Its bar, if there is one, is not to be torn apart.
+    """
+
+    def __init__(self, progress: ProgressCallback) -> None:
+        self._progress = progress
+        self._began = self._optimizer_began = time.perf_counter()
+        self._optimizer = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._began = time.perf_counter()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._optimizer_began = time.perf_counter()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._optimizer = time.perf_counter() - self._optimizer_began
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs or f"{_SECONDS}step" not in logs:
+            return
+        total = time.perf_counter() - self._began
+        parts = {
+            name.removeprefix(_SECONDS).replace("_", " "): seconds
+            for name, seconds in logs.items()
+            if name.startswith(_SECONDS) and name not in (f"{_SECONDS}step", *_INSIDE)
+        }
+        parts["optimizer"] = self._optimizer
+        parts["rest"] = max(0.0, total - sum(parts.values()))
+        shares = ", ".join(f"{n} {s:.2f} s ({s / total:.0%})" for n, s in parts.items() if s)
+        line = f"update {state.global_step:>4}: {total:.2f} s: {shares}"
+        bar = self._progress.training_bar
+        print(line, flush=True) if bar is None else bar.write(line)
