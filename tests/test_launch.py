@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from launching import launch
+from launching import launch, run_here
 
 from trl_r1zero.trainers import read_metrics
 
@@ -92,25 +92,25 @@ def test_two_processes_give_the_losses_of_one(one_process, tiny_model_folder, tm
 
 
 def test_a_finished_run_is_not_overwritten_and_can_be_reported_again(
-    one_process, tiny_model_folder
+    one_process, tiny_model_folder, capsys
 ):
     folder, _ = one_process
     before = (folder / "metrics.jsonl").read_text()
-    again = launch(RECIPE, folder, tiny_model_folder)
-    assert again.returncode != 0
-    assert "already holds a run" in again.stderr
+    with pytest.raises(ValueError, match="already holds a run"):
+        run_here(RECIPE, folder, tiny_model_folder)
     assert (folder / "metrics.jsonl").read_text() == before
-    auto = launch(RECIPE, folder, tiny_model_folder, "--resume_from_checkpoint", "auto")
-    assert auto.returncode == 0, auto.stderr[-4000:]
+    run_here(RECIPE, folder, tiny_model_folder, "--resume_from_checkpoint", "auto")
     assert losses(folder) == [
         line["loss"] for line in map(json.loads, before.splitlines()) if "loss" in line
     ]
-    assert "accuracy" in auto.stdout
+    assert "accuracy" in capsys.readouterr().out
 
 
-def test_a_typo_in_a_recipe_is_an_error_before_anything_starts(tiny_model_folder, tmp_path):
-    done = launch({**RECIPE, "learning_rat": 1e-3}, tmp_path / "typo", tiny_model_folder)
-    assert done.returncode != 0
-    assert "learning_rat" in done.stderr
-    assert "learning_rate" in done.stderr
+def test_a_typo_in_a_recipe_is_an_error_before_anything_starts(tiny_model_folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run_here({**RECIPE, "learning_rat": 1e-3}, tmp_path / "typo", tiny_model_folder)
+    assert stopped.value.code != 0
+    error = capsys.readouterr().err
+    assert "learning_rat" in error
+    assert "learning_rate" in error
     assert not (tmp_path / "typo").exists()

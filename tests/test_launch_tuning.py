@@ -2,14 +2,13 @@
 
 import gzip
 import json
-import runpy
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from launching import launch
-from tiny_models import REPOSITORY, make_tiny_model
+from launching import launch, run_here
+from tiny_models import make_tiny_model
 
 from trl_r1zero.data.preferences import load_hh, split_validation
 from trl_r1zero.trainers import R1ZeroDPOConfig, R1ZeroDPOTrainer, read_metrics
@@ -85,30 +84,28 @@ def test_dpo_on_two_processes_is_dpo_on_one(tokenizer, tiny_model_folder, tmp_pa
     assert (tmp_path / "two" / "curve.png").is_file()
 
 
-def test_instruction_tuning_from_a_command_line(tiny_model_folder, tmp_path, monkeypatch, capsys):
+def test_instruction_tuning_from_a_command_line(tiny_model_folder, tmp_path, capsys):
     rows = [
         {"prompt": f"Count to {n}.", "response": " ".join(map(str, range(n)))} for n in range(40)
     ]
     for split in ("train", "test"):
         with gzip.open(tmp_path / f"{split}.jsonl.gz", "wt") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows[split == "test" :: 2])
-    settings = {
-        "model_name_or_path": tiny_model_folder,
-        "train_data": tmp_path / "train.jsonl.gz",
-        "eval_data": tmp_path / "test.jsonl.gz",
-        "cache_dir": tmp_path / "cache",
+    recipe = {
+        "train_data": str(tmp_path / "train.jsonl.gz"),
+        "eval_data": str(tmp_path / "test.jsonl.gz"),
+        "cache_dir": str(tmp_path / "cache"),
         "seq_length": 32,
-        "output_dir": tmp_path / "run",
         "total_batch_size": 8,
-        "learning_rate": "2e-3",
+        "learning_rate": 2.0e-3,
         "eval_steps": 20,
         "save_steps": 20,
         "num_train_epochs": 2,
     }
-    script = REPOSITORY / "recipes" / "instruction_tuning.py"
-    arguments = [str(part) for key, value in settings.items() for part in (f"--{key}", value)]
-    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
-    runpy.run_path(str(script), run_name="__main__")
+    run = partial(
+        run_here, recipe, tmp_path / "run", tiny_model_folder, script="instruction_tuning.py"
+    )
+    run()
     before, *_, after = column(tmp_path / "run", "eval_loss")
     assert after < before - 0.1
     out = capsys.readouterr().out
@@ -118,8 +115,7 @@ def test_instruction_tuning_from_a_command_line(tiny_model_folder, tmp_path, mon
     assert (tmp_path / "run" / "curve.png").is_file()
     # Neither a second run over the first, nor a key that does not exist.
     with pytest.raises(ValueError, match="already holds a run"):
-        runpy.run_path(str(script), run_name="__main__")
-    monkeypatch.setattr(sys, "argv", [str(script), *arguments, "--batch_sise", "4"])
+        run()
     with pytest.raises(SystemExit):
-        runpy.run_path(str(script), run_name="__main__")
+        run("--batch_sise", "4")
     assert "batch_sise" in capsys.readouterr().err

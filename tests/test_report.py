@@ -3,8 +3,6 @@
 import json
 import math
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -322,14 +320,10 @@ def test_write_curves_says_what_is_wrong_with_a_folder(tmp_path):
     assert not path.exists()
 
 
-def test_command_line_reports_one_run(tmp_path):
+def test_command_line_reports_one_run(tmp_path, capsys):
     folder = _complete_run(tmp_path / "run")
-    done = subprocess.run(
-        [sys.executable, "-m", "trl_r1zero.report", str(folder)],
-        capture_output=True, text=True, check=True, encoding="utf-8",
-        cwd=Path(__file__).parents[1],
-    )  # fmt: skip
-    assert "0.250 ± 0.164" in done.stdout
+    main([str(folder)])
+    assert "0.250 ± 0.164" in capsys.readouterr().out
     assert (folder / "report.md").is_file() and (folder / "curve.png").is_file()
 
 
