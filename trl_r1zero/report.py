@@ -21,6 +21,7 @@ from trl_r1zero.evaluation import mean, standard_error
 from trl_r1zero.evaluation.markdown import quoted, table, wrapped
 from trl_r1zero.logged_run import Line, LoggedRun, Row, logged, metric_cell, rollout_pass_metric
 from trl_r1zero.plots import plot_run
+from trl_r1zero.trainers.timing import PARTS_OF_GENERATION
 
 REPORT_FILE = "report.md"
 CURVE_FILE = "curve.png"
@@ -130,6 +131,8 @@ _ROLLOUT_COLUMNS: dict[str, _Write] = {
     "rollout_length": ("length", _LENGTH),
     "rollout_entropy": ("entropy", _SHARE),
 }
+# Seconds of these are in those of other parts.
+_NOT_ADDED = {"step", *PARTS_OF_GENERATION}
 # These are absent where they have no meaning: no such answers, no off-policy updates.
 _OPTIONAL = {"eval_length_correct", "eval_length_incorrect", "ratio", "clip_fraction"}
 
@@ -295,8 +298,9 @@ def _time_table(run: LoggedRun) -> list[str]:
         # A line has the means over the updates since the line before it.
         updates, step = line["step"] - step, line["step"]
         for metric, value in line.items():
-            if metric.startswith("seconds/") and metric != "seconds/step" and value is not None:
-                seconds[metric.removeprefix("seconds/").replace("_", " ")] += value * updates
+            part = metric.removeprefix("seconds/")
+            if part != metric and part not in _NOT_ADDED and value is not None:
+                seconds[part.replace("_", " ")] += value * updates
     if run.rollouts:
         seconds["rollouts"] = sum(logged(run.rollouts, "rollout_seconds"))
     if run.validations:

@@ -109,7 +109,7 @@ def test_the_gradient_is_that_of_the_formula(tokenizer, tmp_path, loss_type, agg
         trainer.rows_per_microbatch = rng.choice([1, 2, 4, 16])
         trainer.args.max_tokens_per_microbatch = rng.choice([None, 10, 60, 200])
         trainer.args.skip_zero_advantages = rng.random() > 0.3
-        trainer.packs_rows = rng.random() > 0.5
+        trainer.args.pack_rows = rng.random() > 0.5
         rng.shuffle(rows)
         losses, gradients, counts = [], [], set()
         for rank in range(processes):

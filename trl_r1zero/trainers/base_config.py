@@ -63,10 +63,10 @@ class StrictConfig(_Arguments):
         "Tokens of a micro-batch at most, padding included; the number of micro-batches follows "
         "where this is the tighter limit. Memory only.",
     )
-    pack_rows: bool | None = knob(
-        None,
-        "Put the rows of a micro-batch one behind the other, without padding. Unset: with flash "
-        "attention, for which it costs nothing; other implementations mask what it adds.",
+    pack_rows: bool = knob(
+        False,
+        "Put the rows of a micro-batch one behind the other, without padding. For flash attention, "
+        "which then works on each row alone; others compute and mask what lies between rows.",
     )
     eval_every: int | None = knob(5, "Validate every so many steps. null: never.")
     profile: bool = knob(False, "Print where the time of each optimizer update went.")

@@ -91,8 +91,7 @@ class CoreTrainer(Trainer):
         return loss
 
     def _mean_over_processes(self, *numbers: float) -> list[float]:
-        """A collective call. As denominators such means make the mean of the processes' losses,
-        which is what data parallelism optimizes, the loss of the whole train batch."""
+        """The mean of each number over the processes; a collective call."""
         local = torch.tensor(
             numbers,
             dtype=torch.float64 if self.accelerator.device.type != "mps" else torch.float32,
@@ -107,15 +106,8 @@ class CoreTrainer(Trainer):
     @property
     def _limits(self) -> MicroBatchLimits:
         return MicroBatchLimits(
-            self.rows_per_microbatch, self.args.max_tokens_per_microbatch, not self.packs_rows
+            self.rows_per_microbatch, self.args.max_tokens_per_microbatch, not self.args.pack_rows
         )
-
-    @cached_property
-    def packs_rows(self) -> bool:
-        """Whether the rows of a micro-batch stand one behind the other, without padding."""
-        if self.args.pack_rows is None:
-            return "flash" in str(self.model.config._attn_implementation)
-        return self.args.pack_rows
 
     @cached_property
     def _forward_parameters(self) -> Collection[str]:
@@ -141,7 +133,7 @@ class CoreTrainer(Trainer):
         """
         inputs: dict[str, Any] = {}
         ids, labels, mask = rows.input_ids, rows.labels, rows.response_mask
-        if self.packs_rows:
+        if self.args.pack_rows:
             columns_T = torch.arange(ids.shape[1], device=ids.device)
             lengths_B1 = torch.tensor(rows.lengths, device=ids.device).unsqueeze(1)
             real_BT = columns_T < lengths_B1
@@ -168,7 +160,7 @@ class CoreTrainer(Trainer):
                 result = get_response_log_probs(
                     model, ids, labels, return_token_entropy, temperature=temperature, **inputs
                 )
-        if self.packs_rows:
+        if self.args.pack_rows:
             result = {
                 name: values.new_zeros(real_BT.shape).masked_scatter(real_BT, values)
                 for name, values in result.items()

@@ -6,10 +6,10 @@ from typing import Any
 from transformers import TrainerCallback
 
 from .progress import ProgressCallback
+from .timing import PARTS_OF_GENERATION
 
 _SECONDS = "seconds/"
-# Parts of the generation.
-_INSIDE = (f"{_SECONDS}weight_sync", f"{_SECONDS}rollout_wait")
+_NOT_ADDED = {"step", *PARTS_OF_GENERATION}
 
 
 class ProfileCallback(TrainerCallback):
@@ -40,10 +40,15 @@ class ProfileCallback(TrainerCallback):
         if not state.is_world_process_zero or not logs or f"{_SECONDS}step" not in logs:
             return
         total = time.perf_counter() - self._began
-        parts = {
-            name.removeprefix(_SECONDS).replace("_", " "): seconds
+        logged = {
+            name.removeprefix(_SECONDS): seconds
             for name, seconds in logs.items()
-            if name.startswith(_SECONDS) and name not in (f"{_SECONDS}step", *_INSIDE)
+            if name.startswith(_SECONDS)
+        }
+        parts = {
+            name.replace("_", " "): seconds
+            for name, seconds in logged.items()
+            if name not in _NOT_ADDED
         }
         parts["optimizer"] = self._optimizer
         parts["rest"] = max(0.0, total - sum(parts.values()))

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 import torch
 
+# Parts of the generation: weights are sent, or rollouts under way awaited, before it ends.
+PARTS_OF_GENERATION = ("weight_sync", "rollout_wait")
+
 
 class StepTimer:
     """Adds up the seconds of named parts until they are collected.
