@@ -84,7 +84,8 @@ class Benchmark:
         if self.arguments.our_microbatch == "tokens":
             batch = self.batch(self.arguments.accuracies[0], 0)
             width = max(map(len, batch.prompt_ids)) + max(map(len, batch.completion_ids))
-            cut = {"max_tokens_per_microbatch": rows * width}
+            cut = {"gradient_accumulation_steps": 1, "max_tokens_per_microbatch": rows * width}
+        cut["pack_rows"] = self.arguments.our_pack_rows
         head = {"auto": None, "yes": True, "no": False}[self.arguments.our_fused_head]
         return OurSide(self.model(), self.tokenizer, self.settings, {"fused_lm_head": head, **cut})
 

@@ -75,6 +75,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--our_fused_head", choices=("auto", "yes", "no"), default="auto")
     add("--our_microbatch", choices=("rows", "tokens"), default="rows",
         help="ours by rows, or by as many padded tokens as TRL's rows have")  # fmt: skip
+    add("--our_pack_rows", action="store_true", help="rows one behind the other in ours")
     add("--peak_tflops", type=float, help="of the device, if it is not a known one")
     add("--max_gradient_difference", type=float,
         help="relative L2 that is an error (default: 1e-4, with bfloat16 0.1)")  # fmt: skip
@@ -159,7 +160,9 @@ def markdown(report: dict[str, Any], results: Sequence[Result]) -> str:
     stock, ours = SIDES
     our_cut = f"{report['rows'][ours]} rows"
     if settings["our_microbatch"] == "tokens":
-        our_cut = f"as many padded tokens as {our_cut} have there"
+        our_cut = f"as many tokens as {our_cut} have there with padding"
+    if settings["our_pack_rows"]:
+        our_cut += ", packed"
     lines = [
         f"{settings['model_shape']}, {report['parameters'] / 1e6:.1f}M parameters, "
         f"{settings['dtype']}, {settings['rollouts']} rollouts in groups of "
