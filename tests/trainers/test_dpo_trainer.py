@@ -100,11 +100,17 @@ def mean_of_instances(policy, reference, tokenizer, pairs: Dataset, beta: float)
 
 
 @pytest.mark.parametrize(
-    ("precompute", "fused", "cuts"),
-    [(False, False, 1), (False, False, 8), (False, True, 4), (True, False, 4)],
+    ("precompute", "fused", "packed", "cuts"),
+    [
+        (False, False, False, 1),
+        (False, False, False, 8),
+        (False, True, False, 4),
+        (True, False, False, 4),
+        (True, False, True, 2),
+    ],
 )
 def test_batch_loss_is_the_mean_of_the_losses_of_the_instances(
-    tokenizer, tmp_path, precompute, fused, cuts
+    tokenizer, tmp_path, precompute, fused, packed, cuts
 ):
     reference = make_tiny_model(tokenizer).eval()
     policy = perturbed(reference)
@@ -121,6 +127,7 @@ def test_batch_loss_is_the_mean_of_the_losses_of_the_instances(
         beta=0.3,
         precompute_ref_log_probs=precompute,
         fused_lm_head=fused,
+        pack_rows=packed,
         gradient_accumulation_steps=cuts,
     )
     trainer.create_optimizer_and_scheduler(num_training_steps=1)

@@ -492,7 +492,7 @@ def as_trl_inputs(rollouts: list[Rollout], pad_id: int) -> dict[str, torch.Tenso
     return inputs
 
 
-def test_the_fused_head_gives_the_same_gradient(tokenizer, tmp_path):
+def test_the_fused_head_gives_the_same_gradient_packed_or_not(tokenizer, tmp_path):
     gradients = [
         gradient_of_update(
             make_trainer(
@@ -502,12 +502,14 @@ def test_the_fused_head_gives_the_same_gradient(tokenizer, tmp_path):
                 train_batch_size=8,
                 temperature=0.7,
                 fused_lm_head=fused,
+                pack_rows=packed,
             ),
             make_rollouts(tokenizer, LENGTHS, REWARDS, 4),
         )
-        for fused in (False, True)
+        for fused, packed in ((False, False), (True, False), (True, True))
     ]
-    assert torch.allclose(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
+    for gradient in gradients[1:]:
+        assert torch.allclose(gradients[0], gradient, atol=1e-6, rtol=1e-4)
 
 
 def test_on_policy_makes_no_old_log_probs_and_off_policy_makes_them_once(tokenizer, tmp_path):

@@ -116,10 +116,10 @@ def gradient(trainer: R1ZeroSFTTrainer, rows: list[TrainRow]) -> torch.Tensor:
 def test_the_cut_into_microbatches_does_not_change_the_gradient(tokenizer, tmp_path, fused):
     expected = make_tiny_model(tokenizer)
     plain_loss(expected, tokenizer, TRACES.select(range(8))).backward()
-    for cuts in (1, 2, 4, 8):
-        trainer = make_sft_trainer(
-            tokenizer, tmp_path, gradient_accumulation_steps=cuts, fused_lm_head=fused
-        )
+    cuts = [{"gradient_accumulation_steps": number} for number in (1, 2, 4, 8)]
+    cuts += [{**cuts[0], "max_tokens_per_microbatch": 60}, {**cuts[1], "pack_rows": True}]
+    for cut in cuts:
+        trainer = make_sft_trainer(tokenizer, tmp_path, fused_lm_head=fused, **cut)
         torch.testing.assert_close(
             gradient(trainer, trainer.rows[:8]),
             flat(p.grad for p in expected.parameters()),
