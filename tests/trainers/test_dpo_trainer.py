@@ -316,6 +316,20 @@ def test_a_reference_on_another_device(tokenizer, tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-5)
 
 
+def test_the_reference_is_computed_once_for_the_same_pairs_and_model(tokenizer, tmp_path):
+    def times(pairs, seed: int = 0) -> list[int]:
+        """When the files of the reference were written."""
+        make_dpo_trainer(tokenizer, tmp_path, pairs=pairs, model=make_tiny_model(tokenizer, seed))
+        return [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("reference/*/cache*"))]
+
+    first = times(PAIRS)
+    assert len(first) == 1
+    assert times(PAIRS) == first
+    assert len(times(PAIRS, seed=1)) == 2  # another reference
+    (other,) = times(PAIRS.select(range(10)))  # other pairs, and what is stale is gone
+    assert other > first[0]
+
+
 # Rows
 
 

@@ -148,7 +148,7 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
         }
         tokens = Dataset.from_dict(columns, Features(dict.fromkeys(columns, List(Value("int32")))))
         if args.precompute_ref_log_probs:
-            return _on_disk(tokens, Path(args.output_dir, REFERENCE_FOLDER, dataset_name), args)
+            return _on_disk(tokens, Path(args.output_dir, REFERENCE_FOLDER), dataset_name, args)
         return tokens
 
     def _microbatches(self, rows: Sequence[PairRow]) -> list[PairMicroBatch]:
@@ -323,22 +323,21 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
         return numbers_NK[numbers_NK[:, 0] > 0]
 
 
-def _on_disk(dataset: Dataset, folder: Path, args: R1ZeroDPOConfig) -> Dataset:
-    """The same from a folder that all processes see.
+def _on_disk(dataset: Dataset, folder: Path, name: str, args: R1ZeroDPOConfig) -> Dataset:
+    """The same from a folder that all processes see, and that a resumed run finds again.
 
     TRL keeps reference log-probabilities beside a data set's file; those of one that is in memory
     only would lie where no other process, and no resumed run, looks.
     """
+    path = folder / f"{name}-{dataset._fingerprint}"
     with args.main_process_first(local=False, desc="writing of the pairs"):
-        if args.process_index == 0:
-            there = folder.is_dir() and load_from_disk(folder)
-            if not there or there._fingerprint != dataset._fingerprint:
-                part = folder.with_name(folder.name + ".part")
-                for old in (part, folder):
-                    shutil.rmtree(old, ignore_errors=True)
-                dataset.save_to_disk(part)
-                part.rename(folder)
-        return load_from_disk(folder)
+        if args.process_index == 0 and not path.is_dir():
+            for stale in folder.glob(f"{name}-*"):
+                shutil.rmtree(stale)
+            part = folder / f"{name}-part"
+            dataset.save_to_disk(part)
+            part.rename(path)
+        return load_from_disk(path)
 
 
 def _check_pairs(name: str, dataset: Dataset) -> None:
