@@ -199,19 +199,18 @@ def test_training_steps_equal_plain_torch(tokenizer, tmp_path):
 
 
 def test_learns_a_synthetic_preference(tokenizer, tmp_path):
-    trainer = make_dpo_trainer(
-        tokenizer,
-        tmp_path,
-        pairs=preferences(128, seed=1),
-        eval_pairs=preferences(50, seed=2),
-        train_batch_size=16,
-        gradient_accumulation_steps=1,
-        num_train_epochs=2,
-        learning_rate=1e-3,
-        eval_every=8,
-        save_every=8,
-    )
-    trainer.train()
+    settings = {
+        "pairs": preferences(128, seed=1),
+        "eval_pairs": preferences(50, seed=2),
+        "train_batch_size": 16,
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": 2,
+        "learning_rate": 1e-3,
+        "eval_every": 8,
+        "save_every": 8,
+        "save_total_limit": 2,
+    }
+    make_dpo_trainer(tokenizer, tmp_path, **settings).train()
     before, *_, after = [line for line in read_metrics(tmp_path) if "eval_loss" in line]
     # Policy and reference agree: no pair has a margin, and a tie is wrong.
     assert before["eval_loss"] == pytest.approx(LN2, abs=1e-5)
@@ -228,26 +227,19 @@ def test_learns_a_synthetic_preference(tokenizer, tmp_path):
     assert 0 < after["eval_loss_stderr"] < 0.1
     assert train_lines(tmp_path)[-1]["accuracy"] > 0.9
     assert json.loads((tmp_path / "best" / "best.json").read_text())["eval_accuracy"] > 0.95
-    # A resumed run is the uninterrupted one: the reference is the model that it began with.
-    lines = train_lines(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text("")
-    resumed = make_dpo_trainer(
-        tokenizer,
-        tmp_path,
-        pairs=preferences(128, seed=1),
-        eval_pairs=preferences(50, seed=2),
-        train_batch_size=16,
-        gradient_accumulation_steps=1,
-        num_train_epochs=2,
-        learning_rate=1e-3,
-        eval_every=8,
-        save_every=8,
-        save_total_limit=2,
+    # A resumed run goes on as the uninterrupted one: same pairs, same reference, same numbers.
+    expected = train_lines(tmp_path)
+    assert [line["dpo_step"] for line in expected] == list(range(1, 17))
+    make_dpo_trainer(tokenizer, tmp_path, **settings).train(
+        resume_from_checkpoint=str(tmp_path / "checkpoint-8")
     )
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-16"))
-    assert train_lines(tmp_path) == []  # all 16 updates are done
-    assert resumed.evaluate()["eval_loss"] == pytest.approx(after["eval_loss"], abs=1e-6)
-    assert len(lines) == 16
+    lines = train_lines(tmp_path)
+    assert [line["dpo_step"] for line in lines] == list(range(1, 17))
+    for name in ("loss", "margin", "grad_norm"):
+        for line, other in zip(lines, expected, strict=True):
+            assert line[name] == pytest.approx(other[name], rel=1e-5, abs=1e-6), name
+    *_, resumed = [line for line in read_metrics(tmp_path) if "eval_loss" in line]
+    assert resumed["eval_loss"] == pytest.approx(after["eval_loss"], abs=1e-6)
 
 
 def test_validation_by_hand(tokenizer, tmp_path):

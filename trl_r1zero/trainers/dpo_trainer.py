@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset, Features, List, Value, load_from_disk
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
@@ -184,14 +184,15 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
     def _reference_log_probs(
         self, micro_batch: PairMicroBatch, model: Any = None
     ) -> tuple[Tensor, Tensor]:
-        """Under the reference that is in memory (or `model`), on the policy's device."""
+        """On the policy's device: what is known, or else under `model`, by default the reference in
+        memory; with PEFT that is the policy without what it has learned."""
         if micro_batch.ref_log_probs is not None:
             chosen_B, rejected_B = micro_batch.ref_log_probs.chunk(2)
             return chosen_B, rejected_B
         with torch.no_grad():
-            if self.ref_model is None and model is None:
+            if self.ref_model is None and is_peft_model(self.model):
                 with self._base_policy():
-                    return self._sums_of_responses(self.model, micro_batch)
+                    return self._sums_of_responses(model or self.model, micro_batch)
             return self._sums_of_responses(model or self.ref_model, micro_batch)
 
     def _sums_of_responses(self, model: Any, micro_batch: PairMicroBatch) -> tuple[Tensor, Tensor]:
