@@ -36,7 +36,12 @@ class ProgressCallback(_ProgressCallback):
                 f"{_step(logs, 'ei_step')}: {logs['rollout_kept']} rollouts kept, rollout "
                 f"accuracy {logs['rollout_accuracy']:.3f}, {logs['rollout_seconds']:.1f} s"
             )
-        shown = {short: f"{logs[name]:.3g}" for name, short in _SHOWN.items() if name in logs}
+        # TRL logs a metric that is NaN as None.
+        shown = {
+            short: "nan" if logs[name] is None else f"{logs[name]:.3g}"
+            for name, short in _SHOWN.items()
+            if name in logs
+        }
         if shown:
             self.training_bar.set_postfix(shown, refresh=False)
 
