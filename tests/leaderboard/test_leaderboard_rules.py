@@ -1,0 +1,184 @@
+"""The rules as data, and runs that would break them: an error before any time is spent."""
+
+import hashlib
+
+import pytest
+from leaderboard_runs import DATACLASSES, parsed
+from tiny_models import REPOSITORY
+
+from trl_r1zero.data.prompts import load_prompt
+from trl_r1zero.data.tasks import get_task
+from trl_r1zero.leaderboard import BOARDS, RuleBrokenError, get_board
+from trl_r1zero.leaderboard.clock import CLOCK_FILE
+from trl_r1zero.leaderboard.facts import reward_name
+from trl_r1zero.leaderboard.rules import (
+    check_hardware,
+    check_model,
+    check_overlap,
+    check_run_settings,
+    check_settings,
+    check_validation,
+    question_hash,
+    rows_sha256,
+)
+from trl_r1zero.leaderboard.runner import run_submission
+from trl_r1zero.recipe import parse_recipe
+from trl_r1zero.rewards import REWARDS, math_reward_fn, r1_zero_reward_fn
+
+RECIPES = sorted((REPOSITORY / "leaderboard").glob("*.yaml"))
+
+
+# The boards
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_a_board_s_prompt_is_the_built_in_one(board):
+    template = load_prompt(board.prompt).template
+    assert hashlib.sha256(template.encode()).hexdigest() == board.prompt_sha256
+    assert get_task(board.task).default_prompt == board.prompt
+    assert REWARDS[board.reward] is get_task(board.task).reward_fn(load_prompt(board.prompt))
+
+
+def test_the_math_board_is_that_of_the_handout():
+    board = get_board("math")
+    assert board.model == "Qwen/Qwen2.5-Math-1.5B"
+    assert (board.num_problems, board.max_tokens, board.temperature) == (5000, 1024, 1.0)
+    assert (board.budget_seconds, board.max_gpus) == (4 * 3600, 2)
+    assert REWARDS[board.reward] is r1_zero_reward_fn
+
+
+def test_the_embedded_board_s_problems_are_those_of_its_task():
+    board = get_board("embedded")
+    examples = get_task(board.task).load(split="validation")
+    assert len(examples) == board.num_problems
+    assert rows_sha256((e.question, e.ground_truth) for e in examples) == board.validation_sha256
+
+
+def test_an_unknown_board_is_an_error():
+    with pytest.raises(ValueError, match="did you mean 'math'"):
+        get_board("maths")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_recipes_keep_the_rules(path):
+    recipe = parse_recipe(DATACLASSES, ["--config", str(path)])
+    board, budget_seconds = recipe.instances[2].load()
+    checks = [*check_settings(board, recipe.values), *check_run_settings(recipe.values)]
+    assert [check for check in checks if not check.holds] == []
+    assert budget_seconds == board.budget_seconds
+    assert recipe.values["model_name_or_path"] == (
+        board.model or "runs/quickstart/base_policy/final"
+    )
+    assert recipe.values["prompt"] in (None, board.prompt)
+    assert recipe.values["save_every"] is not None  # a run that is killed can go on
+
+
+def test_the_recipe_that_should_win_is_what_its_reasons_say():
+    path = REPOSITORY / "leaderboard" / "qwen2.5-math-1.5b.yaml"
+    values = parse_recipe(DATACLASSES, ["--config", str(path)]).values
+    wanted = {
+        "learning_rate": 3e-5,
+        "lr_scheduler_type": "constant",
+        "dtype": "bfloat16",
+        "group_size": 8,
+        "rollout_batch_size": 256,
+        "train_batch_size": 256,
+        "epochs_per_rollout_batch": 1,
+        "beta": 0.0,
+        "one_step_off": True,
+        "vllm_server": {"devices": "1"},
+    }
+    assert {name: values[name] for name in wanted} == wanted
+
+
+# Checks that need a machine or a model that is not here
+
+
+def test_gpus_are_counted():
+    facts = {"num_gpus": 3, "gpu_names": ["NVIDIA H100"] * 3}
+    assert not check_hardware(get_board("math"), facts).holds
+    assert check_hardware(get_board("math"), {**facts, "num_gpus": 2}).holds
+    assert not check_hardware(get_board("embedded"), {**facts, "num_gpus": 1}).holds
+
+
+def test_the_math_board_wants_the_weights_of_the_hub():
+    board = get_board("math")
+    model = {
+        "name": board.model,
+        "revision": "0" * 40,
+        "architecture": "Qwen2ForCausalLM",
+        "num_parameters": 1_543_714_304,
+        "weights": {"model.safetensors": "0" * 64},
+    }
+    assert check_model(board, model).holds
+    for change in (
+        {"name": "models/Qwen2.5-Math-1.5B", "revision": None},
+        {"name": "Qwen/Qwen2.5-Math-1.5B-Instruct"},
+        {"architecture": "LlamaForCausalLM"},
+        {"weights": {}},
+    ):
+        assert not check_model(board, {**model, **change}).holds, change
+
+
+def test_the_math_board_wants_all_problems():
+    facts = {"num_rows": 5000, "num_distinct": 5000, "sha256": "0" * 64}
+    assert check_validation(get_board("math"), facts).holds
+    assert not check_validation(get_board("math"), {**facts, "num_rows": 500}).holds
+    assert check_validation(get_board("math"), {**facts, "num_distinct": 4990}).holds
+    assert not check_validation(get_board("math"), {**facts, "num_distinct": 4900}).holds
+
+
+def test_questions_that_differ_in_white_space_or_case_alone_are_the_same():
+    validation = [question_hash(r"What is $\frac{1}{2} + x$?")]
+    for same in (r"what is  $\frac{1}{2}+x$?", "What is\n$\\frac{1}{2} + \uff58$?"):
+        check = check_overlap([question_hash(same), question_hash("another")], validation)
+        assert not check.holds
+        assert check.evidence.startswith("1 of 1 ")
+    assert check_overlap([question_hash("another")], validation).holds
+
+
+def test_a_reward_has_the_name_of_exactly_that_function():
+    assert reward_name(r1_zero_reward_fn) == "r1_zero"
+    assert reward_name(math_reward_fn) == "math"
+
+    def r1_zero(response, ground_truth):
+        return {"reward": 1.0}
+
+    assert reward_name(r1_zero) != "r1_zero"
+
+
+# Runs that would break a rule
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eval_temperature": 0.5}, "sampling: got temperature 0.5.*Set eval_temperature"),
+        ({"top_k": 10}, "sampling: got .*top_k 10"),
+        ({"eval_max_completion_length": 32}, "tokens: got 32; allowed: 64"),
+        ({"task": "countdown"}, "task: got countdown; allowed: chain_arithmetic"),
+        ({"eval_every": None}, "validations: got eval_every: None"),
+        ({"use_vllm": True}, "server: got a server that somebody else runs"),
+        ({"task_args": {"num_train": 64, "num_validation": 100}}, "validation problems: got 100"),
+        ({"task_args": {"num_train": 64, "seed": 1}}, "validation problems: got 512"),
+        ({"prompt": "r1_zero"}, "prompt: got r1_zero, .*Set prompt: chain_arithmetic"),
+        ({"reward": "launch_rewards.never"}, "reward: got launch_rewards.never; allowed: r1_zero"),
+        ({"budget_seconds": 1e6}, "budget_seconds must be above 0 and at most 240"),
+        ({"resume_from_checkpoint": "last"}, "resume_from_checkpoint: got 'last'; remove it"),
+    ],
+)
+def test_a_run_that_would_break_a_rule_does_not_start(changes, message, board_model, tmp_path):
+    with pytest.raises(RuleBrokenError, match=message):
+        run_submission(parsed(board_model, tmp_path / "run", **changes))
+    assert not (tmp_path / "run" / CLOCK_FILE).exists()
+
+
+def test_another_model_does_not_start(tiny_model_folder, tmp_path):
+    with pytest.raises(RuleBrokenError, match=r"model: got .*632,448 parameters"):
+        run_submission(parsed(tiny_model_folder, tmp_path / "run"))
+
+
+def test_all_broken_rules_are_named_at_once(board_model, tmp_path):
+    recipe = parsed(board_model, tmp_path / "run", eval_top_p=0.9, eval_every=None)
+    with pytest.raises(RuleBrokenError, match=r"(?s)sampling: .*validations: "):
+        run_submission(recipe)
