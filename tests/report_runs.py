@@ -9,6 +9,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from trl_r1zero.evaluation import GradedCompletion, summarize, write_generations
+
 Curve = tuple[str, list[float], list[float]]  # label, x, y
 
 
@@ -36,6 +38,52 @@ def seed_run(
     if settings:
         recipe = "".join(f"{name}: {json.dumps(value)}\n" for name, value in settings.items())
         (folder / "recipe.yaml").write_text(recipe)
+    return folder
+
+
+def answered_run(
+    folder: Path,
+    seed: int,
+    right: dict[int, str],
+    key: str = "grpo_step",
+    prompt: str = "What is {} + 1?",
+    loss: float = 0.5,
+    **settings: Any,
+) -> Path:
+    """A run with one update for each step, tables of generations, and a best model.
+
+    Args:
+        right: Step of a validation -> for each question 1 where it is answered right.
+        prompt: With the number of the question.
+        loss: Of every update.
+        settings: Of `recipe.yaml`, beside the seed.
+    """
+    lines: list[dict] = []
+    for step in range(max(right) + 1):
+        if step > 0:
+            update = {"loss": loss, "grad_norm": 0.1 * step, "entropy": 1.0, "reward": 0.5,
+                      "length/mean": 10.0, "num_tokens": 100.0 * step}  # fmt: skip
+            lines.append({"step": step, "elapsed_seconds": 60.0 * step, **update, key: step})
+        if step in right:
+            graded = [
+                GradedCompletion(
+                    prompt=prompt.format(number),
+                    response=f"answer of step {step}",
+                    ground_truth=str(number + 1),
+                    rewards={"reward": float(bit), "answer_reward": float(bit)},
+                    length=5,
+                    truncated=False,
+                )
+                for number, bit in enumerate(map(int, right[step]))
+            ]
+            write_generations(graded, folder / "evaluations" / f"{key}_{step:05d}")
+            metrics = {f"eval_{name}": value for name, value in summarize(graded).items()}
+            lines.append({"step": step, "elapsed_seconds": 60.0 * step, **metrics, key: step})
+    write_metrics(folder, lines)
+    (folder / "best").mkdir()
+    recipe = {"seed": seed, "train_batch_size": 8, "epochs_per_rollout_batch": 1, **settings}
+    text = "".join(f"{name}: {json.dumps(value)}\n" for name, value in recipe.items())
+    (folder / "recipe.yaml").write_text(text)
     return folder
 
 

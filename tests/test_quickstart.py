@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -9,7 +10,7 @@ import pytest
 from tiny_models import REPOSITORY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_r1zero import r1_zero_reward_fn
+from trl_r1zero import question_only_reward_fn, r1_zero_reward_fn
 from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.tasks.chain_arithmetic import ChainArithmeticTask, solve_trace
 from trl_r1zero.data.traces import fix_whitespace, has_wrong_whitespace, load_traces
@@ -112,6 +113,22 @@ def test_the_share_of_honest_traces_is_a_setting(script, tmp_path):
     rows = rows_of(tmp_path / "base_policy.jsonl")
     assert all(accepted(rows[:10]))
     assert not all(accepted(rows[10:]))
+
+
+def test_two_prompts_take_turns_on_the_same_questions(inputs, base_traces):
+    """The reward of either prompt says of a trace what that of the tags says of the original."""
+    both = rows_of(inputs / "base_policy-two_prompts.jsonl")
+    assert both[::2] == base_traces[::2]
+    question_only = load_prompt("question_only")
+    for boxed, tagged in zip(both[1::2], base_traces[1::2], strict=True):
+        question = tagged["prompt"].removeprefix("Q: ").removesuffix("\nA: <think>")
+        assert boxed["prompt"] == question_only.format(question)
+        assert boxed["ground_truth"] == tagged["ground_truth"]
+        assert not re.search("</?(?:think|answer)>", boxed["response"])
+        working = tagged["response"].partition(" </think>")[0].partition(" <answer>")[0]
+        assert boxed["response"].startswith(working)
+        rewards = question_only_reward_fn(boxed["response"], boxed["ground_truth"])
+        assert rewards == r1_zero_reward_fn(tagged["response"], tagged["ground_truth"])
 
 
 # The traces of sft.yaml

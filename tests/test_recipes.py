@@ -6,34 +6,19 @@ from typing import Any
 import pytest
 import yaml
 from tiny_models import REPOSITORY
-from trl import ModelConfig
 
 from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.tasks import get_task
 from trl_r1zero.evaluate_command import EvaluationArguments
-from trl_r1zero.instruction_arguments import InstructionArguments
-from trl_r1zero.preference_arguments import PreferenceArguments
+from trl_r1zero.experiments.methods import METHODS
 from trl_r1zero.recipe import parse_recipe
-from trl_r1zero.task_arguments import TaskArguments
-from trl_r1zero.trace_arguments import TraceArguments
-from trl_r1zero.trainers import (
-    ExpertIterationConfig,
-    InstructionTuningConfig,
-    R1ZeroDPOConfig,
-    R1ZeroGRPOConfig,
-    R1ZeroSFTConfig,
-)
 
-RECIPES = sorted((REPOSITORY / "recipes").rglob("*.yaml"))
+# recipes/experiments/ holds experiments, which vary recipes: tests/experiments/test_plan.py.
+RECIPES = sorted(
+    path for path in (REPOSITORY / "recipes").rglob("*.yaml") if path.parent.name != "experiments"
+)
 # recipes/<model>/<method>[-variant].yaml is for a script, which takes these.
-DATACLASSES = {
-    "grpo": (R1ZeroGRPOConfig, TaskArguments, ModelConfig),
-    "sft": (R1ZeroSFTConfig, TraceArguments, ModelConfig),
-    "expert_iteration": (ExpertIterationConfig, TaskArguments, ModelConfig),
-    "instruction_tuning": (InstructionTuningConfig, InstructionArguments, ModelConfig),
-    "dpo": (R1ZeroDPOConfig, PreferenceArguments, ModelConfig),
-    "eval": (EvaluationArguments,),
-}
+DATACLASSES = {**METHODS, "eval": (EvaluationArguments,)}
 SCRIPTS = {method: f"{method}.py" for method in DATACLASSES} | {"eval": "evaluate.py"}
 # Methods that train on a task, and methods that have data of their own.
 TRAINING = ("grpo", "sft", "expert_iteration")

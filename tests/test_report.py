@@ -6,12 +6,12 @@ import random
 from pathlib import Path
 
 import pytest
-from report_runs import Curve, cells_of, keep_figures, panels_of, png_size, seed_run, write_metrics
+from report_runs import Curve, cells_of, keep_figures, panels_of, png_size, write_metrics
 
 from trl_r1zero.evaluation import GradedCompletion, summarize, write_generations
 from trl_r1zero.logged_run import training_lines, validation_lines
 from trl_r1zero.plots import PANELS, plot_run
-from trl_r1zero.report import main, write_curves, write_report
+from trl_r1zero.report import write_report
 
 N_QUESTIONS = 8
 # Right or wrong per question: 2 of 8 before, 6 of 8 after; only question 1 becomes wrong.
@@ -277,73 +277,18 @@ def test_metrics_that_trl_logs_as_null_leave_a_gap(tmp_path, monkeypatch):
     assert panels["Training reward / GRPO step / linear"] == [("training", [1], [0.1])]
 
 
+def test_metrics_of_a_run_that_diverged_leave_a_gap(tmp_path, monkeypatch):
+    lines = [_update(1), _update(2, grad_norm=math.nan), _update(3, grad_norm=math.inf)]
+    panels = _drawn(monkeypatch, lines, tmp_path / "curve.png")
+    norm = panels["Gradient norm before clipping / GRPO step / linear"]
+    assert norm == [("training", [1], [0.5])]
+
+
 def test_lines_are_told_apart(tmp_path):
     folder = _complete_run(tmp_path / "run")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["grpo_step"] for line in training_lines(lines)] == [1, 2, 3, 4]
     assert [line["grpo_step"] for line in validation_lines(lines)] == [0, 2, 4]
-
-
-def test_write_curves_gives_one_row_a_run_and_their_mean(tmp_path):
-    folders = [
-        seed_run(tmp_path / "seed0", 0, [0.2, 0.9, 0.8]),
-        seed_run(tmp_path / "seed1", 1, [0.3, 0.5, 0.7]),
-    ]
-    table = write_curves(folders, tmp_path / "docs" / "curves.png", label_by="seed")
-    assert cells_of(table, "seed 0") == [
-        "0.200 ± 0.020", "0.800 ± 0.020", "0.900 ± 0.020 (step 5)", "2.0"
-    ]  # fmt: skip
-    assert cells_of(table, "seed 1")[2:] == ["0.700 ± 0.020 (step 10)", "2.0"]
-    # standard error of two values: half their difference
-    assert cells_of(table, "mean of 2 runs") == [
-        "0.250 ± 0.050", "0.750 ± 0.050", "0.800 ± 0.100", "2.0"
-    ]  # fmt: skip
-    assert png_size(tmp_path / "docs" / "curves.png") == (800, 460)
-    assert cells_of(write_curves(folders[:1], tmp_path / "one.png"), "seed0")[0] == "0.200 ± 0.020"
-
-
-def test_write_curves_says_what_is_wrong_with_a_folder(tmp_path):
-    run = seed_run(tmp_path / "a", 0, [0.2, 0.8])
-    same = seed_run(tmp_path / "b", 0, [0.2, 0.8])
-    blind = write_metrics(tmp_path / "blind", [_update(1)])
-    path = tmp_path / "curves.png"
-    with pytest.raises(ValueError, match="run_folders is empty"):
-        write_curves([], path)
-    with pytest.raises(ValueError, match="two runs have the label 'seed 0'"):
-        write_curves([run, same], path, label_by="seed")
-    with pytest.raises(ValueError, match=r"config.json has no 'sede'"):
-        write_curves([run], path, label_by="sede")
-    with pytest.raises(ValueError, match="blind has no validation to draw"):
-        write_curves([run, blind], path)
-    with pytest.raises(FileNotFoundError, match="give the output folder of a run"):
-        write_curves([tmp_path / "nothing"], path)
-    assert not path.exists()
-
-
-def test_command_line_reports_one_run(tmp_path, capsys):
-    folder = _complete_run(tmp_path / "run")
-    main([str(folder)])
-    assert "0.250 ± 0.164" in capsys.readouterr().out
-    assert (folder / "report.md").is_file() and (folder / "curve.png").is_file()
-
-
-def test_command_line_draws_several_runs(tmp_path, capsys):
-    folders = [str(seed_run(tmp_path / f"s{seed}", seed, [0.2, 0.8])) for seed in range(3)]
-    main([*folders, "--output", str(tmp_path / "all.png"), "--label_by", "seed"])
-    assert "| seed 2 " in capsys.readouterr().out
-    assert (tmp_path / "all.png").is_file()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(["nothing"], "give the output folder of a run"), (["a", "--output", "x.png"], "add one")],
-)
-def test_command_line_errors_have_no_traceback(tmp_path, monkeypatch, capsys, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
 
 
 def test_curves_of_a_long_noisy_run_are_drawn(tmp_path):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from report_runs import cells_of, keep_figures, panels_of, png_size, seed_run, write_metrics
+from report_runs import cells_of, keep_figures, panels_of, png_size, write_metrics
 
 from trl_r1zero.evaluation import GradedCompletion, summarize, write_generations
 from trl_r1zero.logged_run import (
@@ -15,7 +15,7 @@ from trl_r1zero.logged_run import (
     training_lines,
     validation_lines,
 )
-from trl_r1zero.report import main, write_curves, write_report
+from trl_r1zero.report import write_report
 
 ACCURACY = "Validation accuracy, ± 1 standard error"
 
@@ -288,28 +288,9 @@ def test_lines_are_told_apart(tmp_path):
     assert step_key([_summary(4, 20.0)]) is None
 
 
-def test_lines_of_two_kinds_in_one_file_are_an_error(tmp_path, capsys):
+def test_lines_of_two_kinds_in_one_file_are_an_error(tmp_path):
     lines = [_update("ei_step", 1, 1, 9.0, 0.5), _update("train_step", 1, 1, 9.0, 0.5)]
     write_metrics(tmp_path, lines)
     message = "metrics.jsonl has lines with ei_step and with train_step, but the lines of a run"
     with pytest.raises(ValueError, match=message):
         write_report(tmp_path)
-    with pytest.raises(SystemExit):
-        main([str(tmp_path)])
-    assert message in capsys.readouterr().err
-
-
-def test_curves_of_several_sft_runs_name_the_update(tmp_path, monkeypatch):
-    figures = keep_figures(monkeypatch)
-    runs = [seed_run(tmp_path / f"s{s}", s, [0.2, 0.6 + 0.1 * s], "train_step") for s in (0, 1)]
-    table = write_curves(runs, tmp_path / "curves.png", label_by="seed")
-    assert cells_of(table, "seed 1")[2] == "0.700 ± 0.020 (step 5)"
-    assert figures[0].axes[0].get_xlabel() == "update"
-
-
-def test_runs_of_different_kinds_have_no_common_figure(tmp_path):
-    runs = [seed_run(tmp_path / key, 0, [0.2], key) for key in ("ei_step", "train_step")]
-    message = r"different kinds: .*ei_step counts ei_step, .*train_step counts train_step; compare"
-    with pytest.raises(ValueError, match=message):
-        write_curves(runs, tmp_path / "curves.png")
-    assert not (tmp_path / "curves.png").exists()

@@ -15,7 +15,17 @@ PACKAGE = Path(trl_r1zero.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A row imports only from itself and from rows above it.
-LAYERS = ("functional", "rewards", "data", "generation", "evaluation", "trainers", "top")
+LAYERS = (
+    "functional",
+    "rewards",
+    "data",
+    "generation",
+    "evaluation",
+    "trainers",
+    "top",
+    "experiments",
+    "leaderboard",
+)
 # Except that these two know nothing of one another.
 STRANGERS = {("functional", "rewards"), ("rewards", "functional")}
 MAX_LINES = 500

@@ -12,9 +12,12 @@ PROGRAM = "trl-r1zero"
 # Command -> the module whose `main(argv)` is it, with an exit status (None: 0), and what it is for.
 # A module is imported when its command is called, so that help and errors come at once.
 COMMANDS = {
+    "sweep": ("trl_r1zero.experiments.sweep_command", "run experiments: grids of runs, and seeds"),
+    "report": ("trl_r1zero.experiments.report_command", "curves and tables of runs, and of groups"),
     "eval": ("trl_r1zero.evaluate_command", "sample and grade answers, and write a report"),
     "judge": ("trl_r1zero.judge_command", "let a model judge answers that nothing grades"),
     "compare": ("trl_r1zero.compare_command", "put evaluations side by side, with paired errors"),
+    "leaderboard": ("trl_r1zero.leaderboard.command", "verify submissions, and list them"),
     "serve": ("trl_r1zero.serve_command", "serve a model with vLLM, to train or evaluate with"),
 }
 

@@ -6,9 +6,10 @@ instruction tuning. A run's kind is the one step key that the lines of its `metr
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,30 @@ def metric_cell(lines: Sequence[Line], metric: str, write: Callable[[float], str
     return f"{text} ± {write(mean(errors))}" if errors else text
 
 
+def is_right(row: Row) -> bool:
+    """Whether a row of a table of generations is a right answer."""
+    return row["answer_reward" if "answer_reward" in row else "reward"] > 0
+
+
+# (right before, right after) in words, the most telling first.
+CHANGES = {
+    (False, True): "became right",
+    (False, False): "stayed wrong",
+    (True, False): "became wrong",
+    (True, True): "stayed right",
+}
+
+
+def telling(pairs: Sequence[tuple[Row, Row]]) -> list[int]:
+    """Indices of pairs of rows, before and after: the first of each of `CHANGES`, then the second
+    of each, and so on."""
+    by_kind: dict[tuple[bool, bool], list[int]] = {kind: [] for kind in CHANGES}
+    for number, (before, after) in enumerate(pairs):
+        by_kind[is_right(before), is_right(after)].append(number)
+    rounds: Iterable[tuple[int | None, ...]] = zip_longest(*by_kind.values())
+    return [number for numbers in rounds for number in numbers if number is not None]
+
+
 @dataclass
 class LoggedRun:
     """What a report is made of.
@@ -167,23 +192,83 @@ class LoggedRun:
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
     @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """The settings of `recipe.yaml`; nothing if the run did not write it.
+
+        Raises:
+            RecipeError: It cannot be read.
+        """
+        recipe = self.folder / "recipe.yaml"
+        written = read_recipe(recipe) if recipe.is_file() else []
+        return {setting.key: setting.value for setting in written}
+
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """All settings: those of `recipe.yaml`, and those of `config.json` that it does not have.
 
         Raises:
             RecipeError: `recipe.yaml` cannot be read.
         """
-        recipe = self.folder / "recipe.yaml"
-        written = read_recipe(recipe) if recipe.is_file() else []
-        return self.facts("config.json") | {setting.key: setting.value for setting in written}
+        return self.facts("config.json") | self.recipe
+
+    def tokens_at(self, line: Line) -> float | None:
+        r"""Tokens that the run had spent on training when a line was logged.
+
+        * GRPO: sampled response tokens. `length/mean` of an update is the mean response length over
+          its train batch, and over the updates of a GRPO step each rollout is in as many train
+          batches as there are epochs. So they are the sum over lines of
+          :math:`\Delta updates \cdot length/mean \cdot B_{train} / epochs`, which at the end of a
+          GRPO step is the number of its rollouts times their mean length.
+        * Expert iteration: sampled response tokens, `rollout_tokens` of the EI steps so far.
+        * Others sample nothing in training: `num_tokens`, prompts and responses trained on.
+
+        What validations sample is not in it.
+
+        Returns:
+            None where the run did not log what it takes.
+        """
+        if self.step_key == "ei_step":
+            # A resumed run may have sampled a step's rollouts anew: the last ones count.
+            of_step = {rollouts["ei_step"]: rollouts for rollouts in self.rollouts}
+            past = [of_step[step] for step in of_step if step <= line["ei_step"]]
+            tokens = logged(past, "rollout_tokens")
+            return sum(tokens) if len(tokens) == len(past) and self.rollouts else None
+        for (start, before), (end, after) in pairwise(self._tokens_of_updates):
+            if line["step"] <= end:  # between two lines they grow evenly
+                return before + (after - before) * (line["step"] - start) / (end - start)
+        return self._tokens_of_updates[-1][1] if self._tokens_of_updates else None
+
+    @cached_property
+    def _tokens_of_updates(self) -> list[tuple[float, float]]:
+        """(updates done, tokens so far) from (0, 0) on; nothing where they are not known."""
+        batch = self.settings.get("train_batch_size")
+        epochs = self.settings.get("epochs_per_rollout_batch")
+        is_grpo = self.step_key == "grpo_step"
+        metric = "length/mean" if is_grpo else "num_tokens"
+        lines = [line for line in self.training if line.get(metric) is not None]
+        if not lines or (is_grpo and not (batch and epochs)):
+            return []
+        points = [(0.0, 0.0)]
+        for line in lines:
+            updates, tokens = points[-1]
+            if line["step"] > updates:
+                # A line has the means over the updates since the line before it.
+                sampled = (line["step"] - updates) * line[metric] * (batch or 0) / (epochs or 1)
+                points.append((line["step"], tokens + sampled if is_grpo else line[metric]))
+        return points
+
+    def generation_file(self, validation: Line) -> Path:
+        """Where the generations of a validation should be."""
+        return (
+            self.folder / "evaluations" / f"{self.step_key}_{validation[self.step_key]:05d}.jsonl"
+        )
 
     def generation_files(self) -> list[Path]:
         """Where the generations of the first and the last validation should be, if there are."""
         if not self.kind.samples:
             return []
         ends = [self.validations[0], self.validations[-1]] if self.validations else []
-        folder = self.folder / "evaluations"
-        return [folder / f"{self.step_key}_{line[self.step_key]:05d}.jsonl" for line in ends]
+        return [self.generation_file(line) for line in ends]
 
     def pairs(self) -> list[tuple[Row, Row]]:
         """Rows of the first and of the last validation, where both answer the same prompt."""

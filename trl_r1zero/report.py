@@ -1,25 +1,28 @@
-"""What came of a run: a report from its folder; and curves of several runs, and of groups of them.
+"""What came of one run: a report from its folder. `trl-r1zero report RUN` writes and prints it.
 
-    python -m trl_r1zero.report RUN_FOLDER                       # report.md, curve.png; prints it
-    python -m trl_r1zero.report RUN_FOLDER RUN_FOLDER ... [--output curves.png] [--label_by seed]
-    python -m trl_r1zero.report RUN_FOLDER ... --group_by num_examples [--output groups.png]
-
-Runs may be of any trainer of this library; their metrics tell which.
+The run may be of any trainer of this library; its metrics tell which.
 Everything is read from the files that the run wrote, so a report can be made while it trains, and
 of a run that broke off: what is not there is said, and the rest is shown.
 """
 
-import argparse
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from itertools import zip_longest
 from pathlib import Path
 
-from trl_r1zero.compare_runs import write_curves, write_groups
 from trl_r1zero.evaluation import mean, standard_error
 from trl_r1zero.evaluation.markdown import quoted, table, wrapped
-from trl_r1zero.logged_run import Line, LoggedRun, Row, logged, metric_cell, rollout_pass_metric
+from trl_r1zero.logged_run import (
+    CHANGES,
+    Line,
+    LoggedRun,
+    Row,
+    is_right,
+    logged,
+    metric_cell,
+    rollout_pass_metric,
+    telling,
+)
 from trl_r1zero.plots import plot_run
 from trl_r1zero.trainers.timing import PARTS_OF_GENERATION
 
@@ -194,7 +197,7 @@ def _report(run: LoggedRun, show_curve: bool, *, num_pairs: int, characters: int
     if pairs:
         blocks += [["## Rollouts of the same validation questions"]]
     names = ("Before", "After") if len(run.validations) > 1 else ("Validation",)
-    for number in _telling(pairs)[:num_pairs]:
+    for number in telling(pairs)[:num_pairs]:
         blocks += _rollouts(number, dict(zip(names, pairs[number], strict=False)), characters)
     blocks += _why_wrong([after for _, after in pairs], examples=num_pairs, characters=characters)
     blocks += [["## On disk"], [f"In {run.folder}:"], _files_table(run)]
@@ -280,8 +283,8 @@ def _change(run: LoggedRun, pairs: Sequence[tuple[Row, Row]]) -> list[list[str]]
     """From the first to the last validation question by question, in words."""
     if len(run.validations) < 2 or len(pairs) < 2:
         return []
-    changes = [(_correct(before), _correct(after)) for before, after in pairs]
-    counts = ", ".join(f"{changes.count(kind)} {words}" for kind, words in _KINDS.items())
+    changes = [(is_right(before), is_right(after)) for before, after in pairs]
+    counts = ", ".join(f"{changes.count(kind)} {words}" for kind, words in CHANGES.items())
     gains = [float(after) - float(before) for before, after in changes]
     return wrapped(
         f"Of {len(pairs)} questions {counts}: accuracy changed by {mean(gains):+.3f} ± "
@@ -319,7 +322,7 @@ def _rollouts(number: int, answers: Mapping[str, Row], characters: int) -> list[
     blocks = [[f"### Question {number}"], ["Prompt:"], quoted(row["prompt"], characters)]
     blocks += [["Ground truth:"], quoted(str(row["ground_truth"]), characters)]
     for when, row in answers.items():
-        verdict = "right" if _correct(row) else "wrong"
+        verdict = "right" if is_right(row) else "wrong"
         facts = f"{verdict}, {row['length']} tokens{', truncated' if row['truncated'] else ''}"
         blocks += [[f"{when} ({facts}):"], quoted(row["response"], characters)]
     return blocks
@@ -330,7 +333,7 @@ def _why_wrong(rows: Sequence[Row], *, examples: int, characters: int) -> list[l
 
     Only for rewards that name a rule (`trl_r1zero.rewards.explain`, and rows whose grading hung).
     """
-    ruled = [row for row in rows if not _correct(row) and row.get("rule")]
+    ruled = [row for row in rows if not is_right(row) and row.get("rule")]
     if not ruled:
         return []
     by_kind: dict[str, list[Row]] = {"format reward 0": [], "format reward 1, answer reward 0": []}
@@ -359,73 +362,3 @@ def _files_table(run: LoggedRun) -> list[str]:
         what["best"] += f" (after {run.step_name} {best[run.step_key]})"
     order = [name for name in _FILES if name in names] + sorted(names - set(_FILES))
     return table(["name", "what"], [[name, what.get(name, "")] for name in order])
-
-
-# Rollouts
-
-# (right before, right after) in words, the most telling first.
-_KINDS = {
-    (False, True): "became right",
-    (False, False): "stayed wrong",
-    (True, False): "became wrong",
-    (True, True): "stayed right",
-}
-
-
-def _correct(row: Row) -> bool:
-    return row["answer_reward" if "answer_reward" in row else "reward"] > 0
-
-
-def _telling(pairs: Sequence[tuple[Row, Row]]) -> list[int]:
-    """Indices of pairs: the first of each kind, then the second of each, and so on."""
-    by_kind: dict[tuple[bool, bool], list[int]] = {kind: [] for kind in _KINDS}
-    for number, (before, after) in enumerate(pairs):
-        by_kind[_correct(before), _correct(after)].append(number)
-    rounds: Iterable[tuple[int | None, ...]] = zip_longest(*by_kind.values())
-    return [number for numbers in rounds for number in numbers if number is not None]
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; see the top of this file."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trl_r1zero.report",
-        description="One folder: its report. Several: their validation curves in one figure, of "
-        "single runs or of groups of runs.",
-    )
-    parser.add_argument("run_folders", nargs="+", metavar="RUN_FOLDER", help="output_dir of a run")
-    parser.add_argument(
-        "--output",
-        metavar="FILE.png",
-        help="several: the figure [curves.png; with --group_by groups.png]",
-    )
-    parser.add_argument(
-        "--label_by", metavar="SETTING", help="several: what names a run, e.g. seed"
-    )
-    parser.add_argument(
-        "--group_by",
-        nargs="+",
-        metavar="SETTING",
-        help="what makes runs one group, e.g. num_examples: the same value, and so seeds of it",
-    )
-    args = parser.parse_args(argv)
-    several = len(args.run_folders) > 1
-    if args.label_by and args.group_by:
-        parser.error("--label_by names single runs, --group_by makes groups of them; use one")
-    if not several and not args.group_by and (args.output or args.label_by):
-        parser.error("--output and --label_by are for several folders; leave them out, or add one")
-    try:
-        if args.group_by:
-            path = args.output or "groups.png"
-            text = f"{write_groups(args.run_folders, path, args.group_by)}\nGroups: {path}\n"
-        elif several:
-            path = args.output or "curves.png"
-            text = f"{write_curves(args.run_folders, path, args.label_by)}\nCurves: {path}\n"
-        else:
-            text = write_report(args.run_folders[0])
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
-    print(text, end="")
-
-
-if __name__ == "__main__":
-    main()

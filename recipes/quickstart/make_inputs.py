@@ -1,4 +1,4 @@
-"""Makes what the recipes of the embedded task start from: a model and three files of traces.
+"""Makes what the recipes of the embedded task start from: a model and four files of traces.
 
     python recipes/quickstart/make_inputs.py --output_dir runs/quickstart/inputs
 
@@ -7,6 +7,8 @@
   first honest ones, from which a model learns to add and subtract, then ones that are bad on
   purpose, where almost half guess without working, steps go wrong and formats break. A model that
   has seen both samples right answers, but not reliably: something for reinforcement to find;
+* `base_policy-two_prompts.jsonl`: the same, where every other question stands alone, as the prompt
+  `question_only` has it, and the answer is in a box: for a base policy that knows both prompts;
 * `traces.jsonl`: one trace for each training question, as one would buy them: most are right, some
   guess, some are wrong, and in one of five the tags are on two lines, which the reward rejects.
 
@@ -15,8 +17,10 @@ What is there already is left as it is.
 
 import json
 import random
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -36,6 +40,9 @@ from trl_r1zero.recipe import parse_recipe
 COMPLETE_MARKER = "inputs.json"
 BOUGHT = TraceNoise(guess=0.1, step_error=0.04, bad_format=0.05)
 NEWLINE_SHARE = 0.2
+# Number -> prompt of that trace, by turns.
+ONE_PROMPT = ("chain_arithmetic",)
+TWO_PROMPTS = ("chain_arithmetic", "question_only")
 
 
 @dataclass
@@ -83,6 +90,9 @@ def main(args: InputArguments) -> None:
 
     examples = ChainArithmeticTask(num_train=args.num_questions).load(split="train")
     write_traces(folder / "base_policy.jsonl", base_policy_traces(examples, args))
+    write_traces(
+        folder / "base_policy-two_prompts.jsonl", base_policy_traces(examples, args), TWO_PROMPTS
+    )
     write_traces(folder / "traces.jsonl", bought_traces(examples, random.Random(args.seed + 1)))
     (folder / COMPLETE_MARKER).write_text(json.dumps(vars(args), indent=2) + "\n")
     print(f"inputs: {sum(p.numel() for p in model.parameters()):,} parameters, traces in {folder}")
@@ -108,14 +118,25 @@ def bought_traces(examples: list[Example], rng: random.Random) -> Iterator[tuple
         yield example, trace
 
 
-def write_traces(path: Path, traces: Iterable[tuple[Example, str]]) -> None:
-    """JSON lines of `prompt`, `response`, `ground_truth`."""
-    prompt = load_prompt("chain_arithmetic")
+def boxed(trace: str) -> str:
+    """The trace with its answer as `question_only` wants it: in a box. A trace whose tags are not
+    as the reward wants them gets no box."""
+    working, think, answer = trace.partition(" </think> <answer> ")
+    if think and answer.endswith(" </answer>"):
+        return f"{working} \\boxed{{{answer.removesuffix(' </answer>')}}}"
+    return re.sub(" </?(?:think|answer)>", "", trace)
+
+
+def write_traces(
+    path: Path, traces: Iterable[tuple[Example, str]], prompt_names: Sequence[str] = ONE_PROMPT
+) -> None:
+    """JSON lines of `prompt`, `response`, `ground_truth`; the prompts take turns."""
+    prompts = [load_prompt(name) for name in prompt_names]
     with path.open("w", encoding="utf-8") as file:
-        for example, response in traces:
+        for (example, response), prompt in zip(traces, cycle(prompts), strict=False):
             row = {
                 "prompt": prompt.format(example.question),
-                "response": response,
+                "response": boxed(response) if prompt.answer_format == "boxed" else response,
                 "ground_truth": example.ground_truth,
             }
             file.write(json.dumps(row) + "\n")

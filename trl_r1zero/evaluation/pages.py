@@ -4,9 +4,11 @@ A page is plain text throughout: whatever it holds, a prompt or what a model wro
 is and cannot end its place or steer the browser or the terminal.
 """
 
+import base64
 import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from .markdown import fenced, inline, printable, table, without_middle, wrapped
 
@@ -32,12 +34,21 @@ class Shown:
 
 
 @dataclass
+class Picture:
+    """A PNG file beside the page, which HTML holds in itself; `caption` says what it shows."""
+
+    path: Path
+    caption: str
+
+
+@dataclass
 class Section:
-    """A heading with sentences, tables, and examples that are folded away."""
+    """A heading with sentences, tables, pictures, and examples that are folded away."""
 
     heading: str
     sentences: Sequence[str] = ()
     tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
     examples: Sequence[Shown] = ()
 
 
@@ -68,6 +79,9 @@ def as_markdown(page: Page) -> str:
         for one in section.tables:
             cells = [[inline(cell) for cell in row] for row in one.rows]
             lines += ["", *table([inline(cell) for cell in one.header], cells)]
+        for picture in section.pictures:
+            # Angle brackets, for a name may have blanks.
+            lines += ["", f"![{inline(picture.caption)}](<{picture.path.name}>)"]
         if section.examples:
             summary = _how_many(section.examples)
             lines += ["", f"<details><summary>{summary}</summary>"]
@@ -95,6 +109,7 @@ def as_html(page: Page) -> str:
         if section.tables:
             tables = "\n".join(_html_table(one) for one in section.tables)
             body.append(f'<div class="tables">\n{tables}\n</div>')
+        body += [_html_picture(picture) for picture in section.pictures]
         if section.examples:
             body += ["<details>", _tag("summary", _how_many(section.examples))]
             for shown in section.examples:
@@ -134,6 +149,15 @@ def _html_table(one: Table) -> str:
     return "\n".join([f"<table{kind}>", *lines, "</table>"])
 
 
+def _html_picture(picture: Picture) -> str:
+    data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
+    caption = _escaped(picture.caption)
+    return (
+        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
 def _html_bar(bar: Sequence[tuple[str, float]]) -> Iterable[str]:
     parts = [
         f'<i class="part{number}" style="width:{100 * share:.2f}%"></i>'
@@ -151,7 +175,8 @@ _DOCUMENT = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; \
+img-src data:">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
@@ -198,6 +223,9 @@ th { font-weight: 600; color: var(--quiet); white-space: nowrap; }
 .numeric th + th, .numeric td + td { text-align: right; padding: .3rem 0 .3rem .9rem;
   font-variant-numeric: tabular-nums; white-space: nowrap; }
 p { margin: .4rem 0; }
+figure { margin: 1.25rem 0; padding: .75rem; border-radius: .5rem; background: #fff; }
+figure img { display: block; width: 100%; height: auto; }
+figcaption { margin-top: .5rem; font-size: .875rem; color: #5d6777; }
 summary { cursor: pointer; padding: .5rem 0; color: var(--quiet); }
 article { margin: 0 0 1rem; padding: 1rem 1.1rem; border: 1px solid var(--line);
   border-radius: .5rem; }

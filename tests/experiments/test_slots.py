@@ -1,0 +1,79 @@
+"""Where runs run: slots of a command line, and the command that each starts."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_models import REPOSITORY
+
+from trl_r1zero.experiments.experiment import read_experiment
+from trl_r1zero.experiments.plan import make_plan
+from trl_r1zero.experiments.slots import Slot, launch_command, make_slots
+
+
+def test_places_without_devices():
+    assert make_slots([], 2, gpus=2) == [Slot(0), Slot(1)]
+
+
+def test_groups_of_gpus():
+    assert make_slots(["0,1", "2,3"], 1, gpus=2) == [Slot(0, ("0", "1")), Slot(1, ("2", "3"))]
+    assert make_slots(["3"], 1, gpus=0) == [Slot(0, ("3",))]
+
+
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [
+        (["0"], "got 0 for a run, but at this scale one takes 2"),
+        (["0,1", "1,2"], "a GPU belongs to one run at a time"),
+        (["cuda:0,1"], "expected indices such as 0,1 2,3"),
+    ],
+)
+def test_wrong_devices(devices, message):
+    with pytest.raises(ValueError, match=message):
+        make_slots(devices, 1, gpus=2)
+
+
+def command_of(tmp_path: Path, recipe: dict, slot: Slot, **scale) -> list[str]:
+    base = {"model_name_or_path": "model", "output_dir": "unused", "task": "chain_arithmetic"}
+    (tmp_path / "grpo.yaml").write_text(yaml.safe_dump({**base, **recipe}))
+    script = REPOSITORY / "recipes" / "grpo.py"
+    scale = {"recipe": "grpo.yaml", "seeds": [0], **scale}
+    path = tmp_path / "e.yaml"
+    path.write_text(
+        yaml.safe_dump({"question": "?", "script": str(script), "scales": {"small": scale}})
+    )
+    experiment = read_experiment(path)
+    return launch_command(experiment, make_plan(experiment, "runs").runs[0], slot)
+
+
+def test_a_run_without_devices_is_launched_as_one_would(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command_of(tmp_path, {}, Slot(0)) == [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        str(REPOSITORY / "recipes" / "grpo.py"),
+        "--config",
+        "grpo.yaml",
+        "--seed=0",
+        "--output_dir=runs/small/grpo/base-seed_0",
+        "--resume_from_checkpoint=auto",
+    ]
+
+
+def test_the_server_gets_the_slot_s_last_gpus(tmp_path):
+    recipe = {"use_vllm": True, "vllm_server": {"devices": "1", "max_model_len": 256}}
+    config = "two_gpu.yaml"
+    (tmp_path / config).write_text("")
+    slot = Slot(1, ("2", "3"))
+    command = command_of(tmp_path, recipe, slot, accelerate_config=config, gpus=2)
+    assert command[command.index("--config_file") + 1].endswith(config)
+    assert command[command.index("--gpu_ids") + 1] == "2"
+    assert command[-1] == "--vllm_server={devices: '3', max_model_len: 256}"
+
+
+def test_without_a_server_the_trainer_gets_all(tmp_path):
+    command = command_of(tmp_path, {}, Slot(0, ("4", "5")))
+    assert command[command.index("--gpu_ids") + 1] == "4,5"
+    assert not any(word.startswith("--vllm_server") for word in command)

@@ -1,0 +1,182 @@
+"""Real sweeps: runs that finish, fail, diverge and are stopped, and what the next sweep does."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_models import REPOSITORY
+
+from trl_r1zero.experiments.experiment import read_experiment
+from trl_r1zero.experiments.plan import Plan, make_plan
+from trl_r1zero.experiments.run_state import run_state
+from trl_r1zero.experiments.slots import make_slots
+from trl_r1zero.experiments.sweep import Sweep, _locked
+from trl_r1zero.experiments.sweep_report import plan_text, report_plan
+from trl_r1zero.trainers import read_metrics
+
+RECIPE = {
+    "task": "chain_arithmetic",
+    "task_args": {"num_train": 32, "num_validation": 9},
+    "reward": "launch_rewards.odd_digits",
+    "output_dir": "unused",
+    "n_grpo_steps": 2,
+    "rollout_batch_size": 16,
+    "group_size": 4,
+    "train_batch_size": 8,  # so a step has two updates
+    "gradient_accumulation_steps": 1,
+    "loss_type": "grpo_clip",
+    "max_completion_length": 12,
+    "learning_rate": 3.0e-3,
+    "eval_every": 1,
+    "save_every": 1,
+    "use_cpu": True,
+}
+
+
+def write_experiment(folder: Path, model: Path, **scale) -> Path:
+    recipe = {**RECIPE, "model_name_or_path": str(model)}
+    (folder / "grpo.yaml").write_text(yaml.safe_dump(recipe))
+    experiment = {
+        "question": "Which one?",
+        "script": str(REPOSITORY / "recipes" / "grpo.py"),
+        "scales": {"small": {"recipe": "grpo.yaml", "seeds": [3], **scale}},
+    }
+    path = folder / "experiment.yaml"
+    path.write_text(yaml.safe_dump(experiment, sort_keys=False))
+    return path
+
+
+def statuses(plan: Plan) -> dict[str, str]:
+    return {run.label: run_state(run.folder).status for run in plan.runs}
+
+
+@pytest.fixture(autouse=True)
+def launch_environment(tmp_path, monkeypatch):
+    paths = [str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_run_that_fails_or_diverges_does_not_stop_the_others(tiny_model_folder, tmp_path):
+    variants = {
+        "good": {},
+        "without a model": {"model_name_or_path": "./later"},
+        "wild": {"learning_rate": 1e30},
+    }
+    path = write_experiment(tmp_path, tiny_model_folder, variants=variants, minutes=2)
+    plan = make_plan(read_experiment(path), "runs")
+    slots = make_slots([], 2, 0)
+    assert "3 of 3 runs to do below runs/small, 2 at a time: about 0.1 hours" in plan_text(
+        plan, slots
+    )
+    said: list[str] = []
+    Sweep([plan, plan], slots, said.append).run()  # what two plans ask for is run once
+    good, failed, diverged = plan.runs
+    assert statuses(plan) == {"good": "finished", "without a model": "failed", "wild": "diverged"}
+    assert sum("started" in line for line in said) == 3
+    assert len(read_metrics(good.folder)) == 3 + 4 + 1  # validations, updates, summary
+    reason = run_state(failed.folder).reason
+    assert reason.startswith("exit status 1, ValueError: model_name_or_path: there is no folder")
+    assert "at update 2" in run_state(diverged.folder).reason
+    assert [line for line in said if line.startswith("[3/3]")]
+    assert any("without a model, seed 3: failed in" in line and "./later" in line for line in said)
+
+    text = plan_text(plan, slots)
+    assert "1 of 3 runs to do" in text
+    assert "(by finished runs)" in text
+    report = report_plan(plan, tmp_path / "report")
+    assert "without a model, seed 3: failed (exit status 1" in report
+    assert (tmp_path / "report" / "report.html").is_file()
+
+    # What failed is tried again; the others are left as they are.
+    shutil.copytree(tiny_model_folder, "later")
+    before = (good.folder / "metrics.jsonl").read_text()
+    said.clear()
+    Sweep([plan], slots, said.append).run()
+    assert sum("started" in line for line in said) == 1
+    assert statuses(plan)["without a model"] == "finished"
+    assert (good.folder / "metrics.jsonl").read_text() == before
+    attempts = json.loads((failed.folder / "attempts.json").read_text())
+    assert [attempt["outcome"] for attempt in attempts] == ["failed", "finished"]
+
+
+def test_a_stopped_sweep_goes_on_where_it_was(tiny_model_folder, tmp_path):
+    path = write_experiment(
+        tmp_path,
+        tiny_model_folder,
+        settings={"n_grpo_steps": 40, "eval_every": 20, "save_every": 4},
+    )
+    (run,) = make_plan(read_experiment(path), "runs/experiments").runs
+    command = [sys.executable, "-m", "trl_r1zero.cli", "sweep", str(path)]
+    sweep = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(run.folder.glob("checkpoint-*/trainer_state.json")):
+        assert time.monotonic() < deadline and sweep.poll() is None
+        time.sleep(0.05)
+    sweep.send_signal(signal.SIGTERM)
+    told, _ = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130
+    assert "Interrupted; the same command goes on." in told
+    assert run_state(run.folder).status == "stopped"
+    lock = _locked(run.folder)  # nobody is left who works on it
+    assert lock is not None
+    lock.close()
+    updates = max(line["step"] for line in read_metrics(run.folder))
+    assert updates < 80
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert run_state(run.folder).status == "finished"
+    steps = [line["step"] for line in read_metrics(run.folder) if "loss" in line]
+    assert steps == list(range(1, 81))
+    attempts = json.loads((run.folder / "attempts.json").read_text())
+    assert [attempt["outcome"] for attempt in attempts] == ["stopped", "finished"]
+    assert (Path("runs/experiments/small/reports/experiment") / "report.md").is_file()
+
+
+def test_the_lock_of_a_run_lives_as_long_as_its_process(tmp_path):
+    lock = _locked(tmp_path)
+    assert _locked(tmp_path) is None
+    child = subprocess.Popen(["sleep", "60"], pass_fds=(lock.fileno(),))
+    lock.close()  # as if the sweep had been killed
+    assert _locked(tmp_path) is None
+    child.kill()
+    child.wait()
+    assert _locked(tmp_path) is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.yaml"], "cannot read the recipe"),
+        (["experiment.yaml", "--scale", "big"], "unknown scale 'big'"),
+        (["experiment.yaml", "--devices", "0,0"], "a GPU belongs to one run at a time"),
+        (["experiment.yaml", "--devices", "0,1"], "got 0,1 for a run"),
+    ],
+)
+def test_a_wrong_command_line_is_an_error_in_words(tmp_path, arguments, message, capsys):
+    from trl_r1zero.experiments.sweep_command import main
+
+    write_experiment(tmp_path, tmp_path)
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_runs_nothing(tmp_path, capsys):
+    from trl_r1zero.experiments.sweep_command import main
+
+    path = write_experiment(tmp_path, tmp_path, grid={"group_size": [4, 8]}, minutes=30, gpus=2)
+    assert main([str(path), "--dry-run", "--seeds", "0", "1", "--devices", "0,1", "2,3"]) == 0
+    told = capsys.readouterr().out
+    assert "Which one?" in told
+    assert "| group_size 8 | 0, 1  | 2 missing | 30.0         |" in told
+    assert "4 of 4 runs to do below runs/experiments/small, 2 at a time: about 1.0 hours" in told
+    assert "4.0 GPU hours (by the experiment's file)." in told
+    assert not Path("runs").exists()

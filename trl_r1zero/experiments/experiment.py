@@ -1,0 +1,211 @@
+"""Experiments as data: a base recipe, what is varied, seeds, and the question that this answers.
+
+    question: Which learning rate?
+    script: ../grpo.py                    # relative to this file, as all paths here
+    seeds: [0, 1, 2]
+    grid:
+      learning_rate: [1e-4, 2e-4]
+    scales:                               # the same experiment in several sizes
+      embedded:
+        recipe: ../quickstart/grpo.yaml
+      qwen2.5-math-1.5b:
+        recipe: ../qwen2.5-math-1.5b/grpo.yaml
+        grid: {learning_rate: [1e-5, 3e-5]}
+
+A scale may have `seeds`, `grid`, `variants` and `baseline` of its own, each in place of the
+experiment's.
+"""
+
+import itertools
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trl_r1zero.data.naming import unknown_name_message
+from trl_r1zero.recipe import RecipeError, parse_recipe
+from trl_r1zero.recipe_types import MISFIT, fit, type_name
+from trl_r1zero.recipe_yaml import dump_yaml
+
+Settings = dict[str, Any]
+
+# A sweep says these itself.
+RESERVED_SETTINGS = ("output_dir", "resume_from_checkpoint")
+
+
+@dataclass
+class Scale:
+    """An experiment at one size.
+
+    Attributes:
+        recipe: The base recipe, relative to the experiment's file.
+        settings: Changes to it that all runs have.
+        variants: Name -> changes that make a variant.
+        grid: Setting -> its values; all combinations, with each of the variants.
+        baseline: Label of the variant that the others are compared with; unset: the first.
+        seeds: One run of each variant for each.
+        accelerate_config: For `accelerate launch --config_file`, relative to the experiment's file.
+        gpus: GPUs that a run takes; 0: none, or whatever is there.
+        minutes: What a run takes, before any has been measured; unset: not known.
+        minutes_from: Where that number is from.
+    """
+
+    recipe: str
+    settings: Settings = field(default_factory=dict)
+    variants: dict[str, Settings] | None = None
+    grid: dict[str, list[Any]] | None = None
+    baseline: str | None = None
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    accelerate_config: str | None = None
+    gpus: int = 0
+    minutes: float | None = None
+    minutes_from: str = "the experiment's file"
+
+    def labelled(self) -> dict[str, Settings]:
+        """Label -> changes to the recipe (without `settings`), in the order of the file."""
+        axes = [[(name, value) for value in values] for name, values in (self.grid or {}).items()]
+        labelled = {}
+        for name, changes in (self.variants or {"": {}}).items():
+            for point in itertools.product(*axes):
+                words = [name, *(f"{key} {shown_value(value)}" for key, value in point)]
+                labelled[", ".join(filter(None, words)) or "base"] = {**changes, **dict(point)}
+        return labelled
+
+
+@dataclass
+class ExperimentFile:
+    """The keys of an experiment's file.
+
+    Attributes:
+        question: What it answers.
+        script: What `accelerate launch` runs, one of recipes/*.py, relative to this file.
+        scales: Name -> settings of a `Scale`.
+        seed_settings: Settings that take a run's seed.
+        seeds, variants, grid, baseline: As a scale's, for those that have none of their own.
+    """
+
+    question: str
+    script: str
+    scales: dict[str, dict[str, Any]]
+    seed_settings: list[str] = field(default_factory=lambda: ["seed"])
+    seeds: list[int] | None = None
+    variants: dict[str, dict[str, Any]] | None = None
+    grid: dict[str, list[Any]] | None = None
+    baseline: str | None = None
+
+
+@dataclass
+class Experiment:
+    """One experiment at one scale.
+
+    Attributes:
+        path: The experiment's file, which names it.
+        scale_name: The scale's key there.
+    """
+
+    path: Path
+    file: ExperimentFile
+    scale_name: str
+    scale: Scale
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    def beside(self, path: str) -> Path:
+        """A path of the file, which is relative to the file, relative to the current directory."""
+        found = (self.path.parent / path).resolve()
+        here = Path.cwd()
+        return found.relative_to(here) if found.is_relative_to(here) else found
+
+    @property
+    def baseline(self) -> str:
+        """The label that the others are compared with."""
+        return self.scale.baseline or next(iter(self.scale.labelled()))
+
+
+def read_experiment(path: str | Path, scale: str | None = None) -> Experiment:
+    """Read an experiment's file.
+
+    Args:
+        path: The YAML file.
+        scale: Which of its scales; the first by default.
+
+    Raises:
+        RecipeError: What is wrong in the file, with the key; or it has no such scale.
+    """
+    path = Path(path)
+    (file,) = parse_recipe((ExperimentFile,), ["--config", str(path)]).instances
+    if not file.scales:
+        raise RecipeError(f"{path}: scales is empty; give one, with its recipe")
+    scales = {name: _scale(path, name, values, file) for name, values in file.scales.items()}
+    scale = next(iter(scales)) if scale is None else scale
+    if scale not in scales:
+        raise RecipeError(f"{path}: {unknown_name_message('scale', scale, scales)}")
+    return Experiment(path, file, scale, scales[scale])
+
+
+def _scale(path: Path, name: str, values: Mapping[str, Any], file: ExperimentFile) -> Scale:
+    place = f"{path}: scale {name!r}"
+    hints = typing.get_type_hints(Scale)
+    arguments: dict[str, Any] = {
+        key: getattr(file, key)
+        for key in ("seeds", "variants", "grid", "baseline")
+        if getattr(file, key) is not None
+    }
+    for key, value in values.items():
+        if key not in hints:
+            raise RecipeError(f"{place}: {unknown_name_message('key', key, hints)}")
+        arguments[key] = fit(value, hints[key])
+        if arguments[key] is MISFIT:
+            raise RecipeError(f"{place}: {key}: got {value!r}, expected {type_name(hints[key])}")
+    if "recipe" not in arguments:
+        raise RecipeError(f"{place}: recipe is missing; give the path of the base recipe")
+    scale = Scale(**arguments)
+    if not scale.seeds or len(set(scale.seeds)) < len(scale.seeds):
+        raise RecipeError(f"{place}: seeds: got {scale.seeds}, expected one or more, each once")
+    for key, list_of in (scale.grid or {}).items():
+        if not list_of:
+            raise RecipeError(f"{place}: grid: {key} has no values; give some, or leave it out")
+    labelled = scale.labelled()
+    for label, changes in labelled.items():
+        taken = {*changes, *scale.settings} & {*RESERVED_SETTINGS, *file.seed_settings}
+        if taken:
+            raise RecipeError(
+                f"{place}: {label}: {', '.join(sorted(taken))} cannot be set here: a sweep sets it "
+                "for each run"
+            )
+    number = len(scale.variants or [""])
+    for list_of in (scale.grid or {}).values():
+        number *= len(list_of)
+    if len(labelled) < number:
+        raise RecipeError(f"{place}: two variants have the same label; {', '.join(labelled)}")
+    if scale.baseline is not None and scale.baseline not in labelled:
+        raise RecipeError(f"{place}: {unknown_name_message('baseline', scale.baseline, labelled)}")
+    return scale
+
+
+def shown_value(value: Any) -> str:
+    """A setting's value in a label: as short as YAML has it, 1e-4 and not 0.0001."""
+    if isinstance(value, float):
+        mantissa, e, exponent = f"{value:.6e}".partition("e")
+        scientific = f"{float(mantissa):g}{e}{int(exponent)}"
+        return min(f"{value:g}", scientific, key=len) if "e" not in f"{value:g}" else scientific
+    return dump_yaml([value], flow=True).strip()[1:-1]
+
+
+def argument(name: str, value: Any) -> str:
+    """A setting as an argument of a recipe's command line."""
+    text = value if isinstance(value, str) else dump_yaml([value], flow=True).strip()[1:-1]
+    return f"--{name}={text}"
+
+
+__all__ = [
+    "Experiment",
+    "ExperimentFile",
+    "Scale",
+    "argument",
+    "read_experiment",
+    "shown_value",
+]

@@ -1,0 +1,166 @@
+"""From an experiment to its runs: each one's settings, checked, and its folder.
+
+A run's folder is named by what sets it apart from the base recipe, and not by the experiment: two
+experiments that ask for the same run share it.
+"""
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trl_r1zero.recipe import ParsedRecipe, RecipeError, parse_recipe
+from trl_r1zero.recipe_types import to_plain
+from trl_r1zero.recipe_yaml import read_recipe
+
+from .experiment import RESERVED_SETTINGS, Experiment, argument, shown_value
+from .methods import METHODS
+
+__all__ = ["Plan", "PlannedRun", "make_plan"]
+
+MAX_NAME = 120  # characters of a folder's name
+# Settings of a machine or of a start: a run goes on as the same one if they change.
+_OF_NO_RUN = {*RESERVED_SETTINGS, "vllm_server"}
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedRun:
+    """A run that an experiment asks for.
+
+    Attributes:
+        label: The variant's.
+        seed: One of the experiment's.
+        folder: Its output folder.
+        recipe: All its settings, and where each is from.
+        arguments: Behind the script's name on the command line.
+    """
+
+    label: str
+    seed: int
+    folder: Path
+    recipe: ParsedRecipe
+    arguments: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.label}, seed {self.seed}"
+
+    def check_folder(self) -> None:
+        """Raise a ValueError if the folder holds a run with other settings."""
+        file = self.folder / "recipe.yaml"
+        if not file.is_file():
+            return
+        found = {setting.key: setting.value for setting in read_recipe(file)}
+        differing = [
+            f"{key}: {shown_value(found[key])} there, {shown_value(to_plain(value))} here"
+            for key, value in self.recipe.values.items()
+            if key not in _OF_NO_RUN and key in found and found[key] != to_plain(value)
+        ]
+        if differing:
+            raise ValueError(
+                f"{self.folder} holds a run with other settings ({'; '.join(differing)}): a recipe "
+                "was changed since. Move the folder away, or give another --root"
+            )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment's runs, seed by seed, so that one seed of all variants is there early.
+
+    Attributes:
+        folder: Of the scale: all runs and reports are below it.
+    """
+
+    experiment: Experiment
+    folder: Path
+    runs: tuple[PlannedRun, ...]
+
+    @property
+    def groups(self) -> dict[str, list[PlannedRun]]:
+        """Label -> its runs."""
+        groups: dict[str, list[PlannedRun]] = {}
+        for label in self.experiment.scale.labelled():
+            groups[label] = []
+        for run in self.runs:
+            groups[run.label].append(run)
+        return groups
+
+
+def make_plan(experiment: Experiment, root: str | Path, seeds: Sequence[int] | None = None) -> Plan:
+    """Plan an experiment's runs.
+
+    Args:
+        experiment: As read from its file.
+        root: Folder of all experiments' runs.
+        seeds: In place of the experiment's.
+
+    Returns:
+        The plan; the folders are below `<root>/<scale>/<name of the base recipe>/`.
+
+    Raises:
+        RecipeError: A run's settings do not fit its script; the message names all such variants.
+    """
+    scale = experiment.scale
+    script = experiment.beside(experiment.file.script)
+    if script.stem not in METHODS:
+        raise RecipeError(
+            f"{experiment.path}: script: got {script}, expected one of recipes/: "
+            f"{', '.join(f'{name}.py' for name in METHODS)}"
+        )
+    recipe = experiment.beside(scale.recipe)
+    dataclasses = METHODS[script.stem]
+    base = parse_recipe(dataclasses, ["--config", str(recipe)]).values
+    folder = Path(root) / experiment.scale_name
+    runs, problems = [], []
+    for seed in scale.seeds if seeds is None else seeds:
+        for label, changes in scale.labelled().items():
+            seeded = dict.fromkeys(experiment.file.seed_settings, seed)
+            settings = {**scale.settings, **changes}
+            arguments = [argument(key, value) for key, value in {**settings, **seeded}.items()]
+            try:
+                parsed = parse_recipe(dataclasses, ["--config", str(recipe), *arguments])
+            except ValueError as error:
+                problems.append(f"{label}: {error}")
+                continue
+            output_dir = folder / recipe.stem / _folder_name(parsed.values, base, settings, seed)
+            arguments += [f"--output_dir={output_dir}", "--resume_from_checkpoint=auto"]
+            whole = ("--config", str(recipe), *arguments)
+            runs.append(
+                PlannedRun(label, seed, output_dir, parse_recipe(dataclasses, whole), whole)
+            )
+    if problems:
+        lines = "\n".join(dict.fromkeys(problems))
+        raise RecipeError(f"{experiment.path}, scale {experiment.scale_name!r}:\n{lines}")
+    _refuse_shared_folders(experiment, runs)
+    return Plan(experiment, folder, tuple(runs))
+
+
+def _folder_name(
+    values: Mapping[str, Any], base: Mapping[str, Any], settings: Mapping[str, Any], seed: int
+) -> str:
+    """`learning_rate=1e-4-seed_0`; `base-seed_0`, if nothing differs from the base recipe."""
+    words = [
+        f"{key}={shown_value(to_plain(values[key]))}"
+        for key in sorted(settings)
+        if values[key] != base[key]
+    ]
+    name = re.sub(r"[^A-Za-z0-9.,=_+-]+", "-", ",".join(words) or "base")
+    if len(name) > MAX_NAME:
+        name = f"{name[: MAX_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{name}-seed_{seed}"
+
+
+def _refuse_shared_folders(experiment: Experiment, runs: Sequence[PlannedRun]) -> None:
+    labels_of = defaultdict(list)
+    for run in runs:
+        labels_of[run.folder].append(run.label)
+    for labels in labels_of.values():
+        if len(labels) > 1:
+            raise RecipeError(
+                f"{experiment.path}, scale {experiment.scale_name!r}: {' and '.join(labels)} are "
+                "the same run; leave one out"
+            )

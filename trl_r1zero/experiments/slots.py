@@ -1,0 +1,79 @@
+"""Places where runs run, each one at a time: groups of GPUs, or just places."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .experiment import Experiment, argument
+from .plan import PlannedRun
+
+__all__ = ["Slot", "launch_command", "make_slots"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one run.
+
+    Attributes:
+        number: From 0.
+        gpus: Indices of its GPUs; empty: the run takes what it finds.
+    """
+
+    number: int
+    gpus: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return ",".join(self.gpus)
+
+
+def make_slots(devices: Sequence[str], parallel: int, gpus: int) -> list[Slot]:
+    """The slots of a command line.
+
+    Args:
+        devices: For each slot the GPUs of a run, such as `0,1`.
+        parallel: Without devices, how many runs at a time.
+        gpus: What a run takes.
+
+    Raises:
+        ValueError: A slot has another number of GPUs, or a GPU is in two of them.
+    """
+    if not devices:
+        return [Slot(number) for number in range(parallel)]
+    slots = [Slot(number, tuple(text.split(","))) for number, text in enumerate(devices)]
+    flat = [gpu for slot in slots for gpu in slot.gpus]
+    if not all(gpu.isdigit() for gpu in flat):
+        raise ValueError(f"devices: got {' '.join(devices)}, expected indices such as 0,1 2,3")
+    if len(set(flat)) < len(flat):
+        raise ValueError(
+            f"devices: got {' '.join(devices)}, but a GPU belongs to one run at a time"
+        )
+    for slot in slots:
+        if len(slot.gpus) != max(gpus, 1):
+            raise ValueError(
+                f"devices: got {slot} for a run, but at this scale one takes {max(gpus, 1)}"
+            )
+    return slots
+
+
+def launch_command(experiment: Experiment, run: PlannedRun, slot: Slot) -> list[str]:
+    """What starts a run in a slot.
+
+    A vLLM server of the run's own gets as many GPUs as the recipe gives it, the slot's last ones,
+    and the trainer the others.
+    """
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    config_file = experiment.scale.accelerate_config
+    if config_file is not None:
+        command += ["--config_file", str(experiment.beside(config_file))]
+    arguments = list(run.arguments)
+    if slot.gpus:
+        server: dict[str, Any] | None = run.recipe.values.get("vllm_server")
+        of_server = 0
+        if server is not None and server.get("devices") is not None:
+            of_server = len(str(server["devices"]).split(","))
+            own = ",".join(slot.gpus[-of_server:])
+            arguments.append(argument("vllm_server", {**server, "devices": own}))
+        trainer = slot.gpus[: len(slot.gpus) - of_server]
+        command += ["--gpu_ids", ",".join(trainer)]
+    return [*command, str(experiment.beside(experiment.file.script)), *arguments]

@@ -1,0 +1,236 @@
+"""Runs what a plan's runs lack, each in processes of its own.
+
+A run that fails or diverges is recorded, and the others go on. What is finished is never run again;
+what broke off goes on from its last checkpoint; what failed is tried again when a sweep is started
+anew; what diverged is left, for it would do so again.
+"""
+
+import fcntl
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from trl_r1zero.trainers.run_folder import METRICS_FILE, read_metrics
+
+from .experiment import Experiment
+from .plan import Plan, PlannedRun
+from .run_state import LOG_FILE, Attempt, diverged_at, now, record, run_state
+from .slots import Slot, launch_command
+
+__all__ = ["Sweep"]
+
+LOCK_FILE = ".sweep.lock"
+POLL_SECONDS = 1.0
+LOOK_SECONDS = 10.0  # between looks at a run's metrics
+END_SECONDS = 60.0  # for a run's processes to end when told to
+REASON_LINES = 3
+REASON_CHARACTERS = 500
+START_MARK = "# sweep, "
+# Of a traceback the line without indentation is the error; a launcher's own only says that there
+# was one.
+_ERROR = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b")
+_LAUNCHERS = ("subprocess.CalledProcessError", "torch.distributed.elastic")
+DONE = ("finished", "diverged")
+
+
+@dataclass
+class _Running:
+    """A run at work.
+
+    Attributes:
+        lock: Held by the run's own process too, so that a sweep that is started while the run is
+            still there, its first sweep having been killed, does not start it twice.
+    """
+
+    run: PlannedRun
+    slot: Slot
+    process: subprocess.Popen
+    lock: IO[bytes]
+    started: str = field(default_factory=now)
+    begin: float = field(default_factory=time.monotonic)
+    looked: float = field(default_factory=time.monotonic)
+
+
+class Sweep:
+    """Runs of several plans, in the plans' order, in slots.
+
+    Args:
+        plans: Of one scale; a run that several ask for is run once.
+        slots: Where.
+        say: Is told in a line what happens.
+    """
+
+    def __init__(
+        self, plans: Sequence[Plan], slots: Sequence[Slot], say: Callable[[str], None] = print
+    ) -> None:
+        self._experiment_of: dict[Path, Experiment] = {}
+        self.runs: list[PlannedRun] = []
+        for plan in plans:
+            for run in plan.runs:
+                if run.folder not in self._experiment_of:
+                    self._experiment_of[run.folder] = plan.experiment
+                    self.runs.append(run)
+        self._slots = slots
+        self._say = say
+
+    def run(self) -> None:
+        """Run everything that is neither finished nor diverged.
+
+        Raises:
+            ValueError: A run's folder holds a run with other settings; nothing was started.
+            KeyboardInterrupt: On SIGINT and SIGTERM, after the runs at work were ended.
+        """
+        for run in self.runs:
+            run.check_folder()
+        waiting = [run for run in self.runs if run_state(run.folder).status not in DONE]
+        running: list[_Running] = []
+        total, ended = len(waiting), 0
+        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            while waiting or running:
+                self._start(waiting, running)
+                time.sleep(POLL_SECONDS)
+                for one in list(running):
+                    attempt = self._look(one)
+                    if attempt is not None:
+                        running.remove(one)
+                        self._end(one, attempt)
+                        ended += 1
+                        self._say(f"[{ended}/{total}] {one.run.name}: {_told(attempt)}")
+        except BaseException:
+            for one in running:
+                _end_processes(one.process)
+                self._end(one, _attempt(one, "stopped"))
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+    def _start(self, waiting: list[PlannedRun], running: list[_Running]) -> None:
+        """Give the free slots runs to do."""
+        for slot in _free(self._slots, running):
+            for run in list(waiting):
+                run.folder.mkdir(parents=True, exist_ok=True)
+                lock = _locked(run.folder)
+                if lock is None:
+                    continue  # another sweep is at it; it is looked at again when that is done
+                waiting.remove(run)
+                if run_state(run.folder).status in DONE:  # done by another sweep meanwhile
+                    lock.close()
+                    continue
+                running.append(self._launch(run, slot, lock))
+                break
+
+    def _launch(self, run: PlannedRun, slot: Slot, lock: IO[bytes]) -> _Running:
+        command = launch_command(self._experiment_of[run.folder], run, slot)
+        environment = dict(os.environ)
+        if not torch.accelerator.is_available():
+            # Runs side by side whose threads wait for one another are many times slower.
+            environment.setdefault("OMP_NUM_THREADS", "1")
+        with (run.folder / LOG_FILE).open("ab") as log:
+            log.write(f"\n{START_MARK}{now()}: {shlex.join(command)}\n".encode())
+            log.flush()
+            process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=True,  # to be ended with all its children
+                pass_fds=(lock.fileno(),),
+            )
+        where = f" on GPU {slot}" if slot.gpus else ""
+        self._say(f"{run.name}: started{where}, {run.folder}")
+        return _Running(run, slot, process, lock)
+
+    def _look(self, one: _Running) -> Attempt | None:
+        """How a run ended; None while it runs."""
+        folder = one.run.folder
+        exit_code = one.process.poll()
+        if exit_code is None:
+            if time.monotonic() - one.looked < LOOK_SECONDS:
+                return None
+            one.looked = time.monotonic()
+            diverged = _diverged(folder)
+            if not diverged:
+                return None
+            _end_processes(one.process)
+            return _attempt(one, "diverged", diverged)
+        _end_processes(one.process)  # what its children left behind
+        state = run_state(folder)
+        if state.status in DONE and exit_code == 0:
+            return _attempt(one, state.status, state.reason)
+        if state.status == "diverged":
+            return _attempt(one, "diverged", state.reason)
+        return _attempt(one, "failed", _why_failed(folder / LOG_FILE, exit_code))
+
+    def _end(self, one: _Running, attempt: Attempt) -> None:
+        record(one.run.folder, attempt)
+        one.lock.close()
+
+
+def _free(slots: Sequence[Slot], running: Iterable[_Running]) -> list[Slot]:
+    taken = {one.slot for one in running}
+    return [slot for slot in slots if slot not in taken]
+
+
+def _locked(folder: Path) -> IO[bytes] | None:
+    """The folder's lock; None if somebody has it."""
+    file = (folder / LOCK_FILE).open("ab")
+    try:
+        # Not evaluation.files.lock: a child that is started with the file keeps this one.
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def _diverged(folder: Path) -> str:
+    return diverged_at(read_metrics(folder)) if (folder / METRICS_FILE).is_file() else ""
+
+
+def _end_processes(process: subprocess.Popen) -> None:
+    """End a run's process and its children, kindly first."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        deadline = time.monotonic() + END_SECONDS
+        while time.monotonic() < deadline:
+            process.poll()
+            try:
+                os.killpg(process.pid, 0)
+            except ProcessLookupError:
+                return
+            time.sleep(0.1)
+    process.wait()
+
+
+def _attempt(one: _Running, outcome: str, reason: str = "") -> Attempt:
+    seconds = round(time.monotonic() - one.begin, 1)
+    return Attempt(one.started, seconds, outcome, reason, str(one.slot))
+
+
+def _told(attempt: Attempt) -> str:
+    reason = f": {attempt.reason}" if attempt.reason else ""
+    return f"{attempt.outcome} in {attempt.seconds / 60:.1f} min{reason}"
+
+
+def _why_failed(log: Path, exit_code: int) -> str:
+    """The exit code, and the error that the last start's log ends in."""
+    lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
+    begin = max(number for number, line in enumerate(lines) if line.startswith(START_MARK))
+    own = [line for line in lines[begin + 1 :] if line.strip()]
+    errors = [line for line in own if _ERROR.match(line) and not line.startswith(_LAUNCHERS)]
+    told = errors[-1:] or own[-REASON_LINES:]
+    return f"exit status {exit_code}, {' '.join(told)[:REASON_CHARACTERS]}"
