@@ -5,6 +5,7 @@ what broke off goes on from its last checkpoint; what failed is tried again when
 anew; what diverged is left, for it would do so again.
 """
 
+import contextlib
 import fcntl
 import os
 import re
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+import psutil
 import torch
 
 from trl_r1zero.trainers.run_folder import METRICS_FILE, read_metrics
@@ -199,21 +201,39 @@ def _diverged(folder: Path) -> str:
 
 
 def _end_processes(process: subprocess.Popen) -> None:
-    """End a run's process and its children, kindly first."""
+    """End a run's process, its group, and what it started in groups of their own; kindly first."""
+    started: list[psutil.Process] = []
+    if process.poll() is None:
+        started = psutil.Process(process.pid).children(recursive=True)
     for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
+        with contextlib.suppress(ProcessLookupError):  # the group is empty
             os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
+        if number == signal.SIGKILL:
+            for child in started:
+                # psutil knows a process by its start too, so a number that was given anew is safe.
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
         deadline = time.monotonic() + END_SECONDS
         while time.monotonic() < deadline:
             process.poll()
-            try:
-                os.killpg(process.pid, 0)
-            except ProcessLookupError:
+            if not _group_exists(process.pid) and not any(map(_is_alive, started)):
                 return
             time.sleep(0.1)
-    process.wait()
+
+
+def _group_exists(number: int) -> bool:
+    try:
+        os.killpg(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _attempt(one: _Running, outcome: str, reason: str = "") -> Attempt:
