@@ -99,7 +99,7 @@ def report_plan(plan: Plan, folder: Path) -> str:
     recipe = experiment.beside(experiment.scale.recipe)
     minutes = sum(state.seconds for state in states.values()) / 60
     setup = [
-        f"Made by `{shlex.join(command)}` from the base recipe `{recipe}`.",
+        f"Made by '{shlex.join(command)}' from the base recipe {recipe}.",
         f"{len(plan.runs)} runs, {minutes:.0f} minutes of run time in all{_machine(plan)}.",
     ]
     return write_comparison(
