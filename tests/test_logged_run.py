@@ -96,7 +96,7 @@ def test_sft_counts_what_it_trained_on(tmp_path):
 @pytest.mark.parametrize("name", ["answer_reward", "reward"])
 def test_telling_questions_come_by_turns(name):
     def row(right):
-        return {name: float(right)}
+        return {"reward": 0.0, name: float(right)}  # the answer reward decides, where there is one
 
     changes = [(1, 1), (0, 0), (0, 1), (1, 0), (0, 1)]
     pairs = [(row(before), row(after)) for before, after in changes]

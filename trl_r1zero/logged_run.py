@@ -16,6 +16,7 @@ from typing import Any
 from trl_r1zero.data.jsonl import read_jsonl
 from trl_r1zero.evaluation import mean
 from trl_r1zero.recipe_yaml import read_recipe
+from trl_r1zero.rewards import is_correct
 from trl_r1zero.trainers.run_folder import METRICS_FILE, STEP_NAMES, read_metrics
 
 Line = dict[str, Any]  # one line of metrics.jsonl
@@ -115,11 +116,6 @@ def metric_cell(lines: Sequence[Line], metric: str, write: Callable[[float], str
     return f"{text} ± {write(mean(errors))}" if errors else text
 
 
-def is_right(row: Row) -> bool:
-    """Whether a row of a table of generations is a right answer."""
-    return row["answer_reward" if "answer_reward" in row else "reward"] > 0
-
-
 # (right before, right after) in words, the most telling first.
 CHANGES = {
     (False, True): "became right",
@@ -134,7 +130,7 @@ def telling(pairs: Sequence[tuple[Row, Row]]) -> list[int]:
     of each, and so on."""
     by_kind: dict[tuple[bool, bool], list[int]] = {kind: [] for kind in CHANGES}
     for number, (before, after) in enumerate(pairs):
-        by_kind[is_right(before), is_right(after)].append(number)
+        by_kind[is_correct(before), is_correct(after)].append(number)
     rounds: Iterable[tuple[int | None, ...]] = zip_longest(*by_kind.values())
     return [number for numbers in rounds for number in numbers if number is not None]
 

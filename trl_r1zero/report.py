@@ -17,13 +17,13 @@ from trl_r1zero.logged_run import (
     Line,
     LoggedRun,
     Row,
-    is_right,
     logged,
     metric_cell,
     rollout_pass_metric,
     telling,
 )
 from trl_r1zero.plots import plot_run
+from trl_r1zero.rewards import is_correct
 from trl_r1zero.trainers.timing import PARTS_OF_GENERATION
 
 REPORT_FILE = "report.md"
@@ -283,7 +283,7 @@ def _change(run: LoggedRun, pairs: Sequence[tuple[Row, Row]]) -> list[list[str]]
     """From the first to the last validation question by question, in words."""
     if len(run.validations) < 2 or len(pairs) < 2:
         return []
-    changes = [(is_right(before), is_right(after)) for before, after in pairs]
+    changes = [(is_correct(before), is_correct(after)) for before, after in pairs]
     counts = ", ".join(f"{changes.count(kind)} {words}" for kind, words in CHANGES.items())
     gains = [float(after) - float(before) for before, after in changes]
     return wrapped(
@@ -322,7 +322,7 @@ def _rollouts(number: int, answers: Mapping[str, Row], characters: int) -> list[
     blocks = [[f"### Question {number}"], ["Prompt:"], quoted(row["prompt"], characters)]
     blocks += [["Ground truth:"], quoted(str(row["ground_truth"]), characters)]
     for when, row in answers.items():
-        verdict = "right" if is_right(row) else "wrong"
+        verdict = "right" if is_correct(row) else "wrong"
         facts = f"{verdict}, {row['length']} tokens{', truncated' if row['truncated'] else ''}"
         blocks += [[f"{when} ({facts}):"], quoted(row["response"], characters)]
     return blocks
@@ -333,7 +333,7 @@ def _why_wrong(rows: Sequence[Row], *, examples: int, characters: int) -> list[l
 
     Only for rewards that name a rule (`trl_r1zero.rewards.explain`, and rows whose grading hung).
     """
-    ruled = [row for row in rows if not is_right(row) and row.get("rule")]
+    ruled = [row for row in rows if not is_correct(row) and row.get("rule")]
     if not ruled:
         return []
     by_kind: dict[str, list[Row]] = {"format reward 0": [], "format reward 1, answer reward 0": []}

@@ -16,7 +16,8 @@ from trl_r1zero.data.jsonl import read_jsonl
 from trl_r1zero.evaluation import mean
 from trl_r1zero.evaluation.compare import PairedDifference, paired_difference
 from trl_r1zero.evaluation.evaluated import QuestionKey
-from trl_r1zero.logged_run import Line, LoggedRun, is_right
+from trl_r1zero.logged_run import Line, LoggedRun
+from trl_r1zero.rewards import is_correct
 
 from .grouping import differing_settings, shown_path
 from .statistics import SeedDifference, difference_by_seed, holm, mean_over_steps, t_interval
@@ -133,7 +134,10 @@ class ComparedRun:
             return []
         # Not the texts themselves: a report may be of many runs with thousands of questions.
         return [
-            ((sha256(f"{row.fields['prompt']}".encode()).hexdigest(), number), is_right(row.fields))
+            (
+                (sha256(f"{row.fields['prompt']}".encode()).hexdigest(), number),
+                is_correct(row.fields),
+            )
             for number, row in enumerate(read_jsonl(file))
         ]
 

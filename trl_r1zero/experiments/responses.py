@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from trl_r1zero.data.jsonl import read_jsonl
 from trl_r1zero.evaluation.pages import Shown
-from trl_r1zero.logged_run import Row, is_right, telling
+from trl_r1zero.logged_run import Row, telling
+from trl_r1zero.rewards import is_correct
 
 from .compared import ComparedRun, Group
 
@@ -46,7 +47,7 @@ def _of_run(label: str, run: ComparedRun) -> list[Shown]:
         texts = {"Prompt": first["prompt"], "Ground truth": str(first["ground_truth"])}
         for step, row in answers.items():
             cut = ", truncated" if row["truncated"] else ""
-            facts = f"{'right' if is_right(row) else 'wrong'}, {row['length']} tokens{cut}"
+            facts = f"{'right' if is_correct(row) else 'wrong'}, {row['length']} tokens{cut}"
             texts[f"After {run.run.step_name} {step} ({facts})"] = row["response"]
         about = [f"run {run.shown}", f"seed {run.seed}", "the group's median run at the end"]
         shown.append(Shown(f"{label}: question {number}", about, texts))

@@ -22,6 +22,7 @@ from typing import Any
 
 from trl_r1zero.evaluation.files import json_line, json_text, write_atomically
 from trl_r1zero.evaluation.metrics import mean, standard_error
+from trl_r1zero.rewards import is_correct
 from trl_r1zero.trainers.run_folder import METRICS_FILE, read_metrics
 
 from .clock import CLOCK_FILE, FINISHED, STEP, Event, clock_start, parse_events
@@ -139,7 +140,7 @@ def seal_submission(
 
 def accuracy_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Accuracy and its standard error of graded responses."""
-    correct = [float(row.get("answer_reward", row["reward"]) > 0) for row in rows]
+    correct = [float(is_correct(row)) for row in rows]
     return {
         "accuracy": mean(correct),
         "accuracy_stderr": standard_error(correct),
