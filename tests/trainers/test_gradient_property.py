@@ -9,7 +9,7 @@ from itertools import product
 
 import pytest
 import torch
-from test_grpo_trainer import TASK, make_trainer
+from tiny_grpo import TASK, make_trainer
 from tiny_models import make_tiny_model
 from torch.nn.functional import log_softmax
 

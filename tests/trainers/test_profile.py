@@ -2,7 +2,7 @@
 
 import re
 
-from test_grpo_trainer import make_trainer
+from tiny_grpo import make_trainer
 
 
 def test_each_update_prints_its_parts(tokenizer, tmp_path, capsys):
