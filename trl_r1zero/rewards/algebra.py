@@ -7,8 +7,9 @@ would cost and refuses what is too much; what still takes long is stopped by a b
 
 import inspect
 import math
+import operator
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -98,51 +99,53 @@ def _is_irrational_plus_decimal(expression: Any) -> bool:
     return bool(rest.is_irrational) and not any(atom.is_Float for atom in rest.atoms())
 
 
+_BINARY: dict[str, Callable[[Any, Any], Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+    "pow": operator.pow,
+}
+_FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+    "sqrt": sympy.sqrt,
+    "ln": sympy.log,
+    "frac": sympy.frac,
+    "re": sympy.re,
+    "im": sympy.im,
+    "factorial": sympy.factorial,
+    "factorial2": sympy.factorial2,
+}
+_CONSTANTS = {"pi": sympy.pi, "oo": sympy.oo, "zoo": sympy.zoo, "nan": sympy.nan, "I": sympy.I}
+
+
 def _build(program: list[Step]) -> Any:
     """The sympy expression, or None where a step has no value."""
-    functions = {
-        "sqrt": sympy.sqrt,
-        "ln": sympy.log,
-        "frac": sympy.frac,
-        "re": sympy.re,
-        "im": sympy.im,
-        "factorial": sympy.factorial,
-        "factorial2": sympy.factorial2,
-    }
-    constants = {"pi": sympy.pi, "oo": sympy.oo, "zoo": sympy.zoo, "nan": sympy.nan, "I": sympy.I}
     stack: list[Any] = []
-    try:
-        for step in program:
-            kind = step[0]
-            if kind == "int":
-                stack.append(sympy.Integer(step[1]))
-            elif kind == "float":
-                stack.append(_float(step[1]))
-            elif kind == "symbol":
-                stack.append(sympy.Symbol(step[1]))
-            elif kind == "constant":
-                stack.append(constants[step[1]])
-            elif kind == "neg":
-                stack[-1] = -stack[-1]
-            elif kind == "call":
-                stack[-1] = functions[step[1]](stack[-1])
-            else:
-                right = stack.pop()
-                left = stack[-1]
-                if kind == "add":
-                    stack[-1] = left + right
-                elif kind == "sub":
-                    stack[-1] = left - right
-                elif kind == "mul":
-                    stack[-1] = left * right
-                elif kind == "div":
-                    stack[-1] = left / right
-                else:
-                    stack[-1] = left**right
-    except Exception:
-        # As in `_simplifies_to_zero`.
-        return None
-    return stack[0]
+    for step in program:
+        operation, operands = _operation(step, stack)
+        try:
+            stack.append(operation(*operands))
+        except Exception:
+            # As in `_simplifies_to_zero`: of sympy alone, a fault of this module is not hidden.
+            return None
+    (expression,) = stack
+    return expression
+
+
+def _operation(step: Step, stack: list[Any]) -> tuple[Callable[..., Any], list[Any]]:
+    """What a step does, and with what; operands are taken off the stack."""
+    kind = step[0]
+    if kind in _BINARY:
+        right, left = stack.pop(), stack.pop()
+        return _BINARY[kind], [left, right]
+    if kind == "neg":
+        return operator.neg, [stack.pop()]
+    if kind == "call":
+        return _FUNCTIONS[step[1]], [stack.pop()]
+    if kind == "constant":
+        constant = _CONSTANTS[step[1]]
+        return lambda: constant, []
+    return {"int": sympy.Integer, "float": _float, "symbol": sympy.Symbol}[kind], [step[1]]
 
 
 def _float(literal: str) -> Any:
