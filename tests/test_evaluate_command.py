@@ -145,7 +145,7 @@ def test_data_from_a_file(tiny_model_folder, tmp_path, tokenizer):
 
 def test_a_reward_that_hangs_costs_its_completions(tiny_model_folder, tmp_path):
     reward = "evaluate_rewards.hangs_on_long_responses"
-    changes = {"reward": reward, "reward_deadline_seconds": 0.2, "max_tokens": 24}
+    changes = {"reward": reward, "reward_deadline_seconds": 0.5, "max_tokens": 24}
     main(arguments_for(tiny_model_folder, tmp_path / "results", **changes))
     rows = rows_of(tmp_path / "results")
     long = [row for row in rows if len(row["response"]) > 20]

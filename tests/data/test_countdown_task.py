@@ -1,11 +1,11 @@
 """Countdown: the safe evaluator against hostile text, the reward, and the generator."""
 
 import json
-import time
 from fractions import Fraction
 from itertools import product
 
 import pytest
+from bounded_work import bounded_work
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,12 +75,11 @@ def test_evaluate_expression_rejects(text, message):
         evaluate_expression(text)
 
 
-def test_evaluate_expression_is_fast_on_the_worst_that_the_bounds_admit():
-    started = time.thread_time()
-    for operator in "*/+-":
-        evaluate_expression(operator.join(["999999999"] * 20))
-        evaluate_expression("(9" + operator + "9)" + (operator + "(9-8)") * 30)
-    assert time.thread_time() - started < 0.5
+def test_evaluate_expression_does_little_on_the_worst_that_the_bounds_admit():
+    with bounded_work():
+        for operator in "*/+-":
+            evaluate_expression(operator.join(["999999999"] * 20))
+            evaluate_expression("(9" + operator + "9)" + (operator + "(9-8)") * 30)
 
 
 @given(st.text(alphabet="0123456789+-*/() \n.e_^=x", max_size=60))

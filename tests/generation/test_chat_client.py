@@ -154,7 +154,7 @@ def test_the_server_says_when_to_come_back(form):
         asked = client(server)
         started = time.monotonic()
         assert asked.ask("?").text == "yes"
-        assert 0.3 <= time.monotonic() - started < 3
+        assert 0.3 <= time.monotonic() - started < 30
 
 
 def test_waits_grow_but_not_forever(monkeypatch):
@@ -261,7 +261,7 @@ def test_a_failure_cuts_the_waits_of_others_short():
         started = time.monotonic()
         with pytest.raises(ChatServerError):
             list(client(server, concurrency=2, retries=1).ask_all(["0", "1"]))
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 50  # and not the 60 that the other was told to wait
 
 
 def test_nobody_listens_any_more():

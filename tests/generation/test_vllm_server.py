@@ -325,10 +325,8 @@ def test_nothing_is_left_when_the_owner_is_killed(served_model_folder, tmp_path)
             assert len(family) >= 4  # supervisor, server, engine, worker
         finally:
             owner.send_signal(signal.SIGKILL)
-    started = time.monotonic()
     _, alive = psutil.wait_procs(family, timeout=20)
     assert alive == []
-    assert time.monotonic() - started < 20
 
 
 # The supervisor, with a family of our own that is quick to start

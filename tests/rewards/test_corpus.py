@@ -1,10 +1,10 @@
-"""Agreement with the reference grader on its recorded verdicts, and time limits on hostile
+"""Agreement with the reference grader on its recorded verdicts, and bounded work on hostile
 inputs."""
 
 import threading
-import time
 
 import pytest
+from bounded_work import bounded_work
 
 from trl_r1zero.rewards import question_only_reward_fn, r1_zero_reward_fn
 
@@ -16,7 +16,7 @@ TYPES_OF_GROUND_TRUTH = (str, int, float, list)
 
 @pytest.fixture(scope="module", autouse=True)
 def _sympy_is_imported() -> None:
-    # The first formula that needs computer algebra imports it, which is not what is timed here.
+    # The first formula that needs computer algebra imports it, which is not what is counted here.
     r1_zero_reward_fn("</think> <answer>\\sqrt{x}+0.3</answer>", "\\sqrt{x}+\\frac{3}{10}")
 
 
@@ -47,30 +47,26 @@ def test_a_ground_truth_against_itself_is_right_where_the_reference_accepts_it(r
             assert r1_zero_reward_fn(response, truth)["reward"] == 1.0, truth
 
 
-def _graded_within_a_second(inputs: list[dict]) -> None:
+def _graded_with_bounded_work(inputs: list[dict]) -> None:
     for item in inputs:
         answer = item["response"].split("<answer>")[-1].replace("</answer>", "")
         for style, response in (
             ("r1_zero", item["response"]),
             ("question_only", f"\\boxed{{{answer}}}"),
         ):
-            start = time.thread_time()
-            if isinstance(item["ground_truth"], TYPES_OF_GROUND_TRUTH) and item[
-                "ground_truth"
-            ] not in (
-                ["1/2", None],
-                [1],
-            ):
-                rewards = REWARDS[style](response, item["ground_truth"])
+            print(item["id"], style)  # shown with a failure
+            truth = item["ground_truth"]
+            if isinstance(truth, TYPES_OF_GROUND_TRUTH) and truth not in (["1/2", None], [1]):
+                with bounded_work():
+                    rewards = REWARDS[style](response, truth)
                 assert rewards["answer_reward"] in (0.0, 1.0)
             else:
                 with pytest.raises(TypeError, match=r"allowed are|strings only"):
-                    REWARDS[style](response, item["ground_truth"])
-            assert time.thread_time() - start < 1.0, (item["id"], style)
+                    REWARDS[style](response, truth)
 
 
-def test_every_hostile_input_is_graded_within_a_second(read_corpus):
-    _graded_within_a_second(read_corpus("hostile.jsonl.gz"))
+def test_every_hostile_input_is_graded_with_bounded_work(read_corpus):
+    _graded_with_bounded_work(read_corpus("hostile.jsonl.gz"))
 
 
 def test_hostile_inputs_can_be_graded_in_a_thread(read_corpus):
@@ -79,7 +75,7 @@ def test_hostile_inputs_can_be_graded_in_a_thread(read_corpus):
 
     def work() -> None:
         try:
-            _graded_within_a_second(inputs)
+            _graded_with_bounded_work(inputs)
         except BaseException as error:
             failures.append(error)
 

@@ -1,8 +1,7 @@
 """The lenient reward: right where the reference is known to be wrong, and the other way round."""
 
-import time
-
 import pytest
+from bounded_work import bounded_work
 
 from trl_r1zero.rewards import (
     REWARDS,
@@ -147,6 +146,6 @@ def test_rewards_are_found_by_name_and_by_path():
     ids=lambda answer: answer[:12],
 )
 def test_repeated_operators_neither_multiply_nor_nest_without_end(answer):
-    start = time.thread_time()
-    assert math_reward_fn(f"<answer>{answer}</answer>", "2")["answer_reward"] == 0.0
-    assert time.thread_time() - start < 1.0
+    with bounded_work():
+        rewards = math_reward_fn(f"<answer>{answer}</answer>", "2")
+    assert rewards["answer_reward"] == 0.0

@@ -5,10 +5,10 @@ import ast
 import builtins
 import importlib
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from bounded_work import bounded_work
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +23,7 @@ from trl_r1zero.rewards import (
     r1_zero_reward_fn,
     reset_bound_counts,
 )
+from trl_r1zero.rewards.bounds import LIMITS, one_reward
 from trl_r1zero.rewards.difference import formula_is_zero
 
 PACKAGE = Path(trl_r1zero.rewards.__file__).parent
@@ -183,12 +184,11 @@ TEXTS = (
 
 @settings(max_examples=400, deadline=None)
 @given(TEXTS, TEXTS)
-def test_any_text_gets_the_same_reward_twice_in_bounded_time(response, truth):
+def test_any_text_gets_the_same_reward_twice_with_bounded_work(response, truth):
     for grade in (r1_zero_reward_fn, question_only_reward_fn, math_reward_fn):
         for text in (response, f"</think> <answer>{response}</answer>", f"\\boxed{{{response}}}"):
-            start = time.thread_time()
-            rewards = grade(text, truth)
-            assert time.thread_time() - start < 1.5
+            with bounded_work():
+                rewards = grade(text, truth)
             assert rewards == grade(text, truth)
             assert set(rewards) == {"format_reward", "answer_reward", "reward"}
             assert rewards["reward"] <= min(rewards["answer_reward"], rewards["format_reward"])
@@ -218,26 +218,25 @@ def test_every_module_has_a_docstring_and_imports():
 @pytest.mark.parametrize(
     "piece", ["{}", "{", "}", "\\text{", "\\begin{array}{", "1,", "a ", "\\sqrt[", "\\frac{", "^ "]
 )
-def test_long_repetitions_are_graded_within_a_second(piece, size):
+def test_long_repetitions_are_graded_with_bounded_work(piece, size):
     text = piece * (size // len(piece))
-    start = time.thread_time()
-    r1_zero_reward_fn(f"</think> <answer>{text}</answer>", "x+1")
-    assert time.thread_time() - start < 1.0
-    start = time.thread_time()
-    question_only_reward_fn(f"\\boxed{{{text}}}", "x+1")
-    assert time.thread_time() - start < 1.0
+    with bounded_work():
+        r1_zero_reward_fn(f"</think> <answer>{text}</answer>", "x+1")
+    with bounded_work():
+        question_only_reward_fn(f"\\boxed{{{text}}}", "x+1")
 
 
 def test_many_ground_truths_share_one_allowance_of_algebra():
-    """Twenty formulas that each spend all of sympy's calls take no longer than one."""
+    """Twenty formulas that would each spend all of sympy's calls spend them once."""
     formula = "-4-2.0+sqrt(18)+.5sqrt(3)"
     other = "9-1pi"
     answer = f"sqrt(({formula})**2+2*({formula})*({other})+({other})**2)-({other})"
     truths = [f"{formula}+{i}-{i}" for i in range(20)]
     reset_bound_counts()
-    start = time.thread_time()
-    rewards = r1_zero_reward_fn(f"</think> <answer>{answer}</answer>", truths)
-    assert time.thread_time() - start < 1.0
+    with one_reward() as calls_left:
+        rewards = r1_zero_reward_fn(f"</think> <answer>{answer}</answer>", truths)
+    spent = LIMITS["algebra_calls"] - calls_left[0]
+    assert LIMITS["algebra_calls"] < spent < 1.1 * LIMITS["algebra_calls"]
     assert rewards == {"format_reward": 1.0, "answer_reward": 0.0, "reward": 0.0}
     assert bound_counts()["algebra_calls"] >= 2
 
@@ -257,7 +256,6 @@ def test_many_ground_truths_share_one_allowance_of_algebra():
 )
 def test_nested_environments_and_arguments_do_not_multiply(text):
     for response, truth in (("2", text), (text, "2"), (text, text + "+0")):
-        start = time.thread_time()
-        r1_zero_reward_fn(f"</think> <answer>{response}</answer>", truth)
-        math_reward_fn(f"</think> <answer>{response}</answer>", truth)
-        assert time.thread_time() - start < 1.0
+        with bounded_work():
+            r1_zero_reward_fn(f"</think> <answer>{response}</answer>", truth)
+            math_reward_fn(f"</think> <answer>{response}</answer>", truth)

@@ -304,7 +304,7 @@ def test_output_folder_is_the_only_place_written_to(tokenizer, tmp_path, monkeyp
 
 
 def test_a_reward_that_hangs_costs_its_rows_and_not_the_run(tokenizer, tmp_path):
-    reward = TRLReward(hangs_on_e, workers=1, deadline_seconds=0.3)
+    reward = TRLReward(hangs_on_e, workers=1, deadline_seconds=0.5)
     try:
         make_trainer(tokenizer, tmp_path, reward=reward, log_rollouts_every=1).train()
     finally:

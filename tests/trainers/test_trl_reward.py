@@ -106,7 +106,7 @@ def test_it_works_in_the_stock_trainer(tokenizer, tmp_path):
 
 def test_a_row_that_hangs_costs_itself_only():
     logged, metrics = {}, {}
-    reward = TRLReward(hangs_on_e, workers=1, deadline_seconds=0.5)
+    reward = TRLReward(hangs_on_e, workers=1, deadline_seconds=1.0)
     rewards = reward(
         ["p"] * 3,
         ["1", "e", "1 2 3"],
