@@ -18,6 +18,8 @@ VENV ?= .venv
 SEED ?= 0
 # Runs of `make experiments` at a time.
 PARALLEL ?= 1
+# Processes that run tests; each test takes one to three cores and up to 6 GB.
+WORKERS ?= 2
 # More options of pytest: make test ARGS="-k masked_mean"
 ARGS ?=
 
@@ -91,7 +93,7 @@ leaderboard-demo: $(VENV)/.installed $(RUN)/base_policy/final/config.json
 	"$(VENV)/bin/trl-r1zero" leaderboard verify runs/leaderboard/demo/submission
 
 test: $(VENV)/.vllm-installed
-	"$(VENV)/bin/python" -m pytest $(ARGS)
+	"$(VENV)/bin/python" -m pytest -n $(WORKERS) $(ARGS)
 
 lint: $(VENV)/.installed
 	"$(VENV)/bin/ruff" check .

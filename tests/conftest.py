@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import importlib.util
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,40 @@ import torch
 from offline_vllm import run_offline_vllm
 from tiny_models import make_tiny_model
 from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
+from xdist.scheduler import LoadScopeScheduling
 
 from trl_r1zero.data.embedded_tokenizer import build_embedded_tokenizer
 from trl_r1zero.generation.vllm_server import VLLMServer, VLLMServerConfig
 
 torch.set_num_threads(1)
+
+# Files that share what takes long to make: an engine, a submission.
+SHARING = {
+    "tests/evaluation/test_evaluate_vllm.py": "offline_vllm",
+    "tests/generation/test_vllm_offline.py": "offline_vllm",
+    "tests/test_evaluate_command.py": "offline_vllm",
+}
+
+
+class FileScheduling(LoadScopeScheduling):
+    """With several workers (`-n 2`), one takes all tests of a file, or of all that share."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", maxsplit=1)[0]
+        return "leaderboard" if file.startswith("tests/leaderboard/") else SHARING.get(file, file)
+
+
+@pytest.hookimpl(optionalhook=True)  # unknown with -p no:xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduling:
+    config.option.loadscopereorder = False  # but as pytest_collection_modifyitems has it
+    return FileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers begin with the files of slow tests, so that none is left alone with them."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")

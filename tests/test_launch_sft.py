@@ -16,6 +16,8 @@ from trl_r1zero.data.traces import load_traces
 from trl_r1zero.trainers import read_metrics
 from trl_r1zero.trainers.kept_rollouts import read_kept
 
+pytestmark = pytest.mark.slow
+
 TASK_ARGS = {"num_train": 64, "num_validation": 32}
 COMMON = {
     "task": "chain_arithmetic",

@@ -65,6 +65,7 @@ def launch_environment(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_or_diverges_does_not_stop_the_others(tiny_model_folder, tmp_path):
     variants = {
         "good": {},
@@ -108,6 +109,7 @@ def test_a_run_that_fails_or_diverges_does_not_stop_the_others(tiny_model_folder
     assert [attempt["outcome"] for attempt in attempts] == ["failed", "finished"]
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_goes_on_where_it_was(tiny_model_folder, tmp_path):
     path = write_experiment(
         tmp_path,

@@ -302,7 +302,7 @@ def test_a_start_that_fails_shows_the_first_error(served_model_folder, tmp_path)
 
 @needs_vllm
 @pytest.mark.slow
-def test_nothing_is_left_when_the_owner_is_killed(served_model_folder, tmp_path):
+def test_nothing_is_left_when_the_owner_is_killed(served_model_folder, tmp_path_factory):
     owner_code = """
         import sys, time
         from trl_r1zero.generation.vllm_server import VLLMServer, VLLMServerConfig
@@ -316,7 +316,8 @@ def test_nothing_is_left_when_the_owner_is_killed(served_model_folder, tmp_path)
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(owner_code), str(served_model_folder)],
         stdout=subprocess.PIPE,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
+        # The engine's socket is in there, and its path may have 107 characters.
+        env=os.environ | {"TMPDIR": str(tmp_path_factory.mktemp("own"))},
     ) as owner:
         try:
             pid = int(owner.stdout.readline())

@@ -24,6 +24,8 @@ from trl_r1zero.leaderboard.stopping import StopInTime, estimate_needs
 from trl_r1zero.leaderboard.verify import read_submission
 from trl_r1zero.recipe_run import load_tokenizer, model_settings
 
+pytestmark = pytest.mark.slow
+
 # Killed and started again
 
 
