@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -313,11 +314,11 @@ def test_nothing_is_left_when_the_owner_is_killed(served_model_folder, tmp_path_
         print(server.pid, flush=True)
         time.sleep(600)
     """
+    folder = tmp_path_factory.mktemp("own")
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(owner_code), str(served_model_folder)],
         stdout=subprocess.PIPE,
-        # The engine's socket is in there, and its path may have 107 characters.
-        env=os.environ | {"TMPDIR": str(tmp_path_factory.mktemp("own"))},
+        env=os.environ | {"TMPDIR": str(folder), "VLLM_RPC_BASE_PATH": str(folder)},
     ) as owner:
         try:
             pid = int(owner.stdout.readline())
@@ -328,6 +329,7 @@ def test_nothing_is_left_when_the_owner_is_killed(served_model_folder, tmp_path_
             owner.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs(family, timeout=20)
     assert alive == []
+    assert not [path for path in folder.rglob("*") if path.is_socket()]
 
 
 # The supervisor, with a family of our own that is quick to start
@@ -429,6 +431,29 @@ def test_supervisor_takes_no_forked_child_for_an_engine(tmp_path):
         supervised.process.wait(3)
     assert len(supervised.family()) == 2  # the child has ended, the others go on
     supervised.close()
+
+
+@pytest.mark.parametrize("too_long", [False, True])
+def test_supervisor_clears_the_sockets_away(too_long, tmp_path, tmp_path_factory, monkeypatch):
+    base = tmp_path / ("long" * 20) if too_long else tmp_path_factory.mktemp("b")
+    base.mkdir(exist_ok=True)
+    monkeypatch.setenv("VLLM_RPC_BASE_PATH", str(base))
+    code = """
+        import os, socket, sys, time, uuid
+        folder = os.environ["VLLM_RPC_BASE_PATH"]
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(f"{folder}/{uuid.uuid4()}")
+        print(folder, "ready", file=sys.stderr, flush=True)
+        time.sleep(600)
+    """
+    supervised = Supervised(tmp_path, code)
+    supervised.family()
+    folder = Path(supervised.log.read_text().split()[0])
+    assert folder.parent == (Path("/tmp") if too_long else base)
+    assert len(list(folder.iterdir())) == 1
+    assert folder.stat().st_mode & 0o077 == 0
+    supervised.close()
+    assert not folder.exists()
 
 
 def test_supervisor_hands_on_the_exit_status(tmp_path):

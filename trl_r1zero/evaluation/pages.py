@@ -145,6 +145,8 @@ def _tag(name: str, text: str) -> str:
 def _html_table(one: Table) -> str:
     rows = [("th", one.header), *(("td", row) for row in one.rows)]
     lines = ["<tr>" + "".join(_tag(name, cell) for cell in cells) + "</tr>" for name, cells in rows]
+    # A number and its error stay on one line.
+    lines = [line.replace(" ± ", "\u00a0±\u00a0") for line in lines]
     kind = ' class="numeric"' if one.numeric else ""
     return "\n".join([f"<table{kind}>", *lines, "</table>"])
 
@@ -219,9 +221,11 @@ h4 { font-size: .8rem; font-weight: 600; color: var(--quiet); margin: .9rem 0 .2
 table { border-collapse: collapse; font-size: .925rem; }
 th, td { padding: .3rem .9rem .3rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
-th { font-weight: 600; color: var(--quiet); white-space: nowrap; }
-.numeric th + th, .numeric td + td { text-align: right; padding: .3rem 0 .3rem .9rem;
-  font-variant-numeric: tabular-nums; white-space: nowrap; }
+th { font-weight: 600; color: var(--quiet); vertical-align: bottom; overflow-wrap: normal; }
+td + td { overflow-wrap: break-word; }
+.numeric th + th, .numeric td + td { text-align: right; padding: .3rem 0 .3rem .9rem; }
+.numeric td + td { font-variant-numeric: tabular-nums; white-space: nowrap; }
+.numeric td:first-child { min-width: min(15rem, 40vw); }
 p { margin: .4rem 0; }
 figure { margin: 1.25rem 0; padding: .75rem; border-radius: .5rem; background: #fff; }
 figure img { display: block; width: 100%; height: auto; }

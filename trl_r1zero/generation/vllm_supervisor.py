@@ -13,6 +13,9 @@ signal n).
 A server whose engine or worker is killed may go on as if nothing were, with requests that nobody
 will answer; so the end of any process that vLLM gave a name (`VLLM::EngineCore`) is the end of all.
 
+vLLM leaves the sockets of its processes behind when it ends. Here they lie in a folder that only
+this user can look into, and that goes with the command.
+
 Stopping is SIGTERM to the command, and SIGKILL to whatever is left after the grace time. On Linux
 orphans of the command come back to this process (PR_SET_CHILD_SUBREAPER), so that sessions and
 process groups of their own do not hide them. Elsewhere the command's process group is killed.
@@ -25,6 +28,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -36,15 +40,30 @@ _POLL_SECONDS = 0.1
 _KILL_SECONDS = 10.0
 _ENGINE_SECONDS = 0.5
 _ENGINE_GRACE_SECONDS = 5.0
+# A socket's path has 107 bytes at most on Linux, of which vLLM's name and the folder's take 51.
+_LONGEST_SOCKET_BASE = 56
 _ENGINE_PREFIX = os.environ.get("VLLM_PROCESS_NAME_PREFIX", "VLLM") + "::"
 
 
 def main(owner: int, grace_seconds: float, command: list[str]) -> int:
     """Run the command; see the module."""
-    asked_to_stop = []
+    asked_to_stop: list[bool] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: asked_to_stop.append(True))
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    base = os.environ.get("VLLM_RPC_BASE_PATH", tempfile.gettempdir())
+    if len(os.fsencode(base)) > _LONGEST_SOCKET_BASE:
+        base = "/tmp"
+    with tempfile.TemporaryDirectory(
+        prefix="vllm-", dir=base, ignore_cleanup_errors=True
+    ) as sockets:
+        os.environ["VLLM_RPC_BASE_PATH"] = sockets
+        return _supervise(owner, grace_seconds, command, asked_to_stop)
+
+
+def _supervise(
+    owner: int, grace_seconds: float, command: list[str], asked_to_stop: list[bool]
+) -> int:
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
