@@ -134,7 +134,7 @@ def test_sections_and_numbers(report):
     assert Outline(page).texts["h2"] == [line.removeprefix("## ") for line in headings]
     # 15 of 19: p = 0.7895, sqrt(p (1 - p) / 18) = 0.0961
     for text in ("0.7895 ± 0.0961", "15 of 19 completions (78.9%).", "2026-01-01T00:00:00+0000"):
-        assert text in markdown and text in page
+        assert text in markdown and text.replace(" ± ", "\u00a0±\u00a0") in page
     assert "0 of 19 completions (0.0%)." in markdown
     cells = [cell.strip() for cell in markdown.splitlines()[4:16] for cell in cell.split("|")]
     for name in ("model", "task", "prompt", "backend", "sampling", "versions", "started"):
