@@ -94,8 +94,9 @@ def test_finish_reasons_are_right(tokenizer, completions):
 def test_completions_are_yielded_as_they_end(offline_vllm):
     rows = offline_vllm["stopped"]
     lengths = [len(fields["token_ids"]) for _, fields in rows]
-    assert lengths == sorted(lengths)
+    # Not sorted: vLLM's own process may begin with a request some steps before it has the next.
     assert lengths[0] < lengths[-1]
+    assert [row for row, _ in rows] != sorted(row for row, _ in rows)
 
 
 def test_filters_reach_vllm(completions):
