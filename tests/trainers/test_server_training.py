@@ -296,3 +296,8 @@ def test_the_probe_finds_a_server_with_other_weights(vllm_server, served_model_f
     )
     with pytest.raises(VLLMServerError, match=r"refused /update_weights .*'unknown'"):
         trainer.server.sync_weights()
+    # Its weights are undefined then, until a whole update arrives.
+    trainer.server._infos = None
+    trainer.server.weights._iter_named_params = tensors
+    trainer.server.sync_weights()
+    assert trainer.check_server() < 1e-5

@@ -33,7 +33,8 @@ class WeightSync(Protocol):
             tensors: The weights, by their names in the checkpoint.
 
         Raises:
-            VLLMServerError: The server refused, or is gone; its weights are undefined then.
+            VLLMServerError: The server refused, or is gone; its weights are undefined until a
+                whole update has reached it.
         """
         ...
 
