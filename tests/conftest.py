@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from offline_vllm import run_offline_vllm
 from tiny_models import make_tiny_model
 from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
@@ -23,6 +24,11 @@ from trl_r1zero.data.embedded_tokenizer import build_embedded_tokenizer
 from trl_r1zero.generation.vllm_server import VLLMServer, VLLMServerConfig
 
 torch.set_num_threads(1)
+
+# The same examples in each run, so that a failure is of the change. Others, which may find more:
+# --hypothesis-profile=default
+settings.register_profile("repeat", derandomize=True)
+settings.load_profile("repeat")
 
 # Files that share what takes long to make: an engine, a submission.
 SHARING = {

@@ -17,6 +17,7 @@ from trl import GRPOConfig
 
 from trl_r1zero.recipe import RecipeError, parse_recipe
 from trl_r1zero.recipe_types import MISFIT, fit, type_name
+from trl_r1zero.recipe_yaml import dump_yaml
 
 
 class Schedule(StrEnum):
@@ -225,7 +226,7 @@ def test_all_problems_are_told_at_once(tmp_path):
         ("layers: q", "layers: got q (str), expected list of str"),
         ("layers: [q, no]", "expected list of str; quote each string"),
         ("betas: [0.9]", "betas: got [0.9] (list), expected list of float, float"),
-        ("extra: 3", "got 3 (int), expected mapping or str or null"),
+        ("extra: 3", "got 3 (int), expected mapping from str to anything or str or null"),
     ],
 )
 def test_wrong_type(tmp_path, written, message):
@@ -419,10 +420,11 @@ def test_written_recipe_holds_inputs_not_what_was_derived(tmp_path):
 )
 def test_written_recipe_parses_to_equal_instances(tmp_path_factory, text, learning_rate, extra):
     directory = tmp_path_factory.mktemp("written")
-    source = recipe(directory, yaml.safe_dump({"extra": extra}))
+    source = recipe(directory, dump_yaml({"extra": extra}))
     parsed = parse("--config", source, f"--name={text}", f"--learning_rate={learning_rate!r}")
     assert parsed.instances[0].name == text
     assert parsed.instances[0].learning_rate == learning_rate
+    assert parsed.values["extra"] == extra
     parsed.write(directory / "resolved.yaml")
     again = parse("--config", str(directory / "resolved.yaml"))
     assert again.instances == parsed.instances
@@ -516,6 +518,6 @@ def test_fit(value, hint, expected):
 
 
 def test_type_name():
-    assert type_name(dict[str, Any] | str | None) == "mapping or str or null"
+    assert type_name(dict[str, Any] | str | None) == "mapping from str to anything or str or null"
     assert type_name(list[float] | None) == "list of float or null"
     assert type_name(str | Literal[False] | None) == "str or false or null"

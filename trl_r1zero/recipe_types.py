@@ -146,7 +146,7 @@ def _member_name(hint: Any) -> str:
         items = [type_name(arg) for arg in args if arg is not Ellipsis and arg is not Any]
         return f"list of {', '.join(items)}" if items else "list"
     if kind in (dict, Mapping):
-        return "mapping" if not args or args[1] is Any else f"mapping to {type_name(args[1])}"
+        return f"mapping from {type_name(args[0])} to {type_name(args[1])}" if args else "mapping"
     if isinstance(kind, type) and issubclass(kind, Enum):
         return _one_of([member.value for member in kind])
     return getattr(kind, "__name__", str(kind))
