@@ -26,7 +26,7 @@ from trl_r1zero.trainers import (
     R1ZeroGRPOTrainer,
     R1ZeroSFTTrainer,
 )
-from trl_r1zero.trainers.server_generation import PolicyWeights
+from trl_r1zero.trainers.policy_weights import PolicyWeights
 
 TRAINERS = (R1ZeroGRPOTrainer, R1ZeroSFTTrainer, ExpertIterationTrainer, R1ZeroDPOTrainer)
 BASES = {

@@ -17,7 +17,7 @@ from trl import GRPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_r1zero.functional import get_response_log_probs
-from trl_r1zero.trainers.server_generation import PolicyWeights
+from trl_r1zero.trainers.policy_weights import PolicyWeights
 
 # The training loop
 

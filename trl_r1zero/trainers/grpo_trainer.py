@@ -37,7 +37,6 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from trl import GRPOTrainer
 
 from trl_r1zero.evaluation import write_generations
 from trl_r1zero.evaluation.metrics import mean_over_tokens
@@ -64,6 +63,7 @@ from .rollouts import (
 )
 from .rollouts_ahead import RolloutsAheadMixin
 from .sampling import Grades
+from .trl_grpo import GRPOTrainer
 from .update_metrics import graded_rollout
 from .validation import require_columns
 

@@ -8,7 +8,7 @@ and asked again, at the same point of the program everywhere.
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
-from trl.generation.vllm_generation import VLLMGeneration
 
 from trl_r1zero.generation import Completion, SamplingConfig, in_order
 from trl_r1zero.generation.vllm_client import VLLMServerEngine
@@ -52,25 +51,6 @@ class ServerAddress:
 
     base_url: str
     wait_seconds: float
-
-
-class PolicyWeights(VLLMGeneration):
-    """The policy's weights under the names of its checkpoint.
-
-    How TRL gathers sharded parameters (FSDP, ZeRO-3) and merges adapters (PEFT) for its own
-    synchronisation; only that part of TRL's class is used.
-    """
-
-    def _init_vllm(self) -> None:
-        """No engine of TRL's: see `ServerGeneration`."""
-
-    def infos(self) -> list[TensorInfo]:
-        """What `tensors` will yield; a collective call."""
-        return [TensorInfo.of(name, tensor) for name, tensor in self._iter_named_params()]
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The named weights, one at a time; every process must take all of them."""
-        yield from self._iter_named_params()
 
 
 class ServerGeneration:
@@ -106,6 +86,8 @@ class ServerGeneration:
         group_port: int | None,
         request_timeout_seconds: float,
     ) -> None:
+        from .policy_weights import PolicyWeights  # and vLLM: only where there is a server
+
         self.accelerator = accelerator
         self.weights = PolicyWeights(model, accelerator, tokenizer, mode="server")
         self._tokenizer = tokenizer
