@@ -417,16 +417,23 @@ def test_supervisor_ends_a_server_that_lost_its_engine(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="process titles are read from /proc")
 def test_supervisor_takes_no_forked_child_for_an_engine(tmp_path):
     """A worker forks to run a program; until it does the child has the worker's title."""
-    code = """
+    code = f"""
         import subprocess, sys, time
-        fork = "import os, time; time.sleep(1.5 if os.fork() == 0 else 600)"
+        fork = '''if True:
+            import os, sys, time
+            if os.fork():
+                time.sleep(600)
+            print("ready", file=sys.stderr, flush=True)
+            while not os.path.exists({str(tmp_path / "end")!r}):
+                time.sleep(0.05)
+        '''
         subprocess.Popen(["VLLM::Worker", "-c", fork], executable=sys.executable)
-        time.sleep(1)
-        print("ready", file=sys.stderr, flush=True)
         time.sleep(600)
     """
     supervised = Supervised(tmp_path, code)
     assert len(supervised.family()) == 3
+    time.sleep(1)  # the supervisor has looked
+    (tmp_path / "end").touch()
     with pytest.raises(subprocess.TimeoutExpired):
         supervised.process.wait(3)
     assert len(supervised.family()) == 2  # the child has ended, the others go on
