@@ -435,7 +435,7 @@ def test_supervisor_takes_no_forked_child_for_an_engine(tmp_path):
     time.sleep(1)  # the supervisor has looked
     (tmp_path / "end").touch()
     with pytest.raises(subprocess.TimeoutExpired):
-        supervised.process.wait(3)
+        supervised.process.wait(8)  # longer than a server without its engine is given
     assert len(supervised.family()) == 2  # the child has ended, the others go on
     supervised.close()
 
