@@ -1,5 +1,6 @@
 """Training runs as people start them: `accelerate launch recipes/SCRIPT --config ...`."""
 
+import contextlib
 import os
 import runpy
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from tiny_models import REPOSITORY
 
@@ -35,13 +37,22 @@ def launch(
 def start(
     recipe: dict, output_dir: Path, model: Path, *arguments: str, script: str
 ) -> subprocess.Popen:
-    """`launch` with one process, in a process group of its own that can be killed."""
+    """`launch` with one process, not waited for."""
     return subprocess.Popen(
         **_command(recipe, output_dir, model, arguments, 1, script, CPU),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+def kill(process: subprocess.Popen) -> None:
+    """kill -9 for what `start` started, and for all that this started, in whatever session."""
+    if process.poll() is None:
+        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself
+                one.kill()
+        process.wait()
 
 
 def run_here(

@@ -1,14 +1,12 @@
 """The users' commands `accelerate launch recipes/sft.py` and `recipes/expert_iteration.py`."""
 
 import json
-import os
-import signal
 import time
 from pathlib import Path
 
 import pytest
 import yaml
-from launching import launch, start
+from launching import kill, launch, start
 
 from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.tasks import get_task
@@ -203,8 +201,7 @@ def test_a_killed_ei_run_goes_on_to_the_same_curve(one_ei_process, tiny_model_fo
         while process.poll() is None and not (folder / "checkpoint-4").is_dir():
             time.sleep(0.05)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill(process)
     arguments = ("--resume_from_checkpoint", "last")
     done = launch(EI, folder, tiny_model_folder, *arguments, script="expert_iteration.py")
     assert done.returncode == 0, done.stderr[-4000:]

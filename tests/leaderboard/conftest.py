@@ -5,9 +5,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
-from launching import launch, start
+from launching import kill, launch, start
 from leaderboard_runs import RECIPE, SCRIPT, events_of, make_board_model
 
 from trl_r1zero.leaderboard.clock import STEP
@@ -47,10 +46,7 @@ def killed_run(board_model, tmp_path_factory) -> KilledRun:
             assert time.monotonic() < deadline, "the run takes too long to begin"
             time.sleep(0.02)
     finally:
-        # torchrun gives its processes sessions of their own, so a process group is not all of them.
-        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-            one.kill()
-        process.wait()
+        kill(process)
     killed_at = time.time()
     time.sleep(2.0)
     restarted_at = time.time()
