@@ -139,15 +139,6 @@ def test_a_run_without_a_clock_cannot_go_on(killed_run, board_model, tmp_path):
         runner.run_submission(parsed(board_model, tmp_path / "run"))
 
 
-def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
-    for step, whole in ((9, True), (10, True), (11, False)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if whole:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    assert runner.last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    assert runner.last_whole_checkpoint(tmp_path / "nothing") is None
-
-
 # Stopped in time
 
 

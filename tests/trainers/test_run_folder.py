@@ -12,6 +12,7 @@ from trl_r1zero.trainers.run_folder import (
     METRICS_FILE,
     RunFolderCallback,
     checkpoint_to_resume,
+    last_whole_checkpoint,
 )
 
 
@@ -101,7 +102,9 @@ def test_read_metrics_of_no_run(tmp_path):
 
 def make_checkpoints(folder: Path, *steps: int) -> None:
     for step in steps:
-        (folder / f"checkpoint-{step}").mkdir(parents=True)
+        checkpoint = folder / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "trainer_state.json").write_text("{}")
 
 
 def test_a_fresh_start(tmp_path):
@@ -122,10 +125,22 @@ def test_the_newest_checkpoint_by_number(tmp_path, word):
     assert checkpoint_to_resume(tmp_path, word) == str(tmp_path / "checkpoint-100")
 
 
+@pytest.mark.parametrize("state", [None, "", '{"epoch": 1, '])
+def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path, state):
+    make_checkpoints(tmp_path, 9, 10, 11)
+    (tmp_path / "checkpoint-12-old").mkdir()
+    path = tmp_path / "checkpoint-11" / "trainer_state.json"
+    path.unlink() if state is None else path.write_text(state)
+    assert checkpoint_to_resume(tmp_path, "last") == str(tmp_path / "checkpoint-10")
+    assert last_whole_checkpoint(tmp_path / "nothing") is None
+    with pytest.raises(ValueError, match=r"checkpoint-11 was not written to its end: .* earlier"):
+        checkpoint_to_resume(tmp_path, str(path.parent))
+
+
 def test_no_checkpoint_yet(tmp_path):
     assert checkpoint_to_resume(tmp_path, "auto") is None
     assert checkpoint_to_resume(tmp_path / "new", "auto") is None
-    with pytest.raises(ValueError, match=r"there is no checkpoint in .*; use `auto`"):
+    with pytest.raises(ValueError, match=r"there is no checkpoint in .* to its end; use `auto`"):
         checkpoint_to_resume(tmp_path, "last")
 
 

@@ -8,14 +8,12 @@ The same command goes on with a run that was killed, from its last checkpoint.
 """
 
 import os
-import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers.trainer import TRAINER_STATE_NAME
 
 from trl_r1zero.evaluation.environment import environment
 from trl_r1zero.evaluation.files import differing
@@ -24,7 +22,7 @@ from trl_r1zero.recipe_run import load_tokenizer, model_settings
 from trl_r1zero.report import write_report
 from trl_r1zero.task_arguments import LoadedTask
 from trl_r1zero.trainers import R1ZeroGRPOTrainer
-from trl_r1zero.trainers.run_folder import METRICS_FILE
+from trl_r1zero.trainers.run_folder import METRICS_FILE, last_whole_checkpoint
 
 from .clock import CLOCK_FILE, FINISHED, START, TRAINING_ENDED, Clock, parse_events, process_start
 from .facts import collect_facts
@@ -44,8 +42,6 @@ from .rules import (
 from .stopping import StopInTime, StraightToEvaluation
 from .submission import RECIPE_FILE, SUBMISSION_FILE, seal_submission, write_submission
 from .verify import describe, read_submission, verify
-
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass
@@ -164,16 +160,6 @@ def train_and_evaluate(
             num_problems=int(metrics["eval_num_examples"]),
             seconds=round(metrics["eval_seconds"], 3),
         )
-
-
-def last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end, which a kill may have prevented."""
-    whole = {
-        int(match[1]): path.parent
-        for path in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")
-        if (match := _CHECKPOINT.fullmatch(path.parent.name))
-    }
-    return str(whole[max(whole)]) if whole else None
 
 
 def is_finished(folder: Path) -> bool:

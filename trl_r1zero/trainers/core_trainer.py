@@ -25,7 +25,7 @@ from trl_r1zero.functional import get_response_log_probs
 from .microbatches import MicroBatchLimits, PaddedRows
 from .profile import ProfileCallback
 from .progress import ProgressCallback, use_progress_callback
-from .run_folder import RunFolderCallback
+from .run_folder import RunFolderCallback, checkpoint_to_resume
 from .timing import StepTimer
 from .wandb_axes import use_wandb_axes
 
@@ -215,7 +215,13 @@ class CoreTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """As transformers' `train`; a resumed run is not validated at its start again."""
+        """As transformers' `train`; a resumed run is not validated at its start again.
+
+        Raises:
+            ValueError: `resume_from_checkpoint` is True, and no checkpoint is whole.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = checkpoint_to_resume(self.run_folder, "last")
         self.args.eval_on_start = (
             self.args.eval_on_start
             and self.args.eval_every is not None

@@ -1,12 +1,14 @@
 """What a run leaves on disk besides checkpoints: its metrics, its settings, its versions."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from trl_r1zero.evaluation.environment import environment
 
@@ -97,30 +99,61 @@ def _keep_until(path: Path, step: int) -> float:
     return max((line["elapsed_seconds"] for line in kept), default=0.0)
 
 
+def is_whole_checkpoint(path: Path) -> bool:
+    """Whether a checkpoint was written to its end: the trainer's state is the last of its files."""
+    state = path / TRAINER_STATE_NAME
+    try:
+        json.loads(state.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def last_whole_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end, which a kill may have prevented."""
+    name = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+    by_step = {
+        int(match[1]): path
+        for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if (match := name.fullmatch(path.name))
+    }
+    newest_first = (by_step[step] for step in sorted(by_step, reverse=True))
+    return next((str(path) for path in newest_first if is_whole_checkpoint(path)), None)
+
+
 def checkpoint_to_resume(output_dir: str | Path, resume_from_checkpoint: str | None) -> str | None:
     """The checkpoint that a run starts from, or None for a fresh start.
 
     Args:
         output_dir: The run's folder.
         resume_from_checkpoint: None for a fresh run, `last` for the newest checkpoint in
-            `output_dir`, `auto` for the same if there is one and a fresh run if not, or a path.
+            `output_dir` that is whole, `auto` for the same if there is one and a fresh run if not,
+            or a path.
 
     Raises:
-        ValueError: A fresh run would overwrite another's metrics, or there is no such checkpoint.
+        ValueError: A fresh run would overwrite another's metrics, or there is no such checkpoint,
+            or it is not whole.
     """
     folder = Path(output_dir)
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if resume_from_checkpoint == "auto":
-        return last
-    if resume_from_checkpoint == "last":
-        if last is None:
-            raise ValueError(f"there is no checkpoint in {folder}; use `auto`, or start afresh")
+    if resume_from_checkpoint in ("auto", "last"):
+        last = last_whole_checkpoint(folder)
+        if last is None and resume_from_checkpoint == "last":
+            raise ValueError(
+                f"there is no checkpoint in {folder} that was written to its end; use `auto`, or "
+                "start afresh"
+            )
         return last
     if resume_from_checkpoint is not None:
         if not Path(resume_from_checkpoint).is_dir():
             raise ValueError(
                 f"resume_from_checkpoint: got {resume_from_checkpoint!r}, which is no folder; give "
                 "the path of a checkpoint, `last` or `auto`"
+            )
+        if not is_whole_checkpoint(Path(resume_from_checkpoint)):
+            raise ValueError(
+                f"resume_from_checkpoint: {resume_from_checkpoint} was not written to its end: it "
+                f"has no {TRAINER_STATE_NAME}, or a part of one; give an earlier checkpoint, or "
+                "`last`, which passes such ones over"
             )
         return resume_from_checkpoint
     if (folder / METRICS_FILE).is_file():
