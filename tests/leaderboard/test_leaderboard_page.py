@@ -1,8 +1,10 @@
 """leaderboard/README.md: made from rules and submissions, and up to date."""
 
+import copy
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 from leaderboard_runs import change_lines, reseal
@@ -81,7 +83,8 @@ def test_only_submissions_that_hold_every_rule_are_ranked(folder, capsys):
 
 
 def test_submissions_that_cannot_be_compared_are_named_on_the_page(folder):
-    first, second = read_submissions(folder)
+    (second,) = [entry for entry in read_submissions(folder) if not entry.broken]
+    first = replace(second, folder="other", about=copy.deepcopy(second.about))
     second.about["facts"]["validation"]["sha256"] = "0" * 64
     assert "**Not comparable:** board embedded" in leaderboard_page([first, second])
 
@@ -91,3 +94,11 @@ def test_a_board_without_submissions_says_so(tmp_path):
     assert page.count("No submission yet.") == len(BOARDS)
     assert "68.75%" in page
     assert "one run with one seed" in page
+
+
+def test_a_folder_that_cannot_be_read_keeps_no_other_from_the_page(folder):
+    (folder / "submissions" / "embedded" / "late" / "submission.json").write_text("{")
+    assert main(["table", "--folder", str(folder)]) == 0
+    page = (folder / "README.md").read_text()
+    assert "* [late](submissions/embedded/late/submission.json): cannot be read" in page
+    assert "| 1 " in page

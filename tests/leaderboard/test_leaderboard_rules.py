@@ -10,7 +10,7 @@ from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.tasks import get_task
 from trl_r1zero.leaderboard import BOARDS, RuleBrokenError, get_board
 from trl_r1zero.leaderboard.clock import CLOCK_FILE
-from trl_r1zero.leaderboard.facts import reward_name
+from trl_r1zero.leaderboard.facts import hardware_facts, reward_name
 from trl_r1zero.leaderboard.rules import (
     check_hardware,
     check_model,
@@ -99,6 +99,51 @@ def test_gpus_are_counted():
     assert not check_hardware(get_board("math"), facts).holds
     assert check_hardware(get_board("math"), {**facts, "num_gpus": 2}).holds
     assert not check_hardware(get_board("embedded"), {**facts, "num_gpus": 1}).holds
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "visible", "server", "num_gpus"),
+    [
+        (1, None, {"devices": "1"}, 4),  # nothing keeps a process alone off the other GPUs
+        (1, "0", {"devices": "1"}, 2),
+        (1, "0", {"devices": "2,3"}, 3),
+        (1, "0", {}, 1),
+        (1, "0,1", None, 2),
+        (2, "0,1", None, 2),
+        (2, "0,1", {"devices": "2"}, 3),
+    ],
+)
+def test_gpus_are_those_of_trainer_and_server(
+    num_processes, visible, server, num_gpus, monkeypatch
+):
+    """CUDA is asked for its devices only; there are four."""
+    count = 4 if visible is None else len(visible.split(","))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "NVIDIA H100")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    values = {"use_vllm": server is not None, "vllm_server": server}
+    facts = hardware_facts(values, num_processes, use_cpu=False)
+    assert facts["num_gpus"] == num_gpus
+    assert hardware_facts(values, num_processes, use_cpu=True)["num_gpus"] == 0
+
+
+@pytest.mark.parametrize(
+    ("board", "change", "holds"),
+    [
+        ("math", {}, True),
+        ("math", {"model_revision": "refs/pr/9"}, False),
+        ("math", {"model_init_kwargs": {"revision": "refs/pr/9"}}, False),
+        ("embedded", {"model_init_kwargs": {"subfolder": "trained"}}, False),
+        ("embedded", {"model_init_kwargs": {}}, True),
+    ],
+)
+def test_weights_are_those_whose_hash_is_recorded(board, change, holds):
+    values = {**parse_recipe(DATACLASSES, ["--config", str(RECIPES[0])]).values, **change}
+    (check,) = [c for c in check_settings(get_board(board), values) if c.rule == "weights"]
+    assert check.holds == holds
 
 
 def test_the_math_board_wants_the_weights_of_the_hub():

@@ -55,6 +55,7 @@ def test_it_is_verified_without_model_data_or_network(submission, tmp_path, monk
         (("training", "sha256"), "0" * 64, "clock"),
         (("model", "name"), "another", "model"),
         (("hardware", "num_gpus"), 1, "hardware"),
+        (("hardware", "num_processes"), 8, "hardware"),
     ],
 )
 def test_a_fact_that_a_rule_does_not_allow_is_named(submission, keys, value, rule):
@@ -87,6 +88,7 @@ def test_other_inputs_than_those_of_the_starts_are_named_too(submission, keys, v
         ({"eval_max_completion_length": 128}, "tokens"),
         ({"task": "countdown"}, "task"),
         ({"model_name_or_path": "another"}, "model"),
+        ({"model_init_kwargs": {"subfolder": "trained"}}, "model"),
     ],
 )
 def test_a_setting_that_a_rule_does_not_allow_is_named(submission, settings, rule):
@@ -188,10 +190,30 @@ def test_a_clock_that_is_started_later_is_named(submission):
     assert broken_rules(submission) == ["clock"]
 
 
-def test_a_time_that_is_only_stated_is_named(submission):
+def test_a_start_from_another_run_s_checkpoint_is_named(submission):
+    def go_on(events):
+        second = [event["event"] for event in events].index(START, 1)
+        events[second]["from_step"] += 1000
+        for event in events[second + 1 :]:
+            event["grpo_step"] += 1000
+
+    change_lines(submission / "clock.jsonl", go_on)
+    reseal(submission)
+    assert "clock" in broken_rules(submission)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("seconds", 1.0, "time"),
+        ("grpo_steps", 5, "clock"),
+        ("environment", {"commit": "f" * 40}, "files"),
+    ],
+)
+def test_what_is_only_stated_is_named(submission, key, value, rule):
     path = submission / "submission.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "seconds": 1.0}))
-    assert broken_rules(submission) == ["time"]
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    assert broken_rules(submission) == [rule]
 
 
 # Files
@@ -216,6 +238,22 @@ def test_a_file_that_is_no_more_what_it_was_is_named(submission):
     assert broken_rules(submission) == ["files", "contents"]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("recipe.yaml", "a: [b"),
+        ("recipe.yaml", "5"),
+        ("clock.jsonl", ""),
+        ("environment.json", "{"),
+        ("responses.jsonl", '{"prompt": 5}\n'),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(submission, name, text):
+    (submission / name).write_text(text)
+    assert broken_rules(submission)[0] == "files"
+    assert broken_rules(submission)[-1] == "contents"
+
+
 def test_a_folder_without_a_submission_is_an_error(tmp_path, capsys):
     with pytest.raises(SubmissionError, match=r"submission\.json does not exist"):
         verify(tmp_path)
@@ -231,6 +269,43 @@ def test_a_submission_that_cannot_be_read_is_an_error(submission, text, message)
     (submission / "submission.json").write_text(text)
     with pytest.raises(SubmissionError, match=message):
         verify(submission)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("files", [], "files must be a mapping; got \\[\\]"),
+        ("facts", {}, "facts has no mapping model"),
+        ("accuracy", None, "accuracy must be a number; got null"),
+        ("accuracy_stderr", True, "accuracy_stderr must be a number; got true"),
+        ("board", ["embedded"], "board must be a name"),
+        ("board", "moon", "moon"),
+    ],
+)
+def test_a_value_of_another_kind_is_an_error(submission, key, value, message, capsys):
+    path = submission / "submission.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(ValueError, match=message):
+        verify(submission)
+    assert main(["verify", str(submission)]) == 1
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_texts_keep_words_that_are_also_a_machine_s_name(monkeypatch, tmp_path):
+    monkeypatch.setattr("platform.node", lambda: "train")
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.chdir(tmp_path)
+    for text, without in [
+        ("eval_split: train", "eval_split: train"),
+        ("url: http://train:8000/v1", "url: http://host:8000/v1"),
+        ("url: http://training:8000", "url: http://training:8000"),
+        (f"output_dir: {tmp_path}/runs/a  # x", "output_dir: runs/a  # x"),
+        (f"'{tmp_path}'", "'.'"),
+        (f"{tmp_path}s/a", f"{tmp_path}s/a"),
+        ("model: /home/someone/größe", "model: ~/größe"),
+        ("model: /mnt/home/someone/a", "model: /mnt/home/someone/a"),
+    ]:
+        assert without_places(text) == without
 
 
 def test_files_name_no_folder_of_the_machine(submission):

@@ -1,9 +1,9 @@
 """The wall clock of a submission: one line for each thing that happened, never taken back.
 
 `clock.jsonl` begins with the first start; every restart adds a line, so the time between is
-counted too. The clock counts from the moment the operating system started the first process (the
-launcher, where that is the run's parent) to the end of the full evaluation: the weights are not
-used after that.
+counted too, and goes on from a step that the clock has seen. The clock counts from the moment the
+operating system started the first process (the launcher, where that is the run's parent) to the end
+of the full evaluation: the weights are not used after that.
 
 Times are seconds since 1970 (`time.time()`), not those of a monotonic clock, which a restart of
 the machine would set back to 0.
@@ -39,6 +39,12 @@ VALIDATION = "validation"  # one while training
 TRAINING_ENDED = "training_ended"  # the last weights are there, and saved
 FINISHED = "finished"  # the full evaluation of the last weights is complete
 EVENTS = (START, STEP, VALIDATION, TRAINING_ENDED, FINISHED)
+# What all starts of a run have in common, and what it is called.
+SAME = {
+    "host": "machine, whose clock may differ",
+    "inputs": "weights, data, prompt or reward",
+    "num_processes": "number of processes",
+}
 
 Event = dict[str, Any]
 
@@ -67,17 +73,49 @@ class Clock:
             with path.open("a+b") as file:
                 self.events = parse_events(path, whole_lines(file))
 
-    def start(self, process_started: float, **facts: Any) -> None:
+    def start(self, process_started: float, from_step: int, **facts: Any) -> None:
         """Record that a process has started: the first one, or one that goes on.
 
         Args:
             process_started: When it did; see `process_start`.
-            facts: Further keys of the line, `from_step` (GRPO steps that are done) among them.
+            from_step: GRPO steps that are done.
+            facts: Further keys of the line; a later start has those of `SAME` as the first one.
+
+        Raises:
+            ClockError: The run cannot go on so: `clock_faults` would name this start, or the run
+                that it goes on from is still at work.
         """
-        host = hashlib.sha256(platform.node().encode()).hexdigest()[:12]
-        self.record(
-            START, process_started=round(process_started, 3), host=host, pid=os.getpid(), **facts
-        )
+        line = {
+            "process_started": round(process_started, 3),
+            "host": hashlib.sha256(platform.node().encode()).hexdigest()[:12],
+            "pid": os.getpid(),
+            "from_step": from_step,
+            **facts,
+        }
+        started = [event for event in self.events if event["event"] == START]
+        if started:
+            self._require_ended(started[-1])
+        for fault in start_faults(self.events, line):
+            raise ClockError(
+                f"this run cannot go on with {self.path}: {fault}. Its submission would count for "
+                "nothing; go on as it was started, or choose another --output_dir"
+            )
+        self.record(START, **line)
+
+    def _require_ended(self, start: Event) -> None:
+        """Wait for a run that is being killed.
+
+        Raises:
+            ClockError: It is still at work after `_OVERLAP_SECONDS`.
+        """
+        deadline = time.monotonic() + _OVERLAP_SECONDS
+        while _is_alive(start):
+            if time.monotonic() > deadline:
+                raise ClockError(
+                    f"process {start['pid']} is at work on {self.path.parent}; wait for its end, "
+                    "or end it, and start the same command again"
+                )
+            time.sleep(0.2)
 
     def record(self, event: str, **facts: Any) -> None:
         """Write a line, which is on the disk when this returns.
@@ -137,15 +175,19 @@ def clock_start(events: Sequence[Event]) -> float:
     return float(events[0]["process_started"])
 
 
-def process_start() -> float:
+def process_start(launcher: bool) -> float:
     """When this process began, or the launcher that started it with the same script.
+
+    Args:
+        launcher: Whether the launcher counts: for a run's first start. It may outlive a run that it
+            starts again, and is then no sign of when that one began.
 
     A shell in between does not count: its command line is not the script's.
     """
     process = psutil.Process()
     started = [process.create_time(), time.time()]
     script = sys.argv[0]
-    for parent in process.parents():
+    for parent in process.parents() if launcher else ():
         try:
             if script not in parent.cmdline()[1:]:
                 break
@@ -153,6 +195,38 @@ def process_start() -> float:
         except (psutil.AccessDenied, psutil.NoSuchProcess):
             break  # somebody else's, or gone: none that launched this one
     return min(started)
+
+
+def _is_alive(start: Event) -> bool:
+    """Whether the process of a start is there, and no later one that got its number."""
+    if start["pid"] == os.getpid():  # as in a container that was started again
+        return False
+    try:
+        process = psutil.Process(start["pid"])
+        began_before = process.create_time() < start["time"] + TOLERANCE_SECONDS
+        return began_before and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def start_faults(events: Sequence[Event], start: Mapping[str, Any]) -> list[str]:
+    """Why a start cannot follow what the clock has, in words: an empty list, if it can.
+
+    Args:
+        events: Before the start.
+        start: Its keys.
+    """
+    faults = []
+    steps = {0} | {event["grpo_step"] for event in events if event["event"] == STEP}
+    if start["from_step"] not in steps:
+        faults.append(
+            f"it goes on from GRPO step {start['from_step']}, which the clock has not seen"
+        )
+    first = next((event for event in events if event["event"] == START), start)
+    for key, what in SAME.items():
+        if start.get(key) != first.get(key):
+            faults.append(f"not all starts have the same {what}")
+    return faults
 
 
 def clock_faults(events: Sequence[Event], metrics: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -165,8 +239,9 @@ def clock_faults(events: Sequence[Event], metrics: Sequence[Mapping[str, Any]]) 
     if not events or events[0]["event"] != START:
         return ["it does not begin with a start"]
     faults = []
-    if events[0].get("from_step") != 0:
-        faults.append("its first start goes on from a checkpoint, so an earlier start is missing")
+    for number, event in enumerate(events):
+        if event["event"] == START:
+            faults += start_faults(events[:number], event)
     for before, after in pairwise(events):
         if after["time"] < before["time"] - TOLERANCE_SECONDS:
             faults.append(f"{after['event']} is before the {before['event']} that it follows")
@@ -175,8 +250,6 @@ def clock_faults(events: Sequence[Event], metrics: Sequence[Mapping[str, Any]]) 
     for event in events:
         if event["event"] == START and event["process_started"] > event["time"]:
             faults.append("a process started after its first line")
-    if len({event.get("host") for event in events if event["event"] == START}) > 1:
-        faults.append("its starts are on several machines, whose clocks may differ")
     faults += _step_faults(events)
     if [event["event"] for event in events].count(FINISHED) != 1 or (
         events[-1]["event"] != FINISHED
@@ -186,14 +259,16 @@ def clock_faults(events: Sequence[Event], metrics: Sequence[Mapping[str, Any]]) 
 
 
 def _step_faults(events: Sequence[Event]) -> list[str]:
-    expected: int | None = None
+    done = 0
     for event in events:
         if event["event"] == START:
-            expected = event["from_step"] + 1
+            done = event["from_step"]
         elif event["event"] == STEP:
-            if event["grpo_step"] != expected:
-                return [f"GRPO step {event['grpo_step']} comes where step {expected} should"]
-            expected = event["grpo_step"] + 1
+            if event["grpo_step"] != done + 1:
+                return [f"GRPO step {event['grpo_step']} comes where step {done + 1} should"]
+            done = event["grpo_step"]
+        elif event["grpo_step"] != done:
+            return [f"{event['event']} is of GRPO step {event['grpo_step']}, after step {done}"]
     return []
 
 

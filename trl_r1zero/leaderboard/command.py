@@ -60,9 +60,12 @@ def _verify(folders: Sequence[str]) -> int:
     submissions = {}
     for folder in folders:
         checks = verify(folder)
-        submissions[folder] = read_submission(Path(folder))
-        print("\n".join([*describe(submissions[folder], checks), ""]))
-        broken = broken or not all(check.holds for check in checks)
+        about = read_submission(Path(folder))
+        print("\n".join([*describe(about, checks), ""]))
+        if all(check.holds for check in checks):
+            submissions[folder] = about
+        else:
+            broken = True
     differences = compare_submissions(submissions)
     for difference in differences:
         print(f"Not comparable: {difference}")

@@ -118,16 +118,21 @@ def model_facts(name: str, revision: str | None) -> dict[str, Any]:
 def hardware_facts(values: Mapping[str, Any], num_processes: int, use_cpu: bool) -> dict[str, Any]:
     """GPUs of the trainer's processes and of the server together, at most, and the machine's CPUs.
 
-    A GPU that both use counts twice: that is never fewer than there are.
+    A process alone counts all GPUs that it sees, for nothing keeps its model on one of them. Of
+    several each has one; what the server shares with them counts twice: that is never fewer than
+    there are.
     """
     num_gpus, names = 0, []
     if torch.cuda.is_available() and not use_cpu:
-        visible = torch.cuda.device_count()
-        num_gpus = num_processes
-        names = [torch.cuda.get_device_name(index) for index in range(visible)]
+        count = torch.cuda.device_count()
+        names = [torch.cuda.get_device_name(index) for index in range(count)]
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        visible = set(map(str, range(count)) if hidden is None else _listed(hidden)[:count])
+        server = set()
         if values["use_vllm"]:
             devices = (values["vllm_server"] or {}).get("devices")
-            num_gpus += visible if devices is None else len(str(devices).split(","))
+            server = visible if devices is None else set(_listed(str(devices)))
+        num_gpus = len(visible | server) if num_processes == 1 else num_processes + len(server)
     return {
         "num_gpus": num_gpus,
         "gpu_names": names,
@@ -135,6 +140,10 @@ def hardware_facts(values: Mapping[str, Any], num_processes: int, use_cpu: bool)
         "num_cpus": os.cpu_count(),
         "machine": platform.machine(),
     }
+
+
+def _listed(devices: str) -> list[str]:
+    return [device.strip() for device in devices.split(",")]
 
 
 def _source_facts(source: str | None) -> dict[str, Any]:

@@ -219,6 +219,7 @@ def check_settings(board: Board, values: Mapping[str, Any]) -> list[Check]:
             values["task"] == board.task,
             f"Set task: {board.task}, or choose another board.",
         ),
+        _check_loading(board, values),
         Check(
             "sampling",
             _listed(wanted),
@@ -235,6 +236,21 @@ def check_settings(board: Board, values: Mapping[str, Any]) -> list[Check]:
             "max_completion_length).",
         ),
     ]
+
+
+def _check_loading(board: Board, values: Mapping[str, Any]) -> Check:
+    """That the weights which are loaded are those that `model_facts` hashes."""
+    revision, kwargs = values["model_revision"], values["model_init_kwargs"]
+    holds = not kwargs and (board.model is None or revision == "main")
+    return Check(
+        "weights",
+        "model_init_kwargs unset"
+        + (", model_revision main" if board.model is not None else "")
+        + ", so that training starts from the weights whose hash is recorded",
+        f"model_init_kwargs {kwargs or 'unset'}, model_revision {revision}",
+        holds,
+        "Remove them from the recipe; dtype and attn_implementation are keys of their own.",
+    )
 
 
 def check_run_settings(values: Mapping[str, Any]) -> list[Check]:

@@ -196,8 +196,8 @@ def _start_clock(
     if checkpoint is not None:
         from_step = int(checkpoint.rpartition("-")[2]) // config.updates_per_grpo_step
     clock.start(
-        process_start(),
-        from_step=from_step,
+        process_start(launcher=not clock.events),
+        from_step,
         inputs=inputs,
         **{name: about[name] for name in ("commit", "device", "num_processes")},
     )

@@ -15,6 +15,7 @@ relative, those below the home folder begin with `~`, and a machine is a hash of
 
 import json
 import platform
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from trl_r1zero.evaluation.metrics import mean, standard_error
 from trl_r1zero.rewards import is_correct
 from trl_r1zero.trainers.run_folder import METRICS_FILE, read_metrics
 
-from .clock import CLOCK_FILE, FINISHED, STEP, Event, clock_start, parse_events
+from .clock import CLOCK_FILE, FINISHED, Event, clock_start, parse_events
 from .plot import plot_submission
 from .rules import Board, Check, question_hash, sha256_of
 
@@ -95,10 +96,9 @@ def write_submission(
     write_atomically(folder / RECIPE_FILE, without_places(recipe).encode())
     environment = json.loads((run_folder / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
     del environment["platform"]  # the kernel of one machine; the facts have its CPUs and GPUs
-    content = without_places(json_text(environment).decode())
-    write_atomically(folder / ENVIRONMENT_FILE, content.encode())
+    write_atomically(folder / ENVIRONMENT_FILE, json_text(_map_texts(environment)))
     plot_submission(events, board.budget_seconds, f"{entry} — {board.title}", folder / PLOT_FILE)
-    seal_submission(folder, board, entry, json.loads(without_places(json.dumps(facts))), [])
+    seal_submission(folder, board, entry, _map_texts(facts), [])
     return folder
 
 
@@ -121,7 +121,9 @@ def seal_submission(
         "entry": entry,
         **accuracy_of(read.rows),
         "seconds": round(final["time"] - clock_start(events), 3),
-        "grpo_steps": max((e["grpo_step"] for e in events if e["event"] == STEP), default=0),
+        "grpo_steps": final[
+            "grpo_step"
+        ],  # of the weights: a step that a kill undid is on the clock
         "rules": [
             {
                 "rule": check.rule,
@@ -132,7 +134,7 @@ def seal_submission(
             for check in checks
         ],
         "facts": facts,
-        "environment": json.loads((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8")),
+        "environment": read.environment,
         "files": {name: file_facts(folder / name) for name in FILES},
     }
     write_atomically(folder / SUBMISSION_FILE, json_text(about))
@@ -155,19 +157,28 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 
 def without_places(text: str) -> str:
-    """Text without this machine's folders and name."""
+    """Text without this machine's folders, and without its name in addresses."""
     checkout = Path(__file__).resolve().parents[2]
-    for place, stand_in in (
-        (f"{checkout}/", ""),
-        (f"{Path.cwd()}/", ""),
-        (str(Path.cwd()), "."),
-        (str(Path.home()), "~"),
-        (platform.node(), "host"),
-    ):
-        # A short name would be found in ordinary words.
-        if len(place) > len("/root") - 1:
-            text = text.replace(place, stand_in)
-    return text
+    for place, stand_in in ((checkout, "."), (Path.cwd(), "."), (Path.home(), "~")):
+        if place == Path("/"):
+            continue
+        bounded = rf"(?<![\w.~-]){re.escape(str(place))}"
+        if stand_in == ".":  # what is below it is relative
+            text = re.sub(rf"{bounded}/(?=[\w.])", "", text)
+        text = re.sub(rf"{bounded}(?![\w.-])", stand_in, text)
+    # Elsewhere its name may be an ordinary word, such as `train`.
+    return re.sub(rf"(?<=://){re.escape(platform.node())}(?![\w.-])", "host", text)
+
+
+def _map_texts(value: Any) -> Any:
+    """JSON, `without_places` in its texts; its keys are left alone."""
+    if isinstance(value, str):
+        return without_places(value)
+    if isinstance(value, Mapping):
+        return {key: _map_texts(content) for key, content in value.items()}
+    if isinstance(value, list | tuple):
+        return [_map_texts(content) for content in value]
+    return value
 
 
 class SubmissionFiles:
@@ -184,6 +195,7 @@ class SubmissionFiles:
         ]
         self.events = parse_events(folder / CLOCK_FILE, _lines(folder / CLOCK_FILE))
         self.metrics = read_metrics(folder)
+        self.environment = json.loads((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
         self.training_hashes = _lines(folder / TRAINING_FILE)
 
 

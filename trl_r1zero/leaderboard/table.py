@@ -38,7 +38,7 @@ class Listed:
     Attributes:
         folder: Where it is, relative to the page.
         about: What its submission.json states.
-        broken: The rules that it breaks.
+        broken: The rules that it breaks; "cannot be read" for a folder that is no submission.
     """
 
     folder: str
@@ -47,17 +47,17 @@ class Listed:
 
 
 def read_submissions(folder: Path) -> list[Listed]:
-    """The submissions below `<folder>/submissions/<board>/`, verified.
-
-    Raises:
-        SubmissionError: A folder is no submission.
-    """
+    """The submissions below `<folder>/submissions/<board>/`, verified."""
     listed = []
     for path in sorted(folder.glob(f"submissions/*/*/{SUBMISSION_FILE}")):
-        checks = verify(path.parent)
-        broken = tuple(check.rule for check in checks if not check.holds)
         place = path.parent.relative_to(folder).as_posix()
-        listed.append(Listed(place, read_submission(path.parent), broken))
+        try:
+            about = read_submission(path.parent)
+            broken = tuple(check.rule for check in verify(path.parent) if not check.holds)
+        except ValueError:  # one folder does not keep the others from being listed
+            about = {"board": path.parts[-3], "entry": path.parts[-2]}
+            broken = ("cannot be read",)
+        listed.append(Listed(place, about, broken))
     return listed
 
 
@@ -73,7 +73,9 @@ def leaderboard_page(submissions: Sequence[Listed]) -> str:
     for board in BOARDS.values():
         of_board = [entry for entry in submissions if entry.about["board"] == board.name]
         blocks += _board_section(board, of_board)
-    differences = compare_submissions({entry.folder: entry.about for entry in submissions})
+    differences = compare_submissions(
+        {entry.folder: entry.about for entry in submissions if not entry.broken}
+    )
     blocks += [f"**Not comparable:** {difference}." for difference in differences]
     return "\n\n".join([*blocks, _PUBLIC, _public_table(), _TAKE_PART]) + "\n"
 

@@ -1,7 +1,8 @@
 """A submission, checked by its own files alone: no model, no data, no network.
 
 Every number that submission.json states is computed again from the other files, and every rule is
-held against what they say. What files cannot show (that nobody made all of them up together) they
+held against what they say; its `rules`, what the runner found, are for people, and are not read.
+What files cannot show (that nobody made all of them up together) they
 do not show: a record is to be run again by somebody else.
 """
 
@@ -30,6 +31,7 @@ from .rules import (
     rows_sha256,
 )
 from .submission import (
+    ENVIRONMENT_FILE,
     FILES,
     FORMAT,
     RECIPE_FILE,
@@ -40,6 +42,20 @@ from .submission import (
 )
 
 Row = dict[str, Any]
+
+
+# What submission.json has to have, for it to be told of at all.
+_KINDS: dict[str, tuple[Any, str]] = {
+    "board": (str, "a name"),
+    "entry": (str, "a name"),
+    "accuracy": (int | float, "a number"),
+    "accuracy_stderr": (int | float, "a number"),
+    "seconds": (int | float, "a number"),
+    "grpo_steps": (int, "a number of steps"),
+    "facts": (dict, "a mapping"),
+    "environment": (dict, "a mapping"),
+    "files": (dict, "a mapping"),
+}
 
 
 class SubmissionError(ValueError):
@@ -61,8 +77,13 @@ def verify(folder: str | Path) -> list[Check]:
     try:
         read = SubmissionFiles(folder)
         recipe = yaml.safe_load((folder / RECIPE_FILE).read_text(encoding="utf-8"))
+        files = _also(
+            files,
+            about["environment"] == read.environment,
+            f"the environment in {SUBMISSION_FILE} is not that of {ENVIRONMENT_FILE}",
+        )
         return [files, *rule_checks(board, about, read, recipe)]
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, yaml.YAMLError) as error:
         # Files that were changed so that they cannot be read as what they are.
         broken = f"{type(error).__name__}: {error}".splitlines()[0]
         return [files, Check("contents", "files as the runner writes them", broken, False)]
@@ -99,12 +120,20 @@ def rule_checks(
         recipe["model_name_or_path"] == facts["model"]["name"],
         f"the recipe has {recipe['model_name_or_path']}",
     )
+    settings = {check.rule: check for check in check_settings(board, recipe)}
+    weights = settings["weights"]
+    by_rule["model"] = _also(by_rule["model"], weights.holds, weights.evidence)
     by_rule["prompt"] = _also(
         by_rule["prompt"],
         unlike == 0,
         f"{unlike} responses are to another prompt",
     )
-    settings = {check.rule: check for check in check_settings(board, recipe)}
+    trainers = {event["num_processes"] for event in read.events if event["event"] == START}
+    by_rule["hardware"] = _also(
+        by_rule["hardware"],
+        trainers == {facts["hardware"]["num_processes"]},
+        f"the clock has {', '.join(map(str, sorted(trainers)))} processes of the trainer",
+    )
     return [
         by_rule["model"],
         settings["task"],
@@ -116,7 +145,7 @@ def rule_checks(
         _reward(board, by_rule["reward"], read.rows),
         _accuracy(about, read),
         _time(board, about, read),
-        _clock(read, inputs_sha256(facts)),
+        _clock(about, read, inputs_sha256(facts)),
         by_rule["hardware"],
     ]
 
@@ -175,10 +204,17 @@ def read_submission(folder: Path) -> dict[str, Any]:
         raise SubmissionError(f"{path} is no JSON ({error}); it was changed by hand") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise SubmissionError(f"{path} is not of format {FORMAT}; verify it by its own version")
-    missing = {"board", "entry", "accuracy", "accuracy_stderr", "seconds", "facts", "files"}
-    missing -= about.keys()
-    if missing:
+    if missing := _KINDS.keys() - about.keys():
         raise SubmissionError(f"{path} lacks {', '.join(sorted(missing))}")
+    for name, (kind, said) in _KINDS.items():
+        # To Python True is a number.
+        if not isinstance(about[name], kind) or isinstance(about[name], bool):
+            raise SubmissionError(
+                f"{path}: {name} must be {said}; got {json.dumps(about[name])[:80]}"
+            )
+    for kind in ("model", "training", "validation", "prompt", "hardware"):
+        if not isinstance(about["facts"].get(kind), dict):
+            raise SubmissionError(f"{path}: facts has no mapping {kind}")
     return about
 
 
@@ -277,8 +313,12 @@ def _time(board: Board, about: Mapping[str, Any], read: SubmissionFiles) -> Chec
     return _also(check, same, f"submission.json states {about['seconds']:,.1f}")
 
 
-def _clock(read: SubmissionFiles, inputs: str) -> Check:
+def _clock(about: Mapping[str, Any], read: SubmissionFiles, inputs: str) -> Check:
     faults = clock_faults(read.events, read.metrics)
+    if (steps := read.events[-1].get("grpo_step")) != about["grpo_steps"]:
+        faults.append(
+            f"{SUBMISSION_FILE} states {about['grpo_steps']} GRPO steps, and it ends at {steps}"
+        )
     if any(event["inputs"] != inputs for event in read.events if event["event"] == START):
         faults.append("a start had other weights, data, prompt or reward")
     starts = sum(event["event"] == "start" for event in read.events)
