@@ -263,3 +263,38 @@ def test_runs_of_different_kinds_are_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"different kinds: .* counts ei_step, .*train_step; "):
         compare_groups(groups, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def _diverged(folder, seed, accuracies):
+    run = seed_run(folder, seed, accuracies)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    update = {"step": 9, "grpo_step": 9, "elapsed_seconds": 100.0, "loss": math.nan}
+    return write_metrics(run, [*lines, update]) if seed >= 0 else run
+
+
+def test_what_is_left_of_a_variant_that_diverges_is_not_called_better(tmp_path):
+    """Three of five seeds end as no numbers; the two that do not are the best of the five."""
+    groups = {
+        "base": _ends(tmp_path, "a", [0.50, 0.51, 0.52, 0.53, 0.54]),
+        "wild": _ends(tmp_path, "b", [0.60, 0.61])
+        + [_diverged(tmp_path / f"b-{seed}", seed, [0.2]) for seed in (2, 3, 4)],
+    }
+    text, _, _ = compare_groups(groups, tmp_path / "out")
+    said = (
+        "wild: no verdict: not all runs reached the end as numbers (3 of 5 of wild), and those "
+        "that did may be the better ones (+0.100 between the others)."
+    )
+    assert said in _flat(text)
+    assert "higher by" not in text
+
+
+def test_curves_of_other_steps_are_not_compared(tmp_path):
+    """The mean of two points is no curve's to be held against that of four."""
+    groups = {
+        "base": _ends(tmp_path, "a", [0.5, 0.6]),
+        "longer": [seed_run(tmp_path / f"b-{s}", s, [0.2, 0.7, 0.7, 0.7]) for s in (0, 1)],
+    }
+    _, report, _ = compare_groups(groups, tmp_path / "out")
+    row = cells_of(report, "longer", "## Differences to base")
+    assert row[1] == "+0.150"
+    assert row[3:5] == ["-", "-"]

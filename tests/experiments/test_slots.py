@@ -70,10 +70,27 @@ def test_the_server_gets_the_slot_s_last_gpus(tmp_path):
     command = command_of(tmp_path, recipe, slot, accelerate_config=config, gpus=2)
     assert command[command.index("--config_file") + 1].endswith(config)
     assert command[command.index("--gpu_ids") + 1] == "2"
+    assert command[command.index("--num_processes") + 1] == "1"
+    assert "--main_process_port" not in command
     assert command[-1] == "--vllm_server={devices: '3', max_model_len: 256}"
 
 
 def test_without_a_server_the_trainer_gets_all(tmp_path):
     command = command_of(tmp_path, {}, Slot(0, ("4", "5")))
     assert command[command.index("--gpu_ids") + 1] == "4,5"
+    assert command[command.index("--num_processes") + 1] == "2"
+    assert command[command.index("--main_process_port") + 1] == "0"
     assert not any(word.startswith("--vllm_server") for word in command)
+
+
+def test_accelerate_takes_the_slot_s_gpus_only(tmp_path, monkeypatch):
+    """What accelerate itself makes of the command on a machine of four GPUs."""
+    from accelerate.commands import launch
+
+    command = command_of(tmp_path, {}, Slot(0, ("2",)))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr(launch, "is_cuda_available", lambda: True, raising=False)
+    args = launch.launch_command_parser().parse_args(command[3:])
+    args, _, _ = launch._validate_launch_command(args)
+    assert (args.num_processes, args.multi_gpu, args.gpu_ids) == (1, False, "2")

@@ -124,8 +124,11 @@ def test_a_stopped_sweep_goes_on_where_it_was(tiny_model_folder, tmp_path):
         assert time.monotonic() < deadline and sweep.poll() is None
         time.sleep(0.05)
     sweep.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    sweep.send_signal(signal.SIGINT)  # somebody is impatient: the run is ended all the same
     told, _ = sweep.communicate(timeout=60)
     assert sweep.returncode == 130
+    assert "Ending 1 run" in told
     assert "Interrupted; the same command goes on." in told
     assert run_state(run.folder).status == "stopped"
     lock = _locked(run.folder)  # nobody is left who works on it
@@ -178,3 +181,34 @@ def test_a_dry_run_runs_nothing(tmp_path, capsys):
     assert "4 of 4 runs to do below runs/experiments/small, 2 at a time: about 1.0 hours" in told
     assert "4.0 GPU hours (by the experiment's file)." in told
     assert not Path("runs").exists()
+
+
+def test_a_seed_twice_on_the_command_line_is_an_error(tmp_path, capsys):
+    path = write_experiment(tmp_path, Path("model"))
+    assert main([str(path), "--seeds", "0", "0", "--dry-run"]) == 2
+    assert "seeds: got 0, 0; give each of them once" in capsys.readouterr().err
+
+
+def test_two_runs_of_one_folder_are_an_error(tmp_path):
+    """A run's folder has its base recipe's name, and both recipes have the same one."""
+    plans = []
+    for name, learning_rate in (("a", 1e-4), ("b", 9e-4)):
+        (tmp_path / name).mkdir()
+        path = write_experiment(tmp_path / name, Path("model"))
+        recipe = tmp_path / name / "grpo.yaml"
+        values = {**yaml.safe_load(recipe.read_text()), "learning_rate": learning_rate}
+        recipe.write_text(yaml.safe_dump(values))
+        plans.append(make_plan(read_experiment(path), "runs"))
+    with pytest.raises(ValueError, match="learning_rate: 9e-4 there, 1e-4 here"):
+        Sweep(plans, make_slots([], 1, 0))
+    paths = [str(plan.experiment.path) for plan in plans]
+    assert main([*paths, "--dry-run"]) == 2
+
+
+def test_experiments_of_one_name_are_an_error(tmp_path, capsys):
+    first = write_experiment(tmp_path, Path("model"))
+    (tmp_path / "other").mkdir()
+    second = write_experiment(tmp_path / "other", Path("model"))
+    assert main([str(first), str(second), "--dry-run"]) == 2
+    assert "have one name" in capsys.readouterr().err
+    assert main([str(first), str(first), "--dry-run"]) == 0

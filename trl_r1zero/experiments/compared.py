@@ -56,11 +56,13 @@ class ComparedRun:
         run: What it logged.
         is_short: Whether its last validation is earlier than that of another run of its group. Such
             a run is shown, and is in no mean and no difference.
+        has_diverged: Whether its loss became no number.
         notes: What must be said of it: that it is short, was not finished, diverged or collapsed.
     """
 
     run: LoggedRun
     is_short: bool = False
+    has_diverged: bool = False
     notes: list[str] = field(default_factory=list)
 
     @cached_property
@@ -157,6 +159,7 @@ class ComparedRun:
             )
         lost = [line for line in run.training if isinstance(line.get("loss"), float)]
         first = next((line for line in lost if not math.isfinite(line["loss"])), None)
+        self.has_diverged = first is not None
         if first is not None:
             self.notes.append(f"it diverged: its loss is no number from update {first['step']} on")
         is_collapse = self.last.value < _COLLAPSED_SHARE * self.best.value
@@ -214,6 +217,12 @@ class Group:
         number, total = len(self.complete), len(self.runs)
         of = f"{number} of {total}" if number < total else str(total)
         return f"{of} run{'s' if total > 1 else ''}"
+
+    @property
+    def lost(self) -> str:
+        """How many runs did not reach the end or diverged, in words; empty if none did."""
+        number = sum(run.is_short or run.has_diverged for run in self.runs)
+        return f"{number} of {len(self.runs)} of {self.label}" if number else ""
 
     def by_seed(self, attribute: str) -> dict[Hashable, float]:
         """Seed -> a value, of the complete runs that have a seed."""
@@ -296,10 +305,13 @@ class Difference:
     Attributes:
         label: The variant's.
         last: Of the last validations, seed by seed: the primary outcome.
-        curve: Of the means of the validation curves over steps, which are less noisy.
+        curve: Of the means of the validation curves over steps, which are less noisy. Without
+            seeds where the two were validated at different steps: such means say different things.
         questions: Of the last validations over questions, for these very runs: whether other
             questions would show it too, not whether other seeds would. None where the generations
             are not there, or not of the same questions.
+        lost: In words, of which group how many runs did not reach the end, or diverged: they are
+            the worse ones, so that a difference between the others is none between the groups.
         outlasts_holm: Whether `last` is significant among all comparisons, see `holm`.
     """
 
@@ -307,6 +319,7 @@ class Difference:
     last: SeedDifference
     curve: SeedDifference
     questions: PairedDifference | None
+    lost: str = ""
     outlasts_holm: bool = False
 
 
@@ -315,16 +328,25 @@ def differences_to(baseline: Group, groups: Sequence[Group]) -> list[Difference]
     differences = []
     for group in groups:
         if group is not baseline:
-            last, curve = (
-                difference_by_seed(group.by_seed(name), baseline.by_seed(name))
-                for name in ("last", "curve")
-            )
+            last = difference_by_seed(group.by_seed("last"), baseline.by_seed("last"))
+            curves = [side.by_seed("curve") for side in (group, baseline)]
+            if not _validated_alike(group, baseline):
+                curves = [{}, {}]
             questions = _over_questions(group, baseline, set(last.differences))
-            differences.append(Difference(group.label, last, curve, questions))
+            lost = ", ".join(side.lost for side in (baseline, group) if side.lost)
+            differences.append(
+                Difference(group.label, last, difference_by_seed(*curves), questions, lost)
+            )
     significant = holm([difference.last.p_value for difference in differences])
     for difference, outlasts in zip(differences, significant, strict=True):
         difference.outlasts_holm = outlasts
     return differences
+
+
+def _validated_alike(group: Group, baseline: Group) -> bool:
+    """Whether all complete runs of both have their validations at the same steps."""
+    runs = [*group.complete, *baseline.complete]
+    return len({tuple(point.step for point in run.curve) for run in runs}) == 1
 
 
 def _over_questions(group: Group, baseline: Group, seeds: set[Hashable]) -> PairedDifference | None:

@@ -379,7 +379,8 @@ class _Report:
 
 _ABOUT_DIFFERENCES = (
     "Variant less baseline: the mean of the differences of runs with the same seed, and its 95% "
-    "interval by Student's t over the seeds. Over questions: the same last validations, question "
+    "interval by Student's t over the seeds. The mean of curve has none where the two were "
+    "validated at different steps. Over questions: the same last validations, question "
     "by question, ± standard error over the questions (their number); it says whether other "
     "questions would show the difference between these very runs, not whether other seeds would."
 )

@@ -21,10 +21,17 @@ def interval_text(interval: tuple[float, float]) -> str:
 def verdict(difference: Difference, num_comparisons: int = 1) -> str:
     """One sentence on the difference of the last validations.
 
-    A difference is called seen if the interval over the seeds does not hold 0. Of several
-    comparisons it is said which of them Holm's correction would not leave.
+    A difference is called seen if the interval over the seeds does not hold 0, and no run was lost
+    on the way, which would leave the better ones. Of several comparisons it is said which of them
+    Holm's correction would not leave.
     """
     last = difference.last
+    if difference.lost:
+        told = f"{_SIGNED(last.mean)} between the others" if last.num_seeds else "none is left"
+        return (
+            f"no verdict: not all runs reached the end as numbers ({difference.lost}), and those "
+            f"that did may be the better ones ({told})."
+        )
     if last.num_seeds == 0:
         return "no seed is in both, so there is no paired difference."
     if last.num_seeds == 1:

@@ -49,18 +49,21 @@ class PlannedRun:
         """For messages."""
         return f"{self.label}, seed {self.seed}"
 
+    def differing_settings(self, other: Mapping[str, Any]) -> list[str]:
+        """In words, the settings of a run that another one with these values has otherwise."""
+        return [
+            f"{key}: {shown_value(to_plain(other[key]))} there, {shown_value(to_plain(value))} here"
+            for key, value in self.recipe.values.items()
+            if key not in _OF_NO_RUN and key in other and to_plain(other[key]) != to_plain(value)
+        ]
+
     def check_folder(self) -> None:
         """Raise a ValueError if the folder holds a run with other settings."""
         file = self.folder / "recipe.yaml"
         if not file.is_file():
             return
         found = {setting.key: setting.value for setting in read_recipe(file)}
-        differing = [
-            f"{key}: {shown_value(found[key])} there, {shown_value(to_plain(value))} here"
-            for key, value in self.recipe.values.items()
-            if key not in _OF_NO_RUN and key in found and found[key] != to_plain(value)
-        ]
-        if differing:
+        if differing := self.differing_settings(found):
             raise ValueError(
                 f"{self.folder} holds a run with other settings ({'; '.join(differing)}): a recipe "
                 "was changed since. Move the folder away, or give another --root"
@@ -116,7 +119,10 @@ def make_plan(experiment: Experiment, root: str | Path, seeds: Sequence[int] | N
     base = parse_recipe(dataclasses, ["--config", str(recipe)]).values
     folder = Path(root) / experiment.scale_name
     runs, problems = [], []
-    for seed in scale.seeds if seeds is None else seeds:
+    seeds = scale.seeds if seeds is None else seeds
+    if len(set(seeds)) < len(seeds):
+        raise RecipeError(f"seeds: got {', '.join(map(str, seeds))}; give each of them once")
+    for seed in seeds:
         for label, changes in scale.labelled().items():
             seeded = dict.fromkeys(experiment.file.seed_settings, seed)
             settings = {**scale.settings, **changes}

@@ -60,7 +60,7 @@ def launch_command(experiment: Experiment, run: PlannedRun, slot: Slot) -> list[
     """What starts a run in a slot.
 
     A vLLM server of the run's own gets as many GPUs as the recipe gives it, the slot's last ones,
-    and the trainer the others.
+    and the trainer the others, one process each.
     """
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     config_file = experiment.scale.accelerate_config
@@ -75,5 +75,8 @@ def launch_command(experiment: Experiment, run: PlannedRun, slot: Slot) -> list[
             own = ",".join(slot.gpus[-of_server:])
             arguments.append(argument("vllm_server", {**server, "devices": own}))
         trainer = slot.gpus[: len(slot.gpus) - of_server]
-        command += ["--gpu_ids", ",".join(trainer)]
+        # Without the number accelerate starts a process for each GPU of the machine.
+        command += ["--gpu_ids", ",".join(trainer), "--num_processes", str(len(trainer))]
+        if len(trainer) > 1:
+            command += ["--main_process_port", "0"]  # a free one: other slots' runs have theirs
     return [*command, str(experiment.beside(experiment.file.script)), *arguments]

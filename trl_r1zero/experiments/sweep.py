@@ -69,18 +69,28 @@ class Sweep:
         plans: Of one scale; a run that several ask for is run once.
         slots: Where.
         say: Is told in a line what happens.
+
+    Raises:
+        ValueError: Two runs of one folder have different settings.
     """
 
     def __init__(
         self, plans: Sequence[Plan], slots: Sequence[Slot], say: Callable[[str], None] = print
     ) -> None:
         self._experiment_of: dict[Path, Experiment] = {}
-        self.runs: list[PlannedRun] = []
+        run_at: dict[Path, PlannedRun] = {}
         for plan in plans:
             for run in plan.runs:
-                if run.folder not in self._experiment_of:
+                if run.folder not in run_at:
                     self._experiment_of[run.folder] = plan.experiment
-                    self.runs.append(run)
+                    run_at[run.folder] = run
+                elif differing := run_at[run.folder].differing_settings(run.recipe.values):
+                    raise ValueError(
+                        f"{plan.experiment.path} and {self._experiment_of[run.folder].path} have "
+                        f"different runs in {run.folder} ({'; '.join(differing)}): give their base "
+                        "recipes different file names, or run them with different --root"
+                    )
+        self.runs = list(run_at.values())
         self._slots = slots
         self._say = say
 
@@ -96,6 +106,7 @@ class Sweep:
         waiting = [run for run in self.runs if run_state(run.folder).status not in DONE]
         running: list[_Running] = []
         total, ended = len(waiting), 0
+        interrupt = signal.getsignal(signal.SIGINT)
         previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             while waiting or running:
@@ -109,12 +120,21 @@ class Sweep:
                         ended += 1
                         self._say(f"[{ended}/{total}] {one.run.name}: {_told(attempt)}")
         except BaseException:
+            # Somebody who is impatient must not leave runs behind that hold their GPUs.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            if running:
+                self._say(f"Ending {len(running)} run(s), which may take a minute ...")
+            for one in running:  # all at once, before any is waited for
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(one.process.pid, signal.SIGTERM)
             for one in running:
                 _end_processes(one.process)
                 self._end(one, _attempt(one, "stopped"))
             raise
         finally:
             signal.signal(signal.SIGTERM, previous)
+            signal.signal(signal.SIGINT, interrupt)
 
     def _start(self, waiting: list[PlannedRun], running: list[_Running]) -> None:
         """Give the free slots runs to do."""

@@ -12,6 +12,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .experiment import Experiment
 
 REPORTS_FOLDER = "reports"
 
@@ -37,6 +41,7 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero sweep") -
 
     try:
         experiments = [read_experiment(file, args.scale) for file in args.files]
+        _refuse_one_report_for_two(experiments)
         plans = [make_plan(one, args.root, args.seeds) for one in experiments]
         gpus = max(one.scale.gpus for one in experiments)
         slots = make_slots(args.devices, args.parallel, gpus)
@@ -60,6 +65,17 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero sweep") -
     if interrupted:
         return 130
     return int(any(run_state(run.folder).status != "finished" for run in sweep.runs))
+
+
+def _refuse_one_report_for_two(experiments: Sequence["Experiment"]) -> None:
+    paths: dict[str, Path] = {}
+    for one in experiments:
+        other = paths.setdefault(one.name, one.path)
+        if other.resolve() != one.path.resolve():
+            raise ValueError(
+                f"{other} and {one.path} have one name, and so one folder for their reports; "
+                "rename one, or run them with different --root"
+            )
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
