@@ -96,7 +96,7 @@ def run_submission(recipe: ParsedRecipe) -> None:
             f"resume_from_checkpoint: got {config.resume_from_checkpoint!r}; remove it: a run of "
             "the leaderboard goes on from its own last checkpoint by itself"
         )
-    require_all([*check_settings(board, recipe.values), *check_run_settings(recipe.values)])
+    checks = [*check_settings(board, recipe.values), *check_run_settings(recipe.values)]
     task = task_args.load()
     checkpoint = last_whole_checkpoint(folder)
     entry = board_args.entry or folder.name
@@ -104,7 +104,8 @@ def run_submission(recipe: ParsedRecipe) -> None:
     facts: dict[str, Any] = {}
     if _is_main():
         facts = collect_facts(recipe.values, task, config.world_size, config.use_cpu)
-        require_all([*check_facts(board, facts), _overlap(task)])
+        checks += [*check_facts(board, facts), _overlap(task)]
+    require_all(checks)
     if is_finished(folder):  # and killed before its submission was written
         if _is_main():
             _submit(folder, board, entry, facts, task, Clock(folder / CLOCK_FILE))
