@@ -66,6 +66,37 @@ def test_tokens_that_are_not_known_have_no_panel(tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
+def _with_reward(folder, reward_of):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if "eval_accuracy" in line:
+            line["eval_reward"] = reward_of(line["eval_accuracy"])
+    return write_metrics(folder, lines)
+
+
+def test_a_reward_that_is_not_the_accuracy_has_a_row_of_its_own(tmp_path, monkeypatch):
+    groups = {
+        name: [_with_reward(run, lambda accuracy: 0.5 + accuracy / 2) for run in runs]
+        for name, runs in _two(tmp_path).items()
+    }
+    figure = _validation_figure(monkeypatch, groups, tmp_path / "v.png")
+    *curves, _ = figure.axes
+    assert [axes.get_ylabel() for axes in curves] == ["accuracy"] * 3 + ["reward"] * 3
+    assert [axes.get_xlabel() for axes in curves[:3]] == [axes.get_xlabel() for axes in curves[3:]]
+    assert _means(curves[3])[0] == ([0, 2, 4], [0.5625, 0.625, 0.78125])
+    assert [x for x, _ in _means(curves[5])] == [[0, 160, 320]] * 2
+
+
+def test_a_reward_that_is_the_accuracy_is_not_drawn_twice(tmp_path, monkeypatch):
+    groups = {
+        name: [_with_reward(run, lambda accuracy: accuracy) for run in runs]
+        for name, runs in _two(tmp_path).items()
+    }
+    figure = _validation_figure(monkeypatch, groups, tmp_path / "v.png")
+    assert {axes.get_ylabel() for axes in figure.axes[:3]} == {"accuracy"}
+    assert len(figure.axes) == 4
+
+
 def test_a_short_run_is_a_thin_line_with_a_cross_and_in_no_mean(tmp_path, monkeypatch):
     groups = _two(tmp_path)
     groups["base"].append(answered_run(tmp_path / "short", 2, {0: "10000000", 2: "11111111"}))

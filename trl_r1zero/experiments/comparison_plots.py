@@ -25,7 +25,7 @@ from trl_r1zero.plots import (
     style_axes,
 )
 
-from .compared import ComparedRun, Group, Validation
+from .compared import ComparedRun, Group, Validation, is_finite
 
 __all__ = ["DPI", "MAX_POINTS", "TRAINING_PANELS", "plot_training", "plot_validation"]
 
@@ -62,8 +62,9 @@ def plot_validation(groups: Sequence[Group], path: Path, outcome: str) -> None:
     runs logged these), with a band of one standard error over the runs; runs that are not complete
     as thin lines that end in a cross, others of which something is to be said (`ComparedRun.notes`)
     as thin lines, and with few groups the other single runs too. Time and tokens at a step are
-    means over the runs. Below: for each group the last validation of each run, and the mean of the
-    complete ones with its 95% interval by Student's t.
+    means over the runs. A second row has the reward, where it is another number than the accuracy
+    (`r1_zero_reward_fn` gives 1 to a right answer, and else 0). Below: for each group the last
+    validation of each run, and the mean of the complete ones with its 95% interval by Student's t.
 
     Args:
         groups: Of runs of one kind. They stand in this order.
@@ -82,16 +83,19 @@ def plot_validation(groups: Sequence[Group], path: Path, outcome: str) -> None:
         x_axes.append(
             (f"{verb} tokens{unit}", lambda point: (point.tokens or 0.0) / divisor),
         )
-    bottom = 0.9 + 0.27 * len(groups)
-    figure = new_figure(12.0, 4.3 + bottom + _legend_height(groups), _WHAT_IS_DRAWN)
+    rows = _rows(runs, outcome)
+    top, bottom = 4.0 * len(rows), 0.9 + 0.27 * len(groups)
+    figure = new_figure(12.0, top + 0.3 + bottom + _legend_height(groups), _WHAT_IS_DRAWN)
     # Figures of their own, lest the long names below take width from the curves above.
-    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(4.0, bottom)).flat
-    for column, (x_label, x_of) in enumerate(x_axes):
-        axes = upper.add_subplot(1, len(x_axes), column + 1)
-        for number, group in enumerate(groups):
-            _draw_group(axes, group, number, len(groups), x_of)
-        style_axes(axes, f"Validation {outcome}", x_label, outcome, whole_x=column == 0)
-        _set_y_limits(axes, [point.value for run in runs for point in run.curve])
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(top, bottom)).flat
+    for row, (metric, y_of) in enumerate(rows):
+        for column, (x_label, x_of) in enumerate(x_axes):
+            place = row * len(x_axes) + column + 1
+            axes = upper.add_subplot(len(rows), len(x_axes), place)
+            for number, group in enumerate(groups):
+                _draw_group(axes, group, number, len(groups), x_of, y_of)
+            style_axes(axes, f"Validation {metric}", x_label, metric, whole_x=column == 0)
+            _set_y_limits(axes, [y_of(point) for run in runs for point in run.curve])
     _draw_ends(lower.add_subplot(), groups, outcome)
     _add_legend(figure, groups)
     save_figure(figure, path, DPI)
@@ -134,6 +138,18 @@ def plot_training(groups: Sequence[Group], path: Path) -> bool:
 # Curves
 
 
+def _rows(
+    runs: Sequence[ComparedRun], outcome: str
+) -> list[tuple[str, Callable[[Validation], float]]]:
+    """What is drawn of validations: its name, and its value at a point."""
+    rows: list[tuple[str, Callable[[Validation], float]]] = [(outcome, lambda point: point.value)]
+    points = [point for run in runs for point in run.curve]
+    rewards = [point.line.get("eval_reward") for point in points]
+    if all(map(is_finite, rewards)) and rewards != [point.value for point in points]:
+        rows.append(("reward", lambda point: float(point.line["eval_reward"])))
+    return rows
+
+
 def _look(number: int) -> tuple[str, Any]:
     """Colour and line style of a group: more groups than colours take the next style."""
     style = LINE_STYLES[number // len(RUN_COLOURS) % len(LINE_STYLES)]
@@ -146,11 +162,12 @@ def _draw_group(
     number: int,
     num_groups: int,
     x_of: Callable[[Validation], float],
+    y_of: Callable[[Validation], float],
 ) -> None:
     colour, style = _look(number)
     curve = group.mean_curve()
     x = [mean([x_of(point) for point in at_step]) for _, at_step in curve]
-    columns = [[point.value for point in at_step] for _, at_step in curve]
+    columns = [[y_of(point) for point in at_step] for _, at_step in curve]
     y = [mean(values) for values in columns]
     axes.plot(x, y, color=colour, linestyle=style, linewidth=1.8, marker="o", markersize=3.5)
     if len(group.complete) > 1:
@@ -160,7 +177,7 @@ def _draw_group(
             axes,
             run,
             [x_of(point) for point in run.curve],
-            [point.value for point in run.curve],
+            [y_of(point) for point in run.curve],
             number,
             num_groups if len(group.complete) > 1 else math.inf,
         )
