@@ -85,6 +85,26 @@ def test_wrong(truth, answer):
     assert not answers_agree(answer, truth)
 
 
+@pytest.mark.parametrize(
+    ("truth", "response", "right"),
+    [
+        ("3", "\\boxed{3}\n\\boxed{3}", True),
+        ("3", r"\boxed{3} and \boxed{6/2} or \boxed{3.0}", True),
+        (r"\frac{639}{40}", r"$\boxed{15\frac{39}{40}},$ or $\boxed{\frac{639}{40}}$", True),
+        (r"$\boxed{15\frac{39}{40}},$ or $\boxed{\frac{639}{40}}$", r"\boxed{639/40}", True),
+        ("3, 3", r"\boxed{3}, \boxed{3}", True),
+        ("2, 3", r"\boxed{3} and \boxed{2}", True),
+        # A list of different answers is none of them.
+        ("3", r"\boxed{2} and \boxed{3}", False),
+        ("3", r"\boxed{3} and \boxed{2}", False),
+        ("3", r"\boxed{3}, \boxed{2}, \boxed{3}", False),
+        ("2", "\\boxed{3}\n\\boxed{3}", False),
+    ],
+)
+def test_neighbouring_boxes(truth, response, right):
+    assert math_reward_fn(response, truth)["answer_reward"] == float(right)
+
+
 def test_the_format_reward_needs_tags_or_a_box():
     assert math_reward_fn("so <answer>4/2</answer>", 2) == {
         "format_reward": 1.0,

@@ -122,83 +122,180 @@ def before_next_query(model_output: str) -> str:
     return model_output.split("# Query", 1)[0]
 
 
-# A minus is a sign unless it joins two operands ("5-3", "(2)-3"); commas count only as thousands
-# separators.
+# A minus is a sign if it touches the number or its dollar sign and does not stand behind an operand
+# ("5-3", "(2)-3", "20%-30%", "$5$-3") or another hyphen, with which it is a dash.
+_SIGN = r"(?<![\w)\]}%\-])(?<![0-9]\$)([-\u2212])(?:\\?\$\s?)?"
+# Commas count as thousands separators only, with the spacing that LaTeX puts around them.
+_THOUSANDS = r"[0-9]{1,3}(?:(?:,(?:\\!)?|\{,\}|\\,)[0-9]{3})+(?![0-9])"
+# A point before the first digit belongs to the number unless it ends something ("No.5", "is...5").
 _NUMBER = re.compile(
-    r"((?<![\w)\]])[-\u2212])?\s?\$?((?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+    rf"(?:{_SIGN})?((?:{_THOUSANDS}|[0-9]+)(?:\.[0-9]+)?|(?<![\w.)\]}}%])\.[0-9]+)"
 )
+_SEPARATOR = re.compile(r"[^0-9.]")
 
 
 def parse_gsm8k_response(model_output: str) -> str | None:
-    """The last number in the output as a string ("72"), without thousands commas; None if there is
-    none.
+    """The last number in the output as a string ("72"), without thousands separators; None if there
+    is none.
 
-    The full stop of a sentence and a dollar sign are not part of the number; a minus sign is,
-    unless it stands between two operands ("5-3" ends in "3").
+    The full stop of a sentence and a dollar sign are not part of the number. A minus sign is if it
+    touches the number or its dollar sign ("-5", "-$18", "$-18") and does not follow an operand:
+    bullets, dashes, ranges and subtractions are none ("- 72 apples", "20 - 5", "5-3").
     """
     last = None
     for match in _NUMBER.finditer(model_output):
         last = match
     if last is None:
         return None
-    return ("-" if last.group(1) else "") + last.group(2).replace(",", "")
+    return ("-" if last.group(1) else "") + _SEPARATOR.sub("", last.group(2))
 
 
-_DECORATION = re.compile(r"\\(?:text|mathrm|mathbf|boxed)\b|[*`$\"{}]")
-# The blank of "The correct answer is _", filled in: "_B_", "__B__".
+# All white space is one character by the time that the patterns below are used (`_undecorated`), so
+# they need no repetitions of it and their time is linear.
+_DECORATION = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:bf|it|rm|sf|tt)|boldsymbol|emph|underline|[fm]box|boxed)\b"
+    r"|\\[()\[\]]"
+    r"|</?(?:b|i|u|p|em|strong|span|code|mark|answer)>"
+    r"|[*`$\"\u201c\u201d{}]"
+)
+# The blank of "The correct answer is _", filled in: "_B_", "__B__"; and a letter in single quotes.
 _BLANK = re.compile(r"(?<!\w)_+([A-Da-d])_*(?!\w)")
-_LEAD_IN = r"(?:(?:answer|option|choice)\s+is|answer\s*:)\s*:?\s*(?:(?:option|choice|letter)\s+)?"
-_LETTER = r"[(\[]?([A-D])\b(?!['\u2019])[)\]]?"
-# "A" is also an article, so a word after it must be one that starts a reason; after B to D any
-# word will do that does not make the statement a choice between letters.
-_AFTER = r"(?!\s*(?:or|and|nor|/|,\s*[A-D]\b|&)\s*[(\[]?[A-D]?\b)"
-_CLAIM = re.compile(rf"{_LEAD_IN}{_LETTER}{_AFTER}", re.IGNORECASE)
-_ARTICLE = re.compile(r"\s+(?!because\b|since\b|as\b|for\b|due\b)[a-z]")
-_BARE = re.compile(r"\(?\[?([A-Da-d])\]?\)?\s*[.:)]?\s*(?:$|\n)|\(?\[?([A-D])\]?[.:)]\s")
-_NEGATED = re.compile(r"\b(?:not|isn't|cannot|can't|unable|never)\b", re.IGNORECASE)
+_QUOTED = re.compile(r"(?<!\w)['\u2018]([(\[]?[A-Da-d][)\]]?\.?)['\u2019](?!\w)")
+_QUOTES = "'\u2018\u2019"
+
+_LEAD_IN = (
+    r"(?i:(?:(?:answer|option|choice)\s+is|answer\s?:)\s?:?\s?(?:(?:option|choice|letter)\s+)?)"
+)
+# A letter that stands for an option, not one of "A's", "C++", "B-52" or "D-glucose".
+_WHOLE = r"\b(?!['\u2019+#]|-[a-z0-9])"
+_CLAIM = re.compile(rf"{_LEAD_IN}['\u2018]?[(\[]?([A-Da-d]){_WHOLE}([)\]]?)")
+_ENDED = re.compile(r"\s?(?:$|[.\n])")
+# "A" is also an article, if what follows in the line is not a word that never follows an article.
+_ARTICLE = re.compile(
+    r" (?!(?:because|since|as|for|due|which|that|where|when|while|whereas|if|and|or|nor|but|so|thus"
+    r"|hence|therefore|with|by|from|in|on|at|of|to|is|was|being|would|states|says|here|this|these"
+    r"|it|they|he|she|we|the|based|not [(\[]?[B-D]\b)\b(?!-))[a-z]"
+)
+# Another letter beside a claimed one: "B or C", "A, B", "(b)/(c)", "B or maybe option C".
+_ANOTHER = re.compile(
+    r"(?:,?\s?\(?(?i:(or|nor|and/or)|and|as well as|plus|along with|together with)\b"
+    r"| ?[,;/&+\u2013-])"
+    r",?\s?(?i:(?:also|else|even|either|maybe|perhaps|possibly|probably|alternatively|the|option"
+    r"|choice|answer|letter)\b,?\s?){0,3}"
+    rf"(?:[(\[][A-Da-d][)\]]|([A-D]){_WHOLE}|[a-d](?=\s?(?:$|[.,;:!?)/])))"
+)
+# ... and how a sentence about that other letter begins: "B, C is wrong", "B, C being wrong".
+_VERB = (
+    r"\s(?:(?:is|was|would|does|has|could)(?:n['\u2019]t)?|can(?:not|['\u2019]t)?|being|must|says"
+    r"|states|describes|refers)\b"
+)
+_STATEMENT = re.compile(_VERB)
+_DENIAL = (
+    r"\s?(?:can(?:not|['\u2019]t)|(?:is|was|would be|seems|does)(?:n['\u2019]t"
+    r"|\s(?:\w{1,20}\s){0,2}(?:not|incorrect|wrong|false|untrue|invalid|eliminated|excluded)))\b"
+)
+_DENIED = re.compile(_DENIAL)
+
+_ALONE = re.compile(r"[(\[]{0,2}([A-Da-d])[)\]]{0,2}\s?[.:)]?")
+_LEADING = re.compile(r"['\u2018]?[(\[]{0,2}([A-D])\]?[.:)]\s")
+# A letter at the head of a line or clause, or marked as an option anywhere ("x B. y", "(B)"), of
+# which more is said than that it is wrong.
+_HEAD = re.compile(
+    r"(?:(?:\A|(?<=\n)|(?<=[.;:!?,]\s))(?:[-\u2022>]\s?)?"
+    r"(?i:(?:so|hence|thus|therefore|then|and|but|while|whereas|only|option|choice|answer|letter)\b"
+    r",?\s?){0,3}"
+    rf"(?:([A-D])(?=[.:)](?:\s|$))|([B-D])(?=,?\s|$)|(A)(?={_VERB}))"
+    r"|(?<=\s)(?<!not\s)([A-D])(?=[.:)]\s)|(?<!\w)[(\[]([A-D])[)\]])"
+    rf"(?![.:)]?{_DENIAL})"
+)
 
 
 def parse_mmlu_response(mmlu_example: dict, model_output: str) -> str | None:
     """The option letter, "A" to "D", that the output claims; None if it claims none.
 
     The expected sentence is "The correct answer is _"; "Answer: B", "the answer is (B).", "_B_",
-    `\\boxed{B}`, a bare letter in front ("B", "(B) Paris") and the text of exactly one option in
-    place of its letter are understood too. Of several claims the last counts, up to a "# Query"
-    that starts a next question. Prose is never guessed at: "I cannot answer that", "A good
-    question" and "the answer is A or B" give None.
+    `\\boxed{B}`, "B" alone in the first or the last line, "B. Paris" or "(B) Paris" in front, and
+    the text of exactly one option in place of its letter are understood too. Of several claims the
+    last counts, up to a "# Query" that starts a next question.
+
+    Prose is never guessed at: "I cannot answer that", "A good question" and "the answer is A or B"
+    give None. So do options that are only listed or gone through: a letter with text in front is a
+    claim only where it is not called wrong and no other letter heads a later line or clause, unless
+    to be called wrong. A letter alone in the last line is a claim behind a list that it was part of
+    ("A. Lyon", "B. Paris", ... "B"), but not where it may be the list's next item.
 
     `mmlu_example` may hold `options` (or `choices`), the four option texts.
     """
-    text = _DECORATION.sub("", before_next_query(model_output)).strip()
-    text = _BLANK.sub(r"\1", text)
+    options = [
+        _undecorated(str(option))
+        for option in mmlu_example.get("options") or mmlu_example.get("choices") or []
+    ]
+    text = _undecorated(before_next_query(model_output))
+    text = _QUOTED.sub(r"\1", _BLANK.sub(r"\1", text))
     for match in reversed(list(_CLAIM.finditer(text))):
-        letter = match.group(1)
-        closed = text[match.end(1) : match.end()] != ""
-        if letter.islower() and not (closed or re.match(r"\s*(?:$|[.\n])", text[match.end() :])):
+        letter, closed = match.groups()
+        if letter.islower() and not closed and not _ENDED.match(text, match.end()):
             continue
         if letter == "A" and not closed and _ARTICLE.match(text, match.end()):
             continue
+        if _is_one_of_several(text, match.end()):
+            return _letter_of_option_text(options, text)
         return letter.upper()
-    bare = _BARE.match(text)
-    if bare is not None:
-        return (bare.group(1) or bare.group(2)).upper()
-    return _letter_of_option_text(mmlu_example, text)
+    return _letter_at_an_end(options, text) or _letter_of_option_text(options, text)
 
 
-def _letter_of_option_text(mmlu_example: dict, text: str) -> str | None:
-    """Letter of the one option whose text is claimed, or is all there is."""
-    options = mmlu_example.get("options") or mmlu_example.get("choices") or []
-    claim = re.split(_LEAD_IN, text, flags=re.IGNORECASE)[-1].split("\n", 1)[0]
-    if _NEGATED.search(claim):
+def _undecorated(text: str) -> str:
+    """`text` without markup, its runs of white space as one space or line break."""
+    text = _DECORATION.sub("", text)
+    return re.sub(r"\s+", lambda run: "\n" if "\n" in run[0] else " ", text).strip()
+
+
+def _is_one_of_several(text: str, end: int) -> bool:
+    """Whether the claimed letter that ends here is followed by another that is claimed with it."""
+    another = _ANOTHER.match(text, end)
+    if another is None:
+        return False
+    if another.group(2) == "A" and _ARTICLE.match(text, another.end()):
+        return False
+    return another.group(1) is not None or not _STATEMENT.match(text, another.end())
+
+
+def _letter_at_an_end(options: list[str], text: str) -> str | None:
+    """Letter that stands alone in the first or last line, or in front of all the text."""
+    lines = text.split("\n")
+    found = [match.group(1) for match in map(_ALONE.fullmatch, lines) if match]
+    if len(set(found)) > 1:
         return None
-    said = _plain(claim)
+    if _ALONE.fullmatch(lines[0]):
+        return found[0].upper()
+    if _ALONE.fullmatch(lines[-1]) and found[0].isupper():
+        heads = _heads("\n".join(lines[:-1]))
+        return found[0] if not heads or found[0] in heads else None
+    leading = _LEADING.match(text)
+    if leading is None:
+        return None
+    letter, end = leading.group(1), leading.end()
+    # What an option's own text says is neither a verdict nor another option.
+    own = options["ABCD".index(letter)] if len(options) == len("ABCD") else ""
+    if text[end : end + len(own)].casefold() == own.casefold():
+        end += len(own)
+    if _DENIED.match(text, end) or _heads(text, end) - {letter}:
+        return None
+    return letter
+
+
+def _heads(text: str, start: int = 0) -> set[str]:
+    return {next(filter(None, match.groups())) for match in _HEAD.finditer(text, start)}
+
+
+def _letter_of_option_text(options: list[str], text: str) -> str | None:
+    """Letter of the one option whose text is claimed, or is all there is."""
+    said = _plain(re.split(_LEAD_IN, text)[-1].split("\n", 1)[0])
     hits = [
-        letter
-        for letter, option in zip("ABCD", options, strict=False)
-        if _plain(str(option)) == said
+        letter for letter, option in zip("ABCD", options, strict=False) if _plain(option) == said
     ]
     return hits[0] if len(hits) == 1 and said else None
 
 
 def _plain(text: str) -> str:
-    return text.strip().rstrip(".").strip().casefold()
+    return text.strip(_QUOTES + " .").casefold()

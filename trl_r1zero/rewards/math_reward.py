@@ -31,7 +31,8 @@ def math_reward_fn(response: str, ground_truth: GroundTruth, fast: bool = True) 
     """Lenient mathematical reward of a response in either style.
 
     The answer is what follows the last `<answer>`, else the last box, else the text behind the
-    last "answer is". The format reward is 1 for a closed `<answer>` or a complete box. `fast` is
+    last "answer is". Neighbouring boxes are one list, or one answer where all of them agree. The
+    format reward is 1 for a closed `<answer>` or a complete box. `fast` is
     accepted for a signature like the other rewards' and changes nothing.
 
     Returns and raises as `r1_zero_reward_fn`, but without a format the answer can still be right:
@@ -53,7 +54,12 @@ def math_reward_fn(response: str, ground_truth: GroundTruth, fast: bool = True) 
 
 def answers_agree(answer: str, ground_truth: str) -> bool:
     """Whether two texts state the same mathematical answer."""
-    given, truth = _core(answer), _core(ground_truth)
+    return any(
+        _cores_agree(given, truth) for given in _cores(answer) for truth in _cores(ground_truth)
+    )
+
+
+def _cores_agree(given: str, truth: str) -> bool:
     if given == truth or _words(given) == _words(truth) != "":
         return True
     # Of prose only one side may be: two sentences that end alike need not say the same.
@@ -76,14 +82,18 @@ _LEAD_IN = re.compile(r"\A.*\b(?:answer|result|solution)\b[^.\n]{0,40}?(?:\bis\b
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:\s*/\s*\d+)?(?![\w])")
 
 
-def _core(text: str) -> str:
-    """The part of a text that states the answer: its boxes, or all of it."""
+def _cores(text: str) -> list[str]:
+    """The parts of a text that state the answer: its boxes, or all of it.
+
+    Several boxes are a list. Where all of them agree they may as well be one answer that is given
+    twice; the last of different answers is none.
+    """
     text = text[-LIMITS["answer_chars"] :].strip()
     if "\\begin" not in text:
         text = text.replace("\\\\", "\\")  # escaped once too often
     if BOX not in text:
-        return text
-    boxes = []
+        return [text]
+    boxes: list[str] = []  # the last one first
     rest = text
     # Neighbouring boxes are one answer: `\\boxed{1} and \\boxed{2}`.
     while True:
@@ -96,7 +106,12 @@ def _core(text: str) -> str:
         if len(re.sub(r"and|or|\\text|\\quad|[^a-zA-Z]", "", before[before.rfind("}") :])) > 0:
             break
         rest = before
-    return ", ".join(reversed(boxes)) if boxes else text
+    if not boxes:
+        return [text]
+    cores = [", ".join(reversed(boxes))]
+    if len(boxes) > 1 and all(_cores_agree(box, boxes[0]) for box in boxes[1:]):
+        cores.append(boxes[0])
+    return cores
 
 
 def _words(text: str) -> str:
