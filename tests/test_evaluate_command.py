@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from offline_vllm import needs_vllm
-from tiny_models import REPOSITORY
+from tiny_models import REPOSITORY, hub_cache, make_tiny_model
 
 from trl_r1zero import cli
 from trl_r1zero.evaluate_command import BACKENDS, EvaluationArguments, main
+from trl_r1zero.evaluation.model_files import model_files
 from trl_r1zero.generation.vllm_server import VLLMServer
 from trl_r1zero.recipe import parse_recipe
 
@@ -90,6 +92,7 @@ def test_what_was_evaluated_is_written_down(tiny_model_folder, tmp_path):
     settings = facts["settings"]
     assert settings.pop("versions")["transformers"]
     assert settings.pop("device")
+    assert settings.pop("model_files") == model_files(tiny_model_folder)
     assert settings == {
         "model": str(tiny_model_folder),
         "task": "chain_arithmetic",
@@ -238,6 +241,7 @@ def test_with_a_server_of_its_own(served_model_folder, tmp_path, monkeypatch):
         ({"top_p": 0}, "top_p must be in (0, 1], got 0"),
         ({"n": 0}, "n: got 0, expected at least 1"),
         ({"reward": "no.such.reward"}, "reward: got 'no.such.reward'"),
+        ({"model": "run/finale"}, "model: there is no folder 'run/finale', and no such model"),
     ],
 )
 def test_what_is_wrong_is_said_without_a_traceback(
@@ -296,6 +300,39 @@ def test_the_folder_of_another_evaluation_is_refused(tiny_model_folder, tmp_path
     assert {path.name: path.read_text() for path in (tmp_path / "results").iterdir()} == before
 
 
+def test_a_model_that_was_trained_again_is_another_one(
+    tokenizer, tiny_model_folder, tmp_path, capsys
+):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_folder, model)
+    main(arguments_for(model, tmp_path / "results"))
+    path = tmp_path / "results" / "results.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))  # killed half-way
+    make_tiny_model(tokenizer, seed=1).save_pretrained(model)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "results").iterdir()}
+    with pytest.raises(SystemExit) as caught:
+        main(arguments_for(model, tmp_path / "results"))
+    assert caught.value.code == 2
+    shown = capsys.readouterr().err
+    weights = [model_files(folder)["weights"] for folder in (tiny_model_folder, model)]
+    assert f"settings.model_files.weights: '{weights[0]}' there, '{weights[1]}' here" in shown
+    assert "Choose another folder, or delete this one to start anew" in shown
+    assert {file.name: file.read_bytes() for file in (tmp_path / "results").iterdir()} == before
+
+
+def test_a_folder_from_before_fingerprints_is_refused_in_words(tiny_model_folder, tmp_path, capsys):
+    main(arguments_for(tiny_model_folder, tmp_path / "results"))
+    facts = facts_of(tmp_path / "results")
+    del facts["settings"]["model_files"]
+    (tmp_path / "results" / "evaluation.json").write_text(json.dumps(facts))
+    with pytest.raises(SystemExit) as caught:
+        main(arguments_for(tiny_model_folder, tmp_path / "results"))
+    assert caught.value.code == 2
+    shown = capsys.readouterr().err
+    assert "holds another evaluation, which differs in" in shown
+    assert "settings.model_files.weights: 'nothing' there, '" in shown
+
+
 # Arguments
 
 
@@ -316,9 +353,11 @@ def test_help_lists_every_backend():
 def test_the_default_folder_says_what_was_evaluated(tiny_model_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     task = {"task": "chain_arithmetic", "backend": "transformers"}
+    commit = hub_cache(tmp_path, monkeypatch, "Qwen/Qwen2.5-Math-1.5B")
     hub = arguments(model="Qwen/Qwen2.5-Math-1.5B", **task).load()
+    assert hub.settings["model_revision"] == commit
     assert str(hub.folder) == "runs/eval/Qwen2.5-Math-1.5B/chain_arithmetic-chain_arithmetic"
     # Models of runs are all called `final`, so the run's name is there too.
-    Path("runs/seed_0/final").mkdir(parents=True)
+    shutil.copytree(tiny_model_folder, "runs/seed_0/final")
     run = arguments(model="runs/seed_0/final", prompt="r1_zero", **task).load()
     assert str(run.folder) == "runs/eval/seed_0-final/chain_arithmetic-r1_zero"

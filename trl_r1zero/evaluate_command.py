@@ -141,6 +141,7 @@ class EvaluationArguments(TaskSelection):
         from trl_r1zero.evaluation import keep_replies, make_grader
         from trl_r1zero.evaluation.environment import environment
         from trl_r1zero.evaluation.grading import PooledGrader
+        from trl_r1zero.evaluation.model_files import folder_version, model_version
         from trl_r1zero.generation import SamplingConfig
 
         if self.backend != "vllm_server":
@@ -163,8 +164,11 @@ class EvaluationArguments(TaskSelection):
         )
         examples = build_dataset(task.load(self.data, split, limit=self.num_examples), prompt)
         here, elsewhere = environment(), self.backend == "vllm_server"
+        # A server that runs may be on another machine, and has loaded its model already.
+        version = folder_version(self.model) if elsewhere else model_version(self.model)
         settings = {
             "model": self.model,
+            **version,
             "task": self.task,
             "task_args": self.task_args,
             "data": self.data,
