@@ -242,6 +242,10 @@ def test_with_a_server_of_its_own(served_model_folder, tmp_path, monkeypatch):
         ({"n": 0}, "n: got 0, expected at least 1"),
         ({"reward": "no.such.reward"}, "reward: got 'no.such.reward'"),
         ({"model": "run/finale"}, "model: there is no folder 'run/finale', and no such model"),
+        ({"reward": "r1_zer0"}, "reward: got 'r1_zer0', expected one of"),
+        ({"task_args": "{seed: one}"}, "seed: got 'one' (str), expected int"),
+        ({"reward_workers": -1}, "reward_workers: got -1, expected 0"),
+        ({"reward_deadline_seconds": 0}, "reward_deadline_seconds: got 0.0, expected more than 0"),
     ],
 )
 def test_what_is_wrong_is_said_without_a_traceback(

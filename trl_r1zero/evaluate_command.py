@@ -107,6 +107,7 @@ class EvaluationArguments(TaskSelection):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.backend not in BACKENDS:
             raise ValueError(unknown_name_message("backend", self.backend, BACKENDS))
         for key, backends in _KEYS_OF_BACKENDS.items():
