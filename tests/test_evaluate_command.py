@@ -79,7 +79,7 @@ def test_what_was_evaluated_is_written_down(tiny_model_folder, tmp_path):
     facts = facts_of(tmp_path / "a")
     assert facts["num_completions"] == 2
     assert facts["engine"] == "transformers"
-    assert facts["reward"] == "r1_zero_reward_fn"
+    assert facts["reward"] == "trl_r1zero.rewards.reward_functions.r1_zero_reward_fn"
     assert facts["sampling"] == {
         "temperature": 0.5,
         "top_p": 1.0,
@@ -142,7 +142,8 @@ def test_data_from_a_file(tiny_model_folder, tmp_path, tokenizer):
     rows = rows_of(tmp_path / "results")
     assert [row["prompt"] for row in rows] == ["1 + 1", "2 + 2"]
     assert rows[1]["metadata"] == {"level": "Level 2", "subject": "Algebra"}
-    assert facts_of(tmp_path / "results")["reward"] == "question_only_reward_fn"
+    reward = "trl_r1zero.rewards.reward_functions.question_only_reward_fn"
+    assert facts_of(tmp_path / "results")["reward"] == reward
     assert facts_of(tmp_path / "results")["sampling"]["stop"] == []
 
 
@@ -241,8 +242,8 @@ def test_with_a_server_of_its_own(served_model_folder, tmp_path, monkeypatch):
         ({"top_p": 0}, "top_p must be in (0, 1], got 0"),
         ({"n": 0}, "n: got 0, expected at least 1"),
         ({"reward": "no.such.reward"}, "reward: got 'no.such.reward'"),
-        ({"model": "run/finale"}, "model: there is no folder 'run/finale', and no such model"),
         ({"reward": "r1_zer0"}, "reward: got 'r1_zer0', expected one of"),
+        ({"model": "run/finale"}, "model: there is no folder 'run/finale', and no such model"),
         ({"task_args": "{seed: one}"}, "seed: got 'one' (str), expected int"),
         ({"reward_workers": -1}, "reward_workers: got -1, expected 0"),
         ({"reward_deadline_seconds": 0}, "reward_deadline_seconds: got 0.0, expected more than 0"),
@@ -335,6 +336,34 @@ def test_a_folder_from_before_fingerprints_is_refused_in_words(tiny_model_folder
     shown = capsys.readouterr().err
     assert "holds another evaluation, which differs in" in shown
     assert "settings.model_files.weights: 'nothing' there, '" in shown
+
+
+def test_another_reward_of_the_same_name_is_refused(
+    tiny_model_folder, tmp_path, capsys, monkeypatch
+):
+    """The bare name is the same, and only the module tells them apart."""
+    (tmp_path / "mine.py").write_text(
+        "def length_is_even(response, truth):\n    return {'reward': 1.0}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    changes = {"reward": "evaluate_rewards.length_is_even", "reward_workers": 0}
+    main(arguments_for(tiny_model_folder, tmp_path / "results", **changes))
+    with pytest.raises(SystemExit) as caught:
+        changes = {"reward": "mine.length_is_even", "reward_workers": 0}
+        main(arguments_for(tiny_model_folder, tmp_path / "results", **changes))
+    assert caught.value.code == 2
+    message = "reward: 'evaluate_rewards.length_is_even' there, 'mine.length_is_even' here"
+    assert message in capsys.readouterr().err
+
+
+def test_how_many_processes_grade_may_change(tiny_model_folder, tmp_path):
+    reward = "evaluate_rewards.length_is_even"
+    facts = []
+    for workers in (0, 1):
+        changes = {"reward": reward, "reward_workers": workers}
+        main(arguments_for(tiny_model_folder, tmp_path / "results", **changes))
+        facts.append(facts_of(tmp_path / "results"))
+    assert facts[0]["reward"] == facts[1]["reward"] == reward
 
 
 # Arguments

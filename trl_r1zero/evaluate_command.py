@@ -192,7 +192,6 @@ class EvaluationArguments(TaskSelection):
                 graded_by[0],
                 workers=graded_by[1],
                 deadline_seconds=self.reward_deadline_seconds,
-                name=self.reward,
             )
         return LoadedEvaluation(
             task=task,

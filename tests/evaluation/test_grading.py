@@ -9,9 +9,9 @@ from evaluate_rewards import (
     raises_on_anything_but_nothing,
 )
 
-from trl_r1zero.evaluation import make_grader
+from trl_r1zero.evaluation import keep_replies, make_grader
 from trl_r1zero.evaluation.grading import PooledGrader
-from trl_r1zero.rewards import r1_zero_reward_fn
+from trl_r1zero.rewards import r1_zero_reward_fn, reward_identity
 
 ZERO = {"reward": 0.0, "format_reward": 0.0, "answer_reward": 0.0}
 LONG = "a response of more than twenty letters"
@@ -54,6 +54,8 @@ def test_a_failed_completion_has_the_parts_of_the_function():
         assert grade.failures == {"error": 1}
 
 
-def test_a_name_for_reports():
-    with PooledGrader(length_is_even, name="package.module.length_is_even") as grade:
-        assert grade.__name__ == "package.module.length_is_even"
+def test_the_identity_is_that_of_the_reward():
+    with PooledGrader(length_is_even) as grade:
+        assert reward_identity(grade) == "evaluate_rewards.length_is_even"
+    assert reward_identity(make_grader(length_is_even)) == "evaluate_rewards.length_is_even"
+    assert reward_identity(keep_replies(str.strip)) == "none"

@@ -21,7 +21,6 @@ class PooledGrader:
             JSON data.
         workers: Number of processes, at least 1.
         deadline_seconds: What one completion may take.
-        name: What evaluations call the reward; the function's name by default.
     """
 
     def __init__(
@@ -30,10 +29,10 @@ class PooledGrader:
         *,
         workers: int = 2,
         deadline_seconds: float = 5.0,
-        name: str | None = None,
     ) -> None:
         grade = make_grader(reward_fn)
-        self.__name__ = name or grade.__name__
+        self.__name__ = grade.__name__
+        self.__wrapped__ = reward_fn  # for reward_identity
         self._pool = RewardPool(grade, workers=workers, deadline_s=deadline_seconds)
         self._pool.start()  # forks now, before there is a model in this process
         self._parts: list[str] | None = None

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from trl_r1zero.data.prompts import Prompt
 from trl_r1zero.evaluation.files import file_sha256
-from trl_r1zero.rewards import REWARDS
+from trl_r1zero.rewards import REWARDS, reward_identity
 from trl_r1zero.task_arguments import LoadedTask
 
 from .rules import question_hash, rows_sha256, sha256_of
@@ -78,7 +78,7 @@ def reward_name(reward_fn: Any) -> str:
     for name, known in REWARDS.items():
         if known is reward_fn:
             return name
-    return f"{reward_fn.__module__}.{getattr(reward_fn, '__qualname__', type(reward_fn).__name__)}"
+    return reward_identity(reward_fn)
 
 
 def model_facts(name: str, revision: str | None) -> dict[str, Any]:
