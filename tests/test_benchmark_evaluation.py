@@ -311,6 +311,19 @@ def run_by_hand(grade):
     return evaluate_tiny(None, grade=grade)
 
 
+def test_a_reward_that_cannot_read_the_task(tiny_model_folder, tmp_path, data, capsys):
+    with pytest.raises(SystemExit) as caught:
+        evaluate_task(
+            tiny_model_folder, tmp_path / "results", "mmlu", data["mmlu"], reward="r1_zero"
+        )
+    assert caught.value.code == 2
+    shown = capsys.readouterr().err
+    assert (
+        "r1_zero_reward_fn cannot grade a response against the ground truth of the first" in shown
+    )
+    assert not (tmp_path / "results").exists()
+
+
 @pytest.mark.parametrize("task", ["alpaca_eval", "simple_safety_tests"])
 @pytest.mark.parametrize(
     ("changes", "message"),

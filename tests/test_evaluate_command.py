@@ -243,6 +243,8 @@ def test_with_a_server_of_its_own(served_model_folder, tmp_path, monkeypatch):
         ({"n": 0}, "n: got 0, expected at least 1"),
         ({"reward": "no.such.reward"}, "reward: got 'no.such.reward'"),
         ({"reward": "r1_zer0"}, "reward: got 'r1_zer0', expected one of"),
+        ({"reward": "json.loads"}, "reward: json.loads cannot grade a response against"),
+        ({"reward": "json.loads", "reward_workers": 0}, "(TypeError: loads() takes 1 pos"),
         ({"model": "run/finale"}, "model: there is no folder 'run/finale', and no such model"),
         ({"task_args": "{seed: one}"}, "seed: got 'one' (str), expected int"),
         ({"reward_workers": -1}, "reward_workers: got -1, expected 0"),

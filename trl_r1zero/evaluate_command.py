@@ -141,7 +141,7 @@ class EvaluationArguments(TaskSelection):
         from trl_r1zero.data.rows import build_dataset
         from trl_r1zero.evaluation import keep_replies, make_grader
         from trl_r1zero.evaluation.environment import environment
-        from trl_r1zero.evaluation.grading import PooledGrader
+        from trl_r1zero.evaluation.grading import PooledGrader, check_grader
         from trl_r1zero.evaluation.model_files import folder_version, model_version
         from trl_r1zero.generation import SamplingConfig
 
@@ -193,6 +193,12 @@ class EvaluationArguments(TaskSelection):
                 workers=graded_by[1],
                 deadline_seconds=self.reward_deadline_seconds,
             )
+        with ExitStack() as stack:
+            if isinstance(grade, PooledGrader):
+                stack.callback(grade.close)
+            if len(examples) > 0:
+                check_grader(grade, examples[0]["ground_truth"])
+            stack.pop_all()  # whoever runs it closes it
         return LoadedEvaluation(
             task=task,
             prompt=prompt,
