@@ -141,6 +141,7 @@ def write_folder(folder: Path, task: str, rows: list[dict[str, Any]], **changes:
         "num_examples": len(rows) // completions,
         "num_completions": completions,
         "sampling": {"temperature": 0.0, "max_tokens": 64, "stop": []},
+        "reward": "some.reward",
         "settings": {"task": task, **settings},
         "started": "2026-01-01T00:00:00+0000",
         "seconds": 1.0,

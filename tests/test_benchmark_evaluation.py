@@ -10,7 +10,12 @@ from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.tasks import get_task
 from trl_r1zero.evaluate_command import main
 from trl_r1zero.generation import Completion, TransformersEngine
-from trl_r1zero.rewards import gsm8k_reward_fn, mmlu_reward_fn
+from trl_r1zero.rewards import (
+    gsm8k_reward_fn,
+    mmlu_reward_fn,
+    r1_zero_reward_fn,
+    reward_identity,
+)
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_real_data = pytest.mark.skipif(
@@ -127,7 +132,10 @@ def test_mmlu(tiny_model_folder, tmp_path, data, says, capsys):
     assert summary["by_subject"]["anatomy"]["accuracy"] == 0.5
     assert summary["categories"]["format_0"]["count"] == 1
     facts = json_of(folder, "evaluation.json")
-    assert (facts["reward"], facts["sampling"]["stop"]) == ("mmlu_reward_fn", ["# Query:"])
+    assert (facts["reward"], facts["sampling"]["stop"]) == (
+        reward_identity(mmlu_reward_fn),
+        ["# Query:"],
+    )
     assert (facts["settings"]["split"], facts["settings"]["prompt"]) == ("test", "zero_shot")
     shown = capsys.readouterr().out
     for line in (
@@ -167,7 +175,8 @@ def test_gsm8k(tiny_model_folder, tmp_path, data, says, prompt):
         (0, "no_number", None),
     ]
     facts = json_of(folder, "evaluation.json")
-    assert (facts["reward"], facts["settings"]["split"]) == ("gsm8k_reward_fn", "test")
+    assert facts["reward"] == reward_identity(gsm8k_reward_fn)
+    assert facts["settings"]["split"] == "test"
 
 
 def test_gsm8k_with_its_own_prompt_is_as_before(tiny_model_folder, tmp_path, data, says):
@@ -177,7 +186,8 @@ def test_gsm8k_with_its_own_prompt_is_as_before(tiny_model_folder, tmp_path, dat
     assert [row["reward"] for row in rows_of(folder)] == [1, 0, 0]
     assert [row["question"] for row in rows_of(folder)] == ["0 + 1?", "1 + 1?", "2 + 1?"]
     facts = json_of(folder, "evaluation.json")
-    assert (facts["reward"], facts["settings"]["prompt"]) == ("r1_zero_reward_fn", "r1_zero")
+    assert facts["reward"] == reward_identity(r1_zero_reward_fn)
+    assert facts["settings"]["prompt"] == "r1_zero"
 
 
 # Not graded
@@ -299,6 +309,19 @@ def run_by_hand(grade):
     from tiny_evaluation import evaluate_tiny
 
     return evaluate_tiny(None, grade=grade)
+
+
+def test_a_reward_that_cannot_read_the_task(tiny_model_folder, tmp_path, data, capsys):
+    with pytest.raises(SystemExit) as caught:
+        evaluate_task(
+            tiny_model_folder, tmp_path / "results", "mmlu", data["mmlu"], reward="r1_zero"
+        )
+    assert caught.value.code == 2
+    shown = capsys.readouterr().err
+    assert (
+        "r1_zero_reward_fn cannot grade a response against the ground truth of the first" in shown
+    )
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize("task", ["alpaca_eval", "simple_safety_tests"])

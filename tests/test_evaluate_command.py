@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from offline_vllm import needs_vllm
-from tiny_models import REPOSITORY
+from tiny_models import REPOSITORY, hub_cache, make_tiny_model
 
 from trl_r1zero import cli
 from trl_r1zero.evaluate_command import BACKENDS, EvaluationArguments, main
+from trl_r1zero.evaluation.model_files import model_files
 from trl_r1zero.generation.vllm_server import VLLMServer
 from trl_r1zero.recipe import parse_recipe
 
@@ -77,7 +79,7 @@ def test_what_was_evaluated_is_written_down(tiny_model_folder, tmp_path):
     facts = facts_of(tmp_path / "a")
     assert facts["num_completions"] == 2
     assert facts["engine"] == "transformers"
-    assert facts["reward"] == "r1_zero_reward_fn"
+    assert facts["reward"] == "trl_r1zero.rewards.reward_functions.r1_zero_reward_fn"
     assert facts["sampling"] == {
         "temperature": 0.5,
         "top_p": 1.0,
@@ -90,6 +92,7 @@ def test_what_was_evaluated_is_written_down(tiny_model_folder, tmp_path):
     settings = facts["settings"]
     assert settings.pop("versions")["transformers"]
     assert settings.pop("device")
+    assert settings.pop("model_files") == model_files(tiny_model_folder)
     assert settings == {
         "model": str(tiny_model_folder),
         "task": "chain_arithmetic",
@@ -139,7 +142,8 @@ def test_data_from_a_file(tiny_model_folder, tmp_path, tokenizer):
     rows = rows_of(tmp_path / "results")
     assert [row["prompt"] for row in rows] == ["1 + 1", "2 + 2"]
     assert rows[1]["metadata"] == {"level": "Level 2", "subject": "Algebra"}
-    assert facts_of(tmp_path / "results")["reward"] == "question_only_reward_fn"
+    reward = "trl_r1zero.rewards.reward_functions.question_only_reward_fn"
+    assert facts_of(tmp_path / "results")["reward"] == reward
     assert facts_of(tmp_path / "results")["sampling"]["stop"] == []
 
 
@@ -238,6 +242,13 @@ def test_with_a_server_of_its_own(served_model_folder, tmp_path, monkeypatch):
         ({"top_p": 0}, "top_p must be in (0, 1], got 0"),
         ({"n": 0}, "n: got 0, expected at least 1"),
         ({"reward": "no.such.reward"}, "reward: got 'no.such.reward'"),
+        ({"reward": "r1_zer0"}, "reward: got 'r1_zer0', expected one of"),
+        ({"reward": "json.loads"}, "reward: json.loads cannot grade a response against"),
+        ({"reward": "json.loads", "reward_workers": 0}, "(TypeError: loads() takes 1 pos"),
+        ({"model": "run/finale"}, "model: there is no folder 'run/finale', and no such model"),
+        ({"task_args": "{seed: one}"}, "seed: got 'one' (str), expected int"),
+        ({"reward_workers": -1}, "reward_workers: got -1, expected 0"),
+        ({"reward_deadline_seconds": 0}, "reward_deadline_seconds: got 0.0, expected more than 0"),
     ],
 )
 def test_what_is_wrong_is_said_without_a_traceback(
@@ -296,6 +307,67 @@ def test_the_folder_of_another_evaluation_is_refused(tiny_model_folder, tmp_path
     assert {path.name: path.read_text() for path in (tmp_path / "results").iterdir()} == before
 
 
+def test_a_model_that_was_trained_again_is_another_one(
+    tokenizer, tiny_model_folder, tmp_path, capsys
+):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_folder, model)
+    main(arguments_for(model, tmp_path / "results"))
+    path = tmp_path / "results" / "results.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))  # killed half-way
+    make_tiny_model(tokenizer, seed=1).save_pretrained(model)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "results").iterdir()}
+    with pytest.raises(SystemExit) as caught:
+        main(arguments_for(model, tmp_path / "results"))
+    assert caught.value.code == 2
+    shown = capsys.readouterr().err
+    weights = [model_files(folder)["weights"] for folder in (tiny_model_folder, model)]
+    assert f"settings.model_files.weights: '{weights[0]}' there, '{weights[1]}' here" in shown
+    assert "Choose another folder, or delete this one to start anew" in shown
+    assert {file.name: file.read_bytes() for file in (tmp_path / "results").iterdir()} == before
+
+
+def test_a_folder_from_before_fingerprints_is_refused_in_words(tiny_model_folder, tmp_path, capsys):
+    main(arguments_for(tiny_model_folder, tmp_path / "results"))
+    facts = facts_of(tmp_path / "results")
+    del facts["settings"]["model_files"]
+    (tmp_path / "results" / "evaluation.json").write_text(json.dumps(facts))
+    with pytest.raises(SystemExit) as caught:
+        main(arguments_for(tiny_model_folder, tmp_path / "results"))
+    assert caught.value.code == 2
+    shown = capsys.readouterr().err
+    assert "holds another evaluation, which differs in" in shown
+    assert "settings.model_files.weights: 'nothing' there, '" in shown
+
+
+def test_another_reward_of_the_same_name_is_refused(
+    tiny_model_folder, tmp_path, capsys, monkeypatch
+):
+    """The bare name is the same, and only the module tells them apart."""
+    (tmp_path / "mine.py").write_text(
+        "def length_is_even(response, truth):\n    return {'reward': 1.0}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    changes = {"reward": "evaluate_rewards.length_is_even", "reward_workers": 0}
+    main(arguments_for(tiny_model_folder, tmp_path / "results", **changes))
+    with pytest.raises(SystemExit) as caught:
+        changes = {"reward": "mine.length_is_even", "reward_workers": 0}
+        main(arguments_for(tiny_model_folder, tmp_path / "results", **changes))
+    assert caught.value.code == 2
+    message = "reward: 'evaluate_rewards.length_is_even' there, 'mine.length_is_even' here"
+    assert message in capsys.readouterr().err
+
+
+def test_how_many_processes_grade_may_change(tiny_model_folder, tmp_path):
+    reward = "evaluate_rewards.length_is_even"
+    facts = []
+    for workers in (0, 1):
+        changes = {"reward": reward, "reward_workers": workers}
+        main(arguments_for(tiny_model_folder, tmp_path / "results", **changes))
+        facts.append(facts_of(tmp_path / "results"))
+    assert facts[0]["reward"] == facts[1]["reward"] == reward
+
+
 # Arguments
 
 
@@ -316,9 +388,11 @@ def test_help_lists_every_backend():
 def test_the_default_folder_says_what_was_evaluated(tiny_model_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     task = {"task": "chain_arithmetic", "backend": "transformers"}
+    commit = hub_cache(tmp_path, monkeypatch, "Qwen/Qwen2.5-Math-1.5B")
     hub = arguments(model="Qwen/Qwen2.5-Math-1.5B", **task).load()
+    assert hub.settings["model_revision"] == commit
     assert str(hub.folder) == "runs/eval/Qwen2.5-Math-1.5B/chain_arithmetic-chain_arithmetic"
     # Models of runs are all called `final`, so the run's name is there too.
-    Path("runs/seed_0/final").mkdir(parents=True)
+    shutil.copytree(tiny_model_folder, "runs/seed_0/final")
     run = arguments(model="runs/seed_0/final", prompt="r1_zero", **task).load()
     assert str(run.folder) == "runs/eval/seed_0-final/chain_arithmetic-r1_zero"

@@ -107,6 +107,7 @@ class EvaluationArguments(TaskSelection):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.backend not in BACKENDS:
             raise ValueError(unknown_name_message("backend", self.backend, BACKENDS))
         for key, backends in _KEYS_OF_BACKENDS.items():
@@ -140,7 +141,8 @@ class EvaluationArguments(TaskSelection):
         from trl_r1zero.data.rows import build_dataset
         from trl_r1zero.evaluation import keep_replies, make_grader
         from trl_r1zero.evaluation.environment import environment
-        from trl_r1zero.evaluation.grading import PooledGrader
+        from trl_r1zero.evaluation.grading import PooledGrader, check_grader
+        from trl_r1zero.evaluation.model_files import folder_version, model_version
         from trl_r1zero.generation import SamplingConfig
 
         if self.backend != "vllm_server":
@@ -163,8 +165,11 @@ class EvaluationArguments(TaskSelection):
         )
         examples = build_dataset(task.load(self.data, split, limit=self.num_examples), prompt)
         here, elsewhere = environment(), self.backend == "vllm_server"
+        # A server that runs may be on another machine, and has loaded its model already.
+        version = folder_version(self.model) if elsewhere else model_version(self.model)
         settings = {
             "model": self.model,
+            **version,
             "task": self.task,
             "task_args": self.task_args,
             "data": self.data,
@@ -187,8 +192,13 @@ class EvaluationArguments(TaskSelection):
                 graded_by[0],
                 workers=graded_by[1],
                 deadline_seconds=self.reward_deadline_seconds,
-                name=self.reward,
             )
+        with ExitStack() as stack:
+            if isinstance(grade, PooledGrader):
+                stack.callback(grade.close)
+            if len(examples) > 0:
+                check_grader(grade, examples[0]["ground_truth"])
+            stack.pop_all()  # whoever runs it closes it
         return LoadedEvaluation(
             task=task,
             prompt=prompt,

@@ -18,7 +18,8 @@ class TaskSelection:
     """A task, its prompt and its reward. Keys of every recipe that has a task.
 
     Raises:
-        ValueError: An unknown task, prompt or reward (on `load_task` and `load_reward`).
+        ValueError: An unknown task, setting of a task, prompt or reward, or a value outside its
+            range. All is looked up here, so that a recipe with a mistake ends with a message.
     """
 
     task: str = field(default="math", metadata={"help": f"One of: {', '.join(TASKS)}."})
@@ -48,6 +49,21 @@ class TaskSelection:
         metadata={"help": "With workers: a completion that takes longer is graded 0 and counted."},
     )
 
+    def __post_init__(self) -> None:
+        self.load_task()
+        if self.reward:
+            resolve_reward(self.reward)
+        if self.reward_workers is not None and self.reward_workers < 0:
+            raise ValueError(
+                f"reward_workers: got {self.reward_workers}, expected 0 (grade in the recipe's own "
+                "process, without a deadline) or more"
+            )
+        if not self.reward_deadline_seconds > 0:
+            raise ValueError(
+                f"reward_deadline_seconds: got {self.reward_deadline_seconds}, expected more than "
+                "0; reward_workers: 0 grades without a deadline"
+            )
+
     def load_task(self) -> tuple[Task, Prompt]:
         """The task with its settings, and the prompt."""
         task = get_task(self.task, **(self.task_args or {}))
@@ -76,7 +92,7 @@ class TaskArguments(TaskSelection):
     """A task to train on: with its two sets of data.
 
     Raises:
-        ValueError: An unknown task, prompt or reward, or a malformed row (on `load`).
+        ValueError: See `TaskSelection`; a malformed row (on `load`).
     """
 
     train_data: str | None = field(

@@ -49,9 +49,9 @@ def test_get_task_errors():
         ValueError, match=r"task 'math': unknown task_arg 'seed'; Allowed: \(none\)"
     ):
         get_task("math", seed=5)
-    with pytest.raises(TypeError, match=r"task 'countdown': seed: got '5' \(str\), expected int"):
+    with pytest.raises(ValueError, match=r"task 'countdown': seed: got '5' \(str\), expected int"):
         get_task("countdown", seed="5")
-    with pytest.raises(TypeError, match=r"seed: got True \(bool\), expected int"):
+    with pytest.raises(ValueError, match=r"seed: got True \(bool\), expected int"):
         get_task("countdown", seed=True)
 
 

@@ -159,6 +159,17 @@ def test_prompts_may_differ_but_sampling_is_compared(tmp_path):
     assert shown.replace("_", "") in text.replace("_", "")
 
 
+def test_other_rewards_are_named(tmp_path):
+    rewards = {"a": "x.strict", "b": "x.strict", "c": "x.lenient"}
+    a, b, c = (
+        graded_folder(tmp_path / name, [0, 1, 1, 1], reward=reward)
+        for name, reward in rewards.items()
+    )
+    text = " ".join(compare_folders([a, b, c]).replace("\\", "").split())
+    assert text.count("Warning: ") == 1
+    assert f"Warning: {c} was graded by x.lenient, {a} by x.strict." in text
+
+
 def test_questions_are_prompts_where_there_are_none(tmp_path):
     rows = [{"prompt": f"p{n}", "question": None, "reward": 1.0} for n in range(2)]
     a, b = (write_folder(tmp_path / name, "math", rows[: 2 - n]) for n, name in enumerate("ab"))

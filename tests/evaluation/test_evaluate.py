@@ -103,7 +103,8 @@ def test_files(uninterrupted):
     about = facts(folder)
     assert about["settings"] == {"model": "tiny", "task": "chain_arithmetic"}
     assert about["sampling"]["max_tokens"] == 12
-    assert (about["engine"], about["reward"], about["seed"]) == ("transformers", "odd_length", 0)
+    assert (about["engine"], about["seed"]) == ("transformers", 0)
+    assert about["reward"] == "tiny_evaluation.evaluate_tiny.<locals>.odd_length"
     assert about["seconds"] == pytest.approx(evaluation.summary["seconds"], abs=1e-3)
 
 
@@ -318,6 +319,7 @@ def test_a_folder_at_work_is_refused(tmp_path):
         ),
         ({"settings": {"model": object()}}, "settings cannot be written as JSON"),
         ({"grade": r1_zero_reward_fn}, "make_grader turns a reward function into"),
+        ({"grade": make_grader(lambda r, t: None)}, "must be a dict with the key 'reward', got N"),
         ({"grade": lambda r, t: ({"score": 1.0}, {})}, "must be a dict with the key 'reward'"),
         ({"grade": lambda r, t: ({"reward": float("nan")}, {})}, "must be a finite number"),
         ({"grade": lambda r, t: ({"reward": 1.0}, {"prompt": "p"})}, r"columns \['prompt'\]"),

@@ -1,5 +1,7 @@
 """Grading in worker processes: what hangs, dies or raises costs its completion alone."""
 
+import math
+
 import pytest
 from evaluate_rewards import (
     dies_on_long_responses,
@@ -9,9 +11,9 @@ from evaluate_rewards import (
     raises_on_anything_but_nothing,
 )
 
-from trl_r1zero.evaluation import make_grader
-from trl_r1zero.evaluation.grading import PooledGrader
-from trl_r1zero.rewards import r1_zero_reward_fn
+from trl_r1zero.evaluation import keep_replies, make_grader
+from trl_r1zero.evaluation.grading import PooledGrader, check_grader
+from trl_r1zero.rewards import mmlu_reward_fn, r1_zero_reward_fn, reward_identity
 
 ZERO = {"reward": 0.0, "format_reward": 0.0, "answer_reward": 0.0}
 LONG = "a response of more than twenty letters"
@@ -54,6 +56,43 @@ def test_a_failed_completion_has_the_parts_of_the_function():
         assert grade.failures == {"error": 1}
 
 
-def test_a_name_for_reports():
-    with PooledGrader(length_is_even, name="package.module.length_is_even") as grade:
-        assert grade.__name__ == "package.module.length_is_even"
+def test_the_identity_is_that_of_the_reward():
+    with PooledGrader(length_is_even) as grade:
+        assert reward_identity(grade) == "evaluate_rewards.length_is_even"
+    assert reward_identity(make_grader(length_is_even)) == "evaluate_rewards.length_is_even"
+    assert reward_identity(keep_replies(str.strip)) == "none"
+
+
+# Before there is a model
+
+
+def test_a_reward_that_does_not_fit_the_ground_truths():
+    with pytest.raises(ValueError, match=r"mmlu_reward_fn cannot grade .*first example, '3' \(Ty"):
+        check_grader(make_grader(mmlu_reward_fn), "3")
+    of_mmlu = {"answer": "A", "options": ["1", "2", "3", "4"]}
+    with pytest.raises(ValueError, match=r"r1_zero_reward_fn cannot grade .* 'A'.*\(TypeError: "):
+        check_grader(make_grader(r1_zero_reward_fn), of_mmlu)
+    check_grader(make_grader(r1_zero_reward_fn), "3")
+    check_grader(keep_replies(str.strip), "3")
+
+
+def test_a_function_that_is_no_reward():
+    message = r"math\.hypot cannot grade .*'3' \(TypeError: .*, in .*registry\.py:\d+\); give a rew"
+    with pytest.raises(ValueError, match=message):
+        check_grader(make_grader(math.hypot), "3")
+    with pytest.raises(ValueError, match="a reward must be a dict with the key 'reward', got 1"):
+        check_grader(make_grader(lambda response, truth: 1), "3")
+    with pytest.raises(ValueError, match="a reward must be a dict with the key 'reward', got"):
+        check_grader(make_grader(lambda response, truth: {"score": 1.0}), "3")
+
+
+def test_workers_survive_what_a_single_response_does():
+    with (
+        PooledGrader(raises) as grade,
+        pytest.raises(ValueError, match=r"evaluate_rewards\.raises cannot grade .*no such thing"),
+    ):
+        check_grader(grade, "3")
+    for reward_fn in (raises_on_anything_but_nothing, dies_on_long_responses):
+        with PooledGrader(reward_fn) as grade:
+            check_grader(grade, "3")
+            assert grade.failures == {}

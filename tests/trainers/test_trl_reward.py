@@ -44,6 +44,11 @@ def test_only_functions():
         TRLReward(1)
 
 
+def test_a_number_of_workers_below_0_is_no_way_to_turn_the_deadline_off():
+    with pytest.raises(ValueError, match=r"workers: got -1, expected 0 \(this process\) or more"):
+        TRLReward(equals, workers=-1)
+
+
 @pytest.mark.parametrize("returned", [1.0, {"score": 1.0}, None])
 def test_other_results_are_an_error(returned):
     with pytest.raises(ValueError, match="must return a dict with the key 'reward', got"):

@@ -248,6 +248,10 @@ def _difference(entry: _Entry, baseline: _Entry) -> tuple[list[str], list[str]]:
         for text, other_text in _unequal(entry.folder.facts["sampling"], other.facts["sampling"])
         if not text.startswith("stop ")
     ]
+    if entry.judge is None and baseline.judge is None:
+        reward, other_reward = entry.folder.facts["reward"], other.facts["reward"]
+        if reward != other_reward:
+            notes.append(f"Warning: {path} was graded by {reward}, {other.path} by {other_reward}.")
     if (entry.judge is None) != (baseline.judge is None):
         return ["-", ""], [*notes, f"No difference for {path}: one is judged, the other graded."]
     for text, other_text in _unequal(entry.judge or {}, baseline.judge or {}):

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from trl_r1zero.generation import Completion, Engine, SamplingConfig, row_seeds
-from trl_r1zero.rewards import reward_and_explanation
+from trl_r1zero.rewards import reward_and_explanation, reward_identity
 from trl_r1zero.rewards.extraction import extract_answer
 
 from .metrics import GradedCompletion, is_number, mean
@@ -73,11 +73,14 @@ def make_grader(reward_fn: RewardFn) -> GradeFn:
         parts, why = reward_and_explanation(reward_fn, response, ground_truth)
         if why is not None:
             return parts, {"rule": why.rule, "answer": why.answer}
+        if not isinstance(parts, dict):
+            raise ValueError(f"a reward must be a dict with the key 'reward', got {parts!r}")
         # A reward of which nothing more is known: what its format does not admit is no answer.
         formatted = parts.get("format_reward", 1.0) > 0
         return parts, {"answer": extract_answer(response) if formatted else None}
 
     grade.__name__ = _name(reward_fn)
+    grade.__wrapped__ = reward_fn  # type: ignore[attr-defined]  # for reward_identity
     return grade
 
 
@@ -91,7 +94,9 @@ def keep_replies(reply: Callable[[str], str]) -> GradeFn:
     def grade(response: str, ground_truth: Any) -> Grade:
         return None, {"answer": reply(response)}
 
-    grade.__name__ = "none"
+    # What evaluations say their reward is.
+    grade.__name__ = grade.__qualname__ = "none"
+    grade.__module__ = ""
     return grade
 
 
@@ -159,6 +164,7 @@ def evaluate(
             `ground_truth`, and where known `question` and `metadata` (a dict); other columns count
             as metadata.
         grade: `(response, ground_truth) -> (parts, columns)`; see `make_grader` and `keep_replies`.
+            Its `reward_identity` must be the same when the evaluation goes on.
         sampling: How to sample.
         num_completions: Completions of each example.
         seed: Seed of the sampling.
@@ -187,7 +193,7 @@ def evaluate(
         "seed": seed,
         "sampling": asdict(sampling),
         "engine": engine.name,
-        "reward": _name(grade),
+        "reward": reward_identity(grade),
         "settings": dict(settings or {}),
     }
     num_rows = len(checked) * num_completions
@@ -248,7 +254,7 @@ def _graded(
         for position, completion in stream:
             index, number = wanted[position]
             example = examples[index]
-            parts, columns = _checked(grade(completion.text, example["ground_truth"]))
+            parts, columns = checked_grade(grade(completion.text, example["ground_truth"]))
             if names is not None and parts.keys() != names:
                 raise ValueError(
                     f"{_name(grade)} returned the parts {sorted(parts)} for one completion and "
@@ -328,7 +334,12 @@ def _tokenize(
     return [ids[number] for number in wanted]
 
 
-def _checked(graded: Any) -> tuple[dict[str, float], dict[str, Any]]:
+def checked_grade(graded: Any) -> tuple[dict[str, float], dict[str, Any]]:
+    """What a `grade` returned, parts as floats.
+
+    Raises:
+        ValueError: It is something else than a grade.
+    """
     if not isinstance(graded, tuple) or len(graded) != 2:
         raise ValueError(
             f"grade must return (parts of the reward, columns), got {graded!r}; make_grader "

@@ -3,6 +3,7 @@ evaluations and of judgments share."""
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -26,6 +27,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     part = path.with_name(path.name + ".part")
     part.write_bytes(content)
     os.replace(part, path)
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's content; it is never in memory as a whole."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def lock(file: IO[bytes]) -> bool:

@@ -10,6 +10,7 @@ from trl_r1zero.generation.vllm_offline import OfflineVLLMEngine, from_sampling_
 
 from .environment import package_versions
 from .evaluate import RewardFn, evaluate, make_grader
+from .model_files import folder_version
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
@@ -98,7 +99,8 @@ def _engine(vllm_model: "LLM | Engine") -> tuple[Engine, dict[str, Any]]:
     vllm = _imported_vllm()
     versions = package_versions()
     if vllm is not None and isinstance(vllm_model, vllm.LLM):
-        settings = {"model": vllm_model.model_config.model, "versions": versions}
+        model = vllm_model.model_config.model
+        settings = {"model": model, **folder_version(model), "versions": versions}
         return OfflineVLLMEngine(vllm_model), settings
     engine: Any = vllm_model
     return engine, {"versions": versions}

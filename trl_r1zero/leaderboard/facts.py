@@ -1,6 +1,5 @@
 """What a run starts with, measured on the spot: model, data, prompt, reward, hardware."""
 
-import hashlib
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -13,12 +12,11 @@ from safetensors import safe_open
 from transformers import AutoConfig
 
 from trl_r1zero.data.prompts import Prompt
-from trl_r1zero.rewards import REWARDS
+from trl_r1zero.evaluation.files import file_sha256
+from trl_r1zero.rewards import REWARDS, reward_identity
 from trl_r1zero.task_arguments import LoadedTask
 
 from .rules import question_hash, rows_sha256, sha256_of
-
-_READ_BYTES = 1 << 20
 
 
 def collect_facts(
@@ -80,7 +78,7 @@ def reward_name(reward_fn: Any) -> str:
     for name, known in REWARDS.items():
         if known is reward_fn:
             return name
-    return f"{reward_fn.__module__}.{getattr(reward_fn, '__qualname__', type(reward_fn).__name__)}"
+    return reward_identity(reward_fn)
 
 
 def model_facts(name: str, revision: str | None) -> dict[str, Any]:
@@ -111,7 +109,7 @@ def model_facts(name: str, revision: str | None) -> dict[str, Any]:
         "revision": None if is_folder else folder.name,
         "architecture": architectures[0],
         "num_parameters": sum(map(_num_parameters, files)),
-        "weights": {file.name: _file_sha256(file) for file in files},
+        "weights": {file.name: file_sha256(file) for file in files},
     }
 
 
@@ -151,16 +149,8 @@ def _source_facts(source: str | None) -> dict[str, Any]:
     return {
         # The file's own name says enough, and nothing of the machine's folders.
         "source": path.name if path is not None and path.is_file() else source,
-        "file_sha256": _file_sha256(path) if path is not None and path.is_file() else None,
+        "file_sha256": file_sha256(path) if path is not None and path.is_file() else None,
     }
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _num_parameters(path: Path) -> int:

@@ -12,6 +12,7 @@ from .registry import (
     resolve_reward,
     reward_and_explanation,
     reward_and_rule,
+    reward_identity,
 )
 from .reward_functions import Explanation, explain, question_only_reward_fn, r1_zero_reward_fn
 
@@ -35,4 +36,5 @@ __all__ = [
     "resolve_reward",
     "reward_and_explanation",
     "reward_and_rule",
+    "reward_identity",
 ]

@@ -1,9 +1,12 @@
 """Reward functions by name, as recipes call them. To add one, add a line to `REWARDS`."""
 
 import difflib
+import inspect
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from trl_r1zero.rewards.benchmarks import (
@@ -70,6 +73,39 @@ def resolve_reward(name: str) -> RewardFn:
     if not callable(function):
         raise ValueError(f"reward: module {module_name!r} has no function {attribute!r}")
     return function
+
+
+def reward_identity(reward_fn: Callable[..., Any]) -> str:
+    """What tells a reward function from others: `module.qualname`, and a partial's arguments.
+
+    It does not depend on how the function was named or is called: wrappers that keep what they
+    wrap in `__wrapped__` count as that, and a function of the script that runs has the script's
+    name for its module, as where the script is imported. Of an instance it is that of its class.
+    """
+    function = inspect.unwrap(reward_fn)
+    if isinstance(function, partial):
+        given = [_argument(value) for value in function.args]
+        given += [f"{key}={_argument(function.keywords[key])}" for key in sorted(function.keywords)]
+        return f"partial({', '.join([reward_identity(function.func), *given])})"
+    # Functions, methods, builtins and classes have a name of their own.
+    has_name = inspect.isroutine(function) or inspect.isclass(function)
+    named: Any = function if has_name else type(function)
+    module = named.__module__
+    if module == "__main__":
+        module = _main_module()
+    return f"{module}.{named.__qualname__}" if module else named.__qualname__
+
+
+def _argument(value: Any) -> str:
+    return reward_identity(value) if callable(value) else repr(value)
+
+
+def _main_module() -> str:
+    """The name by which the script that runs can be imported; __main__ where nothing runs one."""
+    main = vars(sys.modules["__main__"])
+    if main.get("__spec__") is not None:  # python -m
+        return str(main["__spec__"].name)
+    return Path(main["__file__"]).stem if main.get("__file__") else "__main__"
 
 
 def is_correct(parts: Mapping[str, float]) -> bool:

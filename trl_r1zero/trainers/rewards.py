@@ -28,6 +28,7 @@ class TRLReward:
 
     Raises:
         TypeError: `reward_fn` cannot be called.
+        ValueError: `workers` is below 0, or with workers the deadline is not above 0.
     """
 
     def __init__(
@@ -37,6 +38,8 @@ class TRLReward:
             raise TypeError(
                 f"reward_fn must be a function of (response, ground_truth), got {reward_fn!r}"
             )
+        if workers < 0:
+            raise ValueError(f"workers: got {workers}, expected 0 (this process) or more")
         self.reward_fn = reward_fn
         self.__name__ = getattr(reward_fn, "__name__", type(reward_fn).__name__)
         self.pool: RewardPool | None = None

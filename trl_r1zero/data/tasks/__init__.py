@@ -33,8 +33,7 @@ def get_task(name: str, **task_args: Any) -> Task:
 
     Raises:
         ValueError: an unknown task or setting (the text names the nearest), or a value that the
-            task does not admit.
-        TypeError: a setting of the wrong type.
+            task does not admit, such as one of another type.
     """
     if name not in TASKS:
         raise ValueError(unknown_name_message("task", name, TASKS))
@@ -45,7 +44,7 @@ def get_task(name: str, **task_args: Any) -> Task:
         if key not in allowed:
             raise ValueError(f"task {name!r}: " + unknown_name_message("task_arg", key, allowed))
         if not _is_of_type(value, types_of_args[key]):
-            raise TypeError(
+            raise ValueError(
                 f"task {name!r}: {key}: got {value!r} ({type(value).__name__}), expected "
                 f"{getattr(types_of_args[key], '__name__', types_of_args[key])}"
             )

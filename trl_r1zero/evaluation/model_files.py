@@ -1,0 +1,127 @@
+"""Which model it is that is evaluated: more than its name, for a folder is trained into again."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from .files import file_sha256
+
+_ADAPTER_CONFIG = "adapter_config.json"
+# One of them makes a folder a model's.
+_CONFIGS = ("config.json", _ADAPTER_CONFIG)
+# What an answer depends on, by the names that transformers and PEFT write. Other files of a
+# checkpoint (optimizer, trainer's state) change nothing that is sampled.
+_PARTS = {
+    "config": (*_CONFIGS, "generation_config.json"),
+    "tokenizer": (
+        "tokenizer*",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.*",
+        "merges.txt",
+        "*.model",
+    ),
+    "weights": (
+        "*.safetensors",
+        "*.safetensors.index.json",
+        "pytorch_model*.bin",
+        "pytorch_model.bin.index.json",
+        "adapter_model.bin",
+    ),
+}
+# Reading and hashing shards at once; hashlib lets other threads run meanwhile.
+_THREADS = 4
+# 64 bits are enough to see a change, and can be read in a message.
+_DIGITS = 16
+
+
+def model_version(name: str, key: str = "model") -> dict[str, Any]:
+    """What tells a model from another of the same name, as JSON can hold it.
+
+    Of a folder these are the `model_files` (see `model_files`), of a hub id the `model_revision`:
+    the commit that its branch `main` names, as whoever loads the model resolves it. Without a
+    network that is the commit in the cache.
+
+    Args:
+        name: Path of a model's folder, or a hub id.
+        key: What messages call the name.
+
+    Raises:
+        ValueError: There is neither a folder with a model nor a hub's model that can be reached.
+    """
+    if Path(name).is_dir():
+        if not any((Path(name) / config).is_file() for config in _CONFIGS):
+            raise ValueError(
+                f"{key}: the folder {name!r} has no {' and no '.join(_CONFIGS)}, so it is not a "
+                "model's; give the folder that save_pretrained wrote, such as a run's `final`"
+            )
+        return folder_version(name)
+    return {"model_revision": _commit(name, key)}
+
+
+def folder_version(name: str) -> dict[str, Any]:
+    """`model_version` of what somebody else has loaded: empty unless it is a folder here."""
+    return {"model_files": model_files(name)} if Path(name).is_dir() else {}
+
+
+def model_files(folder: str | Path) -> dict[str, Any]:
+    """Fingerprints of a model's folder: of its `config`, its `tokenizer` and its `weights`.
+
+    Each is the first 16 digits of a sha256 over names and contents, so a copy has the same ones. An
+    adapter has also the fingerprints of its base model, `base`, where that is a folder.
+
+    All bytes are read, because fine-tuning may leave most of them as they are. That costs about
+    0.7 GiB a second and core: 5 s for 3 GB, and half a minute for 16 GB in one file, less in
+    several, which are hashed at once. It is paid once in an evaluation, and loading the model then
+    finds the files in memory.
+    """
+    folder = Path(folder)
+    found = {part: _matching(folder, patterns) for part, patterns in _PARTS.items()}
+    files = [file for part in found.values() for file in part]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        hashes = dict(zip(files, threads.map(file_sha256, files), strict=True))
+    prints: dict[str, Any] = {
+        part: _joined([f"{hashes[file]} {file.name}" for file in files])
+        for part, files in found.items()
+        if files
+    }
+    if (folder / _ADAPTER_CONFIG).is_file():
+        base = json.loads((folder / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        base_name = base.get("base_model_name_or_path")
+        if base_name and Path(base_name).is_dir():
+            prints["base"] = model_files(base_name)
+    return prints
+
+
+def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
+    return sorted(files)
+
+
+def _joined(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:_DIGITS]
+
+
+def _commit(name: str, key: str) -> str:
+    """The commit of a hub id: asked for as those ask who load the model, so it is the same."""
+    try:
+        try:
+            path = hf_hub_download(name, _CONFIGS[0])
+        except LocalEntryNotFoundError:
+            raise  # not reachable, while the one below says that the model has no such file
+        except EntryNotFoundError:
+            path = hf_hub_download(name, _ADAPTER_CONFIG)
+    except (OSError, ValueError, EntryNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{key}: there is no folder {name!r}, and no such model of the hub that can be "
+            f"reached ({type(error).__name__}: {reason}); give the path of a model's folder, or a "
+            "hub id"
+        ) from error
+    return Path(path).parent.name  # .../snapshots/COMMIT/config.json
