@@ -162,16 +162,26 @@ class StrictConfig(_Arguments):
 
     def _check_train_batch(self, train_batch_size: int, gradient_accumulation_steps: int) -> None:
         """Every process takes equally many rows, and cuts them into equal micro-batches."""
-        self._require_divisible(
-            "train_batch_size", gradient_accumulation_steps, "gradient_accumulation_steps"
-        )
         processes = self._launched_processes
-        if processes > 1:
-            self._require_divisible(
-                "train_batch_size",
-                gradient_accumulation_steps * processes,
-                f"gradient_accumulation_steps x {processes} processes",
-            )
+        if train_batch_size % (gradient_accumulation_steps * processes) == 0:
+            return
+        of_processes = f" x {processes} processes" if processes > 1 else ""
+        message = (
+            f"train_batch_size ({train_batch_size}) must be divisible by "
+            f"gradient_accumulation_steps{of_processes} ({gradient_accumulation_steps * processes})"
+        )
+        share, rest = divmod(train_batch_size, processes)
+        if share and not rest:
+            # Memory only; another train batch would be another algorithm.
+            fits = max(n for n in range(1, gradient_accumulation_steps + 1) if share % n == 0)
+            raise ValueError(f"{message}; set gradient_accumulation_steps to {fits}")
+        nearest = max(share, 1) * processes
+        raise ValueError(
+            f"{message}, and no gradient_accumulation_steps makes it so: {processes} processes "
+            f"cannot share {train_batch_size} rows evenly; start another number of processes, or "
+            f"change the train batch, which changes the algorithm (train_batch_size {nearest} can "
+            "be shared)"
+        )
 
 
 @dataclass
@@ -235,7 +245,10 @@ class SamplingSettings:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.vllm_server is not None:
             if not self.use_vllm:
-                raise ValueError("vllm_server has settings, but use_vllm is false; set it to true")
+                raise ValueError(
+                    "vllm_server has settings, but use_vllm is false; set use_vllm to true, or "
+                    "vllm_server to null (--vllm_server null)"
+                )
             # Unknown and wrong settings are to be errors now, not after the model is loaded.
             VLLMServerConfig.from_settings(self.vllm_server)
         if self.vllm_check_syncs < 0:
