@@ -20,6 +20,7 @@ import torch
 from trl_r1zero.generation.vllm_server import VLLMServerConfig
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
     from transformers import TrainingArguments as _Arguments
 else:
     # A mixin without bases: a dataclass that inherits the fields of `TrainingArguments` would put
@@ -96,6 +97,7 @@ class StrictConfig(_Arguments):
         if self.bf16 is None and not self.fp16:
             self.bf16 = not self.use_cpu
         super().__post_init__()
+        use_one_gpu(self)
         if self.world_size != self._launched_processes:
             raise ValueError(
                 f"WORLD_SIZE says {self._launched_processes} processes, but there are "
@@ -266,6 +268,17 @@ class SamplingSettings:
                 raise ValueError(
                     f"min_tokens must be between 0 and {name} ({limit}), got {self.min_tokens}"
                 )
+
+
+def use_one_gpu(args: "TrainingArguments") -> None:
+    """Let a process use one GPU of those that it sees; to be called after `__post_init__`.
+
+    transformers wraps the model of a lone process in `nn.DataParallel` over all GPUs in sight,
+    which neither TRL's fused forward nor a server on one of them can bear. The number is set when
+    the cached `_setup_devices` is first computed, so ours has to come after that to last.
+    """
+    _ = args._setup_devices
+    args._n_gpu = min(args._n_gpu, 1)  # 0 on a CPU
 
 
 def default_of(f: dataclasses.Field) -> Any:
