@@ -23,6 +23,7 @@ import copy
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from trl_r1zero.functional import dpo_loss
 from .core_trainer import CoreTrainer
 from .dpo_config import R1ZeroDPOConfig
 from .epochs import EpochsMixin, without_overlong
+from .microbatches import MicroBatchLimits
 from .pair_rows import PairMicroBatch, PairRow, make_pair_microbatch
 from .preference import encode_pair, sum_over_responses
 from .timing import StepTimer
@@ -241,6 +243,11 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
         columns = [losses_B.detach(), *(metadata[name] for name in _OF_METADATA.values())]
         numbers_BK = torch.stack([torch.ones_like(losses_B), *columns], dim=1)
         return losses_B, numbers_BK * micro_batch.in_loss.unsqueeze(1)
+
+    @property
+    def _limits(self) -> MicroBatchLimits:
+        # Both sequences of a pair are as wide as the longer one at least.
+        return replace(super()._limits, width=lambda row: 2 * row.length)
 
     def _record_update(self, batch: Sequence[PairRow]) -> None:
         """Metrics of one optimizer update, over all processes."""
