@@ -73,7 +73,7 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
 
     Raises:
         ValueError: A data set lacks a column or has no row, a row is too long and `overlong` is
-            `error`, or the tokenizer cannot end a response.
+            `error`, the tokenizer cannot end a response, or there is no such `ref_device`.
     """
 
     args: R1ZeroDPOConfig
@@ -98,6 +98,7 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
             raise ValueError(
                 "eval_every is set, but there is no eval_dataset; give one, or set it to None"
             )
+        args.check_ref_device_is_there()
         self.rows_per_microbatch = args.pairs_per_microbatch
         args = copy.copy(args)
         args.gradient_accumulation_steps = 1
