@@ -4,9 +4,11 @@ from functools import partial
 
 import config_checks
 import pytest
+import torch
+from datasets import Dataset
 from trl import DPOConfig
 
-from trl_r1zero.trainers import R1ZeroDPOConfig
+from trl_r1zero.trainers import R1ZeroDPOConfig, R1ZeroDPOTrainer
 from trl_r1zero.trainers.trl_fields import DPO_DERIVED_FIELDS, DPO_UNSUPPORTED_FIELDS
 
 # TRL's fields that mean here what they mean there.
@@ -139,6 +141,23 @@ def test_at_least_1(make, name):
 def test_what_cannot_work_is_an_error(make, settings, message):
     with pytest.raises(ValueError, match=message):
         make(**settings)
+
+
+def test_a_reference_device_that_is_not_there_is_an_error(make, monkeypatch):
+    config = make(ref_device="cuda:1", precompute_ref_log_probs=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    config.check_ref_device_is_there()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(
+        ValueError, match=r"'cuda:1', but this process sees 1 GPUs, cuda:0 .*gpu_ids"
+    ):
+        config.check_ref_device_is_there()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match=r"sees 0 GPUs; launch it"):
+        # Before the model, which there is not, is loaded.
+        pairs = Dataset.from_list([{"instruction": "a", "chosen": "b", "rejected": "c"}])
+        R1ZeroDPOTrainer(model="no/model", args=config, train_dataset=pairs, eval_dataset=pairs)
+    make(ref_device="cpu", precompute_ref_log_probs=False).check_ref_device_is_there()
 
 
 def test_replace(make):

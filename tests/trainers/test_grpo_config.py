@@ -366,7 +366,10 @@ def test_settings_of_the_correction_that_cannot_work(config, settings, message):
         ({"use_vllm": False}, "one_step_off needs use_vllm"),
         ({"loss_type": "reinforce_with_baseline"}, "needs a loss_type .* grpo_clip, grpo_no_clip"),
         ({"old_log_probs": "policy"}, "one_step_off needs old_log_probs: sampler"),
-        ({"vllm_importance_sampling_correction": True}, "has no effect with one_step_off"),
+        (
+            {"vllm_importance_sampling_correction": True},
+            "has no effect with old_log_probs: sampler",
+        ),
         ({"old_log_probs": "smapler"}, "did you mean 'sampler'"),
     ],
 )
@@ -380,6 +383,23 @@ def test_what_one_step_off_needs(config, settings, message):
     assert config(**works).one_step_off
     with pytest.raises(ValueError, match=message):
         config(**{**works, **settings})
+
+
+@pytest.mark.parametrize("name", ["top_p", "top_k", "min_p"])
+def test_the_sampler_cannot_be_filtered_where_the_ratio_is_to_it(config, name):
+    """What vLLM says is the log-probability among the tokens that the filter leaves."""
+    value = {"top_p": 0.9, "top_k": 20, "min_p": 0.1}[name]
+    settings = {name: value, "old_log_probs": "sampler", "loss_type": "grpo_clip"}
+    with pytest.raises(ValueError, match=f"^{name} is {value}, but .* old_log_probs to policy$"):
+        config(use_vllm=True, **settings)
+    assert getattr(config(**settings), name) == value  # transformers: before the filters
+    assert config(use_vllm=True, **{**settings, "old_log_probs": "policy"}).use_vllm
+    assert config(use_vllm=True, old_log_probs="sampler").top_p == 1
+
+
+def test_a_ratio_to_the_sampler_needs_no_correction(config):
+    with pytest.raises(ValueError, match="has no effect with old_log_probs: sampler"):
+        config(**correction(), old_log_probs="sampler")
 
 
 def test_masking_needs_no_bounds(config):
@@ -406,7 +426,8 @@ def test_masking_needs_no_bounds(config):
         ),
         (
             {"train_batch_size": 128, "gradient_accumulation_steps": 3},
-            r"train_batch_size \(128\) must be divisible by gradient_accumulation_steps \(3\); 126",
+            r"train_batch_size \(128\) must be divisible by gradient_accumulation_steps \(3\); "
+            "set gradient_accumulation_steps to 2",
         ),
         ({"group_size": 1}, "group_size must be at least 2, got 1: a baseline needs a group"),
         ({"min_tokens": 1025}, r"min_tokens must be between 0 and max_completion_length \(1024\)"),
@@ -445,9 +466,11 @@ def test_a_process_gets_whole_micro_batches(config):
     with pytest.raises(
         ValueError,
         match=r"train_batch_size \(256\) must be divisible by gradient_accumulation_steps x 3 "
-        r"processes \(384\)",
+        r"processes \(384\), and no gradient_accumulation_steps",
     ):
         config(processes=3)
+    with pytest.raises(ValueError, match=r"set gradient_accumulation_steps to 64$"):
+        config(processes=4)
 
 
 def test_a_process_that_is_alone_among_several_is_an_error(config, monkeypatch):

@@ -12,6 +12,7 @@ from trl_r1zero.trainers.microbatches import (
     plan_microbatches,
     share_rows,
 )
+from trl_r1zero.trainers.pair_rows import PairRow
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,17 @@ def test_rows_are_cut_longest_first():
 def test_the_budget_counts_padding():
     limits = MicroBatchLimits(rows=100, tokens=20)
     assert lengths(cut_rows(rows(10, 9, 5, 5, 5, 5, 2), limits)) == [[10, 9], [5, 5, 5, 5], [2]]
+
+
+def test_the_padding_within_a_pair_counts_too():
+    """Of 12 tokens and 2 x 8 positions: two such pairs are above a budget of 30."""
+    pairs = [PairRow([1, 2], [3] * 6, [4] * 2) for _ in range(2)]
+    assert (pairs[0].num_tokens, pairs[0].length) == (12, 8)
+    limits = MicroBatchLimits(rows=9, tokens=30, width=lambda row: 2 * row.length)
+    assert [len(part) for part in cut_rows(pairs, limits)] == [1, 1]
+    assert padded_share([pairs], limits) == 1 - 24 / 32
+    # One behind the other they have no padding.
+    assert len(cut_rows(pairs, replace(limits, padded=False))) == 1
 
 
 def test_without_padding_the_budget_counts_tokens():

@@ -81,11 +81,12 @@ def four_steps(vllm_server, served_model_folder, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("sharding", ["zero2", "zero3", "fsdp2"])
+@pytest.mark.parametrize("sharding", ["zero2", "zero3"])
 def test_sharded_over_two_processes_the_numbers_are_those_of_one(
     sharding, vllm_server, served_model_folder, four_steps, tmp_path
 ):
-    if sharding.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+    # No FSDP2: on CPUs accelerate ignores its settings, and the run would be a plain DDP.
+    if importlib.util.find_spec("deepspeed") is None:
         pytest.skip("DeepSpeed is not installed: make vllm")
     config = yaml.safe_load((REPOSITORY / "accelerate_configs" / f"{sharding}.yaml").read_text())
     path = tmp_path / "accelerate.yaml"

@@ -227,24 +227,27 @@ def test_a_process_gets_whole_micro_batches(either, processes, share):
         (
             1,
             {"train_batch_size": 40},
-            r"^train_batch_size \(40\) must be divisible by gradient_accumulation_steps \(16\); 32",
+            r"^train_batch_size \(40\) must be divisible by gradient_accumulation_steps \(16\); "
+            "set gradient_accumulation_steps to 10",
         ),
         (
             1,
             {"train_batch_size": 8},
-            r"^train_batch_size \(8\) must be divisible by gradient_accumulation_steps \(16\); 16",
+            r"^train_batch_size \(8\) must be divisible by gradient_accumulation_steps \(16\); "
+            "set gradient_accumulation_steps to 8",
         ),
         (
             3,
             {},
             r"^train_batch_size \(32\) must be divisible by gradient_accumulation_steps x 3 "
-            r"processes \(48\); 48 is",
+            r"processes \(48\), and no gradient_accumulation_steps makes it so: 3 processes cannot "
+            r"share 32 rows .* changes the algorithm \(train_batch_size 30 can be shared\)",
         ),
         (
             4,
             {},
             r"^train_batch_size \(32\) must be divisible by gradient_accumulation_steps x 4 "
-            r"processes \(64\); 64 is",
+            r"processes \(64\); set gradient_accumulation_steps to 8$",
         ),
     ],
 )
@@ -394,7 +397,7 @@ def test_expert_iteration_may_warm_up(ei):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"vllm_server": {}}, "vllm_server has settings, but use_vllm is false"),
+        ({"vllm_server": {}}, "set use_vllm to true, or vllm_server to null"),
         ({"use_vllm": True, "vllm_server": {"gpus": 1}}, "gpus"),
         ({"vllm_check_syncs": -1}, "vllm_check_syncs must be at least 0, got -1"),
         ({"vllm_request_timeout": 0}, "vllm_request_timeout must be above 0 seconds, got 0"),

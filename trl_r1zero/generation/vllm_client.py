@@ -7,6 +7,7 @@ shown in the server's own words.
 
 import asyncio
 import contextlib
+import errno
 import json
 import math
 import queue
@@ -20,10 +21,12 @@ import aiohttp
 import requests
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from .open_files import limit_in_words, room_for_connections
 from .sampling import Completion, SamplingConfig, check_context, check_rows
 from .vllm_server import VLLMServer, VLLMServerConfig, VLLMServerError
 
-# More than vLLM runs at a time by default (max_num_seqs): its waiting queue must not run dry.
+# More than vLLM runs at a time by default (max_num_seqs): its waiting queue must not run dry. Where
+# this process may not open so many files, it is fewer; the rest waits here.
 _MAX_CONCURRENT_REQUESTS = 1024
 
 
@@ -130,8 +133,8 @@ class VLLMServerEngine:
         Raises:
             ValueError: A prompt is empty or, with `max_tokens`, longer than the server's context;
                 the number of seeds is wrong.
-            VLLMServerError: The server refused a request.
-            VLLMConnectionError: It cannot be reached, or cut a request off.
+            VLLMServerError: The server refused a request, or this process may open no more files.
+            VLLMConnectionError: The server cannot be reached, or cut a request off.
         """
         check_rows(prompt_ids, seeds)
         check_context(prompt_ids, sampling.max_tokens, self.max_model_len)
@@ -256,11 +259,17 @@ class VLLMServerEngine:
         self, path: str, bodies: list[dict[str, Any]]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Answers to all requests, each as it comes; the first error ends it and is raised."""
+        wanted = min(len(bodies), _MAX_CONCURRENT_REQUESTS)
+        connections = room_for_connections(wanted)
+        if wanted and connections < 1:
+            raise VLLMServerError(
+                f"there is no room for a connection to the vLLM server: {limit_in_words()}"
+            )
         answers: queue.SimpleQueue[tuple[int, dict[str, Any]] | BaseException | None] = (
             queue.SimpleQueue()
         )
         loop = asyncio.new_event_loop()
-        sending = loop.create_task(self._post_all_async(path, bodies, answers))
+        sending = loop.create_task(self._post_all_async(path, bodies, answers, connections))
         # A thread with a loop of its own: the caller's thread may be running one (notebooks do).
         thread = threading.Thread(target=_run, args=(loop, sending, answers), daemon=True)
         thread.start()
@@ -280,13 +289,14 @@ class VLLMServerEngine:
         path: str,
         bodies: list[dict[str, Any]],
         answers: "queue.SimpleQueue[Any]",
+        connections: int,
     ) -> None:
         timeout = aiohttp.ClientTimeout(
             total=None,
             sock_connect=self.connect_timeout_seconds,
             sock_read=self.read_timeout_seconds,
         )
-        connector = aiohttp.TCPConnector(limit=_MAX_CONCURRENT_REQUESTS)
+        connector = aiohttp.TCPConnector(limit=max(connections, 1))  # 0 would be any number
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
 
             async def post(row: int, body: dict[str, Any]) -> None:
@@ -303,8 +313,14 @@ class VLLMServerEngine:
                 for row, body in enumerate(bodies):
                     group.create_task(post(row, body))
 
-    def _connection_error(self, path: str, error: BaseException) -> VLLMConnectionError:
+    def _connection_error(self, path: str, error: BaseException) -> VLLMServerError:
         details = str(error) or type(error).__name__
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            # Not a `VLLMConnectionError`: nothing is wrong with the server.
+            return VLLMServerError(
+                f"no connection to the vLLM server at {self.base_url} for {path} ({details}): "
+                f"{limit_in_words()}"
+            )
         return VLLMConnectionError(
             f"the vLLM server at {self.base_url} did not answer {path}: {details}"
         )

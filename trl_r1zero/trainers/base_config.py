@@ -20,6 +20,7 @@ import torch
 from trl_r1zero.generation.vllm_server import VLLMServerConfig
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
     from transformers import TrainingArguments as _Arguments
 else:
     # A mixin without bases: a dataclass that inherits the fields of `TrainingArguments` would put
@@ -96,6 +97,7 @@ class StrictConfig(_Arguments):
         if self.bf16 is None and not self.fp16:
             self.bf16 = not self.use_cpu
         super().__post_init__()
+        use_one_gpu(self)
         if self.world_size != self._launched_processes:
             raise ValueError(
                 f"WORLD_SIZE says {self._launched_processes} processes, but there are "
@@ -162,16 +164,26 @@ class StrictConfig(_Arguments):
 
     def _check_train_batch(self, train_batch_size: int, gradient_accumulation_steps: int) -> None:
         """Every process takes equally many rows, and cuts them into equal micro-batches."""
-        self._require_divisible(
-            "train_batch_size", gradient_accumulation_steps, "gradient_accumulation_steps"
-        )
         processes = self._launched_processes
-        if processes > 1:
-            self._require_divisible(
-                "train_batch_size",
-                gradient_accumulation_steps * processes,
-                f"gradient_accumulation_steps x {processes} processes",
-            )
+        if train_batch_size % (gradient_accumulation_steps * processes) == 0:
+            return
+        of_processes = f" x {processes} processes" if processes > 1 else ""
+        message = (
+            f"train_batch_size ({train_batch_size}) must be divisible by "
+            f"gradient_accumulation_steps{of_processes} ({gradient_accumulation_steps * processes})"
+        )
+        share, rest = divmod(train_batch_size, processes)
+        if share and not rest:
+            # Memory only; another train batch would be another algorithm.
+            fits = max(n for n in range(1, gradient_accumulation_steps + 1) if share % n == 0)
+            raise ValueError(f"{message}; set gradient_accumulation_steps to {fits}")
+        nearest = max(share, 1) * processes
+        raise ValueError(
+            f"{message}, and no gradient_accumulation_steps makes it so: {processes} processes "
+            f"cannot share {train_batch_size} rows evenly; start another number of processes, or "
+            f"change the train batch, which changes the algorithm (train_batch_size {nearest} can "
+            "be shared)"
+        )
 
 
 @dataclass
@@ -235,7 +247,10 @@ class SamplingSettings:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.vllm_server is not None:
             if not self.use_vllm:
-                raise ValueError("vllm_server has settings, but use_vllm is false; set it to true")
+                raise ValueError(
+                    "vllm_server has settings, but use_vllm is false; set use_vllm to true, or "
+                    "vllm_server to null (--vllm_server null)"
+                )
             # Unknown and wrong settings are to be errors now, not after the model is loaded.
             VLLMServerConfig.from_settings(self.vllm_server)
         if self.vllm_check_syncs < 0:
@@ -253,6 +268,17 @@ class SamplingSettings:
                 raise ValueError(
                     f"min_tokens must be between 0 and {name} ({limit}), got {self.min_tokens}"
                 )
+
+
+def use_one_gpu(args: "TrainingArguments") -> None:
+    """Let a process use one GPU of those that it sees; to be called after `__post_init__`.
+
+    transformers wraps the model of a lone process in `nn.DataParallel` over all GPUs in sight,
+    which neither TRL's fused forward nor a server on one of them can bear. The number is set when
+    the cached `_setup_devices` is first computed, so ours has to come after that to last.
+    """
+    _ = args._setup_devices
+    args._n_gpu = min(args._n_gpu, 1)  # 0 on a CPU
 
 
 def default_of(f: dataclasses.Field) -> Any:

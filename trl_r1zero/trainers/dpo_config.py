@@ -83,6 +83,20 @@ class R1ZeroDPOConfig(EpochSettings, DPOConfig):
                 f"ref_device must be a device such as cuda:1 or cpu, got {name!r} ({error})"
             ) from error
 
+    def check_ref_device_is_there(self) -> None:
+        """Raise a ValueError if this process does not see `ref_device`.
+
+        Not a matter of the settings alone: a recipe may be read on another machine than it runs on.
+        """
+        name, gpus = self.ref_device, torch.cuda.device_count()
+        device = torch.device(name or "cpu")
+        if device.type == "cuda" and (device.index or 0) >= gpus:
+            raise ValueError(
+                f"ref_device is {name!r}, but this process sees {gpus} GPUs"
+                f"{f', cuda:0 to cuda:{gpus - 1}' if gpus else ''}; launch it with more of them, "
+                "such as `accelerate launch --gpu_ids 0,1 ...`, or name another device"
+            )
+
     def _derived_values(self) -> dict[str, Any]:
         return {
             **super()._derived_values(),

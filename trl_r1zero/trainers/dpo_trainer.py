@@ -23,6 +23,7 @@ import copy
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from trl_r1zero.functional import dpo_loss
 from .core_trainer import CoreTrainer
 from .dpo_config import R1ZeroDPOConfig
 from .epochs import EpochsMixin, without_overlong
+from .microbatches import MicroBatchLimits
 from .pair_rows import PairMicroBatch, PairRow, make_pair_microbatch
 from .preference import encode_pair, sum_over_responses
 from .timing import StepTimer
@@ -71,7 +73,7 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
 
     Raises:
         ValueError: A data set lacks a column or has no row, a row is too long and `overlong` is
-            `error`, or the tokenizer cannot end a response.
+            `error`, the tokenizer cannot end a response, or there is no such `ref_device`.
     """
 
     args: R1ZeroDPOConfig
@@ -96,6 +98,7 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
             raise ValueError(
                 "eval_every is set, but there is no eval_dataset; give one, or set it to None"
             )
+        args.check_ref_device_is_there()
         self.rows_per_microbatch = args.pairs_per_microbatch
         args = copy.copy(args)
         args.gradient_accumulation_steps = 1
@@ -241,6 +244,11 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
         columns = [losses_B.detach(), *(metadata[name] for name in _OF_METADATA.values())]
         numbers_BK = torch.stack([torch.ones_like(losses_B), *columns], dim=1)
         return losses_B, numbers_BK * micro_batch.in_loss.unsqueeze(1)
+
+    @property
+    def _limits(self) -> MicroBatchLimits:
+        # Both sequences of a pair are as wide as the longer one at least.
+        return replace(super()._limits, width=lambda row: 2 * row.length)
 
     def _record_update(self, batch: Sequence[PairRow]) -> None:
         """Metrics of one optimizer update, over all processes."""

@@ -120,6 +120,7 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
     def _check(self) -> None:
         self._check_names()
         self._check_sampler_correction()
+        self._check_sampler_filters()
         self._check_one_step_off()
         self.check_sampling()
         self._check_batch_sizes()
@@ -214,6 +215,11 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
                     f"{correction} needs use_vllm: without it the trainer's own model samples, and "
                     f"there is nothing to correct; remove it or set use_vllm to true"
                 )
+            if self.old_log_probs == "sampler":
+                raise ValueError(
+                    f"{correction} has no effect with old_log_probs: sampler, whose ratio is "
+                    "already that of the sampler; set it to false, or old_log_probs to policy"
+                )
             return
         defaults = {f.name: default_of(f) for f in fields(self)}
         for part in ("mode", "clip_max", "clip_min"):
@@ -222,6 +228,20 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
                 raise ValueError(
                     f"{name} is used by {correction} only, and that is off; got "
                     f"{getattr(self, name)!r}, remove it or set {correction} to true"
+                )
+
+    def _check_sampler_filters(self) -> None:
+        """vLLM's log-probabilities are of what is left after the filters, the policy's of all."""
+        if not self.use_vllm or self.old_log_probs != "sampler":
+            return
+        off: dict[str, tuple[Any, ...]] = {"top_p": (1,), "top_k": (0, -1), "min_p": (None, 0)}
+        for name, values in off.items():
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but with use_vllm and old_log_probs: "
+                    "sampler the ratio compares the policy over all tokens with the sampler over "
+                    f"those that {name} leaves; set {name} to {values[0]}, or old_log_probs to "
+                    "policy"
                 )
 
     def _check_one_step_off(self) -> None:
@@ -242,11 +262,6 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
             raise ValueError(
                 "one_step_off needs old_log_probs: sampler, for the policy that sampled is gone "
                 f"when its rollouts are there; got {self.old_log_probs}"
-            )
-        if self.vllm_importance_sampling_correction:
-            raise ValueError(
-                "vllm_importance_sampling_correction has no effect with one_step_off, whose ratio "
-                "is already that of the sampler; set it to false"
             )
 
     def _check_batch_sizes(self) -> None:

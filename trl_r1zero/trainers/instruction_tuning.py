@@ -15,7 +15,7 @@ from transformers import (
 
 from trl_r1zero.data.packing import PackedSFTDataset
 
-from .base_config import knob
+from .base_config import knob, use_one_gpu
 from .progress import ProgressCallback, use_progress_callback
 from .run_folder import RunFolderCallback
 from .wandb_axes import use_wandb_axes
@@ -61,6 +61,7 @@ class InstructionTuningConfig(TrainingArguments):
         given = self.gradient_accumulation_steps
         self.gradient_accumulation_steps = 1
         super().__post_init__()
+        use_one_gpu(self)
         at_a_time = self.per_device_train_batch_size * self.world_size
         if self.total_batch_size < 1 or self.total_batch_size % at_a_time:
             raise ValueError(

@@ -7,7 +7,7 @@ upon.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -38,6 +38,10 @@ class PaddedRows:
     lengths: list[int]
 
 
+def _num_tokens(row: Row) -> int:
+    return row.num_tokens
+
+
 @dataclass(frozen=True)
 class MicroBatchLimits:
     """What a micro-batch may hold. One row is always admitted.
@@ -47,11 +51,14 @@ class MicroBatchLimits:
         tokens: Tokens at most, padding included; None for any number.
         padded: Whether rows are padded to the longest of their micro-batch; otherwise they stand
             one behind the other.
+        width: Tokens of a row, with the padding that it has whatever is beside it: that of a pair
+            is twice its longer sequence.
     """
 
     rows: int
     tokens: int | None = None
     padded: bool = True
+    width: Callable[[Any], int] = _num_tokens
 
 
 def plan_microbatches(
@@ -103,18 +110,19 @@ def cut_rows(rows: Sequence[R], limits: MicroBatchLimits) -> list[list[R]]:
     Rows of like lengths come together, so there is little padding; and a run that does not fit into
     memory fails at once.
     """
+    size = limits.width if limits.padded else _num_tokens
     parts: list[list[R]] = []
     width = total = 0  # of the part at work: its longest row, and the tokens of all of its rows
-    for row in longest_first(rows):
+    for row in sorted(rows, key=lambda row: -size(row)):
         part = parts[-1] if parts else []
-        tokens = (len(part) + 1) * width if limits.padded else total + row.num_tokens
+        tokens = (len(part) + 1) * width if limits.padded else total + size(row)
         full = len(part) == limits.rows or (limits.tokens is not None and tokens > limits.tokens)
         if not part or full:
             parts.append([row])
-            width = total = row.num_tokens
+            width = total = size(row)
         else:
             part.append(row)
-            total += row.num_tokens
+            total += size(row)
     return parts
 
 
@@ -128,4 +136,4 @@ def padded_share(parts: Sequence[Sequence[Row]], limits: MicroBatchLimits) -> fl
     real = sum(row.num_tokens for part in parts for row in part)
     if not limits.padded:
         return 0.0
-    return 1 - real / sum(len(part) * max(row.num_tokens for row in part) for part in parts)
+    return 1 - real / sum(len(part) * max(map(limits.width, part)) for part in parts)

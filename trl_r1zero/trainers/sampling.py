@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object
 from datasets import Dataset
 from torch import Tensor
 from tqdm import tqdm
@@ -55,6 +56,32 @@ class GradedSample:
     metrics: dict[str, float]
 
 
+def check_sharding(accelerator: Accelerator, gather_zero3: bool) -> None:
+    """Raise a ValueError where transformers' sampling would gather weights at every token.
+
+    All processes have to take part in that, and they decode different numbers of tokens: the first
+    one that is done would leave the others waiting, or meet them in another collective call.
+    """
+    if accelerator.num_processes == 1:
+        return
+    kind = accelerator.distributed_type
+    if kind == DistributedType.FSDP:
+        sharded, instead = "FSDP shares out the weights", "share out less (multi_gpu.yaml)"
+    elif (
+        kind == DistributedType.DEEPSPEED
+        and accelerator.state.deepspeed_plugin.zero_stage == 3
+        and not gather_zero3
+    ):
+        sharded = "ZeRO-3 shares out the weights and ds3_gather_for_generation is false"
+        instead = "set ds3_gather_for_generation to true"
+    else:
+        return
+    raise ValueError(
+        f"use_vllm is false, but {sharded}: processes that sample different numbers of tokens "
+        f"would wait for one another for ever; set use_vllm to true, or {instead}"
+    )
+
+
 class SamplingMixin(CoreTrainer):
     """Completions of the current policy, from transformers or from a vLLM server, and rewards.
 
@@ -74,6 +101,8 @@ class SamplingMixin(CoreTrainer):
         self._dist = DistributedBackend(self.accelerator)
         if self.args.use_vllm:
             self.server = self._connect_to_server()
+        elif self.args.eval_every is not None:  # without validation, SFT samples nothing
+            check_sharding(self.accelerator, self.args.ds3_gather_for_generation)
 
     def _prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """Token ids of formatted prompts, with the tokenizer's own special tokens."""
@@ -100,6 +129,7 @@ class SamplingMixin(CoreTrainer):
                 prompt_ids, sampling, seeds, description=description, show_progress=show_progress
             )
             return prompt_ids, completions
+        check_sharding(self.accelerator, self.args.ds3_gather_for_generation)
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
