@@ -113,16 +113,17 @@ def cut_rows(rows: Sequence[R], limits: MicroBatchLimits) -> list[list[R]]:
     size = limits.width if limits.padded else _num_tokens
     parts: list[list[R]] = []
     width = total = 0  # of the part at work: its longest row, and the tokens of all of its rows
-    for row in sorted(rows, key=lambda row: -size(row)):
+    for row in longest_first(rows):
         part = parts[-1] if parts else []
-        tokens = (len(part) + 1) * width if limits.padded else total + size(row)
+        widest = max(width, size(row))
+        tokens = (len(part) + 1) * widest if limits.padded else total + size(row)
         full = len(part) == limits.rows or (limits.tokens is not None and tokens > limits.tokens)
         if not part or full:
             parts.append([row])
             width = total = size(row)
         else:
             part.append(row)
-            total += size(row)
+            width, total = widest, total + size(row)
     return parts
 
 
