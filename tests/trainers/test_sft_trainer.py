@@ -1,6 +1,7 @@
 """The SFT trainer on real tiny models: its arithmetic, its rows, its files, its resume."""
 
 import copy
+import inspect
 import json
 import logging
 import math
@@ -289,9 +290,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tokenizer, tmp_path, updates)
     assert torch.equal(flat(whole.model.parameters()), flat(resumed.model.parameters()))
 
 
-def test_entropies_that_a_backend_does_not_give_are_the_policys_own(tokenizer, tmp_path):
+@pytest.mark.parametrize("settings", [{}, {"max_tokens_per_microbatch": 60}])
+def test_entropies_that_a_backend_does_not_give_are_the_policys_own(
+    settings, tokenizer, tmp_path, monkeypatch
+):
     """Sampled by transformers, which has them; computed as they are for a vLLM server."""
-    trainer = make_sft_trainer(tokenizer, tmp_path, min_tokens=0)
+    trainer = make_sft_trainer(tokenizer, tmp_path, min_tokens=0, **settings)
     prompts = TASK.eval_dataset["prompt"][:5]
     prompt_ids, completions = trainer._sample_completions(
         prompts, trainer.eval_sampling, list(range(5)), batch_size=None, description=""
@@ -300,10 +304,25 @@ def test_entropies_that_a_backend_does_not_give_are_the_policys_own(tokenizer, t
     for completion in completions:
         completion.entropies = None
     trainer.server = "a server"
+    seen, forward = [], trainer.model.forward
+
+    def record(input_ids, **inputs):
+        seen.append((*input_ids.shape, inputs["use_cache"]))
+        return forward(input_ids=input_ids, **inputs)
+
+    monkeypatch.setattr(trainer.model, "forward", record)
+    # What the forward can be told is read off the real one.
+    trainer._forward_parameters = inspect.signature(forward).parameters
     trainer._fill_in_entropies(prompt_ids, completions, trainer.eval_sampling)
     for completion, entropies in zip(completions, expected, strict=True):
         assert len(entropies) == len(completion.token_ids) > 1
         assert completion.entropies == pytest.approx(entropies, abs=1e-5)
+    assert sum(rows for rows, _, _ in seen) == 5
+    limit = settings.get("max_tokens_per_microbatch")
+    for rows, width, use_cache in seen:
+        assert not use_cache
+        assert limit is None or rows == 1 or rows * width <= limit
+    assert len(seen) >= (1 if limit is None else 2)
 
 
 def test_lora_trains_the_adapter_only(tokenizer, tmp_path):

@@ -117,7 +117,12 @@ class CoreTrainer(Trainer):
         return inspect.signature(model.forward).parameters
 
     def _log_probs(
-        self, model: Any, rows: PaddedRows, temperature: float, return_token_entropy: bool = False
+        self,
+        model: Any,
+        rows: PaddedRows,
+        temperature: float,
+        return_token_entropy: bool = False,
+        fused: bool = True,
     ) -> dict[str, Tensor]:
         """Log-probabilities (B, T) of the tokens that the response mask selects; 0 or anything
         elsewhere.
@@ -130,6 +135,7 @@ class CoreTrainer(Trainer):
             rows: On the device of the model.
             temperature: Of the fused head too, where that is used.
             return_token_entropy: Whether to return `token_entropy` besides `log_probs`.
+            fused: Whether the fused head may be used, where there is one.
         """
         inputs: dict[str, Any] = {}
         ids, labels, mask = rows.input_ids, rows.labels, rows.response_mask
@@ -141,7 +147,7 @@ class CoreTrainer(Trainer):
             inputs["position_ids"] = columns_T.expand_as(ids)[real_BT].unsqueeze(0)
             ids, labels, mask = (t[real_BT].unsqueeze(0) for t in (ids, labels, mask))
         with self.accelerator.autocast():
-            if self.fused_lm_head:
+            if self.fused_lm_head and fused:
                 output = model(
                     input_ids=ids,
                     shift_labels=labels.masked_fill(~mask, -100),

@@ -21,6 +21,7 @@ from trl_r1zero.generation import Completion, SamplingConfig, TransformersEngine
 from trl_r1zero.generation.vllm_server import VLLMServerConfig
 
 from .core_trainer import CoreTrainer
+from .microbatches import PaddedRows, cut_rows
 from .server_generation import ServerAddress, ServerGeneration
 
 
@@ -80,6 +81,14 @@ def check_sharding(accelerator: Accelerator, gather_zero3: bool) -> None:
         f"use_vllm is false, but {sharded}: processes that sample different numbers of tokens "
         f"would wait for one another for ever; set use_vllm to true, or {instead}"
     )
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """A prompt with its completion: its number, and the tokens of both."""
+
+    number: int
+    num_tokens: int
 
 
 class SamplingMixin(CoreTrainer):
@@ -220,34 +229,46 @@ class SamplingMixin(CoreTrainer):
     ) -> None:
         """Entropies of completions whose backend gives none, as vLLM's, by the policy itself.
 
-        A collective call with equally many completions on each process.
+        In micro-batches like training's. A collective call with equally many completions, and at
+        least one, on each process.
         """
         if self.server is None:
             return
-        order = sorted(range(len(completions)), key=lambda row: -len(completions[row].token_ids))
+        device = self.accelerator.device
+        sampled = [
+            _Sampled(number, len(prompt) + len(completion.token_ids))
+            for number, (prompt, completion) in enumerate(zip(prompt_ids, completions, strict=True))
+        ]
+        parts = cut_rows(sampled, self._limits)
+        # Weights that are shared out want equally many forwards of each process.
+        count = torch.tensor([len(parts)], device=device)
+        most = int(self.accelerator.gather(count).max().item())
+        parts += [parts[-1][-1:]] * (most - len(parts))
         was_training = self.model.training
         self.model.eval()
-        for start in range(0, len(order), self.rows_per_microbatch):
-            rows = order[start : start + self.rows_per_microbatch]
+        for part in parts:
             tensors = pad_and_shift(
-                [prompt_ids[row] for row in rows],
-                [completions[row].token_ids for row in rows],
+                [prompt_ids[row.number] for row in part],
+                [completions[row.number].token_ids for row in part],
                 self._tokenizer.pad_token_id,
             )
-            device = self.accelerator.device
-            with torch.no_grad(), self.accelerator.autocast():
-                output = get_response_log_probs(
+            rows = PaddedRows(
+                **{name: tensor.to(device) for name, tensor in tensors.items()},
+                lengths=[row.num_tokens - 1 for row in part],
+            )
+            with torch.no_grad():
+                output = self._log_probs(
                     self.model,
-                    tensors["input_ids"].to(device),
-                    tensors["labels"].to(device),
+                    rows,
+                    sampling.temperature or 1.0,  # greedy: of the model itself
                     return_token_entropy=True,
-                    temperature=sampling.temperature or 1.0,  # greedy: of the model itself
+                    fused=False,  # its temperature is that of training
                 )
             entropies_BT = output["token_entropy"].float().cpu()
             for row, entropy_T, mask_T in zip(
-                rows, entropies_BT, tensors["response_mask"], strict=True
+                part, entropies_BT, tensors["response_mask"], strict=True
             ):
-                completions[row].entropies = entropy_T[mask_T].tolist()
+                completions[row.number].entropies = entropy_T[mask_T].tolist()
         self.model.train(was_training)
 
     # The vLLM server
