@@ -310,8 +310,8 @@ class Difference:
         questions: Of the last validations over questions, for these very runs: whether other
             questions would show it too, not whether other seeds would. None where the generations
             are not there, or not of the same questions.
-        lost: In words, of which group how many runs did not reach the end, or diverged: they are
-            the worse ones, so that a difference between the others is none between the groups.
+        lost: In words, of which group how many runs did not reach the end, or diverged: they may
+            be the worse ones, so that a difference between the others is none between the groups.
         outlasts_holm: Whether `last` is significant among all comparisons, see `holm`.
     """
 

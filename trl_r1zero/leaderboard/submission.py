@@ -121,9 +121,8 @@ def seal_submission(
         "entry": entry,
         **accuracy_of(read.rows),
         "seconds": round(final["time"] - clock_start(events), 3),
-        "grpo_steps": final[
-            "grpo_step"
-        ],  # of the weights: a step that a kill undid is on the clock
+        # Those of the weights: a step that a kill undid is on the clock too.
+        "grpo_steps": final["grpo_step"],
         "rules": [
             {
                 "rule": check.rule,

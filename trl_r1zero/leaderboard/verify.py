@@ -2,8 +2,8 @@
 
 Every number that submission.json states is computed again from the other files, and every rule is
 held against what they say; its `rules`, what the runner found, are for people, and are not read.
-What files cannot show (that nobody made all of them up together) they
-do not show: a record is to be run again by somebody else.
+What files cannot show (that nobody made all of them up together) they do not show: a record is to
+be run again by somebody else.
 """
 
 import json
