@@ -19,6 +19,7 @@ LAYERS = (
     "functional",
     "rewards",
     "data",
+    "devices",
     "generation",
     "evaluation",
     "trainers",
