@@ -23,6 +23,7 @@ from trl.trainer.utils import use_adapter
 from trl_r1zero.functional import get_response_log_probs
 
 from .microbatches import MicroBatchLimits, PaddedRows
+from .one_device import check_device, loaded_onto_one_device
 from .profile import ProfileCallback
 from .progress import ProgressCallback, use_progress_callback
 from .run_folder import RunFolderCallback, checkpoint_to_resume
@@ -50,6 +51,11 @@ class CoreTrainer(Trainer):
     timer: StepTimer
     _metrics: Any  # TRL's: lists of numbers by mode and name
     _tokenizer: PreTrainedTokenizerBase
+
+    def __init__(self, *, model: Any, args: Any, **others: Any) -> None:
+        check_device(args)
+        with loaded_onto_one_device(args, model):
+            super().__init__(model=model, args=args, **others)
 
     def _set_up(self) -> None:
         """To be called at the end of `__init__`."""
