@@ -46,7 +46,7 @@ def resolve_server(
         trainer_on_cuda=trainer_on_cuda,
         server_on_cuda=server_on_cuda,
         server_devices=None if config.devices is None else str(config.devices),
-        num_server_devices=config.tensor_parallel_size * config.data_parallel_size,
+        num_server_devices=config.num_devices,
     )
     placement = replace(
         placement, sleep_level=_sleep_level(config, placement, samples_while_training)

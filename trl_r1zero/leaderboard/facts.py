@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from transformers import AutoConfig
 
 from trl_r1zero.data.prompts import Prompt
+from trl_r1zero.devices import MachineFacts, machine_facts, place
 from trl_r1zero.evaluation.files import file_sha256
+from trl_r1zero.generation.vllm_server import VLLMServerConfig, is_cpu_build
 from trl_r1zero.rewards import REWARDS, reward_identity
 from trl_r1zero.task_arguments import LoadedTask
 
@@ -114,23 +115,19 @@ def model_facts(name: str, revision: str | None) -> dict[str, Any]:
 
 
 def hardware_facts(values: Mapping[str, Any], num_processes: int, use_cpu: bool) -> dict[str, Any]:
-    """GPUs of the trainer's processes and of the server together, at most, and the machine's CPUs.
+    """GPUs of the trainer's processes and of the server together, and the machine's CPUs.
 
-    A process alone counts all GPUs that it sees, for nothing keeps its model on one of them. Of
-    several each has one; what the server shares with them counts twice: that is never fewer than
-    there are.
+    A process keeps to one GPU (`one_device`); where the server is, `place` decides, as in the run.
     """
     num_gpus, names = 0, []
-    if torch.cuda.is_available() and not use_cpu:
-        count = torch.cuda.device_count()
-        names = [torch.cuda.get_device_name(index) for index in range(count)]
-        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-        visible = set(map(str, range(count)) if hidden is None else _listed(hidden)[:count])
-        server = set()
+    machine = machine_facts()
+    if machine.devices and not use_cpu:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", num_processes))
+        used = set(range(local))
         if values["use_vllm"]:
-            devices = (values["vllm_server"] or {}).get("devices")
-            server = visible if devices is None else set(_listed(str(devices)))
-        num_gpus = len(visible | server) if num_processes == 1 else num_processes + len(server)
+            used |= set(_server_devices(values["vllm_server"] or {}, machine, local))
+        names = [device.name for number, device in enumerate(machine.devices) if number in used]
+        num_gpus = num_processes - local + len(used)
     return {
         "num_gpus": num_gpus,
         "gpu_names": names,
@@ -140,8 +137,18 @@ def hardware_facts(values: Mapping[str, Any], num_processes: int, use_cpu: bool)
     }
 
 
-def _listed(devices: str) -> list[str]:
-    return [device.strip() for device in devices.split(",")]
+def _server_devices(
+    settings: Mapping[str, Any], machine: MachineFacts, num_trainers: int
+) -> tuple[int, ...]:
+    config = VLLMServerConfig.from_settings(settings)
+    return place(
+        machine.visible,
+        num_trainers=num_trainers,
+        trainer_on_cuda=True,
+        server_on_cuda=not is_cpu_build(),
+        server_devices=None if config.devices is None else str(config.devices),
+        num_server_devices=config.num_devices,
+    ).server
 
 
 def _source_facts(source: str | None) -> dict[str, Any]:
