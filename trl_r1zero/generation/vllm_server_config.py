@@ -75,6 +75,12 @@ class VLLMServerConfig:
         "that a trainer finds later, nccl on GPUs and gloo on CPUs. none: never, and the endpoints "
         "for it stay closed.",
     )
+    sleep_level: int | None = _setting(
+        None,
+        "0: the server keeps its memory while the trainer trains. 2: it gives it up, and gets its "
+        "weights again before it samples. 1: the same, but it keeps a copy of its weights in the "
+        "host's memory. Unset: 2 on a GPU that it shares with the trainer, else 0.",
+    )
     startup_timeout_seconds: float = _setting(600.0, "How long the start may take.")
     extra_args: list[str] = field(
         default_factory=list,
@@ -111,11 +117,18 @@ class VLLMServerConfig:
                 self.weight_transfer in WEIGHT_TRANSFERS,
                 f"one of {', '.join(WEIGHT_TRANSFERS)}",
             ),
+            "sleep_level": (self._unset_or("sleep_level", 0, 2), "0, 1 or 2"),
             "startup_timeout_seconds": (self.startup_timeout_seconds > 0, "above 0"),
         }
         for name, (holds, allowed) in rules.items():
             if not holds:
                 raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
+        if self.sleep_level and self.weight_transfer == "none":
+            raise ValueError(
+                f"sleep_level is {self.sleep_level}, but weight_transfer is none, and with it the "
+                "endpoints for sleeping stay closed; set sleep_level to 0, or weight_transfer to "
+                "auto"
+            )
 
     def _unset_or(self, name: str, least: int, most: float = float("inf")) -> bool:
         value = getattr(self, name)

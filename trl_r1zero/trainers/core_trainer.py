@@ -75,6 +75,7 @@ class CoreTrainer(Trainer):
 
         Every process has equally many of them.
         """
+        self._make_room()
         loss = torch.zeros((), device=self.accelerator.device)
         for number, micro_batch in enumerate(micro_batches, start=1):
             is_last = number == len(micro_batches)
@@ -89,6 +90,10 @@ class CoreTrainer(Trainer):
                     self.accelerator.backward(piece)
             loss += piece.detach()
         return loss
+
+    def _make_room(self) -> None:
+        """To be called before forward passes: whoever shares the device gives up its memory; a
+        collective call. Nobody does, unless a subclass says so."""
 
     def _mean_over_processes(self, *numbers: float) -> list[float]:
         """The mean of each number over the processes; a collective call."""

@@ -235,6 +235,7 @@ class SamplingMixin(CoreTrainer):
         """
         if self.server is None:
             return
+        self._make_room()
         device = self.accelerator.device
         sampled = [
             _Sampled(number, len(prompt) + len(completion.token_ids))
@@ -301,6 +302,7 @@ class SamplingMixin(CoreTrainer):
             log_path=Path(args.output_dir or ".", "vllm_server.log"),
             group_port=args.vllm_group_port,
             request_timeout_seconds=args.vllm_request_timeout,
+            timer=self.timer,
         )
 
     def _sync_server(self) -> None:
@@ -308,12 +310,26 @@ class SamplingMixin(CoreTrainer):
         assert self.server is not None
         if self._synced_step == self.state.global_step:
             return
-        with self.timer.part("weight_sync"):
-            self.server.sync_weights()
+        self.server.sync_weights()
         self._synced_step = self.state.global_step
         if self._num_syncs < self.args.vllm_check_syncs:
             self.check_server()
         self._num_syncs += 1
+
+    def _make_room(self) -> None:
+        """Let a server that sleeps do so, until it is to sample again."""
+        if self.server is not None:
+            self.server.release()
+
+    @property
+    def _server_parts(self) -> list[str]:
+        """Parts of an update's time that there are with the server."""
+        if self.server is None:
+            return []
+        return [
+            "weight_sync",
+            *(["server_sleep", "server_wake"] if self.server.sleep_level else []),
+        ]
 
     def check_server(self) -> float:
         """Compare the server's and the trainer's log-probabilities of a probe, the first prompt.
