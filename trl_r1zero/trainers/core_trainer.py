@@ -23,6 +23,7 @@ from trl.trainer.utils import use_adapter
 from trl_r1zero.functional import get_response_log_probs
 
 from .microbatches import MicroBatchLimits, PaddedRows
+from .optimizer_state import check_second_moment
 from .profile import ProfileCallback
 from .progress import ProgressCallback, use_progress_callback
 from .run_folder import RunFolderCallback, checkpoint_to_resume
@@ -53,6 +54,13 @@ class CoreTrainer(Trainer):
 
     def _set_up(self) -> None:
         """To be called at the end of `__init__`."""
+        if self.optimizer is None:  # nobody brought one of their own
+            check_second_moment(
+                self.args.optim,
+                self.args.adam_beta2,
+                self.model.parameters(),
+                self.accelerator.distributed_type,
+            )
         self.timer = StepTimer(self.accelerator.device)
         self.progress = ProgressCallback()
         use_progress_callback(self, self.progress)
