@@ -23,6 +23,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 BACKEND = "gloo"
+# Memory of a device that both sides use. vLLM has an engine `ipc` of its own, which is another one.
+IPC_BACKEND = "trl_r1zero_ipc"
 BUCKET_BYTES = 64 * 2**20
 _READY_KEY = "workers_ready"
 _POLL_SECONDS = 0.0005
