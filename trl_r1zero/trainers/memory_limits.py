@@ -16,6 +16,7 @@ from trl_r1zero.devices.memory import (
     CONTEXT_BYTES,
     GIB,
     MARGIN,
+    MOST_TOKENS,
     tokens_per_microbatch,
     training_memory,
 )
@@ -40,6 +41,8 @@ _SHARE = 0.5
 # Bytes of each entry of the vocabulary that sampling a row's next token takes: float32 logits,
 # scores, log-probabilities, probabilities and entropies, and their float64 cumulative sum.
 _SAMPLING_BYTES = 5 * 4 + 8
+# Some kernels count the entries of a tensor in 32 bits.
+_MOST_LOGITS = 2**31
 # float32 chunks in which log-probabilities and entropies are worked out: elements, and how many.
 _CHUNK_ELEMENTS, _CHUNKS = 1 << 25, 5
 
@@ -110,7 +113,8 @@ class TrainingMemory:
         )
         casts = shape.num_parameters * size if self.setup.casts_weights else 0
         free = self._free() - self.server_bytes - casts - 4 * _CHUNK_ELEMENTS * _CHUNKS
-        return max(int(free * _SHARE) // per_token, self.setup.longest_row)
+        most = min(MOST_TOKENS, _MOST_LOGITS // shape.vocabulary_size)
+        return max(min(int(free * _SHARE) // per_token, most), self.setup.longest_row)
 
     def generation_rows(self, tokens: int) -> int:
         """Completions that transformers may generate at a time, at least 1.
