@@ -22,6 +22,7 @@ __all__ = [
     "ServerMemory",
     "TrainingSetup",
     "checkpoint_bytes",
+    "layer_activation_bytes",
     "model_bytes",
     "server_memory",
     "token_budget",
@@ -236,7 +237,7 @@ def layer_activation_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     queries = shape.num_heads * shape.head_dim
     keys = shape.num_kv_heads * shape.head_dim
     if shape.has_query_norm:
-        norms += (4 + residual) * (queries + keys)
+        norms += (4 + c) * (queries + keys)
     masked = setup.packed and setup.attention == "sdpa"
     width = setup.tokens if setup.packed else setup.longest_row
     if setup.attention == "eager" or masked:

@@ -108,6 +108,7 @@ class CoreTrainer(Trainer):
 
         Every process has equally many of them.
         """
+        self._make_room()
         try:
             return self._sum_of_losses(model, micro_batches)
         except torch.OutOfMemoryError as error:
@@ -128,6 +129,10 @@ class CoreTrainer(Trainer):
                     self.accelerator.backward(piece)
             loss += piece.detach()
         return loss
+
+    def _make_room(self) -> None:
+        """To be called before forward passes: whoever shares the device gives up its memory; a
+        collective call. Nobody does, unless a subclass says so."""
 
     def _mean_over_processes(self, *numbers: float) -> list[float]:
         """The mean of each number over the processes; a collective call."""

@@ -242,6 +242,13 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
                 "one_step_off needs use_vllm: a server samples while the trainer trains; remove it "
                 "or set use_vllm to true"
             )
+        sleep_level = (self.vllm_server or {}).get("sleep_level")
+        if sleep_level:
+            raise ValueError(
+                "one_step_off lets the server sample while the trainer trains, but vllm_server has "
+                f"sleep_level: {sleep_level}, so it sleeps then; set sleep_level to 0, or "
+                "one_step_off to false"
+            )
         with_ratio = [name for name, kind in LOSS_TYPES.items() if kind.surrogate != "reinforce"]
         if self.loss_type not in with_ratio:
             raise ValueError(

@@ -266,11 +266,13 @@ class R1ZeroGRPOTrainer(RolloutsAheadMixin, GRPOTrainer):
         elif self.args.updates_per_grpo_step > 1:
             # The first update's own forward pass gives those of its rows: the policy has not moved.
             at_work = self.state.global_step % number
+            self._make_room()
             with self.timer.part("old_log_probs"):
                 for index, rows in enumerate(train_batches):
                     if index != at_work or self._has_dropout:
                         self._keep_log_probs(self.model, rows, "old_log_probs")
         if self.beta != 0:
+            self._make_room()
             with self.timer.part("ref_log_probs"):
                 for rows in train_batches:
                     self._keep_reference_log_probs(rows)
@@ -447,7 +449,7 @@ class R1ZeroGRPOTrainer(RolloutsAheadMixin, GRPOTrainer):
         metrics["tokens_per_second"] = metrics.pop("tokens") / seconds["step"]
         parts = ["step", "generation", "reward", "forward", "backward"]
         parts += ["rollout_wait"] if self.args.one_step_off else []
-        parts += ["weight_sync"] if self.server is not None else []
+        parts += self._server_parts
         parts += ["old_log_probs"] if self.args.updates_per_grpo_step > 1 else []
         parts += ["ref_log_probs"] if self.beta != 0 else []
         # A part that did not run in this update (sampling, in a second epoch) took 0 seconds.

@@ -24,6 +24,7 @@ from .core_trainer import CoreTrainer
 from .memory_limits import DEFAULT_GENERATION_ROWS, forward_limits
 from .microbatches import MicroBatchLimits, PaddedRows, cut_rows
 from .server_generation import ServerAddress, ServerGeneration
+from .server_place import place_own_server
 
 
 @dataclass
@@ -248,6 +249,7 @@ class SamplingMixin(CoreTrainer):
         """
         if self.server is None or not self.args.completion_entropies:
             return
+        self._make_room()
         device = self.accelerator.device
         sampled = [
             _Sampled(number, len(prompt) + len(completion.token_ids))
@@ -297,12 +299,14 @@ class SamplingMixin(CoreTrainer):
                 wait_seconds=args.vllm_server_timeout,
             )
         else:
-            server = VLLMServerConfig.from_settings(args.vllm_server)
             if not self.model.name_or_path:
                 raise ValueError(
                     "vllm_server starts a server, but the model is an object that was loaded from "
                     "nowhere; save it to a folder, and give the trainer that"
                 )
+            reference = getattr(self, "ref_model", None)
+            models = [self.model] if reference is None else [self.model, reference]
+            server = place_own_server(args, self.accelerator, models)
         return ServerGeneration(
             self.model,
             self.accelerator,
@@ -312,6 +316,7 @@ class SamplingMixin(CoreTrainer):
             log_path=Path(args.output_dir or ".", "vllm_server.log"),
             group_port=args.vllm_group_port,
             request_timeout_seconds=args.vllm_request_timeout,
+            timer=self.timer,
         )
 
     def _sync_server(self) -> None:
@@ -319,12 +324,26 @@ class SamplingMixin(CoreTrainer):
         assert self.server is not None
         if self._synced_step == self.state.global_step:
             return
-        with self.timer.part("weight_sync"):
-            self.server.sync_weights()
+        self.server.sync_weights()
         self._synced_step = self.state.global_step
         if self._num_syncs < self.args.vllm_check_syncs:
             self.check_server()
         self._num_syncs += 1
+
+    def _make_room(self) -> None:
+        """Let a server that sleeps do so, until it is to sample again."""
+        if self.server is not None:
+            self.server.release()
+
+    @property
+    def _server_parts(self) -> list[str]:
+        """Parts of an update's time that there are with the server."""
+        if self.server is None:
+            return []
+        return [
+            "weight_sync",
+            *(["server_sleep", "server_wake"] if self.server.sleep_level else []),
+        ]
 
     def check_server(self) -> float:
         """Compare the server's and the trainer's log-probabilities of a probe, the first prompt.

@@ -197,7 +197,8 @@ class R1ZeroSFTTrainer(EpochsMixin[TrainRow], SamplingTrainer, SFTTrainer):
         )
         seconds = self.timer.collect()
         metrics["tokens_per_second"] = metrics.pop("tokens") / seconds["step"]
-        metrics |= {f"seconds/{part}": seconds[part] for part in ("step", "forward", "backward")}
+        parts = ["step", "forward", "backward", *self._server_parts]
+        metrics |= {f"seconds/{part}": seconds.get(part, 0.0) for part in parts}
         self._log_with_update(
             metrics,
             {self.step_key: self.step_at_work, "num_tokens": self.state.num_input_tokens_seen},
