@@ -23,6 +23,7 @@ from trl_r1zero.generation.vllm_server import VLLMServerConfig
 from .core_trainer import CoreTrainer
 from .microbatches import PaddedRows, cut_rows
 from .server_generation import ServerAddress, ServerGeneration
+from .server_place import place_own_server
 
 
 @dataclass
@@ -283,12 +284,14 @@ class SamplingMixin(CoreTrainer):
                 wait_seconds=args.vllm_server_timeout,
             )
         else:
-            server = VLLMServerConfig.from_settings(args.vllm_server)
             if not self.model.name_or_path:
                 raise ValueError(
                     "vllm_server starts a server, but the model is an object that was loaded from "
                     "nowhere; save it to a folder, and give the trainer that"
                 )
+            reference = getattr(self, "ref_model", None)
+            models = [self.model] if reference is None else [self.model, reference]
+            server = place_own_server(args, self.accelerator, models)
         return ServerGeneration(
             self.model,
             self.accelerator,

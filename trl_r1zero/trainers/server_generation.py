@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from trl_r1zero.generation import Completion, SamplingConfig, in_order
 from trl_r1zero.generation.vllm_client import VLLMServerEngine
 from trl_r1zero.generation.vllm_server import VLLMServerConfig, VLLMServerError
-from trl_r1zero.generation.weight_sync import WeightSync, open_weight_sync
+from trl_r1zero.generation.weight_sync import StuckTransferError, WeightSync, open_weight_sync
 from trl_r1zero.generation.weight_transfer import TensorInfo
 
 logger = logging.getLogger(__name__)
@@ -229,6 +229,8 @@ class ServerGeneration:
 
     def close(self) -> None:
         """Stop the server if it is this trainer's own."""
+        if self._sync is not None:
+            self._sync.close()
         if self._engine is not None:
             self._engine.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -237,6 +239,8 @@ class ServerGeneration:
 
     def _connect(self) -> None:
         timeout = self._request_timeout_seconds
+        if self._sync is not None:
+            self._sync.close()  # its server is gone
         if isinstance(self._server, ServerAddress):
             self._engine = VLLMServerEngine(
                 self._server.base_url,
@@ -252,6 +256,7 @@ class ServerGeneration:
                 log_path=self._log_path,
                 read_timeout_seconds=timeout,
             )
+        self.weights.server_dtype = getattr(torch, self._engine.dtype())
         self._sync = open_weight_sync(
             self._engine,
             self.accelerator.device,
@@ -274,8 +279,10 @@ class ServerGeneration:
         """Start the server again if it is gone and this trainer's own; else what to tell people."""
         assert self._engine is not None
         server = self._engine.server
-        if server is None or not self._engine.is_down(within_seconds=5.0):
-            return error  # not ours to start again; or it lives and refuses, and would again
+        if isinstance(error, StuckTransferError) or server is None:
+            return error  # another server would not help, or it is not ours to start again
+        if not self._engine.is_down(within_seconds=5.0):
+            return error  # it lives and refuses, and would again
         while self._restarts < _MAX_RESTARTS_IN_A_ROW:
             self._restarts += 1
             logger.warning(
@@ -316,26 +323,41 @@ class ServerGeneration:
         Raises:
             VLLMServerError: On every process, if it failed for good.
         """
-        failed, failure = False, None
+        failed = False
+        failure: Exception | None = None
         try:
-            action()
-        except VLLMServerError as error:  # on the first process alone
-            failed, failure = True, self._mend(error)
-        failed, message = self._from_main((failed, None if failure is None else str(failure)))
-        if message is not None:
-            raise VLLMServerError(message)
+            try:
+                action()
+            except VLLMServerError as error:  # on the first process alone
+                failed, failure = True, self._mend(error)
+        except Exception as error:
+            failed, failure = True, error
+        failed = self._from_main(failed)
+        self._fail_alike(failure)
         return not failed
 
     def _connect_everywhere(self) -> None:
-        message = None
+        failure = None
         if self.accelerator.is_main_process:
             try:
                 self._connect()
-            except VLLMServerError as error:
-                message = str(error)
-        message = self._from_main(message)
+            except Exception as error:
+                failure = error
+        self._fail_alike(failure)
+
+    def _fail_alike(self, failure: Exception | None) -> None:
+        """Raise the first process's error on all of them, whatever its class.
+
+        One that left them alone would have them wait for it until their group's timeout.
+        """
+        expected = failure is None or isinstance(failure, VLLMServerError)
+        words = "" if expected else "what the first process asked of the vLLM server failed: "
+        words += "" if expected else f"{type(failure).__name__}: "
+        message = self._from_main(None if failure is None else f"{words}{failure}")
         if message is not None:
-            raise VLLMServerError(message)
+            raise VLLMServerError(message) from (None if expected else failure)
+        if failure is not None:
+            raise failure  # of another process
 
     def _from_main(self, value: T) -> T:
         values = [value]
