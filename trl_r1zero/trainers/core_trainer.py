@@ -67,7 +67,8 @@ class CoreTrainer(Trainer):
     rows_per_microbatch: int | None
     rows_per_generation: int | None
     timer: StepTimer
-    _device_bytes: int | None  # what this process may take of its GPU
+    _device_bytes: int | None  # what this process may take of its GPU,
+    _server_bytes: int = 0  # and what a server has of that
     _metrics: Any  # TRL's: lists of numbers by mode and name
     _tokenizer: PreTrainedTokenizerBase
 
@@ -175,7 +176,8 @@ class CoreTrainer(Trainer):
         """
         if self._device_bytes is None:
             return None
-        local = torch.tensor([self._device_bytes], device=self.accelerator.device)
+        mine = self._device_bytes - self._server_bytes
+        local = torch.tensor([mine], device=self.accelerator.device)
         device_bytes = int(self.accelerator.gather(local).min().item())
         reference: Any = getattr(self, "ref_model", None)
         model = self.accelerator.unwrap_model(self.model)
