@@ -57,7 +57,7 @@ PARTS = (
     PartKind("grpo", "3 GRPO steps, server and trainer on one device", "check_server", 120, True),
     PartKind("sync", "time of a weight update, and the probe", "check_server", 120, True),
     PartKind("optimizer", "optimizer phase beside TRL's", "check_training", 75),
-    PartKind("memory", "peak memory against the memory model", "check_training", 35),
+    PartKind("memory", "peak memory against the memory model", "check_memory", 35),
     PartKind("equal", "packing and fused head equal the plain path", "check_training", 40),
     PartKind("kill", "kill -9 of the engine while it samples", "check_server", 90, True),
 )

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from check_report import replace_text
 from check_running import FAILED, PASSED, SKIPPED, STATE_FILE
-from rollout_workloads import WORKLOADS, ModelShape, make_model
+from optimizer_sides import Settings
+from rollout_workloads import WORKLOADS, ModelShape, StoredBatch, make_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_r1zero.data.embedded_tokenizer import build_embedded_tokenizer
@@ -84,6 +85,18 @@ class Setup:
         shape = replace(self.shape, num_layers=num_layers or self.shape.num_layers)
         with torch.device(self.device):
             return make_model(shape, self.tokenizer, dtype, "sdpa")
+
+    def side_settings(self, batch: StoredBatch, *, autocast: bool) -> Settings:
+        """What an `OurSide` wants to know, for this batch."""
+        return Settings(
+            loss="dr_grpo",
+            num_rollouts=len(batch.rewards),
+            group_size=batch.group_size,
+            max_completion_length=WORKLOADS[self.model_shape].max_completion_length,
+            autocast=autocast,
+            device=torch.device(self.device),
+            output_dir=str(self.output / "parts" / "trainers"),
+        )
 
     def model_folder(self) -> Path:
         """The model and its tokenizer on disk, made once for all parts."""

@@ -9,7 +9,7 @@ import torch
 from check_setup import Recorder, Setup, require
 from optimizer_measurements import SIDES, Benchmark, measure
 from optimizer_sides import OurSide, gradient_difference
-from rollout_workloads import StoredBatch
+from rollout_workloads import WORKLOADS, draw_batch
 from torch import Tensor
 
 # Bytes of a device -> rows of a micro-batch (1,324 tokens at most each, without checkpointing),
@@ -196,14 +196,21 @@ def _loss_and_gradient(
         autocast: Whether to compute in bfloat16 nevertheless.
         settings: Of our trainer.
     """
-    words = f"--model_shape {setup.model_shape} --device {setup.device} --rollouts 8 --group_size 4"
-    dtype = "mixed" if autocast else "float32"
-    arguments = optimizer_phase.parse([*words.split(), "--rows", "4", "--dtype", dtype])
-    benchmark = Benchmark(arguments, str(setup.output / "parts" / "trainers"))
-    batch: StoredBatch = benchmark.batch(0.5, 0)
+    batch = draw_batch(
+        WORKLOADS[setup.model_shape],
+        setup.tokenizer,
+        num_rollouts=8,
+        group_size=4,
+        accuracy=0.5,
+        concentration=1.0,
+        seed=0,
+    )
     model = setup.model(weights, _LAYERS_ON_CUDA if setup.on_cuda else None).to(computes_in)
     side = OurSide(
-        model, setup.tokenizer, benchmark.settings, {"gradient_accumulation_steps": 2, **settings}
+        model,
+        setup.tokenizer,
+        setup.side_settings(batch, autocast=autocast),
+        {"gradient_accumulation_steps": 2, **settings},
     )
     losses: list[Tensor] = []
     step = side.trainer.training_step
