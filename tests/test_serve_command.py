@@ -35,7 +35,7 @@ def test_settings_and_flags_of_vllm():
         (["--port", "8000"], "the model comes first"),
         (["m", "--prot", "8000"], "unknown key 'prot'; did you mean 'port'?"),
         (["m", "--port", "http"], "port: got http, expected int or null"),
-        (["m", "--weight_transfer", "ipc"], "weight_transfer must be one of auto, nccl"),
+        (["m", "--weight_transfer", "rdma"], "weight_transfer must be one of auto, nccl"),
     ],
 )
 def test_a_command_line_that_cannot_be_read(arguments, message, capsys):

@@ -34,6 +34,16 @@ def on_cpu(request, monkeypatch):
     return request.param.endswith("+cpu")
 
 
+def set_visible(monkeypatch, variable: str | None, count: int) -> None:
+    """CUDA_VISIBLE_DEVICES, and the number of devices that CUDA finds with it."""
+    if variable is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: count > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+
+
 def flags(config: VLLMServerConfig) -> list[str]:
     command = VLLMServer("owner/model", config).command()
     serve = command.index("serve")
@@ -56,7 +66,10 @@ def flags(config: VLLMServerConfig) -> list[str]:
         ({"dtype": "fp8"}, "dtype must be one of auto, bfloat16, float16, float32, got 'fp8'"),
         ({"gpu_memory_utilization": 90}, r"gpu_memory_utilization must be in \(0, 1\], got 90"),
         ({"cpu_kv_cache_gb": 0.0}, "cpu_kv_cache_gb must be above 0, got 0.0"),
-        ({"weight_transfer": "ipc"}, "must be one of auto, nccl, gloo, none, got 'ipc'"),
+        ({"gpu_memory_utilization": 0.0}, r"gpu_memory_utilization must be in \(0, 1\], got 0.0"),
+        ({"weight_transfer": "rdma"}, "must be one of auto, nccl, ipc, gloo, none, got 'rdma'"),
+        ({"sleep_level": 3}, "sleep_level must be one of 0, 1, 2, got 3"),
+        ({"sleep_level": True}, "sleep_level must be int or null, got True"),
         ({"extra_args": "--seed"}, "extra_args must be a list of str, got '--seed'"),
         ({"extra_args": ["--seed", 1]}, "extra_args must be a list of str"),
         ({"max_model_length": 8}, "unknown setting of a vLLM server 'max_model_length'; did you"),
@@ -108,6 +121,29 @@ def test_enforce_eager_as_said(on_cpu):
     assert "--enforce-eager" not in flags(VLLMServerConfig(enforce_eager=False))
 
 
+@pytest.mark.parametrize(
+    ("transfer", "backend"), [("gloo", "gloo"), ("ipc", "trl_r1zero_ipc"), ("nccl", "nccl")]
+)
+def test_the_engine_of_each_way_of_weights(transfer, backend, on_cpu):
+    if transfer == "nccl" and on_cpu:
+        pytest.skip("vLLM's build for CPUs has none")
+    words = flags(VLLMServerConfig(weight_transfer=transfer))
+    (value,) = [word.partition("=")[2] for word in words if word.startswith("--weight-transfer")]
+    assert json.loads(value) == {"backend": backend}
+
+
+@pytest.mark.parametrize("level", [None, 0, 1, 2])
+def test_a_server_that_is_to_sleep_is_told_so(level, on_cpu):
+    words = flags(VLLMServerConfig(sleep_level=level))
+    # vLLM's build for CPUs refuses the flag.
+    assert ("--enable-sleep-mode" in words) == (bool(level) and not on_cpu)
+
+
+def test_memory_share_as_said(on_cpu):
+    share = "--gpu-memory-utilization=0.35"
+    assert (share in flags(VLLMServerConfig(gpu_memory_utilization=0.35))) == (not on_cpu)
+
+
 def test_without_weight_transfer_there_are_no_development_endpoints(on_cpu, monkeypatch):
     monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
     config = VLLMServerConfig(weight_transfer="none")
@@ -130,9 +166,9 @@ def test_environment_is_not_the_trainers(on_cpu, monkeypatch):
     }
     for name, value in trainer.items():
         monkeypatch.setenv(name, value)
-    environment = VLLMServer("m", VLLMServerConfig(devices=1, cpu_threads=3)).environment()
+    environment = VLLMServer("m", VLLMServerConfig(cpu_threads=3)).environment()
     left = {name: environment[name] for name in trainer if name in environment}
-    expected = {"CUDA_VISIBLE_DEVICES": "1", "HF_HOME": "/models"}
+    expected = {"CUDA_VISIBLE_DEVICES": "0", "HF_HOME": "/models"}
     if on_cpu:
         expected["OMP_NUM_THREADS"] = "3"
         assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
@@ -140,6 +176,61 @@ def test_environment_is_not_the_trainers(on_cpu, monkeypatch):
         expected["VLLM_CPU_KVCACHE_SPACE"] = "40"  # nobody asks for it
     assert left == expected
     assert environment["VLLM_NO_USAGE_STATS"] == "1"
+
+
+GPUS = ("GPU-8932f937", "GPU-1b2c3d4e")
+
+
+@pytest.mark.parametrize(
+    ("variable", "count", "devices", "physical"),
+    [
+        (None, 2, 1, "1"),
+        ("4,5", 2, "1", "5"),
+        ("4,5", 2, "0", "4"),
+        ("4,5,6,7", 4, "2,3", "6,7"),
+        ("4,5,6,7", 4, "3,1", "7,5"),
+        (" 4 , 5 ", 2, "1", "5"),
+        ("6,7,-1,3", 2, "1", "7"),
+        (",".join(GPUS), 2, "1", GPUS[1]),
+        (",".join(GPUS), 2, GPUS[0], GPUS[0]),
+        ("4,5", 2, None, "4,5"),
+    ],
+)
+def test_devices_count_within_what_the_user_made_visible(
+    variable, count, devices, physical, monkeypatch
+):
+    """Where physical GPUs 4 and 5 are the user's, the server's number 1 is number 5."""
+    monkeypatch.setattr(module, "version", lambda name: "0.31.0")
+    set_visible(monkeypatch, variable, count)
+    environment = VLLMServer("m", VLLMServerConfig(devices=devices)).environment()
+    assert environment["CUDA_VISIBLE_DEVICES"] == physical
+
+
+@pytest.mark.parametrize(
+    ("variable", "count", "devices", "message"),
+    [
+        ("0", 1, "1", "no device '1': this run sees 1 GPU .*given gpu_ids, remove it"),
+        ("4,5", 2, "5", r"no device '5': this run sees 2 GPUs \(CUDA_VISIBLE_DEVICES is '4,5'\)"),
+        ("6,-1,7", 1, "1", "this run sees 1 GPU"),
+        ("", 0, "0", r"sees no GPU \(CUDA_VISIBLE_DEVICES is ''\)"),
+        (None, 0, "0", r"sees no GPU \(CUDA_VISIBLE_DEVICES is not set\)"),
+        ("4,5", 2, "1,1", "names a device twice"),
+        ("4,5", 2, "cuda:1", "no device 'cuda:1'"),
+        ("4,5", 2, "0,", "no device ''"),
+        (",".join(GPUS), 2, "GPU-00000000", "no device 'GPU-00000000'"),
+    ],
+)
+def test_devices_that_are_not_there(variable, count, devices, message, monkeypatch):
+    monkeypatch.setattr(module, "version", lambda name: "0.31.0")
+    set_visible(monkeypatch, variable, count)
+    with pytest.raises(VLLMServerError, match=message):
+        VLLMServer("m", VLLMServerConfig(devices=devices)).environment()
+
+
+def test_the_build_for_cpus_has_no_devices(monkeypatch):
+    monkeypatch.setattr(module, "version", lambda name: "0.31.0+cpu")
+    with pytest.raises(VLLMServerError, match="devices is '1', but vLLM's build for CPUs"):
+        VLLMServer("m", VLLMServerConfig(devices=1)).environment()
 
 
 def test_default_threads_leave_a_core():
@@ -155,11 +246,12 @@ def test_default_threads_leave_a_core():
         ("trl_r1zero_gloo,lora", "lora,trl_r1zero_gloo"),
     ],
 )
-def test_the_plugin_is_loaded_beside_others(plugins, expected, on_cpu, monkeypatch):
+@pytest.mark.parametrize("transfer", ["gloo", "ipc"])
+def test_the_plugin_is_loaded_beside_others(transfer, plugins, expected, on_cpu, monkeypatch):
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
     if plugins is not None:
         monkeypatch.setenv("VLLM_PLUGINS", plugins)
-    environment = VLLMServer("m", VLLMServerConfig(weight_transfer="gloo")).environment()
+    environment = VLLMServer("m", VLLMServerConfig(weight_transfer=transfer)).environment()
     assert environment.get("VLLM_PLUGINS") == expected
 
 

@@ -298,7 +298,7 @@ def test_entropies_that_a_backend_does_not_give_are_the_policys_own(
     trainer = make_sft_trainer(tokenizer, tmp_path, min_tokens=0, **settings)
     prompts = TASK.eval_dataset["prompt"][:5]
     prompt_ids, completions = trainer._sample_completions(
-        prompts, trainer.eval_sampling, list(range(5)), batch_size=None, description=""
+        prompts, trainer.eval_sampling, list(range(5)), description=""
     )
     expected = [completion.entropies for completion in completions]
     for completion in completions:

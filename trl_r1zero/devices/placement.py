@@ -17,6 +17,7 @@ AWAKE_SHARE = 0.4
 # CUDA's contexts of both processes, cuBLAS's work space, what fragmentation takes.
 RESERVED_BYTES = 2 * 2**30
 _LEAST_SHARE = 0.05
+_KEY = "vllm_server's devices"
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,20 @@ def place(
         ValueError: There are no such devices, or too few.
     """
     trainers = tuple(range(num_trainers)) if trainer_on_cuda else ()
+    if len(trainers) > len(visible):
+        raise ValueError(
+            f"{num_trainers} trainer processes want a GPU each, but {visible.in_words()}; start "
+            "fewer (`accelerate launch --num_processes`), or show the run more"
+        )
     if not server_on_cuda:
         if server_devices is not None:
             raise ValueError(
-                f"vllm_server has devices: {server_devices!r}, but vLLM's build for CPUs is "
-                "installed; remove the setting, or install vLLM for GPUs (docs/vllm.md)"
+                f"{_KEY} is {server_devices!r}, but vLLM's build for CPUs is installed; remove the "
+                "setting, or install vLLM for GPUs (docs/vllm.md)"
             )
         why = "vLLM's build for CPUs" if trainer_on_cuda else "both are on the CPU"
         return Placement(trainers, (), "gloo", not trainer_on_cuda, 0, why)
-    server = _server_devices(
-        visible, len(trainers), server_devices, num_server_devices, key="vllm_server's devices"
-    )
+    server = _server_devices(visible, len(trainers), server_devices, num_server_devices)
     shared = bool(set(server) & set(trainers))
     sleep_level = 2 if shared else 0
     if not trainer_on_cuda:
@@ -139,21 +143,23 @@ def memory_share(
 
 
 def _server_devices(
-    visible: VisibleDevices, num_trainers: int, wanted: str | None, number: int, key: str
+    visible: VisibleDevices, num_trainers: int, wanted: str | None, number: int
 ) -> tuple[int, ...]:
+    wants = f"the server wants {number} (tensor_parallel_size x data_parallel_size)"
     if wanted is not None:
-        devices = tuple(parse_devices(wanted, visible, key))
-        if len(devices) < number:
+        devices = tuple(parse_devices(wanted, visible, _KEY))
+        if len(devices) != number:
             raise ValueError(
-                f"{key} is {wanted!r}, but the server wants {number} devices "
-                "(tensor_parallel_size x data_parallel_size)"
+                f"{_KEY} is {wanted!r}, which are {len(devices)}, but {wants}; let the two agree"
             )
-        return devices[:number]
-    if number > len(visible):
+        return devices
+    if not visible.names:
         raise ValueError(
-            f"the server wants {number} devices (tensor_parallel_size x data_parallel_size); there "
-            f"are only {visible.in_words()}"
+            f"vLLM for GPUs is installed, but {visible.in_words()}; show the run a GPU, or install "
+            "vLLM's build for CPUs (make vllm)"
         )
+    if number > len(visible):
+        raise ValueError(f"{wants}, but {visible.in_words()}")
     free = tuple(range(num_trainers, len(visible)))
     return free[:number] if len(free) >= number else tuple(range(number))
 

@@ -16,9 +16,11 @@ class VisibleDevices:
 
     Attributes:
         names: For each, what CUDA_VISIBLE_DEVICES calls it: a physical number or a UUID.
+        variable: What CUDA_VISIBLE_DEVICES is; None where it is not set.
     """
 
     names: tuple[str, ...]
+    variable: str | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -33,17 +35,18 @@ class VisibleDevices:
             return int(device)
         if not device.isdecimal() and device in self.names:
             return self.names.index(device)
-        raise ValueError(f"there is no device {device!r} among {self.in_words()}")
+        raise ValueError(f"there is no device {device!r}: {self.in_words()}")
 
-    def variable(self, numbers: Sequence[int]) -> str:
+    def variable_for(self, numbers: Sequence[int]) -> str:
         """CUDA_VISIBLE_DEVICES of a process that is to have the devices of these numbers."""
         return ",".join(self.names[number] for number in numbers)
 
     def in_words(self) -> str:
-        """For messages, such as `the 2 devices that this run sees (CUDA_VISIBLE_DEVICES=4,5)`."""
+        """For messages, such as `this run sees 2 GPUs (CUDA_VISIBLE_DEVICES is '4,5')`."""
         count = len(self.names)
-        devices = "device" if count == 1 else "devices"
-        return f"the {count} {devices} that this run sees ({VARIABLE}={','.join(self.names)})"
+        number = "no GPU" if count == 0 else f"{count} GPU{'s' if count > 1 else ''}"
+        said = "not set" if self.variable is None else repr(self.variable)
+        return f"this run sees {number} ({VARIABLE} is {said})"
 
 
 def visible_devices(environment: Mapping[str, str], count: int) -> VisibleDevices:
@@ -58,7 +61,7 @@ def visible_devices(environment: Mapping[str, str], count: int) -> VisibleDevice
         return VisibleDevices(tuple(map(str, range(count))))
     # CUDA ends the list at its first entry that is no device (such as -1): `count` says where.
     names = [name.strip() for name in listed.split(",") if name.strip()]
-    return VisibleDevices(tuple(names[:count]))
+    return VisibleDevices(tuple(names[:count]), listed)
 
 
 def parse_devices(devices: str, visible: VisibleDevices, key: str = "devices") -> list[int]:

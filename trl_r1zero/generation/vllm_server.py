@@ -30,11 +30,16 @@ from urllib.request import ProxyHandler, build_opener
 import psutil
 from tqdm import tqdm
 
+from trl_r1zero.devices.facts import visible_here
+from trl_r1zero.devices.placement import OWN_DEVICE_SHARE
+from trl_r1zero.devices.visible import VARIABLE, parse_devices
+
 from .vllm_log import first_error, gist, hint
 from .vllm_server_config import VLLMServerConfig
-from .weight_transfer import BACKEND as GLOO
-from .weight_transfer import is_loopback
+from .weight_transfer import BACKEND, IPC_BACKEND, is_loopback
 
+# What vLLM calls the engine of each way of weights; the last two are this package's.
+_BACKENDS = {"nccl": "nccl", "gloo": BACKEND, "ipc": IPC_BACKEND}
 _PLUGIN = "trl_r1zero_gloo"  # the entry point of `vllm_plugin` in pyproject.toml
 _MAX_PORTS = 3
 _POLL_SECONDS = 0.25
@@ -114,10 +119,10 @@ class VLLMServer:
 
     @property
     def weight_transfer(self) -> str | None:
-        """The weight-transfer backend; None for none.
+        """How weights come, `nccl`, `ipc` or `gloo`; None for never.
 
         Raises:
-            VLLMServerError: vLLM is not installed, or its build does not have the backend.
+            VLLMServerError: vLLM is not installed, or its build does not have that way.
         """
         on_cpu, wanted = is_cpu_build(), self.config.weight_transfer
         if wanted == "nccl" and on_cpu:
@@ -126,7 +131,7 @@ class VLLMServer:
                 "GPUs; set gloo or auto"
             )
         if wanted == "auto":
-            return GLOO if on_cpu else "nccl"
+            return "gloo" if on_cpu else "nccl"
         return None if wanted == "none" else wanted
 
     def is_alive(self) -> bool:
@@ -229,10 +234,15 @@ class VLLMServer:
         if on_cpu:
             flags["kv-cache-memory-bytes"] = int(config.cpu_kv_cache_gb * 2**30)
         else:
-            flags["gpu-memory-utilization"] = config.gpu_memory_utilization
+            share = config.gpu_memory_utilization
+            flags["gpu-memory-utilization"] = OWN_DEVICE_SHARE if share is None else share
         if self.weight_transfer is not None:
-            flags["weight-transfer-config"] = json.dumps({"backend": self.weight_transfer})
+            backend = {"backend": _BACKENDS[self.weight_transfer]}
+            flags["weight-transfer-config"] = json.dumps(backend)
         words = [f"--{name}={value}" for name, value in flags.items()]
+        if config.sleep_level and not on_cpu:
+            # For CPUs vLLM refuses the flag; its endpoints for sleeping are there without it.
+            words.append("--enable-sleep-mode")
         words.append("--disable-uvicorn-access-log")
         if on_cpu:
             # A prompt that is cut in two ends the engine if its request has a seed: vLLM rewinds
@@ -248,7 +258,7 @@ class VLLMServer:
         """The server's environment: this process's, without what a launcher set for trainers.
 
         Raises:
-            VLLMServerError: As `weight_transfer`.
+            VLLMServerError: As `weight_transfer`; or there are no such devices.
         """
         environment = {
             name: value
@@ -259,17 +269,30 @@ class VLLMServer:
         environment["VLLM_NO_USAGE_STATS"] = environment["DO_NOT_TRACK"] = "1"
         environment.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", str(_KEEP_ALIVE_SECONDS))
         plugins = environment.get("VLLM_PLUGINS")
-        if self.weight_transfer == GLOO and plugins is not None:
+        if self.weight_transfer in ("gloo", "ipc") and plugins is not None:
             names = [name for name in plugins.split(",") if name not in ("", _PLUGIN)]
             environment["VLLM_PLUGINS"] = ",".join([*names, _PLUGIN])
         if self.config.devices is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = str(self.config.devices)
+            environment[VARIABLE] = self._physical_devices(str(self.config.devices))
         if is_cpu_build():
             environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over the flag
             environment["OMP_NUM_THREADS"] = str(self.config.cpu_threads or default_cpu_threads())
             # Not tied to cores: a trainer, or a second server, works on the same ones.
             environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         return environment
+
+    @staticmethod
+    def _physical_devices(devices: str) -> str:
+        if is_cpu_build():
+            raise VLLMServerError(
+                f"devices is {devices!r}, but vLLM's build for CPUs is installed; remove the "
+                "setting, or install vLLM for GPUs (docs/vllm.md)"
+            )
+        visible = visible_here()
+        try:
+            return visible.variable_for(parse_devices(devices, visible))
+        except ValueError as error:
+            raise VLLMServerError(str(error)) from None
 
     # The start
 

@@ -7,10 +7,9 @@ from typing import Any
 
 from trl_r1zero.data.naming import unknown_name_message
 
-from .weight_transfer import BACKEND as GLOO
-
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-WEIGHT_TRANSFERS = ("auto", "nccl", GLOO, "none")
+WEIGHT_TRANSFERS = ("auto", "nccl", "ipc", "gloo", "none")
+SLEEP_LEVELS = (0, 1, 2)
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -40,13 +39,23 @@ class VLLMServerConfig:
         None, "Tokens of a prompt and its completion at most. Unset: what the model allows."
     )
     max_num_seqs: int | None = _setting(None, "Completions at a time. Unset: vLLM's choice.")
-    gpu_memory_utilization: float = _setting(
-        0.9, "On a GPU: share of its memory that the server takes."
+    gpu_memory_utilization: float | None = _setting(
+        None,
+        "On a GPU: share of its memory that the server takes. Unset: 0.9 of a GPU that is the "
+        "server's own, what the trainer leaves of one that both use.",
     )
     tensor_parallel_size: int = _setting(1, "Devices that share one copy of the model.")
     data_parallel_size: int = _setting(1, "Copies of the model.")
     devices: str | int | None = _setting(
-        None, "CUDA_VISIBLE_DEVICES of the server, such as 1 or '2,3'. Unset: the environment's."
+        None,
+        "GPUs of the server, such as 1 or '2,3', counted from 0 within CUDA_VISIBLE_DEVICES. "
+        "Unset: those behind the trainers' own, or the first where there are no more.",
+    )
+    sleep_level: int | None = _setting(
+        None,
+        "What the server does with its memory while the trainer trains. 0: keeps it. 1: moves its "
+        "weights to the host's memory and gives up the cache. 2: gives up both; the weights are "
+        "sent again. Unset: 2 on a GPU that trainer and server share, else 0.",
     )
     cpu_kv_cache_gb: float = _setting(
         1.0, "On a CPU: GiB for the key-value cache, taken at the start."
@@ -61,8 +70,16 @@ class VLLMServerConfig:
     )
     weight_transfer: str = _setting(
         "auto",
-        f"How new weights arrive: {', '.join(WEIGHT_TRANSFERS)}. auto: nccl on GPUs, gloo on CPUs. "
-        "none: never, and the endpoints for it stay closed.",
+        f"How new weights arrive: {', '.join(WEIGHT_TRANSFERS)}. auto: nccl from one GPU to "
+        "another, ipc (shared memory) on one GPU, gloo (through the host) otherwise; for a server "
+        "that a trainer finds later, nccl on GPUs and gloo on CPUs. none: never, and the endpoints "
+        "for it stay closed.",
+    )
+    sleep_level: int | None = _setting(
+        None,
+        "0: the server keeps its memory while the trainer trains. 2: it gives it up, and gets its "
+        "weights again before it samples. 1: the same, but it keeps a copy of its weights in the "
+        "host's memory. Unset: 2 on a GPU that it shares with the trainer, else 0.",
     )
     startup_timeout_seconds: float = _setting(600.0, "How long the start may take.")
     extra_args: list[str] = field(
@@ -87,17 +104,31 @@ class VLLMServerConfig:
             "host": (self.host != "", "an address, such as 127.0.0.1"),
             "port": (self._unset_or("port", 1, 65535), "between 1 and 65535"),
             "dtype": (self.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
-            "gpu_memory_utilization": (0 < self.gpu_memory_utilization <= 1, "in (0, 1]"),
+            "gpu_memory_utilization": (
+                self.gpu_memory_utilization is None or 0 < self.gpu_memory_utilization <= 1,
+                "in (0, 1]",
+            ),
+            "sleep_level": (
+                self.sleep_level in (None, *SLEEP_LEVELS),
+                f"one of {', '.join(map(str, SLEEP_LEVELS))}",
+            ),
             "cpu_kv_cache_gb": (self.cpu_kv_cache_gb > 0, "above 0"),
             "weight_transfer": (
                 self.weight_transfer in WEIGHT_TRANSFERS,
                 f"one of {', '.join(WEIGHT_TRANSFERS)}",
             ),
+            "sleep_level": (self._unset_or("sleep_level", 0, 2), "0, 1 or 2"),
             "startup_timeout_seconds": (self.startup_timeout_seconds > 0, "above 0"),
         }
         for name, (holds, allowed) in rules.items():
             if not holds:
                 raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
+        if self.sleep_level and self.weight_transfer == "none":
+            raise ValueError(
+                f"sleep_level is {self.sleep_level}, but weight_transfer is none, and with it the "
+                "endpoints for sleeping stay closed; set sleep_level to 0, or weight_transfer to "
+                "auto"
+            )
 
     def _unset_or(self, name: str, least: int, most: float = float("inf")) -> bool:
         value = getattr(self, name)

@@ -37,6 +37,22 @@ class RolloutsAheadMixin(SamplingTrainer):
     _ahead: _Ahead | None = None
     _server_idle_seconds: float = 0.0
 
+    def _set_up_sampling(self) -> None:
+        super()._set_up_sampling()
+        if not self.args.one_step_off or self.server is None or not self.server.sleep_level:
+            return
+        self.server.close()
+        awake = (
+            "start that server without --enable-sleep-mode"
+            if self.args.vllm_server is None
+            else "set vllm_server: {sleep_level: 0} (both are in the device's memory then)"
+        )
+        raise ValueError(
+            "one_step_off lets the vLLM server sample while the trainer trains, but this one "
+            f"sleeps then (sleep_level {self.server.sleep_level}); {awake}, give it a device of "
+            "its own, or set one_step_off to false"
+        )
+
     def _sample_rollouts(
         self, step: int, prompts: list[str], seeds: Sequence[int]
     ) -> tuple[list[list[int]], list[Completion]]:
@@ -69,7 +85,6 @@ class RolloutsAheadMixin(SamplingTrainer):
             prompts,
             self.rollout_sampling,
             list(seeds),
-            batch_size=None,
             description=f"Rollouts of GRPO step {step + 1}",
         )
 

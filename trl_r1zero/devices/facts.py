@@ -1,0 +1,189 @@
+"""What is known of this machine's GPUs: asked of torch and the driver, or assumed from text.
+
+Decisions are made from these facts elsewhere, so that they can be made for a machine that is not
+here. torch is imported only where it is asked.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .visible import VisibleDevices, visible_devices
+
+_ASSUMED = re.compile(r"(?:(\d+)\s*x\s*)?(\d+(?:\.\d+)?)\s*(GB|GiB)", re.IGNORECASE)
+_GB, _GIB = 10**9, 2**30
+_DRIVER = re.compile(r"\b\d{3,}\.\d+(?:\.\d+)*\b")
+_SMI_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """One GPU.
+
+    Attributes:
+        total_bytes: Its memory, as CUDA reports it.
+        name: Such as `NVIDIA H100 80GB HBM3`; empty if assumed.
+        capability: CUDA's compute capability, such as (9, 0); None if assumed.
+        uuid: Such as `GPU-8932f937-...`; None if not known.
+    """
+
+    total_bytes: int
+    name: str = ""
+    capability: tuple[int, int] | None = None
+    uuid: str | None = None
+
+    @property
+    def gib(self) -> float:
+        return self.total_bytes / _GIB
+
+
+@dataclass(frozen=True)
+class MachineFacts:
+    """The GPUs that this run sees, and what torch and the driver are.
+
+    Attributes:
+        devices: In the order in which CUDA numbers them.
+        visible: What they are called in CUDA_VISIBLE_DEVICES.
+        torch_cuda: The CUDA version that torch is built for, such as `13.0`; None if for none.
+        driver: The NVIDIA driver's version, such as `580.65.06`; None if there is none.
+        has_nvidia_device: Whether the machine has an NVIDIA GPU, whether or not torch can use it.
+        other_accelerator: Such as `mps`, where torch has one that is not CUDA; None without.
+        assumed: Whether it was said, and not found.
+    """
+
+    devices: tuple[DeviceFacts, ...]
+    visible: VisibleDevices
+    torch_cuda: str | None = None
+    driver: str | None = None
+    has_nvidia_device: bool = False
+    other_accelerator: str | None = None
+    assumed: bool = False
+
+    @classmethod
+    def assume(cls, text: str) -> "MachineFacts":
+        """The facts of a machine that somebody thinks of.
+
+        Args:
+            text: `cpu`; `24GB`; `2x80GB`. GB are 10**9 bytes, GiB 2**30. A card that is sold as "80
+                GB" has about 80 GiB less what the driver takes: 80GB is the careful reading.
+
+        Raises:
+            ValueError: The text is none of these.
+        """
+        if text.strip().lower() == "cpu":
+            return cls((), VisibleDevices(()), assumed=True)
+        match = _ASSUMED.fullmatch(text.strip())
+        count, size, unit = match.groups() if match else ("0", "0", "GB")
+        number = int(count or 1)
+        total_bytes = int(float(size) * (_GIB if unit.lower() == "gib" else _GB))
+        if number < 1 or total_bytes < 1:
+            raise ValueError(
+                f"a machine is cpu, 24GB or 2x80GB (GB or GiB, all GPUs alike), got {text!r}"
+            )
+        return cls(
+            (DeviceFacts(total_bytes),) * number,
+            visible_devices({}, number),
+            torch_cuda="assumed",
+            driver=None,
+            has_nvidia_device=True,
+            assumed=True,
+        )
+
+    def total_bytes(self, numbers: tuple[int, ...]) -> int:
+        """Memory of the smallest of these devices."""
+        return min(self.devices[number].total_bytes for number in numbers)
+
+    def in_words(self) -> str:
+        """Such as `2 x NVIDIA H100 80GB HBM3 (79.2 GiB)`."""
+        if not self.devices:
+            return "no GPU"
+        kinds: dict[str, int] = {}
+        for device in self.devices:
+            kind = f"{device.name or 'GPU'} ({device.gib:.1f} GiB)"
+            kinds[kind] = kinds.get(kind, 0) + 1
+        return ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+
+
+def machine_facts(environment: Mapping[str, str] | None = None) -> MachineFacts:
+    """Ask torch and the driver.
+
+    Args:
+        environment: This process's, by default.
+    """
+    import torch
+
+    environment = os.environ if environment is None else environment
+    # device_count() may come from NVML, which also counts what this torch cannot use.
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    devices = tuple(_device_facts(torch.cuda.get_device_properties(n)) for n in range(count))
+    driver = _driver_version()
+    other = None
+    if not count and torch.accelerator.is_available():
+        accelerator = torch.accelerator.current_accelerator()
+        other = None if accelerator is None else accelerator.type
+    return MachineFacts(
+        devices,
+        visible_devices(environment, count),
+        torch_cuda=torch.version.cuda,
+        driver=driver,
+        has_nvidia_device=bool(count) or _has_nvidia_device(),
+        other_accelerator=other,
+    )
+
+
+def visible_here() -> VisibleDevices:
+    """The devices that this process sees; see `machine_facts`."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return visible_devices(os.environ, count)
+
+
+def _device_facts(properties: Any) -> DeviceFacts:
+    uuid = getattr(properties, "uuid", None)
+    return DeviceFacts(
+        total_bytes=int(properties.total_memory),
+        name=str(properties.name),
+        capability=(int(properties.major), int(properties.minor)),
+        uuid=None if uuid is None else f"GPU-{str(uuid).removeprefix('GPU-')}",
+    )
+
+
+def _has_nvidia_device() -> bool:
+    """Whether the kernel knows an NVIDIA GPU, or (as in WSL) `nvidia-smi` does."""
+    if any(Path("/dev").glob("nvidia[0-9]*")) or any(Path("/proc/driver/nvidia/gpus").glob("*")):
+        return True
+    return "GPU " in _nvidia_smi("--list-gpus")
+
+
+def _driver_version() -> str | None:
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        text = _nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")
+    return driver_version_in(text)
+
+
+def driver_version_in(text: str) -> str | None:
+    """The first version number in what the driver says of itself; None without one."""
+    match = _DRIVER.search(text)
+    return None if match is None else match[0]
+
+
+def _nvidia_smi(*arguments: str) -> str:
+    """What it prints; nothing where it is missing, fails or hangs."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    try:
+        done = subprocess.run(
+            [program, *arguments], capture_output=True, text=True, timeout=_SMI_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""

@@ -1,0 +1,102 @@
+"""Where a run's own vLLM server goes: its settings, with what they leave open decided.
+
+A pure function of settings and facts, so that the same answer can be had for a machine that is not
+here.
+"""
+
+from dataclasses import replace
+
+from trl_r1zero.devices import MachineFacts, Placement, memory_share, place
+
+from .vllm_server_config import VLLMServerConfig
+
+
+def resolve_server(
+    config: VLLMServerConfig,
+    facts: MachineFacts,
+    *,
+    num_trainers: int,
+    trainer_on_cuda: bool,
+    server_on_cuda: bool,
+    trainer_bytes: int,
+    samples_while_training: bool = False,
+) -> tuple[VLLMServerConfig, Placement]:
+    """Decide what a server's settings leave open; what they say stays.
+
+    Args:
+        config: As the recipe has it.
+        facts: Of this machine.
+        num_trainers: Trainer processes on this machine.
+        trainer_on_cuda: Whether they compute on GPUs.
+        server_on_cuda: Whether the installed vLLM does.
+        trainer_bytes: What a trainer keeps on its device while the server samples.
+        samples_while_training: Whether the server samples while the trainer trains
+            (`one_step_off`), so that it cannot sleep.
+
+    Returns:
+        Settings with devices, memory share, sleep level and weight transfer, and who is where.
+
+    Raises:
+        ValueError: There are too few devices, no room for a server, or settings contradict one
+            another or where the processes are.
+    """
+    placement = place(
+        facts.visible,
+        num_trainers=num_trainers,
+        trainer_on_cuda=trainer_on_cuda,
+        server_on_cuda=server_on_cuda,
+        server_devices=None if config.devices is None else str(config.devices),
+        num_server_devices=config.tensor_parallel_size * config.data_parallel_size,
+    )
+    placement = replace(
+        placement, sleep_level=_sleep_level(config, placement, samples_while_training)
+    )
+    if config.weight_transfer != "auto":
+        _check_transfer(config.weight_transfer, placement)
+        if config.weight_transfer != placement.weight_transfer:
+            placement = replace(
+                placement, weight_transfer=config.weight_transfer, why="as the recipe says"
+            )
+    share = config.gpu_memory_utilization
+    if share is None and placement.server:
+        total_bytes = facts.total_bytes(placement.server)
+        share = memory_share(placement, total_bytes, trainer_bytes, placement.sleep_level)
+    resolved = replace(
+        config,
+        devices=",".join(map(str, placement.server)) or None,
+        gpu_memory_utilization=share,
+        sleep_level=placement.sleep_level,
+        weight_transfer=placement.weight_transfer,
+    )
+    return resolved, placement
+
+
+def _sleep_level(
+    config: VLLMServerConfig, placement: Placement, samples_while_training: bool
+) -> int:
+    if not samples_while_training:
+        return placement.sleep_level if config.sleep_level is None else config.sleep_level
+    if config.sleep_level:
+        raise ValueError(
+            f"vllm_server has sleep_level: {config.sleep_level}, but with one_step_off it samples "
+            "while the trainer trains; remove one of the two"
+        )
+    return 0
+
+
+def _check_transfer(wanted: str, placement: Placement) -> None:
+    on_gpus, sender = bool(placement.server), placement.trainers[:1]
+    same = sender == placement.server if on_gpus else not sender
+    reason = None
+    if wanted == "none":
+        reason = "the trainer has to send its weights"
+    elif wanted == "nccl" and (not on_gpus or not sender):
+        reason = "NCCL needs trainer and server on GPUs"
+    elif wanted == "nccl" and sender[0] in placement.server:
+        reason = f"NCCL refuses two processes on one GPU, and both are on GPU {sender[0]}"
+    elif wanted == "ipc" and not same:
+        reason = "it needs trainer and server on one device"
+    if reason is not None:
+        raise ValueError(
+            f"vllm_server has weight_transfer: {wanted}, but {reason}; set auto, or other devices"
+        )

@@ -1,0 +1,89 @@
+"""Where a trainer's own vLLM server goes, from what the trainer is: the facts, and the log line."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast_object_list
+from torch import nn
+from transformers.training_args import OptimizerNames
+
+from trl_r1zero.devices import machine_facts
+from trl_r1zero.devices.trainer_state import ParameterFacts, Sharing, trainer_bytes
+from trl_r1zero.generation.server_placement import resolve_server
+from trl_r1zero.generation.vllm_server import (
+    VLLMServerConfig,
+    VLLMServerError,
+    is_cpu_build,
+)
+
+
+def place_own_server(
+    args: Any, accelerator: Accelerator, models: Sequence[nn.Module]
+) -> VLLMServerConfig:
+    """The settings of `args.vllm_server`, with what they leave open decided; a collective call.
+
+    Args:
+        args: The trainer's config.
+        accelerator: Its accelerator.
+        models: What it keeps on its device: the policy, and a reference if there is one.
+
+    Raises:
+        ValueError: On every process: see `resolve_server`.
+        VLLMServerError: On every process: vLLM is not installed.
+    """
+    outcome: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            outcome = [_place(args, accelerator, models)]
+        except (ValueError, VLLMServerError) as error:
+            outcome = [error]
+    broadcast_object_list(outcome, from_process=0)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _place(args: Any, accelerator: Accelerator, models: Sequence[nn.Module]) -> VLLMServerConfig:
+    config, placement = resolve_server(
+        VLLMServerConfig.from_settings(args.vllm_server),
+        machine_facts(),
+        num_trainers=int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)),
+        trainer_on_cuda=accelerator.device.type == "cuda",
+        server_on_cuda=not is_cpu_build(),
+        trainer_bytes=trainer_bytes(
+            parameter_facts(models), OptimizerNames(args.optim).value, sharing_of(accelerator)
+        ),
+        samples_while_training=getattr(args, "one_step_off", False),
+    )
+    share = config.gpu_memory_utilization
+    memory = "" if share is None else f"; it takes {share:.0%} of its GPU's memory"
+    print(f"{placement.in_words()}{memory}", file=sys.stderr, flush=True)
+    return config
+
+
+def parameter_facts(models: Sequence[nn.Module]) -> list[ParameterFacts]:
+    """The parameters of all models, each once."""
+    parameters = {id(p): p for model in models for p in model.parameters()}
+    return [
+        # ZeRO-3 leaves an empty tensor in place of a parameter, with its size beside.
+        ParameterFacts(getattr(p, "ds_numel", p.numel()), p.element_size(), p.requires_grad)
+        for p in parameters.values()
+    ]
+
+
+def sharing_of(accelerator: Accelerator) -> Sharing:
+    """What the launcher said about sharing out weights and optimizer state."""
+    processes, kind = accelerator.num_processes, accelerator.distributed_type
+    if kind == DistributedType.FSDP:
+        return Sharing(weights=processes, states=processes)
+    if kind == DistributedType.DEEPSPEED:
+        stage = accelerator.state.deepspeed_plugin.zero_stage
+        return Sharing(
+            weights=processes if stage >= 3 else 1,
+            states=processes if stage >= 1 else 1,
+            master_weights=True,
+        )
+    return Sharing(gradient_buckets=processes > 1)
