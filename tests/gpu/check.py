@@ -25,8 +25,8 @@ for _folder in (HERE, REPOSITORY / "benchmarks", REPOSITORY):
     if str(_folder) not in sys.path:
         sys.path.insert(0, str(_folder))
 
-from check_report import JSON_FILE, TABLE_FILE, exit_status, write_report  # noqa: E402
 from check_machine import ask_about_machine  # noqa: E402
+from check_report import JSON_FILE, TABLE_FILE, exit_status, write_report  # noqa: E402
 from check_running import Part, PartResult, run_parts  # noqa: E402
 
 SHAPES = {"cuda": "qwen2.5-math-1.5b", "cpu": "tiny"}

@@ -132,9 +132,7 @@ def _run_part(
     )
 
 
-def _judge(
-    code: int | None, state: Mapping[str, Any], limit: float, log: Path
-) -> tuple[str, str]:
+def _judge(code: int | None, state: Mapping[str, Any], limit: float, log: Path) -> tuple[str, str]:
     """Status and reason, from the exit status (None: it was too late) and what the part says."""
     if code is None:
         doing = f" while {state['doing']}" if state.get("doing") else ""

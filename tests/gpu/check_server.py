@@ -133,8 +133,7 @@ def fresh_folder(folder: Path) -> Path:
 
 
 def grpo(setup: Setup, recorder: Recorder) -> str:
-    """Three steps; each weight update's probe, the losses, and the memory while the server sleeps.
-    """
+    """Three steps; each weight update's probe, the losses, and the memory while the server sleeps."""
     folder = fresh_folder(recorder.folder / "run")
     with running_trainer(setup, recorder, folder) as trainer:
         probes = watch_probes(trainer)

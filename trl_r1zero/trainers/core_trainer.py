@@ -34,8 +34,8 @@ from .memory_limits import (
     training_memory_of,
 )
 from .microbatches import MicroBatchLimits, PaddedRows
-from .optimizer_state import check_second_moment
 from .one_device import check_device, loaded_onto_one_device
+from .optimizer_state import check_second_moment
 from .profile import ProfileCallback
 from .progress import ProgressCallback, use_progress_callback
 from .run_folder import RunFolderCallback, checkpoint_to_resume
