@@ -1,22 +1,127 @@
-"""Weights by NCCL, through TRL's client, with timeouts and without repeated requests.
+"""Weights by NCCL, from a trainer's GPU to a server on other ones, with vLLM's own engine there.
 
-TRL's module imports vLLM, which takes seconds: it is imported only where a trainer on CUDA needs
-it.
+The trainer is rank 0 of a communicator of its own, the server's workers are the ranks behind it.
+Weights are packed into chunks by vLLM's code, so that both sides cut them alike.
+
+This thread gathers the weights, as that takes all of the trainer's processes; another one sends
+them, as a broadcast whose receiver is gone cannot be interrupted: the communicator is aborted then.
 """
 
-import socket
-from collections.abc import Sequence
-from typing import Any
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from typing import Any, Protocol
 
 import torch
-from trl.generation.vllm_client import VLLMClient
+import torch.distributed as dist
 
 from .vllm_client import VLLMServerEngine
-from .weight_sync import NamedTensors, run_watched
-from .weight_transfer import TensorInfo
+from .vllm_server import VLLMServerError
+from .weight_sync import (
+    NamedTensors,
+    ServerWeightSync,
+    StuckTransferError,
+    in_thread,
+    update_info,
+)
+from .weight_transfer import TensorInfo, TrainerRendezvous
+
+# A chunk is filled until it is larger; two are on their way at a time. vLLM's default is 1 GiB,
+# much for a server that has been given nine tenths of a small GPU.
+BUFFER_BYTES = 256 * 2**20
+NUM_BUFFERS = 2
+
+_TENSORS_AHEAD = 4  # gathered, and not taken yet
+_POLL_SECONDS = 0.02
+_SECONDS_TO_ABORT = 5.0
+_SECONDS_TO_END = 5.0
+
+# In NCCL's words: `ncclInvalidUsage` is "invalid usage", and the reason is in its log only.
+_SAME_DEVICE = ("invalid usage", "ncclInvalidUsage", "Duplicate GPU")
 
 
-class NCCLWeightSync:
+class Communicator(Protocol):
+    """What is asked of NCCL; all of it but `abort` in a thread whose device is the trainer's."""
+
+    def connect(self, store: dist.Store, world_size: int, device_index: int) -> None:
+        """Join the server's workers as rank 0; may block until the last one is there."""
+        ...
+
+    def broadcast(self, tensors: NamedTensors) -> None:
+        """Send `tensors`, on the GPU, to all workers; returns when they have left."""
+        ...
+
+    def abort(self) -> None:
+        """End what another thread is blocked in, and give up the communicator."""
+        ...
+
+
+class NCCLCommunicator:
+    """vLLM's NCCL communicator. Its import costs seconds."""
+
+    def __init__(self) -> None:
+        self._group: Any = None
+
+    def connect(self, store: dist.Store, world_size: int, device_index: int) -> None:
+        """As `Communicator.connect`.
+
+        Raises:
+            RuntimeError: NCCL's error, or vLLM has no NCCL here.
+        """
+        from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
+        from vllm.distributed.utils import StatelessProcessGroup
+
+        process_group = StatelessProcessGroup(rank=0, world_size=world_size, store=store)
+        group = PyNcclCommunicator(process_group, device=device_index)
+        if group.disabled:
+            raise RuntimeError(
+                "vLLM finds no NCCL library, or VLLM_DISABLE_PYNCCL is set; see VLLM_NCCL_SO_PATH"
+            )
+        self._group = group
+
+    def broadcast(self, tensors: NamedTensors) -> None:
+        """As `Communicator.broadcast`."""
+        from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
+
+        def take(named: tuple[str, torch.Tensor]) -> torch.Tensor:
+            tensor = named[1]
+            tensor.record_stream(torch.cuda.current_stream())  # packed on another than made on
+            return tensor
+
+        packed_nccl_broadcast_producer(
+            iterator=tensors,
+            group=self._group,
+            src=0,
+            post_iter_func=take,
+            buffer_size_bytes=BUFFER_BYTES,
+            num_buffers=NUM_BUFFERS,
+        )
+
+    def abort(self) -> None:
+        """As `Communicator.abort`.
+
+        `ncclCommAbort` ends kernels and calls that wait for a peer. A thread that waits for workers
+        within `ncclCommInitRank` has no communicator yet: it is left behind, and blocks nothing.
+        """
+        group, self._group = self._group, None
+        if group is None:
+            return
+        from vllm.distributed.weight_transfer import packed_tensor
+
+        group.disabled = True  # first: its `broadcast` must not touch what is being freed
+
+        def abort() -> None:
+            torch.cuda.set_device(group.device)
+            group.nccl.ncclCommAbort(group.comm)
+
+        wait([in_thread(abort)], timeout=_SECONDS_TO_ABORT)
+        # The streams that vLLM keeps for chunks: should one be stuck, the next transfer has others.
+        packed_tensor._get_streams.cache_clear()
+
+
+class NCCLWeightSync(ServerWeightSync):
     """Weights by packed NCCL broadcast; see `weight_sync.open_weight_sync` for the arguments."""
 
     def __init__(
@@ -27,58 +132,144 @@ class NCCLWeightSync:
         port: int | None = None,
         timeout_seconds: float = 300.0,
     ) -> None:
-        self._device = device
-        self._client = _TimedClient(engine, port or _free_port(), timeout_seconds)
-        self._run(lambda: self._client.init_communicator(device))
+        super().__init__(engine, timeout_seconds)
+        self._device_index = device_index(device, torch.cuda.current_device)
+        self._communicator: Communicator = NCCLCommunicator()
+        meeting = self._meeting(port)
 
-    def update(self, infos: Sequence[TensorInfo], tensors: NamedTensors) -> None:
-        """As `WeightSync.update`."""
-        metadata = [(info.name, info.dtype, list(info.shape)) for info in infos]
+        def connect(while_waiting: Callable[[], None]) -> None:
+            # Not before a worker is there: nothing ends the wait for one that never comes.
+            meeting.await_worker(while_waiting)
+            joining = self._on_device(
+                lambda: self._communicator.connect(
+                    meeting.store, meeting.world_size, self._device_index
+                )
+            )
+            try:
+                _watch(joining, while_waiting)
+            except BaseException:
+                self._communicator.abort()
+                raise
 
-        def send() -> None:
-            with self._client.weight_update():
-                self._client.update_named_params(metadata, tensors)
+        try:
+            self._beside("/init_weight_transfer_engine", {"init_info": init_info(meeting)}, connect)
+        except VLLMServerError as error:
+            reasons = f"{error} {error.__cause__}"  # the server's, and this process's own
+            if any(words in reasons for words in _SAME_DEVICE):
+                raise VLLMServerError(
+                    f"{error}\n{_same_device_hint(self._device_index)}"
+                ) from error
+            raise
 
-        self._run(send)
-        self._client.reset_prefix_cache()
+    def close(self) -> None:
+        """As `WeightSync.close`."""
+        self._communicator.abort()
 
-    def _run(self, work: Any) -> None:
-        def on_device() -> None:
-            torch.cuda.set_device(self._device)  # a thread has a current device of its own
+    def _send(self, infos: Sequence[TensorInfo], tensors: NamedTensors) -> None:
+        self._beside(
+            "/update_weights",
+            {"update_info": update_info(infos)},
+            lambda while_waiting: self._broadcast(infos, tensors, while_waiting),
+        )
+
+    def _broadcast(
+        self,
+        infos: Sequence[TensorInfo],
+        tensors: NamedTensors,
+        while_waiting: Callable[[], None],
+    ) -> None:
+        gathered: queue.Queue[Any] = queue.Queue(maxsize=_TENSORS_AHEAD)
+        given_up = threading.Event()
+
+        def taken() -> NamedTensors:
+            while (named := gathered.get()) is not None:
+                if given_up.is_set():  # an end would have it send what it has
+                    raise RuntimeError("the transfer was given up")
+                yield named
+
+        sending = self._on_device(lambda: self._communicator.broadcast(taken()))
+
+        def put(item: Any) -> None:
+            while True:
+                if sending.done():
+                    sending.result()
+                    raise RuntimeError("the broadcast ended before the last tensor")
+                while_waiting()
+                try:
+                    return gathered.put(item, timeout=_POLL_SECONDS)
+                except queue.Full:
+                    pass
+
+        try:
+            for info in infos:
+                name, tensor = next(tensors)
+                # Another name, dtype or shape than the server was told is read as garbage there.
+                assert TensorInfo.of(name, tensor) == info, (info, TensorInfo.of(name, tensor))
+                # What gathered and rounded it runs on this thread's stream.
+                torch.cuda.current_stream(self._device_index).synchronize()
+                put((name, tensor))
+            put(None)
+            _watch(sending, while_waiting)
+        except BaseException as error:
+            given_up.set()
+            self._communicator.abort()
+            _wake(gathered)
+            if not wait([sending], timeout=_SECONDS_TO_END).done and isinstance(error, Exception):
+                raise StuckTransferError(
+                    f"{error}\nThe broadcast by NCCL could not be ended either: the trainer's GPU "
+                    "is stuck in it"
+                ) from error
+            raise
+
+    def _on_device(self, work: Callable[[], None]) -> "Future[None]":
+        def run() -> None:
+            torch.cuda.set_device(self._device_index)  # a thread has a current device of its own
             work()
 
-        self._client.error = None
-        run_watched(on_device, lambda: self._client.error)
+        return in_thread(run)
 
 
-class _TimedClient(VLLMClient):
-    """TRL's client, its requests replaced by the engine's: one try, timeouts, clear errors."""
+def device_index(device: torch.device, current: Callable[[], int]) -> int:
+    """The number of a CUDA device; without one, as accelerate gives it to a single process, the
+    current one's.
 
-    def __init__(self, engine: VLLMServerEngine, port: int, timeout_seconds: float) -> None:
-        self.engine = engine
-        self.timeout_seconds = timeout_seconds
-        self.error: BaseException | None = None
-        super().__init__(base_url=engine.base_url, group_port=port)
-
-    def _get(self, url: str, **kwargs: Any) -> dict[str, Any]:
-        return self._request("GET", url, None)
-
-    def _post(self, url: str, **kwargs: Any) -> dict[str, Any]:
-        return self._request("POST", url, kwargs.get("json"))
-
-    def _request(self, method: str, url: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        path = url.removeprefix(self.base_url)
-        try:
-            answer: dict[str, Any] = self.engine.request(
-                method, path, body, read_timeout_seconds=self.timeout_seconds
-            )
-        except BaseException as error:
-            self.error = self.error or error
-            raise
-        return answer
+    Args:
+        device: The trainer's device.
+        current: `torch.cuda.current_device`; asked in the trainer's own thread.
+    """
+    return current() if device.index is None else device.index
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+def init_info(meeting: TrainerRendezvous) -> dict[str, Any]:
+    """What vLLM's NCCL engine is told of the meeting, and of how weights are packed."""
+    return {
+        "master_address": meeting.address,
+        "master_port": meeting.port,
+        "rank_offset": 1,
+        "world_size": meeting.world_size,
+        "packed": True,
+        "packed_buffer_size_bytes": BUFFER_BYTES,
+        "packed_num_buffers": NUM_BUFFERS,
+    }
+
+
+def _watch(work: "Future[None]", while_waiting: Callable[[], None]) -> None:
+    """Wait for `work`, which may be blocked in NCCL, unless `while_waiting` raises."""
+    while not wait([work], timeout=_POLL_SECONDS).done:
+        while_waiting()
+    work.result()
+
+
+def _wake(gathered: "queue.Queue[Any]") -> None:
+    """Whoever takes from it finds that the transfer was given up."""
+    with contextlib.suppress(queue.Empty):
+        while True:
+            gathered.get_nowait()
+    gathered.put(())
+
+
+def _same_device_hint(index: int) -> str:
+    return (
+        f"NCCL refuses two processes on one GPU; is the server on the trainer's, {index}? Start it "
+        "with `--weight_transfer ipc` (or gloo), or on another one (--devices)"
+    )

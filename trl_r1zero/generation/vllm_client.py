@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import requests
@@ -178,6 +178,39 @@ class VLLMServerEngine:
             "logprobs": 0,  # of the sampled token alone
             "return_token_ids": True,
         }
+
+    # Sleeping (`server_sleep` says what may follow what)
+
+    def sleep(self, level: int) -> None:
+        """Give up the memory of the device, once the requests that run have their answers.
+
+        Args:
+            level: 1 to keep a copy of the weights in the host's memory, 2 to forget them.
+        """
+        self.request("POST", f"/sleep?level={level}&mode=wait")
+
+    def wake_up(self, what: Literal["weights", "kv_cache"]) -> None:
+        """Take memory of the device again: that of the weights first, then the key-value cache.
+
+        Raises:
+            VLLMServerError: It refused; most likely the device has not that much memory left.
+        """
+        try:
+            self.request("POST", f"/wake_up?tags={what}")
+        except VLLMRefusal as error:
+            raise VLLMServerError(
+                f"{error}\nIf its log says that memory is short: what the trainer keeps on the "
+                "device and what the server was started with do not fit together; lower "
+                "gpu_memory_utilization of vllm_server"
+            ) from error
+
+    def is_sleeping(self) -> bool:
+        """Whether it has given up its memory, or part of it, or takes no requests."""
+        return bool(self.request("GET", "/is_sleeping")["is_sleeping"])
+
+    def can_sleep(self) -> bool:
+        """Whether it was started so that sleeping frees memory."""
+        return bool(self.server_info()["model_config"].get("enable_sleep_mode", False))
 
     # HTTP
 

@@ -116,6 +116,12 @@ class VLLMServerConfig:
         for name, (holds, allowed) in rules.items():
             if not holds:
                 raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
+        if self.sleep_level and self.weight_transfer == "none":
+            raise ValueError(
+                f"sleep_level is {self.sleep_level}, but weight_transfer is none, and with it the "
+                "endpoints for sleeping stay closed; set sleep_level to 0, or weight_transfer to "
+                "auto"
+            )
 
     @property
     def num_devices(self) -> int:

@@ -176,14 +176,31 @@ class TrainerRendezvous:
             "timeout_seconds": self.timeout_seconds,
         }
 
+    @property
+    def store(self) -> dist.Store:
+        """What the workers come to."""
+        return self._store
+
+    def await_worker(self, while_waiting: Callable[[], None]) -> None:
+        """Until the first of vLLM's own workers, who leave word when they come, is there.
+
+        Raises:
+            TimeoutError: None came.
+        """
+        self._await(lambda: self._store.num_keys() > 0, while_waiting)
+
     def join(self, while_waiting: Callable[[], None]) -> GlooGroup:
         """The group, once all workers are there.
 
         Raises:
             TimeoutError: They did not come.
         """
+        self._await(lambda: self._store.add(_READY_KEY, 0) >= self.world_size - 1, while_waiting)
+        return GlooGroup(self._store, self.address, 0, self.world_size, self.timeout_seconds)
+
+    def _await(self, arrived: Callable[[], bool], while_waiting: Callable[[], None]) -> None:
         deadline = time.monotonic() + self.timeout_seconds
-        while self._store.add(_READY_KEY, 0) < self.world_size - 1:
+        while not arrived():
             while_waiting()
             if time.monotonic() > deadline:
                 raise TimeoutError(
@@ -191,7 +208,6 @@ class TrainerRendezvous:
                     f"{self.address}:{self.port} within {self.timeout_seconds:g} s"
                 )
             time.sleep(0.01)
-        return GlooGroup(self._store, self.address, 0, self.world_size, self.timeout_seconds)
 
 
 def join_as_worker(

@@ -24,7 +24,6 @@ replaced, and why:
   batches whose means are averaged.
 """
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -113,10 +112,9 @@ class R1ZeroGRPOTrainer(RolloutsAheadMixin, GRPOTrainer):
             )
         if args.temperature <= 0:
             raise ValueError(f"temperature must be above 0 to explore, got {args.temperature}")
-        self.rows_per_microbatch = args.train_batch_share // args.gradient_accumulation_steps
+        self._take_limits(args)
         use_vllm = args.use_vllm
-        args = copy.copy(args)
-        args.gradient_accumulation_steps = 1
+        args = args.for_transformers()
         args.use_vllm = False  # TRL would connect a client of its own
         super().__init__(
             model=model,
@@ -268,11 +266,13 @@ class R1ZeroGRPOTrainer(RolloutsAheadMixin, GRPOTrainer):
         elif self.args.updates_per_grpo_step > 1:
             # The first update's own forward pass gives those of its rows: the policy has not moved.
             at_work = self.state.global_step % number
+            self._make_room()
             with self.timer.part("old_log_probs"):
                 for index, rows in enumerate(train_batches):
                     if index != at_work or self._has_dropout:
                         self._keep_log_probs(self.model, rows, "old_log_probs")
         if self.beta != 0:
+            self._make_room()
             with self.timer.part("ref_log_probs"):
                 for rows in train_batches:
                     self._keep_reference_log_probs(rows)
@@ -341,6 +341,9 @@ class R1ZeroGRPOTrainer(RolloutsAheadMixin, GRPOTrainer):
             )
             for part in plan[rank]
         ]
+
+    def _longest_row(self) -> int:
+        return self._longest_prompt() + self.rollout_sampling.max_tokens
 
     def _plan(self, rows: Sequence[Rollout]) -> list[list[list[Rollout]]]:
         return plan_microbatches(
@@ -446,7 +449,7 @@ class R1ZeroGRPOTrainer(RolloutsAheadMixin, GRPOTrainer):
         metrics["tokens_per_second"] = metrics.pop("tokens") / seconds["step"]
         parts = ["step", "generation", "reward", "forward", "backward"]
         parts += ["rollout_wait"] if self.args.one_step_off else []
-        parts += ["weight_sync"] if self.server is not None else []
+        parts += self._server_parts
         parts += ["old_log_probs"] if self.args.updates_per_grpo_step > 1 else []
         parts += ["ref_log_probs"] if self.beta != 0 else []
         # A part that did not run in this update (sampling, in a second epoch) took 0 seconds.

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 from trl.generation.vllm_generation import VLLMGeneration
 
+from trl_r1zero.generation.weight_sync import wire_dtype
 from trl_r1zero.generation.weight_transfer import TensorInfo
 
 
@@ -13,15 +15,30 @@ class PolicyWeights(VLLMGeneration):
 
     How TRL gathers sharded parameters (FSDP, ZeRO-3) and merges adapters (PEFT) for its own
     synchronisation; only that part of TRL's class is used.
+
+    Attributes:
+        server_dtype: What the server computes in, on the process that sends: weights are rounded
+            to it (`wire_dtype`). None: they are given as they are.
     """
+
+    server_dtype: torch.dtype | None = None
 
     def _init_vllm(self) -> None:
         """No engine of TRL's: see `ServerGeneration`."""
 
     def infos(self) -> list[TensorInfo]:
-        """What `tensors` will yield; a collective call."""
-        return [TensorInfo.of(name, tensor) for name, tensor in self._iter_named_params()]
+        """What `tensors` will yield; a collective call. Nothing is copied for it."""
+        return [
+            TensorInfo(
+                name, str(self._dtype_of(tensor)).removeprefix("torch."), tuple(tensor.shape)
+            )
+            for name, tensor in self._iter_named_params()
+        ]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The named weights, one at a time; every process must take all of them."""
-        yield from self._iter_named_params()
+        for name, tensor in self._iter_named_params():
+            yield name, tensor.to(self._dtype_of(tensor))
+
+    def _dtype_of(self, tensor: Tensor) -> torch.dtype:
+        return wire_dtype(tensor.dtype, self.server_dtype)

@@ -37,6 +37,17 @@ class RolloutsAheadMixin(SamplingTrainer):
     _ahead: _Ahead | None = None
     _server_idle_seconds: float = 0.0
 
+    def _set_up_sampling(self) -> None:
+        super()._set_up_sampling()
+        if not self.args.one_step_off or self.server is None or not self.server.sleep_level:
+            return
+        # Its own stays awake for that (`resolve_server`): this one is somebody else's.
+        raise ValueError(
+            "one_step_off lets the vLLM server sample while the trainer trains, but the one at "
+            f"{self.args.vllm_server_base_url or self.args.vllm_server_host} sleeps then; start it "
+            "without --enable-sleep-mode, on a device of its own, or set one_step_off to false"
+        )
+
     def _sample_rollouts(
         self, step: int, prompts: list[str], seeds: Sequence[int]
     ) -> tuple[list[list[int]], list[Completion]]:
@@ -69,7 +80,6 @@ class RolloutsAheadMixin(SamplingTrainer):
             prompts,
             self.rollout_sampling,
             list(seeds),
-            batch_size=None,
             description=f"Rollouts of GRPO step {step + 1}",
         )
 

@@ -21,7 +21,8 @@ from trl_r1zero.generation import Completion, SamplingConfig, TransformersEngine
 from trl_r1zero.generation.vllm_server import VLLMServerConfig
 
 from .core_trainer import CoreTrainer
-from .microbatches import PaddedRows, cut_rows
+from .memory_limits import DEFAULT_GENERATION_ROWS, bytes_of_server, forward_limits
+from .microbatches import MicroBatchLimits, PaddedRows, cut_rows
 from .server_generation import ServerAddress, ServerGeneration
 from .server_place import place_own_server
 
@@ -118,19 +119,28 @@ class SamplingMixin(CoreTrainer):
         """Token ids of formatted prompts, with the tokenizer's own special tokens."""
         return self._tokenizer(list(prompts))["input_ids"]
 
+    def _longest_prompt(self) -> int:
+        """Tokens of the longest training prompt; those of most characters are looked at."""
+        prompts = sorted(self.train_dataset["prompt"], key=len)[-64:]
+        return max(map(len, self._prompt_ids(prompts)))
+
+    def _generation_rows(self, prompt_ids: Sequence[list[int]], max_tokens: int) -> int:
+        """Completions that transformers generates at a time."""
+        if self.rows_per_generation is not None:
+            return self.rows_per_generation
+        if self._memory is None:
+            return DEFAULT_GENERATION_ROWS
+        return self._memory.generation_rows(max(map(len, prompt_ids)) + max_tokens)
+
     def _sample_completions(
         self,
         prompts: list[str],
         sampling: SamplingConfig,
         seeds: list[int],
         *,
-        batch_size: int | None,
         description: str,
     ) -> tuple[list[list[int]], list[Completion]]:
-        """Token ids of the prompts, and one completion for each; a collective call.
-
-        `batch_size` says how many rows the transformers backend takes at a time (None: all).
-        """
+        """Token ids of the prompts, and one completion for each; a collective call."""
         prompt_ids = self._prompt_ids(prompts)
         show_progress = self.accelerator.is_main_process and not self.args.disable_tqdm
         if self.server is not None:
@@ -140,6 +150,7 @@ class SamplingMixin(CoreTrainer):
             )
             return prompt_ids, completions
         check_sharding(self.accelerator, self.args.ds3_gather_for_generation)
+        batch_size = self._generation_rows(prompt_ids, sampling.max_tokens)
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -195,7 +206,6 @@ class SamplingMixin(CoreTrainer):
             [example["prompt"] for example in chosen],
             sampling,
             [seeds[number % total] for number in numbers],
-            batch_size=self.args.per_device_eval_batch_size,
             description=description,
         )
         self._fill_in_entropies(prompt_ids, completions, sampling)
@@ -222,6 +232,11 @@ class SamplingMixin(CoreTrainer):
         rows, token_ids = (list(column) for column in zip(*gathered, strict=True))
         return GradedSample(rows, token_ids, grades.metrics)
 
+    @property
+    def _forward_limits(self) -> MicroBatchLimits:
+        """Of a forward without graph, for which there is more room than for a micro-batch."""
+        return forward_limits(self._limits, self._memory)
+
     def _fill_in_entropies(
         self,
         prompt_ids: Sequence[list[int]],
@@ -230,17 +245,17 @@ class SamplingMixin(CoreTrainer):
     ) -> None:
         """Entropies of completions whose backend gives none, as vLLM's, by the policy itself.
 
-        In micro-batches like training's. A collective call with equally many completions, and at
-        least one, on each process.
+        A collective call with equally many completions, and at least one, on each process.
         """
-        if self.server is None:
+        if self.server is None or not self.args.completion_entropies:
             return
+        self._make_room()
         device = self.accelerator.device
         sampled = [
             _Sampled(number, len(prompt) + len(completion.token_ids))
             for number, (prompt, completion) in enumerate(zip(prompt_ids, completions, strict=True))
         ]
-        parts = cut_rows(sampled, self._limits)
+        parts = cut_rows(sampled, self._forward_limits)
         # Weights that are shared out want equally many forwards of each process.
         count = torch.tensor([len(parts)], device=device)
         most = int(self.accelerator.gather(count).max().item())
@@ -292,6 +307,10 @@ class SamplingMixin(CoreTrainer):
             reference = getattr(self, "ref_model", None)
             models = [self.model] if reference is None else [self.model, reference]
             server = place_own_server(args, self.accelerator, models)
+            if self.accelerator.device.type == "cuda":
+                total_bytes = torch.cuda.mem_get_info()[1]
+                number = torch.cuda.current_device()
+                self._server_bytes = bytes_of_server(server, number, total_bytes)
         return ServerGeneration(
             self.model,
             self.accelerator,
@@ -301,6 +320,7 @@ class SamplingMixin(CoreTrainer):
             log_path=Path(args.output_dir or ".", "vllm_server.log"),
             group_port=args.vllm_group_port,
             request_timeout_seconds=args.vllm_request_timeout,
+            timer=self.timer,
         )
 
     def _sync_server(self) -> None:
@@ -308,12 +328,26 @@ class SamplingMixin(CoreTrainer):
         assert self.server is not None
         if self._synced_step == self.state.global_step:
             return
-        with self.timer.part("weight_sync"):
-            self.server.sync_weights()
+        self.server.sync_weights()
         self._synced_step = self.state.global_step
         if self._num_syncs < self.args.vllm_check_syncs:
             self.check_server()
         self._num_syncs += 1
+
+    def _make_room(self) -> None:
+        """Let a server that sleeps do so, until it is to sample again."""
+        if self.server is not None:
+            self.server.release()
+
+    @property
+    def _server_parts(self) -> list[str]:
+        """Parts of an update's time that there are with the server."""
+        if self.server is None:
+            return []
+        return [
+            "weight_sync",
+            *(["server_sleep", "server_wake"] if self.server.sleep_level else []),
+        ]
 
     def check_server(self) -> float:
         """Compare the server's and the trainer's log-probabilities of a probe, the first prompt.

@@ -4,6 +4,9 @@ The first process talks to the server; prompts are gathered to it, completions g
 After each attempt all processes learn how it went: an error is raised by all of them, and a server
 that died is started again, given the current weights (gathering sharded ones takes all processes)
 and asked again, at the same point of the program everywhere.
+
+A server that shares the trainer's device sleeps while that trains (`release`), and wakes up before
+it is asked for anything.
 """
 
 import logging
@@ -17,15 +20,19 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from trl_r1zero.generation import Completion, SamplingConfig, in_order
+from trl_r1zero.generation.server_sleep import Memory, Request, ServerState
 from trl_r1zero.generation.vllm_client import VLLMServerEngine
 from trl_r1zero.generation.vllm_server import VLLMServerConfig, VLLMServerError
-from trl_r1zero.generation.weight_sync import WeightSync, open_weight_sync
+from trl_r1zero.generation.weight_sync import StuckTransferError, WeightSync, open_weight_sync
 from trl_r1zero.generation.weight_transfer import TensorInfo
+
+from .timing import StepTimer
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +66,8 @@ class ServerGeneration:
     Attributes:
         last_answer: When the server last finished what it was asked to sample (`perf_counter`), on
             the first process.
+        sleep_level: 0 if the server stays awake while the trainer trains; else see
+            `VLLMServerConfig`.
 
     Args:
         model: The policy, unwrapped.
@@ -69,6 +78,7 @@ class ServerGeneration:
         log_path: Log of a server of its own.
         group_port: See `open_weight_sync`.
         request_timeout_seconds: For each completion, and for each step of a weight update.
+        timer: Gets the seconds of `weight_sync`, `server_sleep` and `server_wake`.
 
     Raises:
         VLLMServerError: The server does not come up, or takes no weights.
@@ -85,6 +95,7 @@ class ServerGeneration:
         log_path: Path,
         group_port: int | None,
         request_timeout_seconds: float,
+        timer: StepTimer | None = None,
     ) -> None:
         from .policy_weights import PolicyWeights  # and vLLM: only where there is a server
 
@@ -96,6 +107,7 @@ class ServerGeneration:
         self._log_path = log_path
         self._group_port = group_port
         self._request_timeout_seconds = request_timeout_seconds
+        self._timer = timer or StepTimer(accelerator.device)
         self._infos: list[TensorInfo] | None = None
         self._engine: VLLMServerEngine | None = None  # of the first process alone
         self._sync: WeightSync | None = None
@@ -103,18 +115,40 @@ class ServerGeneration:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollouts")
         self._under_way: Future[list[Completion]] | None = None  # on the first process alone
         self.last_answer = time.perf_counter()
+        self.sleep_level = 0
+        self._state = ServerState()  # the same on all processes
         self._connect_everywhere()
+        self.sleep_level, self._state = self._from_main((self.sleep_level, self._state))
 
     def sync_weights(self) -> None:
-        """Give the server the policy's weights.
+        """Give the server the policy's weights; it is awake then.
 
         Raises:
             VLLMServerError: The server refused them, or is gone for good.
         """
-        if self._infos is None:
-            self._infos = self.weights.infos()
-        while not self._attempt(self._send_weights):
-            pass
+        self._state = self._state.with_old_weights()
+        self.wake_up()
+
+    def wake_up(self) -> None:
+        """Make the server ready to sample: awake, and with the policy's weights if it has none.
+
+        Raises:
+            VLLMServerError: The server refused, or is gone for good.
+        """
+        while requests := self._state.before_sampling():
+            for request in requests:
+                if not self._do(request):
+                    break  # a new server, which wants other things
+
+    def release(self) -> None:
+        """Let the server give up its memory before the trainer takes it; nothing if it does not
+        sleep, or does already.
+
+        Raises:
+            VLLMServerError: The server refused, or is gone for good.
+        """
+        while self.sleep_level and self._state.memory is Memory.ALL:
+            self._do(Request.SLEEP)
 
     def sample(
         self,
@@ -156,6 +190,7 @@ class ServerGeneration:
             sampling: How to sample.
             all_seeds: One for each.
         """
+        self._state.after(Request.SAMPLE, self.sleep_level)
         if self.accelerator.is_main_process:
             self._under_way = self._executor.submit(self._stream, all_ids, sampling, all_seeds)
 
@@ -229,6 +264,8 @@ class ServerGeneration:
 
     def close(self) -> None:
         """Stop the server if it is this trainer's own."""
+        if self._sync is not None:
+            self._sync.close()
         if self._engine is not None:
             self._engine.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -236,7 +273,10 @@ class ServerGeneration:
     # The first process
 
     def _connect(self) -> None:
+        self._state = ServerState()
         timeout = self._request_timeout_seconds
+        if self._sync is not None:
+            self._sync.close()  # its server is gone
         if isinstance(self._server, ServerAddress):
             self._engine = VLLMServerEngine(
                 self._server.base_url,
@@ -244,6 +284,9 @@ class ServerGeneration:
                 read_timeout_seconds=timeout,
                 wait_seconds=self._server.wait_seconds,
             )
+            self.sleep_level = 2 if self._engine.can_sleep() else 0
+            if self._engine.is_sleeping():  # its last trainer left it so
+                self._state = ServerState(Memory.NOTHING)
         else:
             self._engine = VLLMServerEngine.start(
                 self._model_path,
@@ -252,6 +295,8 @@ class ServerGeneration:
                 log_path=self._log_path,
                 read_timeout_seconds=timeout,
             )
+            self.sleep_level = self._server.sleep_level or 0
+        self.weights.server_dtype = getattr(torch, self._engine.dtype())
         self._sync = open_weight_sync(
             self._engine,
             self.accelerator.device,
@@ -274,8 +319,10 @@ class ServerGeneration:
         """Start the server again if it is gone and this trainer's own; else what to tell people."""
         assert self._engine is not None
         server = self._engine.server
-        if server is None or not self._engine.is_down(within_seconds=5.0):
-            return error  # not ours to start again; or it lives and refuses, and would again
+        if isinstance(error, StuckTransferError) or server is None:
+            return error  # another server would not help, or it is not ours to start again
+        if not self._engine.is_down(within_seconds=5.0):
+            return error  # it lives and refuses, and would again
         while self._restarts < _MAX_RESTARTS_IN_A_ROW:
             self._restarts += 1
             logger.warning(
@@ -297,6 +344,33 @@ class ServerGeneration:
 
     # All processes
 
+    def _do(self, request: Request) -> bool:
+        """Ask the server for a change of its state. False if it was started again instead."""
+        after = self._state.after(request, self.sleep_level)
+
+        def on_main(action: Callable[[VLLMServerEngine], None]) -> Callable[[], None]:
+            return lambda: action(self._engine) if self._engine is not None else None
+
+        if request is Request.SEND_WEIGHTS:
+            if self._infos is None:
+                self._infos = self.weights.infos()
+            part, action = "weight_sync", self._send_weights
+        elif request is Request.SLEEP:
+            part, action = "server_sleep", on_main(lambda engine: engine.sleep(self.sleep_level))
+        elif request is Request.WAKE_WEIGHTS:
+            part, action = "server_wake", on_main(lambda engine: engine.wake_up("weights"))
+        else:
+            part, action = "server_wake", on_main(lambda engine: engine.wake_up("kv_cache"))
+        with self._timer.part(part):
+            if request is Request.WAKE_WEIGHTS:
+                # What the trainer has freed is still its own, to be used again: give it back.
+                clear_device_cache(garbage_collection=True)
+                self.accelerator.wait_for_everyone()
+            done = self._attempt(action)
+        # A new server is awake, with the weights of its folder.
+        self._state = after if done else ServerState()
+        return done
+
     def _ask(self, action: Callable[[], T]) -> T:
         """What `action` says on the first process, if need be after a restart of the server."""
         answers: list[T] = []
@@ -305,8 +379,10 @@ class ServerGeneration:
             if self.accelerator.is_main_process:
                 answers[:] = [action()]
 
+        self.wake_up()
         while not self._attempt(ask):
-            self.sync_weights()  # a new server has the weights of its folder
+            self._state = ServerState()  # a new server has the weights of its folder
+            self.wake_up()
         self._restarts = 0
         return self._from_main(answers)[0]
 
@@ -316,26 +392,41 @@ class ServerGeneration:
         Raises:
             VLLMServerError: On every process, if it failed for good.
         """
-        failed, failure = False, None
+        failed = False
+        failure: Exception | None = None
         try:
-            action()
-        except VLLMServerError as error:  # on the first process alone
-            failed, failure = True, self._mend(error)
-        failed, message = self._from_main((failed, None if failure is None else str(failure)))
-        if message is not None:
-            raise VLLMServerError(message)
+            try:
+                action()
+            except VLLMServerError as error:  # on the first process alone
+                failed, failure = True, self._mend(error)
+        except Exception as error:
+            failed, failure = True, error
+        failed = self._from_main(failed)
+        self._fail_alike(failure)
         return not failed
 
     def _connect_everywhere(self) -> None:
-        message = None
+        failure = None
         if self.accelerator.is_main_process:
             try:
                 self._connect()
-            except VLLMServerError as error:
-                message = str(error)
-        message = self._from_main(message)
+            except Exception as error:
+                failure = error
+        self._fail_alike(failure)
+
+    def _fail_alike(self, failure: Exception | None) -> None:
+        """Raise the first process's error on all of them, whatever its class.
+
+        One that left them alone would have them wait for it until their group's timeout.
+        """
+        expected = failure is None or isinstance(failure, VLLMServerError)
+        words = "" if expected else "what the first process asked of the vLLM server failed: "
+        words += "" if expected else f"{type(failure).__name__}: "
+        message = self._from_main(None if failure is None else f"{words}{failure}")
         if message is not None:
-            raise VLLMServerError(message)
+            raise VLLMServerError(message) from (None if expected else failure)
+        if failure is not None:
+            raise failure  # of another process
 
     def _from_main(self, value: T) -> T:
         values = [value]

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 import torch
 
-# Parts of the generation: weights are sent, or rollouts under way awaited, before it ends.
-PARTS_OF_GENERATION = ("weight_sync", "rollout_wait")
+# Parts of the generation: the server wakes up, weights are sent, or rollouts under way awaited,
+# before it ends.
+PARTS_OF_GENERATION = ("weight_sync", "rollout_wait", "server_wake")
 
 
 class StepTimer:
