@@ -190,7 +190,7 @@ def test_a_sleeping_server_is_no_server_for_one_step_off(tokenizer, stub, tmp_pa
             output_dir=str(tmp_path), use_vllm=True, vllm_server={"sleep_level": 2}, **ahead
         )
     # Of somebody else's server only the server itself knows.
-    with pytest.raises(ValueError, match=r"start that server without --enable-sleep-mode"):
+    with pytest.raises(ValueError, match=r"sleeps then; start it without --enable-sleep-mode"):
         make_trainer(tokenizer, tmp_path, **through(stub, **ahead))
     assert SAMPLE not in stub.requests
 
