@@ -104,13 +104,15 @@ def test_gpus_are_counted():
 @pytest.mark.parametrize(
     ("num_processes", "visible", "server", "num_gpus"),
     [
-        (1, None, {"devices": "1"}, 4),  # nothing keeps a process alone off the other GPUs
-        (1, "0", {"devices": "1"}, 2),
-        (1, "0", {"devices": "2,3"}, 3),
-        (1, "0", {}, 1),
-        (1, "0,1", None, 2),
-        (2, "0,1", None, 2),
-        (2, "0,1", {"devices": "2"}, 3),
+        (1, None, {"devices": "1"}, 2),
+        (1, "4,5", {"devices": "1"}, 2),
+        (1, "4,5,6", {"devices": "1,2", "tensor_parallel_size": 2}, 3),
+        (1, "4,5", {}, 2),
+        (1, "4", {}, 1),  # both on one GPU
+        (1, "4,5", None, 1),  # transformers samples
+        (2, "4,5", None, 2),
+        (2, "4,5,6", {"devices": "2"}, 3),
+        (1, "4,5", "somebody else's", 2),  # wherever it is
     ],
 )
 def test_gpus_are_those_of_trainer_and_server(
@@ -124,9 +126,12 @@ def test_gpus_are_those_of_trainer_and_server(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    values = {"use_vllm": server is not None, "vllm_server": server}
+    values = {
+        "use_vllm": server is not None,
+        "vllm_server": server if isinstance(server, dict) else None,
+    }
     facts = hardware_facts(values, num_processes, use_cpu=False)
-    assert facts["num_gpus"] == num_gpus
+    assert facts["num_gpus"] == len(facts["gpu_names"]) == num_gpus
     assert hardware_facts(values, num_processes, use_cpu=True)["num_gpus"] == 0
 
 

@@ -59,7 +59,7 @@ def make(tmp_path, monkeypatch):
 def test_defaults_are_the_handouts(make):
     config = make()
     assert (config.beta, config.learning_rate, config.optim) == (0.1, 1e-6, "rmsprop")
-    assert (config.train_batch_size, config.pairs_per_microbatch) == (64, 2)
+    assert (config.train_batch_size, config.per_device_eval_batch_size) == (64, 2)
     assert (config.num_train_epochs, config.lr_scheduler_type) == (1, "constant")
     assert config.precompute_ref_log_probs
     assert config.loss_type == ["sigmoid"]
@@ -87,11 +87,11 @@ def test_an_unsupported_field_cannot_be_set(make, name):
 
 def test_shares_of_processes(make):
     config = make(processes=2, gradient_accumulation_steps=8)
-    assert (config.train_batch_share, config.pairs_per_microbatch) == (32, 4)
+    assert (config.train_batch_share, config.rows_per_microbatch) == (32, 4)
     assert config.per_device_train_batch_size == 32
     assert config.per_device_eval_batch_size == 4
     with pytest.raises(ValueError, match=r"train_batch_size .64. must be divisible by"):
-        make(processes=4)  # 32 micro-batches a process, of half a pair
+        make(processes=4, gradient_accumulation_steps=32)  # micro-batches of half a pair
 
 
 def test_a_process_that_is_alone_among_several_is_an_error(make, monkeypatch):

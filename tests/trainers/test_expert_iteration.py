@@ -37,7 +37,7 @@ class ScriptedTrainer(ExpertIterationTrainer):
 
     script: list[list[str]]
 
-    def _sample_completions(self, prompts, sampling, seeds, *, batch_size, description):
+    def _sample_completions(self, prompts, sampling, seeds, *, description):
         if description == "Validation":
             texts = ["wrong"] * len(prompts)
         else:

@@ -10,6 +10,7 @@ from trl import GRPOConfig
 
 from trl_r1zero.functional import AGGREGATIONS, LOSS_TYPES, SAMPLER_CORRECTIONS
 from trl_r1zero.trainers import R1ZeroGRPOConfig
+from trl_r1zero.trainers.memory_limits import microbatch_limits
 from trl_r1zero.trainers.trl_fields import DERIVED_FIELDS, UNSUPPORTED_FIELDS
 
 # TRL's fields that mean here what they mean there (or, loss_type, have our values instead).
@@ -163,7 +164,8 @@ def test_defaults_are_those_of_the_handout(config):
     }
     assert "adamw" in args.optim
     assert args.advantage == "group_mean_std"
-    assert args.train_batch_size // args.gradient_accumulation_steps == 2  # the micro-batch
+    assert args.rows_per_microbatch is None  # the handout's micro-batches of 2, or tokens
+    assert microbatch_limits(args.rows_per_microbatch, None, None, packed=False).rows == 2
     assert args.updates_per_grpo_step == 1  # on-policy
     assert 5 <= args.eval_every <= 10
     assert args.eval_on_start
@@ -462,15 +464,18 @@ def test_counts_are_at_least_1(config, name):
 
 def test_a_process_gets_whole_micro_batches(config):
     # 256 rows / (128 cuts x 2 processes) = 1 row; 3 processes do not divide them.
+    cut = {"gradient_accumulation_steps": 128}
     assert config(processes=2).train_batch_share == 128
+    assert config(processes=2, **cut).rows_per_microbatch == 1
     with pytest.raises(
-        ValueError,
-        match=r"train_batch_size \(256\) must be divisible by gradient_accumulation_steps x 3 "
-        r"processes \(384\), and no gradient_accumulation_steps",
+        ValueError, match=r"^3 processes cannot share train_batch_size \(256\) rows"
     ):
         config(processes=3)
-    with pytest.raises(ValueError, match=r"set gradient_accumulation_steps to 64$"):
-        config(processes=4)
+    with pytest.raises(
+        ValueError, match=r"set gradient_accumulation_steps to 64, or leave it unset$"
+    ):
+        config(processes=4, **cut)
+    assert config(processes=4).rows_per_microbatch is None
 
 
 def test_a_process_that_is_alone_among_several_is_an_error(config, monkeypatch):

@@ -67,7 +67,7 @@ def test_losses_equal_plain_torch(tokenizer, tmp_path, chunks):
         train_sampling_strategy="sequential",
     )
     assert config.gradient_accumulation_steps == 2
-    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
     losses, eval_losses = [], []
     evaluated = [chunks["validation"][i] for i in range(3)]
     for part in (range(4), range(4, 6)):
@@ -122,6 +122,7 @@ def test_defaults_are_the_handouts(tmp_path):
     assert (config.total_batch_size, config.gradient_accumulation_steps) == (32, 16)
     assert (config.learning_rate, config.lr_scheduler_type) == (2e-5, "cosine")
     assert (config.warmup_steps, config.num_train_epochs) == (0.03, 1)
+    assert (config.adam_beta1, config.adam_beta2) == (0.9, 0.95)
     assert config.eval_strategy == "steps"
     assert config.bf16 == torch.accelerator.is_available()
 

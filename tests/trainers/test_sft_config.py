@@ -110,7 +110,7 @@ HANDOUT = {
     "weight_decay": 0.0,
     "max_grad_norm": 1.0,
     "train_batch_size": 32,
-    "gradient_accumulation_steps": 16,
+    "gradient_accumulation_steps": None,  # micro-batches of 2, or tokens
     "normalize_constant": 1.0,
     "shuffle_dataset": True,
     "min_tokens": 4,
@@ -148,7 +148,6 @@ def test_defaults_are_those_of_the_handout(sft, ei):
     assert values_of(sft(), HANDOUT_SFT) == HANDOUT_SFT
     assert values_of(ei(), HANDOUT_EI) == HANDOUT_EI
     for args in (sft(), ei()):
-        assert args.train_batch_size // args.gradient_accumulation_steps == 2  # the micro-batch
         assert args.validation_sampling().max_tokens == 1024
         assert "adamw" in args.optim
         assert args.eval_on_start
@@ -215,7 +214,8 @@ def test_an_unsupported_field_cannot_be_set(make, cls, name):
     [(1, 32), (2, 16)],
 )
 def test_a_process_gets_whole_micro_batches(either, processes, share):
-    args = either(processes)
+    args = either(processes, gradient_accumulation_steps=16)
+    assert args.rows_per_microbatch == share // 16
     assert args.train_batch_share == share
     assert args.per_device_train_batch_size == share
     assert args.train_batch_size == 32
@@ -226,28 +226,27 @@ def test_a_process_gets_whole_micro_batches(either, processes, share):
     [
         (
             1,
-            {"train_batch_size": 40},
+            {"train_batch_size": 40, "gradient_accumulation_steps": 16},
             r"^train_batch_size \(40\) must be divisible by gradient_accumulation_steps \(16\); "
             "set gradient_accumulation_steps to 10",
         ),
         (
             1,
-            {"train_batch_size": 8},
+            {"train_batch_size": 8, "gradient_accumulation_steps": 16},
             r"^train_batch_size \(8\) must be divisible by gradient_accumulation_steps \(16\); "
             "set gradient_accumulation_steps to 8",
         ),
         (
             3,
             {},
-            r"^train_batch_size \(32\) must be divisible by gradient_accumulation_steps x 3 "
-            r"processes \(48\), and no gradient_accumulation_steps makes it so: 3 processes cannot "
-            r"share 32 rows .* changes the algorithm \(train_batch_size 30 can be shared\)",
+            r"^3 processes cannot share train_batch_size \(32\) rows evenly; .* changes the "
+            r"algorithm \(train_batch_size 30 can be shared\)",
         ),
         (
             4,
-            {},
+            {"gradient_accumulation_steps": 16},
             r"^train_batch_size \(32\) must be divisible by gradient_accumulation_steps x 4 "
-            r"processes \(64\); set gradient_accumulation_steps to 8$",
+            r"processes \(64\); set gradient_accumulation_steps to 8, or leave it unset$",
         ),
     ],
 )

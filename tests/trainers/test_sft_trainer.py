@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from itertools import chain
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -298,12 +299,12 @@ def test_entropies_that_a_backend_does_not_give_are_the_policys_own(
     trainer = make_sft_trainer(tokenizer, tmp_path, min_tokens=0, **settings)
     prompts = TASK.eval_dataset["prompt"][:5]
     prompt_ids, completions = trainer._sample_completions(
-        prompts, trainer.eval_sampling, list(range(5)), batch_size=None, description=""
+        prompts, trainer.eval_sampling, list(range(5)), description=""
     )
     expected = [completion.entropies for completion in completions]
     for completion in completions:
         completion.entropies = None
-    trainer.server = "a server"
+    trainer.server = SimpleNamespace(release=lambda: None)
     seen, forward = [], trainer.model.forward
 
     def record(input_ids, **inputs):

@@ -12,7 +12,9 @@ from safetensors import safe_open
 from transformers import AutoConfig
 
 from trl_r1zero.data.prompts import Prompt
+from trl_r1zero.devices import place, visible_devices
 from trl_r1zero.evaluation.files import file_sha256
+from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
 from trl_r1zero.rewards import REWARDS, reward_identity
 from trl_r1zero.task_arguments import LoadedTask
 
@@ -114,34 +116,39 @@ def model_facts(name: str, revision: str | None) -> dict[str, Any]:
 
 
 def hardware_facts(values: Mapping[str, Any], num_processes: int, use_cpu: bool) -> dict[str, Any]:
-    """GPUs of the trainer's processes and of the server together, at most, and the machine's CPUs.
+    """GPUs of the trainer's processes and of the server together, and the machine's CPUs.
 
-    A process alone counts all GPUs that it sees, for nothing keeps its model on one of them. Of
-    several each has one; what the server shares with them counts twice: that is never fewer than
-    there are.
+    Where a server is that somebody else started is not known: it counts as every GPU in sight.
     """
-    num_gpus, names = 0, []
+    used: set[int] = set()
+    names: list[str] = []
     if torch.cuda.is_available() and not use_cpu:
-        count = torch.cuda.device_count()
-        names = [torch.cuda.get_device_name(index) for index in range(count)]
-        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-        visible = set(map(str, range(count)) if hidden is None else _listed(hidden)[:count])
-        server = set()
-        if values["use_vllm"]:
-            devices = (values["vllm_server"] or {}).get("devices")
-            server = visible if devices is None else set(_listed(str(devices)))
-        num_gpus = len(visible | server) if num_processes == 1 else num_processes + len(server)
+        visible = visible_devices(os.environ, torch.cuda.device_count())
+        used = set(range(num_processes))
+        if values["use_vllm"] and values["vllm_server"] is None:
+            used |= set(range(len(visible)))
+        elif values["use_vllm"]:
+            config = VLLMServerConfig.from_settings(values["vllm_server"])
+            used |= set(
+                place(
+                    visible,
+                    num_trainers=num_processes,
+                    trainer_on_cuda=True,
+                    server_on_cuda=True,
+                    server_devices=None if config.devices is None else str(config.devices),
+                    num_server_devices=config.tensor_parallel_size * config.data_parallel_size,
+                ).server
+            )
+        names = [
+            torch.cuda.get_device_name(number) for number in sorted(used) if number < len(visible)
+        ]
     return {
-        "num_gpus": num_gpus,
+        "num_gpus": len(used),
         "gpu_names": names,
         "num_processes": num_processes,
         "num_cpus": os.cpu_count(),
         "machine": platform.machine(),
     }
-
-
-def _listed(devices: str) -> list[str]:
-    return [device.strip() for device in devices.split(",")]
 
 
 def _source_facts(source: str | None) -> dict[str, Any]:

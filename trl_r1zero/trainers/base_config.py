@@ -9,24 +9,30 @@ Departures from the defaults of TRL and `TrainingArguments`: constant learning r
 update, a NaN loss is shown and not filtered away.
 """
 
+import copy
 import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from trl_r1zero.generation.vllm_server import VLLMServerConfig
 
+from .memory_limits import DEFAULT_GENERATION_ROWS
+from .one_device import settle_use_cpu, use_one_gpu
+
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
     from transformers import TrainingArguments as _Arguments
 else:
     # A mixin without bases: a dataclass that inherits the fields of `TrainingArguments` would put
     # their defaults back in front of those that TRL's config gives them.
     _Arguments = object
 
+# What transformers wants as numbers, and is unset here where memory decides.
+_NUMBERS_TO_TRANSFORMERS = {
+    "gradient_accumulation_steps": 1,
+    "per_device_eval_batch_size": DEFAULT_GENERATION_ROWS,
+}
 # What the instances so far have derived: `dataclasses.replace` hands all of it back in at once.
 _DERIVATIONS: set[tuple[Any, ...]] = set()
 
@@ -61,13 +67,19 @@ class StrictConfig(_Arguments):
     )
     max_tokens_per_microbatch: int | None = knob(
         None,
-        "Tokens of a micro-batch at most, padding included; the number of micro-batches follows "
-        "where this is the tighter limit. Memory only.",
+        "Tokens of a micro-batch at most, padding included. Unset: on GPUs as many as fit into "
+        "memory, on CPUs any number. Memory only.",
     )
-    pack_rows: bool = knob(
-        False,
-        "Put the rows of a micro-batch one behind the other, without padding. For flash attention, "
-        "which then works on each row alone; others compute and mask what lies between rows.",
+    gradient_accumulation_steps: int | None = knob(  # type: ignore[assignment]
+        None,
+        "A micro-batch has at most the rows of a process's share of a train batch over this, too. "
+        "Unset: the tokens alone count, and where they have no limit, 2 rows. Memory only.",
+    )
+    pack_rows: bool | None = knob(
+        None,
+        "Put the rows of a micro-batch one behind the other, without padding. Unset: with flash "
+        "attention, which then works on each row alone; others compute and mask what lies between "
+        "rows.",
     )
     eval_every: int | None = knob(5, "Validate every so many steps. null: never.")
     profile: bool = knob(False, "Print where the time of each optimizer update went.")
@@ -87,16 +99,19 @@ class StrictConfig(_Arguments):
     def __post_init__(self) -> None:
         self._forget_derived_values()
         self._reject_foreign_settings()
-        self._require_at_least(1, "max_tokens_per_microbatch")
+        self._require_at_least(1, "max_tokens_per_microbatch", "gradient_accumulation_steps")
         self._check()
         for name, value in self._derived_values().items():
             setattr(self, name, value)
-        # Without this, processes that torchrun starts on a machine without accelerator do not find
-        # one another, and each one trains alone.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        settle_use_cpu(self)
         if self.bf16 is None and not self.fp16:
             self.bf16 = not self.use_cpu
+        unset = [name for name in _NUMBERS_TO_TRANSFORMERS if getattr(self, name) is None]
+        for name in unset:
+            setattr(self, name, _NUMBERS_TO_TRANSFORMERS[name])
         super().__post_init__()
+        for name in unset:
+            setattr(self, name, None)
         use_one_gpu(self)
         if self.world_size != self._launched_processes:
             raise ValueError(
@@ -111,6 +126,26 @@ class StrictConfig(_Arguments):
     def _derived_values(self) -> dict[str, Any]:
         """What the fields of TRL and transformers must be for ours to hold."""
         return {}
+
+    @property
+    def train_batch_share(self) -> int:
+        """Rows of a full train batch that one process trains on."""
+        return self.train_batch_size // self._launched_processes
+
+    @property
+    def rows_per_microbatch(self) -> int | None:
+        """Rows of a micro-batch at most; None where only tokens count."""
+        steps = self.gradient_accumulation_steps
+        return None if steps is None else self.train_batch_share // steps
+
+    def for_transformers(self) -> Self:
+        """A copy for the loop of transformers, to which an update is one step."""
+        args = copy.copy(self)
+        args.gradient_accumulation_steps = 1
+        if args.per_device_eval_batch_size is None:
+            name = "per_device_eval_batch_size"
+            setattr(args, name, _NUMBERS_TO_TRANSFORMERS[name])
+        return args
 
     def evaluation_values(self, updates_per_step: int) -> dict[str, Any]:
         """The fields of transformers for a validation every `eval_every` steps."""
@@ -162,27 +197,27 @@ class StrictConfig(_Arguments):
                 f"{max(value // divisor, 1) * divisor} is"
             )
 
-    def _check_train_batch(self, train_batch_size: int, gradient_accumulation_steps: int) -> None:
+    def _check_train_batch(self, train_batch_size: int) -> None:
         """Every process takes equally many rows, and cuts them into equal micro-batches."""
         processes = self._launched_processes
-        if train_batch_size % (gradient_accumulation_steps * processes) == 0:
+        share, rest = divmod(train_batch_size, processes)
+        if rest or not share:
+            nearest = max(share, 1) * processes
+            raise ValueError(
+                f"{processes} processes cannot share train_batch_size ({train_batch_size}) rows "
+                "evenly; start another number of processes, or change the train batch, which "
+                f"changes the algorithm (train_batch_size {nearest} can be shared)"
+            )
+        steps = self.gradient_accumulation_steps
+        if steps is None or share % steps == 0:
             return
         of_processes = f" x {processes} processes" if processes > 1 else ""
-        message = (
-            f"train_batch_size ({train_batch_size}) must be divisible by "
-            f"gradient_accumulation_steps{of_processes} ({gradient_accumulation_steps * processes})"
-        )
-        share, rest = divmod(train_batch_size, processes)
-        if share and not rest:
-            # Memory only; another train batch would be another algorithm.
-            fits = max(n for n in range(1, gradient_accumulation_steps + 1) if share % n == 0)
-            raise ValueError(f"{message}; set gradient_accumulation_steps to {fits}")
-        nearest = max(share, 1) * processes
+        # Memory only; another train batch would be another algorithm.
+        fits = max(n for n in range(1, steps + 1) if share % n == 0)
         raise ValueError(
-            f"{message}, and no gradient_accumulation_steps makes it so: {processes} processes "
-            f"cannot share {train_batch_size} rows evenly; start another number of processes, or "
-            f"change the train batch, which changes the algorithm (train_batch_size {nearest} can "
-            "be shared)"
+            f"train_batch_size ({train_batch_size}) must be divisible by "
+            f"gradient_accumulation_steps{of_processes} ({steps * processes}); set "
+            f"gradient_accumulation_steps to {fits}, or leave it unset"
         )
 
 
@@ -199,8 +234,16 @@ class SamplingSettings:
     )
     eval_seed: int = knob(0, "Validation: seed of the sampling, the same at every validation.")
     eval_on_start: bool = knob(True, "Validate before the first update too.")
-    per_device_eval_batch_size: int = knob(
-        128, "Validation: completions generated at a time by a process (transformers backend)."
+    per_device_eval_batch_size: int | None = knob(
+        None,
+        "Completions that a process generates at a time, rollouts and validation alike "
+        f"(transformers backend). Unset: {DEFAULT_GENERATION_ROWS}, on GPUs as many as fit into "
+        "memory. Memory only.",
+    )
+    completion_entropies: bool = knob(
+        True,
+        "With use_vllm: run the policy over validation's completions (and expert iteration's "
+        "rollouts) for their entropies, which vLLM does not give.",
     )
     use_vllm: bool = knob(False, "Sample from a vLLM server, not from transformers.")
     vllm_server: dict[str, Any] | None = field(
@@ -268,17 +311,6 @@ class SamplingSettings:
                 raise ValueError(
                     f"min_tokens must be between 0 and {name} ({limit}), got {self.min_tokens}"
                 )
-
-
-def use_one_gpu(args: "TrainingArguments") -> None:
-    """Let a process use one GPU of those that it sees; to be called after `__post_init__`.
-
-    transformers wraps the model of a lone process in `nn.DataParallel` over all GPUs in sight,
-    which neither TRL's fused forward nor a server on one of them can bear. The number is set when
-    the cached `_setup_devices` is first computed, so ours has to come after that to last.
-    """
-    _ = args._setup_devices
-    args._n_gpu = min(args._n_gpu, 1)  # 0 on a CPU
 
 
 def default_of(f: dataclasses.Field) -> Any:

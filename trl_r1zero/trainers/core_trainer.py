@@ -7,6 +7,7 @@ cut, and no micro-batch is wider than its own longest row.
 
 import inspect
 import json
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -20,14 +21,28 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import TrainOutput
 from trl.trainer.utils import use_adapter
 
+from trl_r1zero.devices.training_setup import sharding_of
 from trl_r1zero.functional import get_response_log_probs
 
+from .attention import packs_rows
+from .base_config import StrictConfig
+from .memory_limits import (
+    TrainingMemory,
+    bytes_to_train_with,
+    microbatch_limits,
+    out_of_memory,
+    training_memory_of,
+)
 from .microbatches import MicroBatchLimits, PaddedRows
+from .one_device import check_device, loaded_onto_one_device
+from .optimizer_state import check_second_moment
 from .profile import ProfileCallback
 from .progress import ProgressCallback, use_progress_callback
 from .run_folder import RunFolderCallback, checkpoint_to_resume
 from .timing import StepTimer
 from .wandb_axes import use_wandb_axes
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -39,20 +54,45 @@ class CoreTrainer(Trainer):
 
     Attributes:
         step_key: What counts the steps of this kind of run, a key of `STEP_NAMES`.
-        rows_per_microbatch: Rows that a process computes log-probabilities of at a time, at most.
+        rows_per_microbatch: Rows that a process computes log-probabilities of at a time, at most;
+            None where tokens alone count.
+        rows_per_generation: Completions that transformers generates at a time; None where memory
+            decides.
         timer: Seconds of the parts of a step.
     """
 
     args: Any
     model: Any
     step_key: ClassVar[str]
-    rows_per_microbatch: int
+    rows_per_microbatch: int | None
+    rows_per_generation: int | None
     timer: StepTimer
+    _device_bytes: int | None  # what this process may take of its GPU,
+    _server_bytes: int = 0  # and what a server has of that
     _metrics: Any  # TRL's: lists of numbers by mode and name
     _tokenizer: PreTrainedTokenizerBase
 
+    def _take_limits(self, args: StrictConfig) -> None:
+        """To be called at the beginning of `__init__`, with what was set."""
+        self.rows_per_microbatch = args.rows_per_microbatch
+        self.rows_per_generation = args.per_device_eval_batch_size
+
+    def __init__(self, *, model: Any, args: Any, **others: Any) -> None:
+        check_device(args)
+        with loaded_onto_one_device(args, model):
+            super().__init__(model=model, args=args, **others)
+
     def _set_up(self) -> None:
         """To be called at the end of `__init__`."""
+        self.args.pack_rows = packs_rows(self.args.pack_rows, self.model.config)
+        self._device_bytes = bytes_to_train_with(self.accelerator.device)
+        if self.optimizer is None:  # nobody brought one of their own
+            check_second_moment(
+                self.args.optim,
+                self.args.adam_beta2,
+                self.model.parameters(),
+                self.accelerator.distributed_type,
+            )
         self.timer = StepTimer(self.accelerator.device)
         self.progress = ProgressCallback()
         use_progress_callback(self, self.progress)
@@ -76,6 +116,12 @@ class CoreTrainer(Trainer):
         Every process has equally many of them.
         """
         self._make_room()
+        try:
+            return self._sum_of_losses(model, micro_batches)
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(out_of_memory(self._limits, error)) from error
+
+    def _sum_of_losses(self, model: torch.nn.Module, micro_batches: Sequence[Any]) -> Tensor:
         loss = torch.zeros((), device=self.accelerator.device)
         for number, micro_batch in enumerate(micro_batches, start=1):
             is_last = number == len(micro_batches)
@@ -110,9 +156,60 @@ class CoreTrainer(Trainer):
 
     @property
     def _limits(self) -> MicroBatchLimits:
-        return MicroBatchLimits(
-            self.rows_per_microbatch, self.args.max_tokens_per_microbatch, not self.args.pack_rows
+        tokens = self.args.max_tokens_per_microbatch
+        return microbatch_limits(
+            self.rows_per_microbatch,
+            tokens,
+            self._token_budget if tokens is None else None,
+            packed=self.args.pack_rows,
         )
+
+    def _longest_row(self) -> int:
+        """Tokens of the longest row that may be trained on, the same on every process."""
+        raise NotImplementedError
+
+    @cached_property
+    def _memory(self) -> TrainingMemory | None:
+        """What decides how much fits into memory; None where that is not known.
+
+        A collective call, the first time: processes agree on what the fullest device has.
+        """
+        if self._device_bytes is None:
+            return None
+        mine = self._device_bytes - self._server_bytes
+        local = torch.tensor([mine], device=self.accelerator.device)
+        device_bytes = int(self.accelerator.gather(local).min().item())
+        reference: Any = getattr(self, "ref_model", None)
+        model = self.accelerator.unwrap_model(self.model)
+        plugin = self.accelerator.state.deepspeed_plugin
+        return training_memory_of(
+            model,
+            self.args,
+            device_bytes,
+            longest_row=self._longest_row(),
+            reference_model=reference is not None and reference.device == model.device,
+            processes=self.accelerator.num_processes,
+            sharding=sharding_of(
+                str(self.accelerator.distributed_type.value), plugin and plugin.zero_stage
+            ),
+        )
+
+    @cached_property
+    def _token_budget(self) -> int | None:
+        """Tokens of a micro-batch that fit into memory; None where that is not known."""
+        if self._memory is None:
+            return None
+        try:
+            tokens = self._memory.microbatch_tokens()
+        except ValueError as error:
+            tokens = self._memory.setup.longest_row
+            logger.warning("It may not fit into memory: %s", error)
+        if self.accelerator.is_main_process:
+            self.progress.say(
+                f"micro-batches of at most {tokens:,} tokens (unless max_tokens_per_microbatch is "
+                f"set): {self._memory.in_words()}"
+            )
+        return tokens
 
     @cached_property
     def _forward_parameters(self) -> Collection[str]:

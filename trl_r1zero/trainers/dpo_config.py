@@ -9,6 +9,7 @@ from trl import DPOConfig
 
 from .base_config import knob
 from .epochs import EpochSettings
+from .memory_limits import DEFAULT_ROWS
 from .trl_fields import DPO_DERIVED_FIELDS, DPO_UNSUPPORTED_FIELDS
 
 
@@ -26,9 +27,6 @@ class R1ZeroDPOConfig(EpochSettings, DPOConfig):
 
     beta: float = knob(0.1, "How much a deviation from the reference weighs.")
     train_batch_size: int = knob(64, "Pairs per optimizer update, over all processes.")
-    gradient_accumulation_steps: int = knob(
-        32, "Micro-batches that a process cuts its share of a train batch into. Memory only."
-    )
     max_length: int | None = knob(
         1024, "Tokens of the instruction in its template and a response at most. null: any number."
     )
@@ -50,11 +48,6 @@ class R1ZeroDPOConfig(EpochSettings, DPOConfig):
     eval_on_start: bool = knob(True, "Validate before the first update too.")
     # Derived: unset here, so that a value that somebody sets is seen.
     per_device_eval_batch_size: int | None = knob(None, "Derived from train_batch_size.")  # type: ignore[assignment]
-
-    @property
-    def pairs_per_microbatch(self) -> int:
-        """Pairs that a process sees at a time; each is two sequences."""
-        return self.train_batch_share // self.gradient_accumulation_steps
 
     def _check(self) -> None:
         self.check_rows()
@@ -101,5 +94,5 @@ class R1ZeroDPOConfig(EpochSettings, DPOConfig):
         return {
             **super()._derived_values(),
             **self.evaluation_values(1),
-            "per_device_eval_batch_size": self.pairs_per_microbatch,
+            "per_device_eval_batch_size": self.rows_per_microbatch or DEFAULT_ROWS,
         }

@@ -19,7 +19,6 @@ head, the optimizer loop, checkpoints, logging. What is replaced, and why:
   policy's own log-probabilities put the chosen response first.
 """
 
-import copy
 import math
 import shutil
 from collections.abc import Sequence
@@ -99,12 +98,13 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
                 "eval_every is set, but there is no eval_dataset; give one, or set it to None"
             )
         args.check_ref_device_is_there()
-        self.rows_per_microbatch = args.pairs_per_microbatch
-        args = copy.copy(args)
-        args.gradient_accumulation_steps = 1
+        self._take_limits(args)
+        args = args.for_transformers()
         args.ignore_data_skip = True  # `_train_batches` begins where the run is
         # TRL would take the train batch size, which here is no micro-batch's.
-        args.precompute_ref_batch_size = args.precompute_ref_batch_size or self.rows_per_microbatch
+        args.precompute_ref_batch_size = (
+            args.precompute_ref_batch_size or args.per_device_eval_batch_size
+        )
         super().__init__(
             model=model,
             ref_model=ref_model,
@@ -162,6 +162,9 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
             )
             for part in self._parts(rows)
         ]
+
+    def _longest_row(self) -> int:
+        return 2 * max(row.length for row in self.rows)
 
     # The reference
 

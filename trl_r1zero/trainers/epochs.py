@@ -38,11 +38,6 @@ class EpochSettings(StrictConfig):
 
     num_train_epochs: float = knob(1, "Passes over the rows, a whole number.")
     train_batch_size: int = knob(32, "Rows per optimizer update, over all processes.")
-    gradient_accumulation_steps: int = knob(
-        16,
-        "A micro-batch has at most the rows of a process's share of a train batch over this. "
-        "Memory only.",
-    )
     max_length: int | None = knob(1024, "Tokens of prompt and response at most. null: any number.")
     overlong: str = knob(
         "drop",
@@ -54,17 +49,10 @@ class EpochSettings(StrictConfig):
         100, "Checkpoint every so many optimizer updates and at the end. null: never."
     )
 
-    @property
-    def train_batch_share(self) -> int:
-        """Rows of a full train batch that one process trains on."""
-        return self.train_batch_size // self._launched_processes
-
     def check_rows(self) -> None:
         """Raise a ValueError for batch sizes or lengths that cannot work."""
-        self._require_at_least(
-            1, "train_batch_size", "gradient_accumulation_steps", "save_every", "max_length"
-        )
-        self._check_train_batch(self.train_batch_size, self.gradient_accumulation_steps)
+        self._require_at_least(1, "train_batch_size", "save_every", "max_length")
+        self._check_train_batch(self.train_batch_size)
         if self.overlong not in OVERLONG:
             raise ValueError(
                 f"overlong must be one of {', '.join(OVERLONG)}, got {self.overlong!r}"

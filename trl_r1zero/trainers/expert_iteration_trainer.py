@@ -90,6 +90,9 @@ class ExpertIterationTrainer(R1ZeroSFTTrainer):
         self.ei_steps: list[EIStep] = []
         self.add_callback(_EndOfEIStep(self))
 
+    def _longest_row(self) -> int:
+        return self._longest_prompt() + self.rollout_sampling.max_tokens
+
     # Steps
 
     @property

@@ -36,11 +36,6 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
     group_size: int = knob(8, "Completions per prompt, whose rewards are compared (G).")
     train_batch_size: int = knob(256, "Completions per optimizer update, over all processes.")
     epochs_per_rollout_batch: int = knob(1, "Passes over each rollout batch.")
-    gradient_accumulation_steps: int = knob(
-        128,
-        "A micro-batch has at most the rows of a process's share of a train batch over this. "
-        "Memory only.",
-    )
     skip_zero_advantages: bool = knob(
         True,
         "Leave rows whose advantage is 0 out of forward and backward: their gradient is 0. (Not "
@@ -134,11 +129,6 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
     def updates_per_grpo_step(self) -> int:
         """Optimizer updates per rollout batch; more than one is off-policy training."""
         return self.epochs_per_rollout_batch * self.updates_per_epoch
-
-    @property
-    def train_batch_share(self) -> int:
-        """Rows of a train batch that one process trains on."""
-        return self.train_batch_size // self._launched_processes
 
     @property
     def advantage(self) -> str:
@@ -279,7 +269,6 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
             "group_size",
             "train_batch_size",
             "epochs_per_rollout_batch",
-            "gradient_accumulation_steps",
             "save_every",
             "log_rollouts_every",
             "num_rollouts_to_log",
@@ -295,7 +284,7 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
                 f"train_batch_size ({self.train_batch_size}) must be at least group_size "
                 f"({self.group_size})"
             )
-        self._check_train_batch(self.train_batch_size, self.gradient_accumulation_steps)
+        self._check_train_batch(self.train_batch_size)
         self.check_min_tokens("max_completion_length")
         if self.eval_max_completion_length is not None:
             self.check_min_tokens("eval_max_completion_length")

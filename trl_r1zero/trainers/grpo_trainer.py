@@ -24,7 +24,6 @@ replaced, and why:
   batches whose means are averaged.
 """
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -113,10 +112,9 @@ class R1ZeroGRPOTrainer(RolloutsAheadMixin, GRPOTrainer):
             )
         if args.temperature <= 0:
             raise ValueError(f"temperature must be above 0 to explore, got {args.temperature}")
-        self.rows_per_microbatch = args.train_batch_share // args.gradient_accumulation_steps
+        self._take_limits(args)
         use_vllm = args.use_vllm
-        args = copy.copy(args)
-        args.gradient_accumulation_steps = 1
+        args = args.for_transformers()
         args.use_vllm = False  # TRL would connect a client of its own
         super().__init__(
             model=model,
@@ -343,6 +341,9 @@ class R1ZeroGRPOTrainer(RolloutsAheadMixin, GRPOTrainer):
             )
             for part in plan[rank]
         ]
+
+    def _longest_row(self) -> int:
+        return self._longest_prompt() + self.rollout_sampling.max_tokens
 
     def _plan(self, rows: Sequence[Rollout]) -> list[list[list[Rollout]]]:
         return plan_microbatches(

@@ -15,7 +15,9 @@ from transformers import (
 
 from trl_r1zero.data.packing import PackedSFTDataset
 
-from .base_config import knob, use_one_gpu
+from .base_config import knob
+from .one_device import check_device, check_not_spread, settle_use_cpu, use_one_gpu
+from .optimizer_state import check_second_moment
 from .progress import ProgressCallback, use_progress_callback
 from .run_folder import RunFolderCallback
 from .wandb_axes import use_wandb_axes
@@ -40,6 +42,7 @@ class InstructionTuningConfig(TrainingArguments):
     per_device_eval_batch_size: int = knob(8, "The same in validation.")
     num_train_epochs: float = knob(1, "Passes over the chunks.")
     learning_rate: float = knob(2e-5, "Peak learning rate of AdamW.")
+    adam_beta2: float = knob(0.95, "AdamW's second beta; 0.999 needs averages in float32.")
     lr_scheduler_type: str = knob("cosine", "Learning-rate schedule of transformers.")
     warmup_steps: float = knob(0.03, "Linear warm-up: updates, or below 1 a share of all.")
     bf16: bool | None = knob(None, "bfloat16 autocast. Unset: where there is an accelerator.")  # type: ignore[assignment]
@@ -53,9 +56,7 @@ class InstructionTuningConfig(TrainingArguments):
     save_total_limit: int | None = knob(1, "Checkpoints to keep.")
 
     def __post_init__(self) -> None:
-        # Without this, processes that torchrun starts on a machine without accelerator do not find
-        # one another, and each one trains alone.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        settle_use_cpu(self)
         if self.bf16 is None:
             self.bf16 = not self.use_cpu and not self.fp16
         given = self.gradient_accumulation_steps
@@ -95,7 +96,14 @@ def make_instruction_tuning_trainer(
         train_dataset: What to train on.
         eval_dataset: What to validate on; needed unless `eval_strategy` is `no`.
         processing_class: The tokenizer, saved with the model.
+
+    Raises:
+        ValueError: There is nothing to validate on, the model is spread over devices, or
+            `adam_beta2` does not fit the weights' dtype.
+        UnusableGPUError: There is a GPU that torch cannot use, and `use_cpu` is false.
     """
+    check_device(args)
+    check_not_spread(model)
     strategy = IntervalStrategy(args.eval_strategy)
     if strategy == IntervalStrategy.NO:
         args.eval_on_start = False
@@ -112,6 +120,9 @@ def make_instruction_tuning_trainer(
         data_collator=collate_chunks,
         processing_class=processing_class,
         callbacks=[RunFolderCallback(STEP_KEY)],
+    )
+    check_second_moment(
+        args.optim, args.adam_beta2, model.parameters(), trainer.accelerator.distributed_type
     )
     use_progress_callback(trainer, ProgressCallback())
     use_wandb_axes(trainer)

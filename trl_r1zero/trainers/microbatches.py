@@ -47,7 +47,7 @@ class MicroBatchLimits:
     """What a micro-batch may hold. One row is always admitted.
 
     Attributes:
-        rows: Rows at most.
+        rows: Rows at most; None for any number.
         tokens: Tokens at most, padding included; None for any number.
         padded: Whether rows are padded to the longest of their micro-batch; otherwise they stand
             one behind the other.
@@ -55,7 +55,7 @@ class MicroBatchLimits:
             is twice its longer sequence.
     """
 
-    rows: int
+    rows: int | None
     tokens: int | None = None
     padded: bool = True
     width: Callable[[Any], int] = _num_tokens

@@ -54,5 +54,4 @@ class ProfileCallback(TrainerCallback):
         parts["rest"] = max(0.0, total - sum(parts.values()))
         shares = ", ".join(f"{n} {s:.2f} s ({s / total:.0%})" for n, s in parts.items() if s)
         line = f"update {state.global_step:>4}: {total:.2f} s: {shares}"
-        bar = self._progress.training_bar
-        print(line, flush=True) if bar is None else bar.write(line)
+        self._progress.say(line)

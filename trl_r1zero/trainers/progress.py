@@ -45,6 +45,11 @@ class ProgressCallback(_ProgressCallback):
         if shown:
             self.training_bar.set_postfix(shown, refresh=False)
 
+    def say(self, line: str) -> None:
+        """Print a line, above the bar if there is one."""
+        bar = self.training_bar
+        print(line, flush=True) if bar is None else bar.write(line)
+
     def expect(self, num_updates: float) -> None:
         """Let the bar end at so many optimizer updates."""
         if self.training_bar is not None:

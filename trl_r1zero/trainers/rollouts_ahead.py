@@ -80,7 +80,6 @@ class RolloutsAheadMixin(SamplingTrainer):
             prompts,
             self.rollout_sampling,
             list(seeds),
-            batch_size=None,
             description=f"Rollouts of GRPO step {step + 1}",
         )
 

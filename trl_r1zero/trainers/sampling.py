@@ -21,7 +21,8 @@ from trl_r1zero.generation import Completion, SamplingConfig, TransformersEngine
 from trl_r1zero.generation.vllm_server import VLLMServerConfig
 
 from .core_trainer import CoreTrainer
-from .microbatches import PaddedRows, cut_rows
+from .memory_limits import DEFAULT_GENERATION_ROWS, bytes_of_server, forward_limits
+from .microbatches import MicroBatchLimits, PaddedRows, cut_rows
 from .server_generation import ServerAddress, ServerGeneration
 from .server_place import place_own_server
 
@@ -118,19 +119,28 @@ class SamplingMixin(CoreTrainer):
         """Token ids of formatted prompts, with the tokenizer's own special tokens."""
         return self._tokenizer(list(prompts))["input_ids"]
 
+    def _longest_prompt(self) -> int:
+        """Tokens of the longest training prompt; those of most characters are looked at."""
+        prompts = sorted(self.train_dataset["prompt"], key=len)[-64:]
+        return max(map(len, self._prompt_ids(prompts)))
+
+    def _generation_rows(self, prompt_ids: Sequence[list[int]], max_tokens: int) -> int:
+        """Completions that transformers generates at a time."""
+        if self.rows_per_generation is not None:
+            return self.rows_per_generation
+        if self._memory is None:
+            return DEFAULT_GENERATION_ROWS
+        return self._memory.generation_rows(max(map(len, prompt_ids)) + max_tokens)
+
     def _sample_completions(
         self,
         prompts: list[str],
         sampling: SamplingConfig,
         seeds: list[int],
         *,
-        batch_size: int | None,
         description: str,
     ) -> tuple[list[list[int]], list[Completion]]:
-        """Token ids of the prompts, and one completion for each; a collective call.
-
-        `batch_size` says how many rows the transformers backend takes at a time (None: all).
-        """
+        """Token ids of the prompts, and one completion for each; a collective call."""
         prompt_ids = self._prompt_ids(prompts)
         show_progress = self.accelerator.is_main_process and not self.args.disable_tqdm
         if self.server is not None:
@@ -140,6 +150,7 @@ class SamplingMixin(CoreTrainer):
             )
             return prompt_ids, completions
         check_sharding(self.accelerator, self.args.ds3_gather_for_generation)
+        batch_size = self._generation_rows(prompt_ids, sampling.max_tokens)
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -195,7 +206,6 @@ class SamplingMixin(CoreTrainer):
             [example["prompt"] for example in chosen],
             sampling,
             [seeds[number % total] for number in numbers],
-            batch_size=self.args.per_device_eval_batch_size,
             description=description,
         )
         self._fill_in_entropies(prompt_ids, completions, sampling)
@@ -222,6 +232,11 @@ class SamplingMixin(CoreTrainer):
         rows, token_ids = (list(column) for column in zip(*gathered, strict=True))
         return GradedSample(rows, token_ids, grades.metrics)
 
+    @property
+    def _forward_limits(self) -> MicroBatchLimits:
+        """Of a forward without graph, for which there is more room than for a micro-batch."""
+        return forward_limits(self._limits, self._memory)
+
     def _fill_in_entropies(
         self,
         prompt_ids: Sequence[list[int]],
@@ -230,10 +245,9 @@ class SamplingMixin(CoreTrainer):
     ) -> None:
         """Entropies of completions whose backend gives none, as vLLM's, by the policy itself.
 
-        In micro-batches like training's. A collective call with equally many completions, and at
-        least one, on each process.
+        A collective call with equally many completions, and at least one, on each process.
         """
-        if self.server is None:
+        if self.server is None or not self.args.completion_entropies:
             return
         self._make_room()
         device = self.accelerator.device
@@ -241,7 +255,7 @@ class SamplingMixin(CoreTrainer):
             _Sampled(number, len(prompt) + len(completion.token_ids))
             for number, (prompt, completion) in enumerate(zip(prompt_ids, completions, strict=True))
         ]
-        parts = cut_rows(sampled, self._limits)
+        parts = cut_rows(sampled, self._forward_limits)
         # Weights that are shared out want equally many forwards of each process.
         count = torch.tensor([len(parts)], device=device)
         most = int(self.accelerator.gather(count).max().item())
@@ -293,6 +307,10 @@ class SamplingMixin(CoreTrainer):
             reference = getattr(self, "ref_model", None)
             models = [self.model] if reference is None else [self.model, reference]
             server = place_own_server(args, self.accelerator, models)
+            if self.accelerator.device.type == "cuda":
+                total_bytes = torch.cuda.mem_get_info()[1]
+                number = torch.cuda.current_device()
+                self._server_bytes = bytes_of_server(server, number, total_bytes)
         return ServerGeneration(
             self.model,
             self.accelerator,

@@ -21,7 +21,7 @@ ENDLESS_SCHEDULES = ("constant", "constant_with_warmup")
 
 
 @dataclass
-class R1ZeroSFTConfig(EpochSettings, SamplingSettings, SFTConfig):
+class R1ZeroSFTConfig(EpochSettings, SamplingSettings, SFTConfig):  # type: ignore[misc]
     """All settings of supervised fine-tuning; see each field's help and `SFT_UNSUPPORTED_FIELDS`.
 
     Raises:
@@ -105,9 +105,6 @@ class ExpertIterationConfig(R1ZeroSFTConfig):
     max_completion_length: int = knob(1024, "New tokens per completion at most.")
     eval_max_completion_length: int | None = knob(
         None, "Validation: new tokens at most. Unset: max_completion_length."
-    )
-    per_device_eval_batch_size: int = knob(
-        128, "Completions generated at a time by a process (transformers backend)."
     )
     eval_every: int | None = knob(
         1, "Validate every so many EI steps, and at start and end. null: never."

@@ -16,7 +16,6 @@ optimizer loop, checkpoints, logging. What is replaced, and why:
   set of the same kind.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -87,9 +86,8 @@ class R1ZeroSFTTrainer(EpochsMixin[TrainRow], SamplingTrainer, SFTTrainer):
                     f"eval_every is set, but there is no {name}; give one, or set it to None"
                 )
         self.reward = None if reward_fn is None else _as_reward(reward_fn)
-        self.rows_per_microbatch = args.train_batch_share // args.gradient_accumulation_steps
-        args = copy.copy(args)
-        args.gradient_accumulation_steps = 1
+        self._take_limits(args)
+        args = args.for_transformers()
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         args.ignore_data_skip = True  # `_train_batches` begins where the run is
         super().__init__(
@@ -113,6 +111,9 @@ class R1ZeroSFTTrainer(EpochsMixin[TrainRow], SamplingTrainer, SFTTrainer):
     def _set_up_rows(self, stop: tuple[str, ...]) -> None:
         self.rows = self._tokenize_rows()
         self.args.max_steps = self._num_updates()
+
+    def _longest_row(self) -> int:
+        return max(row.num_tokens for row in self.rows)
 
     def _tokenize_rows(self) -> list[TrainRow]:
         """The rows that are trained on, in the order of the data set."""

@@ -1,0 +1,219 @@
+"""How much a process takes at a time, so that it fits into memory and keeps a GPU busy.
+
+Three things are cut: train batches into micro-batches, completions that are only looked at into
+forwards without graph, and prompts into batches of generation. None changes a result. What a
+setting leaves open follows on a GPU from the memory model (`devices.memory`); on a CPU, which gains
+nothing from much at a time, it is a plain number.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from trl_r1zero.devices.memory import (
+    ASLEEP_SERVER_BYTES,
+    CONTEXT_BYTES,
+    GIB,
+    MARGIN,
+    MOST_TOKENS,
+    tokens_per_microbatch,
+    training_memory,
+)
+from trl_r1zero.devices.model_shape import ModelShape
+from trl_r1zero.devices.training_setup import TrainingSetup
+from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
+
+from .microbatches import MicroBatchLimits
+
+logger = logging.getLogger(__name__)
+
+# Rows (DPO: pairs) of a micro-batch where neither a setting nor memory says anything: the
+# handout's 256 / 128 for GRPO, and 32 / 16 for supervised fine-tuning.
+DEFAULT_ROWS = 2
+# The same of a forward without graph: four times as many logits, and nothing else that is large.
+DEFAULT_FORWARD_ROWS = 4 * DEFAULT_ROWS
+# The same of a batch of generation: the handout's rollout batch.
+DEFAULT_GENERATION_ROWS = 256
+
+# Of the memory that is free while a process samples or looks at completions, what it plans with:
+# tensors grow by copying, and the allocator keeps what it had.
+_SHARE = 0.5
+# Bytes of each entry of the vocabulary that sampling a row's next token takes: float32 logits,
+# scores, log-probabilities, probabilities and entropies, and their float64 cumulative sum.
+_SAMPLING_BYTES = 5 * 4 + 8
+# Some kernels count the entries of a tensor in 32 bits.
+_MOST_LOGITS = 2**31
+# float32 chunks in which log-probabilities and entropies are worked out: elements, and how many.
+_CHUNK_ELEMENTS, _CHUNKS = 1 << 25, 5
+
+
+def microbatch_limits(
+    rows: int | None, tokens: int | None, budget: int | None, *, packed: bool
+) -> MicroBatchLimits:
+    """What a micro-batch may hold.
+
+    Args:
+        rows: What `gradient_accumulation_steps` comes to; None if it is unset.
+        tokens: `max_tokens_per_microbatch`; None if it is unset.
+        budget: Tokens that fit into memory; None where that is not known, as on CPUs.
+        packed: Whether rows stand one behind the other, without padding.
+    """
+    tokens = budget if tokens is None else tokens
+    if rows is None and tokens is None:
+        rows = DEFAULT_ROWS
+    return MicroBatchLimits(rows, tokens, padded=not packed)
+
+
+def forward_limits(limits: MicroBatchLimits, memory: "TrainingMemory | None") -> MicroBatchLimits:
+    """What a forward without graph may hold, which keeps no activations.
+
+    Args:
+        limits: Of a micro-batch.
+        memory: Of a GPU; None where it is not known, as on CPUs.
+    """
+    if memory is not None:
+        return replace(limits, rows=None, tokens=memory.forward_tokens())
+    return replace(limits, rows=limits.rows and max(limits.rows, DEFAULT_FORWARD_ROWS))
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """What decides how much fits on the GPU of a trainer's process.
+
+    Attributes:
+        shape: Of the model.
+        setup: How it is trained, and its longest row.
+        device_bytes: What the process may take of its device while it trains, weights, gradients
+            and optimizer included; not what a server has that shares it.
+    """
+
+    shape: ModelShape
+    setup: TrainingSetup
+    device_bytes: int
+
+    def microbatch_tokens(self) -> int:
+        """Tokens of a micro-batch at most, padding included.
+
+        Raises:
+            ValueError: Not even the longest row fits.
+        """
+        return tokens_per_microbatch(self.shape, self.setup, self.device_bytes)
+
+    def forward_tokens(self) -> int:
+        """Tokens of a forward without graph at most, of which all logits are made."""
+        shape, size = self.shape, self.setup.compute_bytes
+        # A layer's output, its MLP and the residual stream; queries, keys and values are less.
+        per_token = (
+            shape.vocabulary_size * size
+            + 3 * shape.intermediate_size * size
+            + 6 * shape.hidden_size * 4
+        )
+        casts = shape.num_parameters * size if self.setup.casts_weights else 0
+        free = self._free() - casts - 4 * _CHUNK_ELEMENTS * _CHUNKS
+        most = min(MOST_TOKENS, _MOST_LOGITS // shape.vocabulary_size)
+        return max(min(int(free * _SHARE) // per_token, most), self.setup.longest_row)
+
+    def generation_rows(self, tokens: int) -> int:
+        """Completions that transformers may generate at a time, at least 1.
+
+        Args:
+            tokens: Of a row at most, prompt and completion.
+        """
+        # Under autocast rotary positions make keys float32 again, so the weights' dtype counts.
+        keys_and_values = self.shape.kv_values_per_token * self.setup.weight_bytes
+        per_row = tokens * keys_and_values + self.shape.vocabulary_size * _SAMPLING_BYTES
+        return max(int(self._free() * _SHARE) // per_row, 1)
+
+    def _free(self) -> int:
+        static = training_memory(self.shape, self.setup).static
+        return int(self.device_bytes * (1 - MARGIN)) - static - CONTEXT_BYTES
+
+    def in_words(self) -> str:
+        """For the log: what is there, and what is taken for good."""
+        static = training_memory(self.shape, self.setup).static
+        return (
+            f"{self.device_bytes / GIB:.1f} GiB for this process, of which weights, gradients and "
+            f"optimizer take {static / GIB:.1f}"
+        )
+
+
+def training_memory_of(
+    model: Any,
+    args: Any,
+    device_bytes: int,
+    *,
+    longest_row: int,
+    **rest: Any,
+) -> TrainingMemory | None:
+    """What is known of the memory of a loaded model and the config that it is trained with.
+
+    Args:
+        model: Of transformers, not wrapped for several processes; PEFT's is fine.
+        args: A config of `trl_r1zero.trainers`.
+        device_bytes: See `TrainingMemory`.
+        longest_row: Tokens of the longest row that may come, prompt and completion.
+        rest: `reference_model`, `processes` and `sharding` of `TrainingSetup`.
+
+    Returns:
+        None, and a line in the log, for an architecture or optimizer whose memory is not known.
+    """
+    try:
+        shape = ModelShape.from_config(model.config)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        everything = all(p.requires_grad for p in model.parameters())
+        setup = TrainingSetup.from_arguments(
+            args,
+            str(model.dtype).removeprefix("torch."),
+            model.config._attn_implementation,
+            trainable_parameters=None if everything else trained,
+            longest_row=longest_row,
+            on_cuda=True,
+            **rest,
+        )
+    except ValueError as error:
+        logger.warning(
+            "How much fits into memory is not known (%s): micro-batches of %d rows, unless "
+            "max_tokens_per_microbatch or gradient_accumulation_steps says otherwise",
+            error,
+            DEFAULT_ROWS,
+        )
+        return None
+    return TrainingMemory(shape, setup, device_bytes)
+
+
+def bytes_to_train_with(device: torch.device) -> int | None:
+    """What this process may take of its device: what is free, and what it has. None on CPUs."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    # Of this process's own context, which the memory model counts, `free` says nothing.
+    return min(total, free + torch.cuda.memory_reserved(device) + CONTEXT_BYTES)
+
+
+def bytes_of_server(server: VLLMServerConfig, device: int, total_bytes: int) -> int:
+    """What a run's own server takes, while the trainer trains, of a device that it shares.
+
+    Args:
+        server: Its settings, with what they left open decided.
+        device: The number that CUDA gives the trainer's device.
+        total_bytes: Its memory.
+    """
+    if str(device) not in str(server.devices or "").split(","):
+        return 0
+    if server.sleep_level:
+        return ASLEEP_SERVER_BYTES
+    return int((server.gpu_memory_utilization or 0) * total_bytes)
+
+
+def out_of_memory(limits: MicroBatchLimits, error: torch.OutOfMemoryError) -> str:
+    """What to tell somebody whose micro-batch did not fit."""
+    if limits.tokens is None:
+        held, fewer = f"{limits.rows} rows", "tokens of fewer rows"
+    else:
+        held, fewer = f"{limits.tokens:,} tokens at most", f"fewer, such as {limits.tokens // 2}"
+    return (
+        f"{error}\nMicro-batches hold {held}. Set max_tokens_per_microbatch to {fewer} (the "
+        "gradient does not depend on it), gradient_checkpointing to true, or dtype to bfloat16"
+    )
