@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,12 @@ from transformers import AutoModelForCausalLM
 from trl_r1zero.functional import get_response_log_probs
 from trl_r1zero.generation import ipc_sync
 from trl_r1zero.generation.ipc_sync import IPCWeightSync
-from trl_r1zero.generation.shared_buffer import CPUHandle, SharedBuffer, SharedMemoryError
+from trl_r1zero.generation.shared_buffer import (
+    CPUHandle,
+    CUDAHandle,
+    SharedBuffer,
+    SharedMemoryError,
+)
 from trl_r1zero.generation.vllm_client import VLLMRefusal, VLLMServerEngine
 from trl_r1zero.generation.vllm_server import VLLMServerConfig, installed_vllm
 from trl_r1zero.generation.weight_sync import GlooWeightSync, open_weight_sync
@@ -129,6 +135,15 @@ def test_a_trainer_without_memory_to_share_sends_by_gloo(engine, model, monkeypa
     monkeypatch.setattr(SharedBuffer, "handle", fail)
     assert isinstance(open_weight_sync(engine, CPU, timeout_seconds=60), GlooWeightSync)
     assert "CUDA does not share memory here" in caplog.text
+
+
+def test_a_gpus_memory_is_for_one_worker(monkeypatch):
+    """The others are on other GPUs."""
+    handle = CUDAHandle(1000, bytes(16), b"", 1000, 0, b"", 0, b"", False)
+    monkeypatch.setattr(SharedBuffer, "handle", lambda self: handle)
+    engine = SimpleNamespace(request=lambda *_, **__: {"world_size": 2})
+    with pytest.raises(SharedMemoryError, match="has 2 workers, and one of them alone is on"):
+        IPCWeightSync(engine, CPU)
 
 
 class Touch:

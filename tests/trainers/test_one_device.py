@@ -103,7 +103,9 @@ def test_a_server_that_sleeps_and_dies_asleep_gives_the_same_run(
     assert sum(column(folder, "seconds/server_wake")) > 0
 
 
-def test_two_processes_take_the_same_order_and_share_memory(awake_run, served_model_folder, tmp_path):
+def test_two_processes_take_the_same_order_and_share_memory(
+    awake_run, served_model_folder, tmp_path
+):
     recipe = {
         **SETTINGS,
         "task": "chain_arithmetic",
