@@ -34,6 +34,7 @@ from .memory_limits import (
     training_memory_of,
 )
 from .microbatches import MicroBatchLimits, PaddedRows
+from .one_device import check_device, loaded_onto_one_device
 from .optimizer_state import check_second_moment
 from .profile import ProfileCallback
 from .progress import ProgressCallback, use_progress_callback
@@ -75,6 +76,11 @@ class CoreTrainer(Trainer):
         """To be called at the beginning of `__init__`, with what was set."""
         self.rows_per_microbatch = args.rows_per_microbatch
         self.rows_per_generation = args.per_device_eval_batch_size
+
+    def __init__(self, *, model: Any, args: Any, **others: Any) -> None:
+        check_device(args)
+        with loaded_onto_one_device(args, model):
+            super().__init__(model=model, args=args, **others)
 
     def _set_up(self) -> None:
         """To be called at the end of `__init__`."""
