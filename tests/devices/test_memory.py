@@ -217,9 +217,14 @@ def test_the_budget_has_room_for_the_longest_row():
     assert tokens_per_microbatch(QWEN_MATH, setup, int(just / 0.9) + 10) == 1500
 
 
-def test_a_budget_that_no_row_fits_says_what_to_do():
-    with pytest.raises(ValueError, match=r"a row of 1024 tokens needs 30\.6 GiB.*dtype: bfloat16"):
+def test_a_budget_that_no_row_fits_says_what_would_be_enough():
+    with pytest.raises(ValueError, match=r"a row of 1024 tokens needs 30\.6 GiB") as caught:
         tokens_per_microbatch(QWEN_MATH, TrainingSetup(), 24 * GIB)
+    # Checkpointing alone does not make room for 23 GiB of float32 weights and states.
+    assert "set dtype: bfloat16, or train adapters" in str(caught.value)
+    assert "gradient_checkpointing" not in str(caught.value)
+    with pytest.raises(ValueError, match="set dtype: bfloat16 and gradient_checkpointing: true"):
+        tokens_per_microbatch(QWEN_MATH, TrainingSetup(longest_row=2048), 18 * GIB)
 
 
 # Servers

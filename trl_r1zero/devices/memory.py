@@ -119,8 +119,8 @@ def tokens_per_microbatch(
         return training_memory(shape, changed).total
 
     available = int(free_bytes * (1 - MARGIN))
-    if total(setup.longest_row) > available:
-        raise ValueError(_does_not_fit(shape, setup, total(setup.longest_row), free_bytes))
+    if (needed := _row_bytes(shape, setup)) > available:
+        raise ValueError(_does_not_fit(shape, setup, needed, free_bytes))
     low, high = setup.longest_row, max(most, setup.longest_row)
     while low < high:
         middle = (low + high + 1) // 2
@@ -288,13 +288,23 @@ def _optimizer_work(shape: ModelShape, setup: TrainingSetup) -> int:
 
 
 def _does_not_fit(shape: ModelShape, setup: TrainingSetup, needed: int, free_bytes: int) -> str:
-    advice = []
-    if setup.weight_bytes > 2:
-        advice.append("set dtype: bfloat16")
-    if not setup.gradient_checkpointing:
-        advice.append("set gradient_checkpointing: true")
-    if not setup.fused_lm_head:
-        advice.append("set fused_lm_head: true")
+    """What is needed, and what would help: of the settings, only those that are enough."""
+    changes: dict[str, dict[str, object]] = {
+        "fused_lm_head: true": {"fused_lm_head": True},
+        "gradient_checkpointing: true": {"gradient_checkpointing": True},
+        "dtype: bfloat16": {"weights_dtype": "bfloat16", "autocast": False},
+    }
+    changes["dtype: bfloat16 and gradient_checkpointing: true"] = {
+        **changes["dtype: bfloat16"],
+        **changes["gradient_checkpointing: true"],
+    }
+    enough = [
+        words
+        for words, change in changes.items()
+        if _row_bytes(shape, dataclasses.replace(setup, **change)) <= free_bytes * (1 - MARGIN)  # type: ignore[arg-type]
+    ]
+    # Both of them say nothing new where one does.
+    advice = [f"set {words}" for words in enough if len(enough) == 1 or " and " not in words]
     if setup.trainable_parameters is None:
         advice.append("train adapters (use_peft: true)")
     advice.append("share out over more processes (accelerate_configs/zero3.yaml or fsdp2.yaml)")
@@ -302,3 +312,9 @@ def _does_not_fit(shape: ModelShape, setup: TrainingSetup, needed: int, free_byt
         f"a row of {setup.longest_row} tokens needs {needed / GIB:.1f} GiB, a tenth more to be "
         f"safe, and there are {free_bytes / GIB:.1f} GiB: {', or '.join(advice)}"
     )
+
+
+def _row_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
+    """Of a micro-batch of the longest row alone."""
+    alone = dataclasses.replace(setup, tokens=setup.longest_row, logit_positions=None)
+    return training_memory(shape, alone).total

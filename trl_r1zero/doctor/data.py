@@ -139,7 +139,7 @@ def with_lengths(data: Data, tokenizer: Any) -> Data:
 
 def check_rows(split: Split) -> list[Finding]:
     """Whether there are rows, and all can be used."""
-    where = split.source or "made by the task"
+    where = split.source or "the task itself"
     findings = []
     if split.bad:
         shown = "\n".join(f"row {row.line}: {row.message}" for row in split.bad[:_SHOWN])

@@ -123,6 +123,17 @@ def place_server(run: Run, trainer_bytes: int | None) -> tuple[Server | None, li
         found, _, advice = str(error).partition("; ")
         return None, [problem("server", "placement", found, "", advice)]
     findings = [ok("server", "placement", placement.in_words())]
+    if run.on_cuda and not placement.server:
+        findings.append(
+            warning(
+                "server",
+                "cpu_build",
+                "there are GPUs, but vLLM's build for CPUs is installed: the server would sample "
+                "on the CPU",
+                "",
+                'install vLLM for GPUs: pip install -c constraints.txt -e ".[vllm]"',
+            )
+        )
     if placement.shared and placement.server:
         findings.append(
             ok(
