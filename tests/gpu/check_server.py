@@ -1,0 +1,383 @@
+"""Parts of the GPU check with a vLLM server: GRPO, weight updates, and a server that is killed."""
+
+import json
+import math
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from check_setup import CheckSkipped, Recorder, Setup, require
+from transformers import AutoModelForCausalLM
+
+from trl_r1zero import R1ZeroGRPOConfig, R1ZeroGRPOTrainer
+from trl_r1zero.devices.placement import WEIGHT_TRANSFERS
+from trl_r1zero.generation.vllm_client import VLLMServerEngine
+from trl_r1zero.generation.vllm_server import VLLMServerConfig, VLLMServerError
+from trl_r1zero.generation.vllm_server_config import WEIGHT_TRANSFERS as ALLOWED_TRANSFERS
+from trl_r1zero.task_arguments import TaskArguments
+from trl_r1zero.trainers import read_metrics
+from trl_r1zero.trainers.server_generation import PROBE_TOLERANCES
+
+NUM_STEPS = 3
+# On a GPU it follows from the shared device; a CPU is told, to take the same way.
+SLEEP_LEVEL = 2
+# Of a device, by others than the trainer while it trains: the contexts of both processes, and
+# what a sleeping server does not give up. Awake, one has its weights and a cache of many GiB.
+ASLEEP_BYTES = 4 * 2**30
+# Weight updates that are timed; one before them is not, as buffers are made in it.
+_NUM_UPDATES = {"cuda": 5, "cpu": 3}
+# vLLM names its processes so.
+_ENGINE_PREFIX = "VLLM::"
+
+# By device.
+_RUN: dict[str, dict[str, Any]] = {
+    "cuda": {
+        "rollout_batch_size": 64,
+        "train_batch_size": 64,
+        "max_tokens_per_microbatch": 8192,
+        "max_completion_length": 256,
+        "gradient_checkpointing": True,
+        "learning_rate": 1e-4,
+    },
+    "cpu": {
+        "rollout_batch_size": 32,
+        "train_batch_size": 32,
+        "gradient_accumulation_steps": 2,
+        "max_completion_length": 16,
+        "learning_rate": 1e-3,
+    },
+}
+
+
+def odd_sum(completions: Sequence[str], completion_ids: Sequence[list[int]], **_: Any) -> Any:
+    """A reward that a random model gets half of the time: its tokens are hardly ever text."""
+    return [float(sum(ids) % 2) for ids in completion_ids]
+
+
+def server_settings(setup: Setup, **settings: Any) -> dict[str, Any]:
+    """Of a server on the trainer's own device; CUDA graphs would take a minute to record."""
+    settings = {"dtype": setup.dtype_name, "max_model_len": 1024, **settings}
+    if setup.on_cuda:
+        return {"devices": "0", "enforce_eager": True, **settings}
+    if "sleep_level" in {field.name for field in fields(VLLMServerConfig)}:
+        settings["sleep_level"] = SLEEP_LEVEL
+    return {"cpu_kv_cache_gb": 0.5, **settings}
+
+
+def make_trainer(setup: Setup, folder: Path, **server: Any) -> R1ZeroGRPOTrainer:
+    """A trainer whose server is ready; the same run at each call."""
+    task = TaskArguments(
+        task="chain_arithmetic", task_args={"num_train": 64, "num_validation": 8}
+    ).load()
+    model = AutoModelForCausalLM.from_pretrained(setup.model_folder(), dtype=setup.dtype)
+    config = R1ZeroGRPOConfig(
+        output_dir=str(folder),
+        n_grpo_steps=NUM_STEPS,
+        group_size=8,
+        seed=0,
+        eval_every=None,
+        save_every=None,
+        log_rollouts_every=1,
+        report_to="none",
+        disable_tqdm=True,
+        bf16=False,  # the weights' own dtype: no autocast
+        use_cpu=not setup.on_cuda,
+        use_vllm=True,
+        vllm_server=server_settings(setup, **server),
+        vllm_check_syncs=10**6,  # at each one
+        vllm_request_timeout=100.0,
+        **_RUN[setup.device],
+    )
+    return R1ZeroGRPOTrainer(
+        model=model,
+        reward_funcs=odd_sum,
+        args=config,
+        train_dataset=task.train_dataset,
+        processing_class=setup.tokenizer,
+        stop=task.prompt.stop,
+    )
+
+
+@contextmanager
+def running_trainer(
+    setup: Setup, recorder: Recorder, folder: Path, **server: Any
+) -> Iterator[R1ZeroGRPOTrainer]:
+    """A trainer that is closed; what the start took is recorded."""
+    recorder.doing("making the model")
+    setup.model_folder()
+    recorder.doing("starting the server")
+    begun = time.perf_counter()
+    trainer = make_trainer(setup, folder, **server)
+    recorder.record(start_seconds=time.perf_counter() - begun)
+    assert trainer.server is not None
+    with closing(trainer.server):
+        yield trainer
+
+
+def fresh_folder(folder: Path) -> Path:
+    """A run's folder, without what an earlier check left there."""
+    for old in sorted(folder.rglob("*"), reverse=True) if folder.is_dir() else ():
+        old.rmdir() if old.is_dir() else old.unlink()
+    return folder
+
+
+# (a) GRPO
+
+
+def grpo(setup: Setup, recorder: Recorder) -> str:
+    """Three steps; each weight update's probe, the losses, and the memory while the server sleeps."""
+    folder = fresh_folder(recorder.folder / "run")
+    with running_trainer(setup, recorder, folder) as trainer:
+        probes = watch_probes(trainer)
+        others = watch_memory(setup, trainer)
+        recorder.doing("training")
+        trainer.train()
+        awake = memory_of_others(setup)
+    lines = check_run(folder, probes, setup)
+    recorder.record(
+        probes=probes, memory_while_training=others, memory_at_the_end=awake, steps=lines
+    )
+    asleep = max(others)
+    if setup.on_cuda:
+        require(
+            asleep <= ASLEEP_BYTES,
+            f"while the trainer trained, others had {asleep / 2**30:.1f} GiB of the device, more "
+            f"than {ASLEEP_BYTES / 2**30:g}: the server did not give up its memory",
+        )
+    seconds = statistics.median(line["seconds/step"] for line in lines[1:])
+    return (
+        f"{NUM_STEPS} steps, median {seconds:.2g} s; probe at most {max(probes):.1g} nats; server "
+        f"{asleep / 2**30:.2f} GiB while the trainer trained, {awake / 2**30:.2f} at the end"
+    )
+
+
+def check_run(folder: Path, probes: Sequence[float], setup: Setup) -> list[dict[str, Any]]:
+    """The metrics of a whole run, one line for each step, or a `CheckFailed`."""
+    lines = [line for line in read_metrics(folder) if "loss" in line]
+    steps = [line["grpo_step"] for line in lines]
+    require(steps == list(range(1, NUM_STEPS + 1)), f"metrics of steps {steps}")
+    tolerance = PROBE_TOLERANCES[setup.dtype_name]
+    for line in lines:
+        for name in ("loss", "grad_norm", "reward", "sampler_log_prob_diff/mean"):
+            require(math.isfinite(line.get(name, math.nan)), f"{name} is not finite: {line}")
+        require(line["grad_norm"] > 0, f"no gradient in step {line['grpo_step']}")
+        difference = line["sampler_log_prob_diff/mean"]
+        require(
+            difference <= tolerance,
+            f"sampled tokens' log-probabilities differ by {difference:.2g} nats from the "
+            f"trainer's, more than {tolerance:g}",
+        )
+    require(len(probes) >= NUM_STEPS, f"{len(probes)} probes in {NUM_STEPS} steps")
+    require(max(probes) <= tolerance, f"a probe differs by {max(probes):.2g} nats")
+    return lines
+
+
+def watch_probes(trainer: R1ZeroGRPOTrainer) -> list[float]:
+    """A list that every probe's difference is added to, in nats."""
+    differences: list[float] = []
+    check = trainer.check_server
+
+    def check_and_keep() -> float:
+        differences.append(check())
+        return differences[-1]
+
+    trainer.check_server = check_and_keep  # type: ignore[method-assign]
+    return differences
+
+
+def watch_memory(setup: Setup, trainer: R1ZeroGRPOTrainer) -> list[int]:
+    """A list that the others' memory is added to before each backward pass, in bytes."""
+    others: list[int] = []
+    backward = trainer.accelerator.backward
+
+    def measure_and_go_on(*args: Any, **kwargs: Any) -> None:
+        others.append(memory_of_others(setup))
+        backward(*args, **kwargs)
+
+    trainer.accelerator.backward = measure_and_go_on
+    return others
+
+
+def memory_of_others(setup: Setup) -> int:
+    """Bytes that are not this process's: of the device, or what its descendants have resident."""
+    if setup.on_cuda:
+        free, total = torch.cuda.mem_get_info(0)
+        return total - free - torch.cuda.memory_reserved(0)
+    return sum(process.memory_info().rss for process in server_processes())
+
+
+def server_processes() -> list[psutil.Process]:
+    """The server's processes, of which this process is an ancestor."""
+    return psutil.Process().children(recursive=True)
+
+
+# (b) Weight updates
+
+
+def sync(setup: Setup, recorder: Recorder) -> str:
+    """Seconds of a weight update by each way, and that new weights arrive."""
+    num_devices = torch.cuda.device_count() if setup.on_cuda else 0
+    wanted, left_out = transfers_to_time(setup.on_cuda, num_devices, ALLOWED_TRANSFERS)
+    recorder.record(left_out=left_out)
+    if not wanted:
+        raise CheckSkipped("; ".join(f"{name}: {reason}" for name, reason in left_out.items()))
+    timed: dict[str, Any] = {}
+    said = []
+    for transfer in wanted:
+        devices = {"devices": "1"} if transfer == "nccl" else {}
+        folder = fresh_folder(recorder.folder / transfer)
+        with running_trainer(
+            setup, recorder, folder, weight_transfer=transfer, **devices
+        ) as trainer:
+            recorder.doing(f"sending weights by {transfer}")
+            timed[transfer] = _time_updates(setup, trainer)
+        recorder.record(transfers=timed)
+        seconds, size = timed[transfer]["median"], timed[transfer]["bytes"]
+        said.append(f"{transfer} {seconds:.3g} s ({size / seconds / 1e9:.2g} GB/s)")
+    reasons = [f"{name} skipped: {reason}" for name, reason in left_out.items()]
+    return "; ".join([*said, *reasons])
+
+
+def transfers_to_time(
+    on_cuda: bool, num_devices: int, allowed: Sequence[str]
+) -> tuple[list[str], dict[str, str]]:
+    """The ways of weights that can be tried here, and why the others cannot.
+
+    Args:
+        on_cuda: Whether the trainer is on a GPU.
+        num_devices: GPUs in sight.
+        allowed: What a server's `weight_transfer` may be.
+    """
+    left_out = {}
+    for name in WEIGHT_TRANSFERS:
+        if name not in allowed:
+            left_out[name] = "a server cannot be told to"
+        elif name == "nccl" and not on_cuda:
+            left_out[name] = "needs GPUs"
+        elif name == "nccl" and num_devices < 2:
+            left_out[name] = "needs two GPUs"
+    wanted = [name for name in WEIGHT_TRANSFERS if name not in left_out]
+    return wanted, left_out
+
+
+def _time_updates(setup: Setup, trainer: R1ZeroGRPOTrainer) -> dict[str, Any]:
+    assert trainer.server is not None
+    device = trainer.accelerator.device
+    trainer.model.to(device)
+    trainer.server.sync_weights()
+    before = trainer.check_server()
+    with torch.no_grad():
+        trainer.model.model.norm.weight.mul_(2.0)
+    try:
+        unseen = trainer.check_server()
+    except VLLMServerError:
+        pass  # as it should be: the server has the old weights
+    else:
+        raise AssertionError(f"the probe does not see other weights: {unseen:.2g} nats")
+    seconds = []
+    for _ in range(_NUM_UPDATES[setup.device]):
+        if setup.on_cuda:
+            torch.cuda.synchronize()
+        begun = time.perf_counter()
+        trainer.server.sync_weights()
+        seconds.append(time.perf_counter() - begun)
+    size = sum(info.num_bytes for info in trainer.server.weights.infos())
+    return {
+        "bytes": size,
+        "seconds": seconds,
+        "median": statistics.median(seconds),
+        "min": min(seconds),
+        "max": max(seconds),
+        "probe": before,
+        "probe_after_change": trainer.check_server(),  # raises if they differ
+    }
+
+
+# (f) kill -9
+
+
+def kill(setup: Setup, recorder: Recorder) -> str:
+    """The run of part (a), whose engine is killed as soon as step 2's first row is sampled."""
+    folder = fresh_folder(recorder.folder / "run")
+    with running_trainer(setup, recorder, folder) as trainer:
+        probes = watch_probes(trainer)
+        killed: list[int] = []
+        recorder.doing("training")
+        with killing_stream(lambda: trainer.grpo_step == 1, killed):
+            trainer.train()
+        require(bool(killed), "the engine was not killed: nothing was sampled in step 2")
+    recorder.record(killed_processes=killed, probes=probes)
+    lines = check_run(folder, probes, setup)
+    recorder.record(steps=lines, median_step_seconds=_median_step(lines))
+    undisturbed = setup.output / "parts" / "grpo" / "run"
+    compared = compare_runs(undisturbed, folder) if (undisturbed / "rollouts").is_dir() else None
+    recorder.record(equal_rollouts=compared)
+    said = f"all {NUM_STEPS} steps, probe at most {max(probes):.1g} nats"
+    if compared is None:
+        return f"{said}; no undisturbed run to compare with (part grpo)"
+    shares = ", ".join(f"{share:.0%}" for share in compared)
+    # In float32 on one machine the seeds decide; in bfloat16 what is batched together does too.
+    if not setup.on_cuda:
+        require(min(compared) == 1.0, f"rollouts as in the undisturbed run, by step: {shares}")
+    return f"{said}; rollouts as in the undisturbed run, by step: {shares}"
+
+
+@contextmanager
+def killing_stream(when: Callable[[], bool], killed: list[int]) -> Iterator[None]:
+    """Within it, the server's engine is killed once, after a row of a stream `when` it holds."""
+    stream = VLLMServerEngine.stream
+
+    def stream_and_kill(self: VLLMServerEngine, *args: Any) -> Iterator[Any]:
+        for row in stream(self, *args):
+            yield row
+            if when() and not killed:
+                killed.extend(kill_engines())
+
+    VLLMServerEngine.stream = stream_and_kill  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        VLLMServerEngine.stream = stream  # type: ignore[method-assign]
+
+
+def kill_engines() -> list[int]:
+    """kill -9 for the server's engine and its workers, which do the work; their pids."""
+    pids = [one.pid for one in server_processes() if _command(one).startswith(_ENGINE_PREFIX)]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    return pids
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def compare_runs(first: Path, second: Path) -> list[float]:
+    """By step, the share of the rollouts that are the same text with the same reward."""
+    shares = []
+    for step in range(1, NUM_STEPS + 1):
+        rows = [_rollouts(folder, step) for folder in (first, second)]
+        require(len(rows[0]) == len(rows[1]), f"step {step} has {[len(r) for r in rows]} rollouts")
+        shares.append(statistics.mean(a == b for a, b in zip(*rows, strict=True)))
+    return shares
+
+
+def _rollouts(folder: Path, step: int) -> list[tuple[Any, ...]]:
+    path = folder / "rollouts" / f"grpo_step_{step:05d}.jsonl"
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [(row["prompt"], row["response"], row["length"], row["reward"]) for row in rows]
+
+
+def _median_step(lines: Sequence[dict[str, Any]]) -> float:
+    return statistics.median(line["seconds/step"] for line in lines)
