@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from trl_r1zero.devices import MachineFacts, Placement
-from trl_r1zero.devices.visible import VARIABLE
+from trl_r1zero.devices.usable import UnusableGPUError, check_accelerator
 from trl_r1zero.generation.server_placement import resolve_server
 from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
 
 from .findings import Finding, ok, problem, warning
 from .run import Run
 
-LEAST_DRIVER = {"13": "580", "12": "525"}  # NVIDIA's table of minor-version compatibility
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 
 
@@ -33,30 +32,12 @@ def check_machine(machine: MachineFacts, *, cpu_is_meant: bool) -> list[Finding]
         return [ok("machine", "devices", f"{facts}; {machine.visible.in_words()}")]
     if cpu_is_meant:
         return [ok("machine", "devices", "no GPU is asked for: all computes on the CPU")]
-    if machine.has_nvidia_device and machine.torch_cuda is None:
-        return [
-            problem(
-                "machine",
-                "driver",
-                "there is an NVIDIA GPU, but torch is the build for CPUs: the run would train on "
-                "the CPU",
-                "torch for CUDA",
-                "install torch from the default index, or set use_cpu: true if the CPU is meant",
-            )
-        ]
-    if machine.has_nvidia_device:
-        least = LEAST_DRIVER.get((machine.torch_cuda or "").split(".")[0])
-        wanted = f"driver {least} or newer" if least else "a newer driver"
-        return [
-            problem(
-                "machine",
-                "driver",
-                f"there is an NVIDIA GPU, but torch (for CUDA {machine.torch_cuda}) sees none; the "
-                f"driver is {machine.driver or 'not known'}: the run would train on the CPU",
-                f"{wanted}, and a {VARIABLE} that names devices that are there",
-                f"update the driver; look at {VARIABLE} and at nvidia-smi",
-            )
-        ]
+    try:
+        warns = check_accelerator(machine, use_cpu=False)
+    except UnusableGPUError as error:
+        return [problem("machine", "driver", str(error), "a GPU that torch can use")]
+    if warns is not None:
+        return [warning("machine", "driver", warns, "torch for CUDA")]
     if machine.other_accelerator:
         return [ok("machine", "devices", f"no CUDA, but {machine.other_accelerator}")]
     return [

@@ -77,7 +77,7 @@ def has_reference(run: Run, model: Model) -> bool:
     if model.trainable_parameters is not None:
         return False
     if run.method == "dpo":
-        return not run.values.get("precompute_ref_log_probs")
+        return not (run.values["precompute_ref_log_probs"] or run.values["ref_device"])
     return run.method == "grpo" and bool(run.values.get("beta"))
 
 
