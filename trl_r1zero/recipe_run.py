@@ -10,6 +10,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl_r1zero.recipe import ParsedRecipe
 from trl_r1zero.report import write_report
 from trl_r1zero.requirements import check_model_path
+from trl_r1zero.trainers.one_device import check_device
 from trl_r1zero.trainers.run_folder import checkpoint_to_resume
 
 
@@ -60,7 +61,12 @@ def model_settings(config: Any, model_args: ModelConfig) -> dict[str, Any]:
 
 
 def checkpoint_of(config: Any) -> str | None:
-    """See `checkpoint_to_resume`; to be called before anything takes time."""
+    """See `checkpoint_to_resume`; to be called before anything takes time.
+
+    Raises:
+        UnusableGPUError: There is a GPU that torch cannot use, and `use_cpu` is false.
+    """
+    check_device(config)
     return checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)
 
 

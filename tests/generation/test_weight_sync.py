@@ -222,9 +222,11 @@ def test_a_server_that_dies_in_a_transfer_leaves_the_trainer_free(monkeypatch, c
     sync = connected(server)
     server.answers["/update_weights"] = hang_up
     start = time.monotonic()
+    tensors = (named for named in WEIGHTS.items())
     with pytest.raises(VLLMConnectionError, match="did not answer /update_weights"):
-        sync.update(INFOS, iter(WEIGHTS.items()))
+        sync.update(INFOS, tensors)
     assert time.monotonic() - start < 10
+    list(tensors)  # gathering goes on to its end, on all processes: no other thread holds it
     (blocked,) = wire.made
     blocked.thread.join(5)
     assert not blocked.thread.is_alive()

@@ -13,9 +13,11 @@ from trl_r1zero.devices.memory import CONTEXT_BYTES, GIB, training_memory
 from trl_r1zero.devices.model_shape import ModelShape
 from trl_r1zero.devices.training_setup import TrainingSetup
 from trl_r1zero.generation import Completion, SamplingConfig
+from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
 from trl_r1zero.trainers.memory_limits import (
     DEFAULT_GENERATION_ROWS,
     TrainingMemory,
+    bytes_of_server,
     bytes_to_train_with,
     forward_limits,
     microbatch_limits,
@@ -43,8 +45,8 @@ LORA = dataclasses.replace(BFLOAT16, trainable_parameters=20_000_000)
 CHECKPOINTED = dataclasses.replace(BFLOAT16, gradient_checkpointing=True)
 
 
-def memory(setup: TrainingSetup, gib: float, server_gib: float = 0) -> TrainingMemory:
-    return TrainingMemory(QWEN, setup, int(gib * GIB), int(server_gib * GIB))
+def memory(setup: TrainingSetup, gib: float) -> TrainingMemory:
+    return TrainingMemory(QWEN, setup, int(gib * GIB))
 
 
 # Micro-batches
@@ -92,8 +94,17 @@ def test_what_takes_memory_takes_tokens():
     with_reference = dataclasses.replace(FLOAT32, reference_model=True)
     for setup in (several, with_reference):
         assert memory(setup, 80).microbatch_tokens() < alone
-    # A server that stays awake on the device has 40% of it.
-    assert memory(FLOAT32, 0.6 * 80).microbatch_tokens() < alone / 2
+    # A server that stays awake on the device has its share of it, one that sleeps next to nothing.
+    awake = VLLMServerConfig(devices="1,0", gpu_memory_utilization=0.4, sleep_level=0)
+    asleep = dataclasses.replace(awake, sleep_level=2)
+    elsewhere = dataclasses.replace(awake, devices="1")
+    tokens = [
+        memory(FLOAT32, 80 - bytes_of_server(server, 0, 80 * GIB) / GIB).microbatch_tokens()
+        for server in (awake, asleep, elsewhere)
+    ]
+    assert tokens[0] < tokens[1] <= tokens[2] == alone
+    assert tokens[0] < alone / 2
+    assert tokens[1] > 0.9 * alone
 
 
 def test_a_row_that_does_not_fit_is_said_with_what_helps():
@@ -129,8 +140,9 @@ def test_entropies_of_1024_answers_take_dozens_of_forwards_on_a_gpu():
     rows = [SimpleNamespace(num_tokens=100 + 1000 * n // 1023) for n in range(1024)]
     two_rows = MicroBatchLimits(2)
     assert len(cut_rows(rows, two_rows)) == 512
-    for setup, gib, most in ((FLOAT32, 80, 30), (BFLOAT16, 80, 20), (BFLOAT16, 24, 100)):
+    for setup, gib, most in ((FLOAT32, 80, 50), (BFLOAT16, 80, 50), (BFLOAT16, 24, 60)):
         limits = forward_limits(two_rows, memory(setup, gib))
+        assert limits.tokens * QWEN.vocabulary_size <= 2**31
         assert len(cut_rows(rows, limits)) <= most
     # On a CPU, and where memory is not known, four times the rows.
     assert len(cut_rows(rows, forward_limits(two_rows, None))) == 128
@@ -138,16 +150,14 @@ def test_entropies_of_1024_answers_take_dozens_of_forwards_on_a_gpu():
     assert forward_limits(MicroBatchLimits(None, 500), None) == MicroBatchLimits(None, 500)
 
 
-def test_a_server_that_is_awake_meanwhile_leaves_a_row_at_least():
-    alone = memory(BFLOAT16, 24).forward_tokens()
-    beside = memory(BFLOAT16, 24, server_gib=4).forward_tokens()
-    assert ROW < beside < alone
-    assert memory(BFLOAT16, 24, server_gib=20).forward_tokens() == ROW
+def test_a_forward_has_a_row_at_least():
+    assert ROW < memory(BFLOAT16, 20).forward_tokens() < memory(BFLOAT16, 24).forward_tokens()
+    assert memory(FLOAT32, 24).forward_tokens() == ROW
 
 
 def test_a_trainer_computes_entropies_in_few_forwards_or_none(tokenizer, tmp_path):
     trainer = make_trainer(tokenizer, tmp_path)
-    trainer.server = "a server"
+    trainer.server = SimpleNamespace(release=lambda: None)
     prompt_ids = [[1, 2, 3]] * 1024
     completions = [Completion([5] * (1 + n % 30), "", "stop") for n in range(1024)]
     forwards, log_probs = [], trainer._log_probs

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from itertools import chain
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -303,7 +304,7 @@ def test_entropies_that_a_backend_does_not_give_are_the_policys_own(
     expected = [completion.entropies for completion in completions]
     for completion in completions:
         completion.entropies = None
-    trainer.server = "a server"
+    trainer.server = SimpleNamespace(release=lambda: None)
     seen, forward = [], trainer.model.forward
 
     def record(input_ids, **inputs):

@@ -13,7 +13,7 @@ from trl_r1zero import R1ZeroGRPOTrainer
 from trl_r1zero.trainers.trl_grpo import _VLLMGeneration
 
 # Where our own code needs what only vLLM has.
-WITH_VLLM = ("trl_r1zero.generation.nccl_sync", "trl_r1zero.trainers.policy_weights")
+WITH_VLLM = ("trl_r1zero.trainers.policy_weights",)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")

@@ -47,9 +47,10 @@ class Placement:
         trainers = _devices_in_words(self.trainers)
         where = "the same" if self.server == self.trainers else _devices_in_words(self.server)
         sleeps = "sleeps while the trainer trains" if self.sleep_level else "stays awake"
+        who = "trainers" if len(self.trainers) > 1 else "trainer"
         return (
-            f"trainer on {trainers}, vLLM server on {where}: weights by {self.weight_transfer} "
-            f"({self.why}); the server {sleeps}"
+            f"{who} on {trainers}, vLLM server on {where}: "
+            f"weights by {self.weight_transfer} ({self.why}); the server {sleeps}"
         )
 
 
@@ -84,8 +85,9 @@ def place(
     trainers = tuple(range(num_trainers)) if trainer_on_cuda else ()
     if len(trainers) > len(visible):
         raise ValueError(
-            f"{num_trainers} trainer processes want a GPU each, but {visible.in_words()}; start "
-            "fewer (`accelerate launch --num_processes`), or show the run more"
+            f"each trainer process wants a GPU, and there are {num_trainers} of them, but "
+            f"{visible.in_words()}; start fewer (`accelerate launch --num_processes`), or show the "
+            "run more"
         )
     if not server_on_cuda:
         if server_devices is not None:

@@ -20,6 +20,7 @@ def resolve_server(
     server_on_cuda: bool,
     trainer_bytes: int,
     samples_while_training: bool = False,
+    ipc_works: bool = True,
 ) -> tuple[VLLMServerConfig, Placement]:
     """Decide what a server's settings leave open; what they say stays.
 
@@ -32,6 +33,7 @@ def resolve_server(
         trainer_bytes: What a trainer keeps on its device while the server samples.
         samples_while_training: Whether the server samples while the trainer trains
             (`one_step_off`), so that it cannot sleep.
+        ipc_works: Whether two processes can share memory of a GPU here.
 
     Returns:
         Settings with devices, memory share, sleep level and weight transfer, and who is where.
@@ -47,6 +49,7 @@ def resolve_server(
         server_on_cuda=server_on_cuda,
         server_devices=None if config.devices is None else str(config.devices),
         num_server_devices=config.tensor_parallel_size * config.data_parallel_size,
+        ipc_works=ipc_works,
     )
     placement = replace(
         placement, sleep_level=_sleep_level(config, placement, samples_while_training)

@@ -75,12 +75,6 @@ class VLLMServerConfig:
         "that a trainer finds later, nccl on GPUs and gloo on CPUs. none: never, and the endpoints "
         "for it stay closed.",
     )
-    sleep_level: int | None = _setting(
-        None,
-        "0: the server keeps its memory while the trainer trains. 2: it gives it up, and gets its "
-        "weights again before it samples. 1: the same, but it keeps a copy of its weights in the "
-        "host's memory. Unset: 2 on a GPU that it shares with the trainer, else 0.",
-    )
     startup_timeout_seconds: float = _setting(600.0, "How long the start may take.")
     extra_args: list[str] = field(
         default_factory=list,
@@ -117,7 +111,6 @@ class VLLMServerConfig:
                 self.weight_transfer in WEIGHT_TRANSFERS,
                 f"one of {', '.join(WEIGHT_TRANSFERS)}",
             ),
-            "sleep_level": (self._unset_or("sleep_level", 0, 2), "0, 1 or 2"),
             "startup_timeout_seconds": (self.startup_timeout_seconds > 0, "above 0"),
         }
         for name, (holds, allowed) in rules.items():

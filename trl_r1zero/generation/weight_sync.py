@@ -1,4 +1,5 @@
-"""Sending the policy's weights to a vLLM server: by gloo, or by NCCL from one GPU to another.
+"""Sending the policy's weights to a vLLM server: by gloo, by NCCL from one GPU to another, or
+through memory that both share.
 
 An update is three requests (`start_weight_update`, `update_weights`, `finish_weight_update`); the
 tensors themselves travel beside the second one. No request is ever repeated: a second
@@ -17,7 +18,14 @@ from torch import Tensor
 
 from .vllm_client import VLLMServerEngine
 from .vllm_server import VLLMServerError
-from .weight_transfer import BACKEND, GlooGroup, TensorInfo, TrainerRendezvous, send_weights
+from .weight_transfer import (
+    BACKEND,
+    IPC_BACKEND,
+    GlooGroup,
+    TensorInfo,
+    TrainerRendezvous,
+    send_weights,
+)
 
 NCCL_BACKEND = "nccl"
 
@@ -81,7 +89,8 @@ def open_weight_sync(
 
     Args:
         engine: The server.
-        device: The trainer's device: NCCL needs CUDA, gloo goes from any.
+        device: The trainer's device: NCCL needs CUDA, gloo goes from any, and memory can be shared
+            on the server's own.
         port: Where the trainer listens for the server's workers; a free one if None.
         timeout_seconds: For the workers to join, and for each step of an update.
 
@@ -98,6 +107,10 @@ def open_weight_sync(
         from .nccl_sync import NCCLWeightSync
 
         return NCCLWeightSync(engine, device, port=port, timeout_seconds=timeout_seconds)
+    if backend == IPC_BACKEND:
+        from .ipc_sync import open_ipc_or_gloo
+
+        return open_ipc_or_gloo(engine, device, port=port, timeout_seconds=timeout_seconds)
     return GlooWeightSync(engine, port=port, timeout_seconds=timeout_seconds)
 
 
@@ -110,7 +123,7 @@ def pairing_error(backend: str | None, device_type: str, base_url: str) -> str |
         base_url: The server's, for the message.
     """
     can = (NCCL_BACKEND, BACKEND) if device_type == "cuda" else (BACKEND,)
-    if backend in can:
+    if backend in (*can, IPC_BACKEND):
         return None
     return (
         f"the vLLM server at {base_url} receives weights by {backend or 'nothing'}, but a trainer "

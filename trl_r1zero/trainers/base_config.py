@@ -16,14 +16,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import torch
-
 from trl_r1zero.generation.vllm_server import VLLMServerConfig
 
 from .memory_limits import DEFAULT_GENERATION_ROWS
+from .one_device import settle_use_cpu, use_one_gpu
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
     from transformers import TrainingArguments as _Arguments
 else:
     # A mixin without bases: a dataclass that inherits the fields of `TrainingArguments` would put
@@ -105,9 +103,7 @@ class StrictConfig(_Arguments):
         self._check()
         for name, value in self._derived_values().items():
             setattr(self, name, value)
-        # Without this, processes that torchrun starts on a machine without accelerator do not find
-        # one another, and each one trains alone.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        settle_use_cpu(self)
         if self.bf16 is None and not self.fp16:
             self.bf16 = not self.use_cpu
         unset = [name for name in _NUMBERS_TO_TRANSFORMERS if getattr(self, name) is None]
@@ -315,17 +311,6 @@ class SamplingSettings:
                 raise ValueError(
                     f"min_tokens must be between 0 and {name} ({limit}), got {self.min_tokens}"
                 )
-
-
-def use_one_gpu(args: "TrainingArguments") -> None:
-    """Let a process use one GPU of those that it sees; to be called after `__post_init__`.
-
-    transformers wraps the model of a lone process in `nn.DataParallel` over all GPUs in sight,
-    which neither TRL's fused forward nor a server on one of them can bear. The number is set when
-    the cached `_setup_devices` is first computed, so ours has to come after that to last.
-    """
-    _ = args._setup_devices
-    args._n_gpu = min(args._n_gpu, 1)  # 0 on a CPU
 
 
 def default_of(f: dataclasses.Field) -> Any:

@@ -34,6 +34,7 @@ from .memory_limits import (
     training_memory_of,
 )
 from .microbatches import MicroBatchLimits, PaddedRows
+from .one_device import check_device, loaded_onto_one_device
 from .optimizer_state import check_second_moment
 from .profile import ProfileCallback
 from .progress import ProgressCallback, use_progress_callback
@@ -66,7 +67,8 @@ class CoreTrainer(Trainer):
     rows_per_microbatch: int | None
     rows_per_generation: int | None
     timer: StepTimer
-    _device_bytes: int | None  # what this process may take of its GPU
+    _device_bytes: int | None  # what this process may take of its GPU,
+    _server_bytes: int = 0  # and what a server has of that
     _metrics: Any  # TRL's: lists of numbers by mode and name
     _tokenizer: PreTrainedTokenizerBase
 
@@ -74,6 +76,11 @@ class CoreTrainer(Trainer):
         """To be called at the beginning of `__init__`, with what was set."""
         self.rows_per_microbatch = args.rows_per_microbatch
         self.rows_per_generation = args.per_device_eval_batch_size
+
+    def __init__(self, *, model: Any, args: Any, **others: Any) -> None:
+        check_device(args)
+        with loaded_onto_one_device(args, model):
+            super().__init__(model=model, args=args, **others)
 
     def _set_up(self) -> None:
         """To be called at the end of `__init__`."""
@@ -169,7 +176,8 @@ class CoreTrainer(Trainer):
         """
         if self._device_bytes is None:
             return None
-        local = torch.tensor([self._device_bytes], device=self.accelerator.device)
+        mine = self._device_bytes - self._server_bytes
+        local = torch.tensor([mine], device=self.accelerator.device)
         device_bytes = int(self.accelerator.gather(local).min().item())
         reference: Any = getattr(self, "ref_model", None)
         model = self.accelerator.unwrap_model(self.model)

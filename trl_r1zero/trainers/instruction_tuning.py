@@ -15,7 +15,8 @@ from transformers import (
 
 from trl_r1zero.data.packing import PackedSFTDataset
 
-from .base_config import knob, use_one_gpu
+from .base_config import knob
+from .one_device import check_device, check_not_spread, settle_use_cpu, use_one_gpu
 from .optimizer_state import check_second_moment
 from .progress import ProgressCallback, use_progress_callback
 from .run_folder import RunFolderCallback
@@ -55,9 +56,7 @@ class InstructionTuningConfig(TrainingArguments):
     save_total_limit: int | None = knob(1, "Checkpoints to keep.")
 
     def __post_init__(self) -> None:
-        # Without this, processes that torchrun starts on a machine without accelerator do not find
-        # one another, and each one trains alone.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        settle_use_cpu(self)
         if self.bf16 is None:
             self.bf16 = not self.use_cpu and not self.fp16
         given = self.gradient_accumulation_steps
@@ -99,8 +98,12 @@ def make_instruction_tuning_trainer(
         processing_class: The tokenizer, saved with the model.
 
     Raises:
-        ValueError: There is no eval_dataset, or `adam_beta2` does not fit the weights' dtype.
+        ValueError: There is nothing to validate on, the model is spread over devices, or
+            `adam_beta2` does not fit the weights' dtype.
+        UnusableGPUError: There is a GPU that torch cannot use, and `use_cpu` is false.
     """
+    check_device(args)
+    check_not_spread(model)
     strategy = IntervalStrategy(args.eval_strategy)
     if strategy == IntervalStrategy.NO:
         args.eval_on_start = False

@@ -13,14 +13,17 @@ from typing import Any
 import torch
 
 from trl_r1zero.devices.memory import (
+    ASLEEP_SERVER_BYTES,
     CONTEXT_BYTES,
     GIB,
     MARGIN,
+    MOST_TOKENS,
     tokens_per_microbatch,
     training_memory,
 )
 from trl_r1zero.devices.model_shape import ModelShape
 from trl_r1zero.devices.training_setup import TrainingSetup
+from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
 
 from .microbatches import MicroBatchLimits
 
@@ -40,6 +43,8 @@ _SHARE = 0.5
 # Bytes of each entry of the vocabulary that sampling a row's next token takes: float32 logits,
 # scores, log-probabilities, probabilities and entropies, and their float64 cumulative sum.
 _SAMPLING_BYTES = 5 * 4 + 8
+# Some kernels count the entries of a tensor in 32 bits.
+_MOST_LOGITS = 2**31
 # float32 chunks in which log-probabilities and entropies are worked out: elements, and how many.
 _CHUNK_ELEMENTS, _CHUNKS = 1 << 25, 5
 
@@ -81,15 +86,12 @@ class TrainingMemory:
         shape: Of the model.
         setup: How it is trained, and its longest row.
         device_bytes: What the process may take of its device while it trains, weights, gradients
-            and optimizer included.
-        server_bytes: What a vLLM server takes of that besides while it is awake, if it sleeps in
-            training.
+            and optimizer included; not what a server has that shares it.
     """
 
     shape: ModelShape
     setup: TrainingSetup
     device_bytes: int
-    server_bytes: int = 0
 
     def microbatch_tokens(self) -> int:
         """Tokens of a micro-batch at most, padding included.
@@ -109,8 +111,9 @@ class TrainingMemory:
             + 6 * shape.hidden_size * 4
         )
         casts = shape.num_parameters * size if self.setup.casts_weights else 0
-        free = self._free() - self.server_bytes - casts - 4 * _CHUNK_ELEMENTS * _CHUNKS
-        return max(int(free * _SHARE) // per_token, self.setup.longest_row)
+        free = self._free() - casts - 4 * _CHUNK_ELEMENTS * _CHUNKS
+        most = min(MOST_TOKENS, _MOST_LOGITS // shape.vocabulary_size)
+        return max(min(int(free * _SHARE) // per_token, most), self.setup.longest_row)
 
     def generation_rows(self, tokens: int) -> int:
         """Completions that transformers may generate at a time, at least 1.
@@ -142,7 +145,6 @@ def training_memory_of(
     device_bytes: int,
     *,
     longest_row: int,
-    server_bytes: int = 0,
     **rest: Any,
 ) -> TrainingMemory | None:
     """What is known of the memory of a loaded model and the config that it is trained with.
@@ -150,7 +152,7 @@ def training_memory_of(
     Args:
         model: Of transformers, not wrapped for several processes; PEFT's is fine.
         args: A config of `trl_r1zero.trainers`.
-        device_bytes, server_bytes: See `TrainingMemory`.
+        device_bytes: See `TrainingMemory`.
         longest_row: Tokens of the longest row that may come, prompt and completion.
         rest: `reference_model`, `processes` and `sharding` of `TrainingSetup`.
 
@@ -178,7 +180,7 @@ def training_memory_of(
             DEFAULT_ROWS,
         )
         return None
-    return TrainingMemory(shape, setup, device_bytes, server_bytes)
+    return TrainingMemory(shape, setup, device_bytes)
 
 
 def bytes_to_train_with(device: torch.device) -> int | None:
@@ -188,6 +190,21 @@ def bytes_to_train_with(device: torch.device) -> int | None:
     free, total = torch.cuda.mem_get_info(device)
     # Of this process's own context, which the memory model counts, `free` says nothing.
     return min(total, free + torch.cuda.memory_reserved(device) + CONTEXT_BYTES)
+
+
+def bytes_of_server(server: VLLMServerConfig, device: int, total_bytes: int) -> int:
+    """What a run's own server takes, while the trainer trains, of a device that it shares.
+
+    Args:
+        server: Its settings, with what they left open decided.
+        device: The number that CUDA gives the trainer's device.
+        total_bytes: Its memory.
+    """
+    if str(device) not in str(server.devices or "").split(","):
+        return 0
+    if server.sleep_level:
+        return ASLEEP_SERVER_BYTES
+    return int((server.gpu_memory_utilization or 0) * total_bytes)
 
 
 def out_of_memory(limits: MicroBatchLimits, error: torch.OutOfMemoryError) -> str:

@@ -41,16 +41,11 @@ class RolloutsAheadMixin(SamplingTrainer):
         super()._set_up_sampling()
         if not self.args.one_step_off or self.server is None or not self.server.sleep_level:
             return
-        self.server.close()
-        awake = (
-            "start that server without --enable-sleep-mode"
-            if self.args.vllm_server is None
-            else "set vllm_server: {sleep_level: 0} (both are in the device's memory then)"
-        )
+        # Its own stays awake for that (`resolve_server`): this one is somebody else's.
         raise ValueError(
-            "one_step_off lets the vLLM server sample while the trainer trains, but this one "
-            f"sleeps then (sleep_level {self.server.sleep_level}); {awake}, give it a device of "
-            "its own, or set one_step_off to false"
+            "one_step_off lets the vLLM server sample while the trainer trains, but the one at "
+            f"{self.args.vllm_server_base_url or self.args.vllm_server_host} sleeps then; start it "
+            "without --enable-sleep-mode, on a device of its own, or set one_step_off to false"
         )
 
     def _sample_rollouts(

@@ -21,7 +21,7 @@ from trl_r1zero.generation import Completion, SamplingConfig, TransformersEngine
 from trl_r1zero.generation.vllm_server import VLLMServerConfig
 
 from .core_trainer import CoreTrainer
-from .memory_limits import DEFAULT_GENERATION_ROWS, forward_limits
+from .memory_limits import DEFAULT_GENERATION_ROWS, bytes_of_server, forward_limits
 from .microbatches import MicroBatchLimits, PaddedRows, cut_rows
 from .server_generation import ServerAddress, ServerGeneration
 from .server_place import place_own_server
@@ -307,6 +307,10 @@ class SamplingMixin(CoreTrainer):
             reference = getattr(self, "ref_model", None)
             models = [self.model] if reference is None else [self.model, reference]
             server = place_own_server(args, self.accelerator, models)
+            if self.accelerator.device.type == "cuda":
+                total_bytes = torch.cuda.mem_get_info()[1]
+                number = torch.cuda.current_device()
+                self._server_bytes = bytes_of_server(server, number, total_bytes)
         return ServerGeneration(
             self.model,
             self.accelerator,

@@ -11,6 +11,7 @@ from torch import nn
 from transformers.training_args import OptimizerNames
 
 from trl_r1zero.devices import machine_facts
+from trl_r1zero.devices.ipc import ipc_works, platform_here
 from trl_r1zero.devices.trainer_state import ParameterFacts, Sharing, trainer_bytes
 from trl_r1zero.generation.server_placement import resolve_server
 from trl_r1zero.generation.vllm_server import (
@@ -57,6 +58,7 @@ def _place(args: Any, accelerator: Accelerator, models: Sequence[nn.Module]) -> 
             parameter_facts(models), OptimizerNames(args.optim).value, sharing_of(accelerator)
         ),
         samples_while_training=getattr(args, "one_step_off", False),
+        ipc_works=ipc_works(platform_here()),
     )
     share = config.gpu_memory_utilization
     memory = "" if share is None else f"; it takes {share:.0%} of its GPU's memory"

@@ -1,0 +1,337 @@
+"""Memory that a trainer and a vLLM server's workers both see, for weights on their way.
+
+On a GPU it is memory of that GPU, through CUDA's IPC; on a CPU it is an anonymous file of the
+kernel (`memfd`), which has no name and ends with the last process that has it open, however that
+ends.
+
+The trainer exports one buffer and tells the server how to find it, as JSON: numbers, and the bytes
+of CUDA's handles in base64. Nothing is unpickled, so whoever reaches the server can give it memory
+to read from, but no code to run. The first bytes of the buffer, sent beside the handle, prove to
+both sides that they see the same memory.
+
+Weights travel in buckets. A bucket that fits is in the buffer as a whole; a larger one, which is a
+single tensor, comes piece by piece and is put together by the receiver: so the buffer may be small,
+for the trainer keeps it while it trains.
+"""
+
+import base64
+import binascii
+import fcntl
+import mmap
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .weight_transfer import TensorInfo, unpack
+
+# Of 3 GB of weights this makes 23 requests of milliseconds each, and it is little beside a model.
+BUFFER_BYTES = 128 * 2**20
+_PROOF_BYTES = 16
+_MEMFD_NAME = "trl_r1zero_weights"
+# Where torch has the counters of memory that processes share: a file of 10,000 of them.
+_REF_COUNTER_FILE = re.compile(rb"/torch_\w+")
+_REF_COUNTERS = 10_000
+
+
+class SharedMemoryError(RuntimeError):
+    """Memory cannot be shared between the two processes here."""
+
+
+@dataclass(frozen=True)
+class Handle:
+    """How another process finds a buffer: what its subclasses say in JSON's types, or in bytes.
+
+    Attributes:
+        num_bytes: Of the buffer.
+        proof: Its first bytes as they were when the handle was sent.
+    """
+
+    num_bytes: int
+    proof: bytes
+
+    def as_json(self) -> dict[str, Any]:
+        """For a request's body; `parse_handle` is the inverse."""
+        (kind,) = (name for name, cls in _KINDS.items() if cls is type(self))
+        return {"kind": kind, **{f.name: _encoded(getattr(self, f.name)) for f in fields(self)}}
+
+
+@dataclass(frozen=True)
+class CPUHandle(Handle):
+    """Of memory of this machine: an open file of a process that holds it."""
+
+    pid: int
+    fd: int
+
+
+@dataclass(frozen=True)
+class CUDAHandle(Handle):
+    """Of memory of a GPU: what torch's storages give for another process, but for the number of the
+    device, which may be another one there."""
+
+    memory_handle: bytes
+    storage_bytes: int
+    offset_bytes: int
+    ref_counter_handle: bytes
+    ref_counter_offset: int
+    event_handle: bytes
+    event_sync_required: bool
+
+
+_KINDS: dict[str, type[Handle]] = {"cpu": CPUHandle, "cuda": CUDAHandle}
+
+
+def parse_handle(body: Any) -> Handle:
+    """The handle in a request's body.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(body, Mapping) or body.get("kind") not in _KINDS:
+        raise ValueError(f"buffer must be an object whose kind is one of {', '.join(_KINDS)}")
+    cls = _KINDS[body["kind"]]
+    names = {f.name for f in fields(cls)}
+    if set(body) != {"kind", *names}:
+        raise ValueError(f"a buffer of kind {body['kind']} has {', '.join(sorted(names))}")
+    handle = cls(**{f.name: _decoded(f.name, body[f.name], f.type) for f in fields(cls)})
+    if handle.num_bytes < _PROOF_BYTES or len(handle.proof) != _PROOF_BYTES:
+        raise ValueError(f"a buffer has at least {_PROOF_BYTES} bytes, which prove that it is one")
+    return handle
+
+
+def _encoded(value: Any) -> Any:
+    return base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else value
+
+
+def _decoded(name: str, value: Any, kind: Any) -> Any:
+    if kind is bytes and isinstance(value, str):
+        try:
+            return base64.b64decode(value, validate=True)
+        except binascii.Error:
+            raise ValueError(f"{name} of a buffer must be in base64") from None
+    if kind is bytes or type(value) is not kind or (kind is int and value < 0):
+        raise ValueError(f"{name} of a buffer must be {_WORDS[kind]}, got {value!r:.80}")
+    return value
+
+
+_WORDS = {int: "a number from 0", bytes: "a text in base64", bool: "true or false"}
+
+
+# The trainer's side
+
+
+class SharedBuffer:
+    """A buffer of this process that others can open.
+
+    Args:
+        device: Where it is to be: a CPU, or a CUDA device with its number.
+        num_bytes: Its size.
+
+    Raises:
+        SharedMemoryError: There is not so much memory, or it cannot be shared.
+    """
+
+    def __init__(self, device: torch.device, num_bytes: int = BUFFER_BYTES) -> None:
+        self.device = device
+        self._fd: int | None = None
+        if device.type == "cuda":
+            self._data = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        else:
+            self._fd = _anonymous_file(num_bytes)
+            self._data = _mapped(self._fd, num_bytes)
+
+    def handle(self) -> Handle:
+        """For one process to open: each wants one of its own.
+
+        Raises:
+            SharedMemoryError: The memory cannot be shared.
+        """
+        proof = secrets.token_bytes(_PROOF_BYTES)
+        self._data[:_PROOF_BYTES].copy_(torch.frombuffer(bytearray(proof), dtype=torch.uint8))
+        self._synchronize()
+        if self._fd is not None:
+            return CPUHandle(len(self._data), proof, os.getpid(), self._fd)
+        try:
+            _, *shared = self._data.untyped_storage()._share_cuda_()
+        except RuntimeError as error:
+            raise SharedMemoryError(f"CUDA does not share memory here: {error}") from error
+        return CUDAHandle(len(self._data), proof, *shared)
+
+    def fill(self, tensors: Iterable[Tensor], num_bytes: int) -> Iterator[tuple[int, int]]:
+        """Lay the bytes of a bucket side by side into the buffer, as much at a time as it holds.
+
+        Args:
+            tensors: Of the bucket; more than the buffer holds is one tensor alone.
+            num_bytes: Of all of them.
+
+        Yields:
+            Where in the bucket the piece begins that is in the buffer now, and its bytes. The next
+            one is put there once the receiver has taken this one.
+        """
+        room = len(self._data)
+        if num_bytes > room:
+            (data,) = (_bytes_of(tensor) for tensor in tensors)
+            for start in range(0, num_bytes, room):
+                piece = data[start : start + room]
+                self._data[: len(piece)].copy_(piece)
+                self._synchronize()
+                yield start, len(piece)
+            return
+        at = 0
+        for tensor in tensors:
+            data = _bytes_of(tensor)
+            self._data[at : at + len(data)].copy_(data)
+            at += len(data)
+        self._synchronize()
+        yield 0, at
+
+    def close(self) -> None:
+        """Let it go; who has it open keeps it."""
+        self._data = torch.empty(0, dtype=torch.uint8)
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _synchronize(self) -> None:
+        """What was put into the buffer is there for others, too."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+# The side of the server's worker
+
+
+class BufferReader:
+    """A trainer's buffer, opened.
+
+    Args:
+        handle: As it came.
+        device: This worker's.
+
+    Raises:
+        SharedMemoryError: It cannot be opened, or is not the memory that the trainer wrote to.
+    """
+
+    def __init__(self, handle: Handle, device: torch.device) -> None:
+        if isinstance(handle, CPUHandle):
+            self._data = _open_file(handle)
+        else:
+            assert isinstance(handle, CUDAHandle)
+            self._data = _open_cuda(handle, device)
+        proof = bytes(self._data[:_PROOF_BYTES].cpu().tolist())
+        if proof != handle.proof:
+            raise SharedMemoryError("the buffer that was opened is not the trainer's")
+        self._device = device
+        self._whole: Tensor | None = None  # a bucket of several pieces
+
+    def take(
+        self, bucket: Sequence[TensorInfo], start: int, num_bytes: int
+    ) -> list[tuple[str, Tensor]]:
+        """The named tensors of a bucket, once its last piece is here; copies, on this device.
+
+        Args:
+            bucket: What the bucket consists of.
+            start: Where in the bucket the piece begins that is in the buffer.
+            num_bytes: Its bytes.
+
+        Raises:
+            ValueError: There is no such piece.
+        """
+        total = sum(info.num_bytes for info in bucket)
+        if not (0 <= start <= total and 0 <= num_bytes <= min(len(self._data), total - start)):
+            raise ValueError(
+                f"a piece of {num_bytes} bytes from {start} on is none of a bucket of {total} and "
+                f"a buffer of {len(self._data)}"
+            )
+        piece = self._data[:num_bytes]
+        if num_bytes == total:
+            return [(name, tensor.to(self._device)) for name, tensor in unpack(piece, bucket)]
+        if start == 0:
+            self._whole = torch.empty(total, dtype=torch.uint8, device=self._device)
+        if self._whole is None or len(self._whole) != total:
+            raise ValueError("the first piece of this bucket has not been here")
+        self._whole[start : start + num_bytes].copy_(piece)
+        if start + num_bytes < total:
+            return []
+        whole, self._whole = self._whole, None
+        return unpack(whole, bucket)
+
+
+# Edges
+
+
+def _anonymous_file(num_bytes: int) -> int:
+    if not hasattr(os, "memfd_create"):
+        raise SharedMemoryError("processes share memory in this way on Linux alone")
+    fd = os.memfd_create(_MEMFD_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.posix_fallocate(fd, 0, num_bytes)  # now, not at the first write, where it would be fatal
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    except OSError as error:
+        os.close(fd)
+        raise SharedMemoryError(f"no {num_bytes} bytes to share: {error}") from error
+    return fd
+
+
+def _open_file(handle: CPUHandle) -> Tensor:
+    path = f"/proc/{handle.pid}/fd/{handle.fd}"
+    try:
+        target = os.readlink(path)
+        if target != f"/memfd:{_MEMFD_NAME} (deleted)":  # no file of anybody's else
+            raise SharedMemoryError(f"{path} is no buffer for weights")
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise SharedMemoryError(
+            f"the buffer cannot be opened ({error}): trainer and server have to be on one machine, "
+            "and in one container"
+        ) from error
+    try:
+        if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+            raise SharedMemoryError(f"{path} may shrink while it is read")
+        return _mapped(fd, handle.num_bytes)
+    finally:
+        os.close(fd)
+
+
+def _mapped(fd: int, num_bytes: int) -> Tensor:
+    try:
+        return torch.frombuffer(mmap.mmap(fd, num_bytes), dtype=torch.uint8)
+    except (OSError, ValueError) as error:  # a ValueError: the file is smaller
+        raise SharedMemoryError(f"no {num_bytes} bytes can be mapped: {error}") from error
+
+
+def _open_cuda(handle: CUDAHandle, device: torch.device) -> Tensor:
+    if device.type != "cuda":
+        raise SharedMemoryError(f"the buffer is on a GPU, the model on {device.type}")
+    if handle.num_bytes > handle.storage_bytes:
+        raise SharedMemoryError("the buffer is larger than its memory")
+    # Torch counts there, once the memory is let go, whatever it was told.
+    if not _REF_COUNTER_FILE.fullmatch(handle.ref_counter_handle) or (
+        handle.ref_counter_offset >= _REF_COUNTERS
+    ):
+        raise SharedMemoryError("the buffer's handle has a reference counter that is not torch's")
+    storage_class: Any = torch.UntypedStorage
+    try:
+        torch.cuda.init()
+        storage = storage_class._new_shared_cuda(
+            torch.cuda.current_device() if device.index is None else device.index,
+            handle.memory_handle,
+            handle.storage_bytes,
+            handle.offset_bytes,
+            handle.ref_counter_handle,
+            handle.ref_counter_offset,
+            handle.event_handle,
+            handle.event_sync_required,
+        )
+    except RuntimeError as error:
+        raise SharedMemoryError(f"CUDA does not open the trainer's memory: {error}") from error
+    return torch.empty(0, dtype=torch.uint8, device=device).set_(storage)[: handle.num_bytes]
