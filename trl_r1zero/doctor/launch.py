@@ -93,7 +93,9 @@ def seen_by_trainers(machine: MachineFacts, launch: Launch) -> MachineFacts:
         machine.devices[int(name) if name.isdecimal() else number]
         for number, name in enumerate(names)
     ]
-    return replace(machine, devices=tuple(devices), visible=VisibleDevices(tuple(names), launch.gpu_ids))
+    return replace(
+        machine, devices=tuple(devices), visible=VisibleDevices(tuple(names), launch.gpu_ids)
+    )
 
 
 def check_gpu_ids(launch: Launch, machine: MachineFacts, listed: str | None) -> list[Finding]:

@@ -199,11 +199,12 @@ def check_server(run: Run, model: Model, server: Server, longest_text: int) -> l
 
 def _verdict_on_server(memory: ServerMemory, facts: str, longest_text: int) -> Finding:
     if memory.sequences < 1:
+        missing = memory.kv_bytes_per_token * longest_text - memory.kv_bytes
         return problem(
             "memory",
             "server",
             f"{facts}: not one text of {longest_text:,} tokens fits",
-            f"{_gib(memory.kv_bytes_per_token * longest_text)} GiB for keys and values",
+            f"{_gib(missing)} GiB more",
             "give the server another device, more of this one (gpu_memory_utilization), or the "
             "trainer less (dtype: bfloat16, use_peft: true)",
         )
