@@ -13,6 +13,7 @@ from packaging.specifiers import SpecifierSet
 from trl_r1zero import requirements
 from trl_r1zero.requirements import (
     REQUIREMENTS,
+    VLLM_REQUIREMENT,
     RequirementsError,
     check_model_path,
     check_requirements,
@@ -133,3 +134,8 @@ def test_hub_ids_and_folders_are_accepted(tmp_path):
         check_model_path(name)
     with pytest.raises(ValueError, match="model_name_or_path is not set"):
         check_model_path(None)
+
+
+def test_vllms_bounds_are_those_of_the_extra():
+    (extra,) = project()["optional-dependencies"]["vllm"]
+    assert Requirement(extra).specifier == SpecifierSet(VLLM_REQUIREMENT)

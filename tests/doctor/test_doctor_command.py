@@ -94,6 +94,32 @@ def test_a_row_that_cannot_be_used(folder, capsys):
     assert shown.out.splitlines()[-1].endswith(": data/train_data_rows.")
 
 
+OTHER_RECIPES = {
+    "sft": ("train_data: traces.jsonl\neval_data: validation.jsonl\n", "server/placement"),
+    "expert_iteration": ("train_data: train.jsonl\neval_data: validation.jsonl\n", "reward/gold"),
+    "dpo": ("train_data: pairs.jsonl\nnum_eval_pairs: 1\n", "data/train_data"),
+    "instruction_tuning": ("train_data: rows.jsonl\neval_data: rows.jsonl\n", "data/eval_data"),
+}
+
+
+@pytest.mark.parametrize("method", OTHER_RECIPES)
+def test_every_method_is_looked_at(folder, capsys, method):
+    settings, expected = OTHER_RECIPES[method]
+    write_rows(folder / "traces.jsonl", [{"prompt": "p", "response": "r", "ground_truth": "1"}])
+    write_rows(folder / "rows.jsonl", [{"prompt": "p", "response": "r"}])
+    pair = {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Hi\n\nAssistant: b"}
+    write_rows(folder / "pairs.jsonl", [pair])
+    if method in ("sft", "expert_iteration"):
+        settings += "use_vllm: true\nvllm_server: {}\n"
+    name = f"{method}.yaml"
+    (folder / name).write_text(f"model_name_or_path: model\noutput_dir: runs/x\n{settings}")
+    status = command.main(["--config", name, "--assume", "2x80GB", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    levels = {f"{one['section']}/{one['check']}": one["level"] for one in report["findings"]}
+    assert (status, report["method"]) == (0, method)
+    assert levels[expected] == levels["memory/trainer"] == levels["disk/checkpoints"] == "ok"
+
+
 def test_a_hub_that_cannot_be_reached_is_a_problem_and_not_a_wait(folder, capsys):
     start = time.monotonic()
     status, shown = doctor(capsys, "--assume", "80GB", "--model_name_or_path", "nobody/nothing")

@@ -62,6 +62,7 @@ def make_setup(run: Run, model: Model, longest_row: int) -> TrainingSetup:
         trainable_parameters=model.trainable_parameters,
         gradient_checkpointing=bool(values["gradient_checkpointing"]),
         fused_lm_head=not tuning and (run.on_cuda if fused is None else fused),
+        transformers_loss=tuning,
         attention=attention,
         packed=attention == "flash" if packed is None else packed,
         reference_model=has_reference(run, model),
