@@ -27,7 +27,7 @@ for _folder in (HERE, REPOSITORY / "benchmarks", REPOSITORY):
 
 from check_machine import ask_about_machine  # noqa: E402
 from check_report import JSON_FILE, TABLE_FILE, exit_status, write_report  # noqa: E402
-from check_running import Part, PartResult, run_parts  # noqa: E402
+from check_running import Part, PartResult, die_with_parent, run_parts  # noqa: E402
 
 SHAPES = {"cuda": "qwen2.5-math-1.5b", "cpu": "tiny"}
 # On a GPU the limits add up to 8 minutes; a CPU, which others may use too, takes what it takes.
@@ -163,6 +163,7 @@ def run_part(arguments: argparse.Namespace) -> int:
     """A part, in its own process."""
     from check_setup import Setup, carry_out
 
+    die_with_parent()
     (kind,) = (kind for kind in PARTS if kind.name == arguments.run_part)
     setup = Setup(arguments.device, arguments.model_shape, arguments.output)
     return carry_out(getattr(importlib.import_module(kind.module), kind.name), setup, kind.name)
