@@ -13,6 +13,7 @@ from packaging.specifiers import SpecifierSet
 from trl_r1zero import requirements
 from trl_r1zero.requirements import (
     REQUIREMENTS,
+    VLLM_REQUIREMENT,
     RequirementsError,
     check_model_path,
     check_requirements,
@@ -147,3 +148,8 @@ def test_vllm_is_one_version_with_a_gpu_and_without():
     # The pin admits the one for CPUs too: pip may see it installed under the name vllm.
     assert twin["project"]["version"] == f"{pinned}+cpu"
     assert twin["project"]["version"] in SpecifierSet(f"=={pinned}")
+
+
+def test_vllms_bounds_are_those_of_the_extra():
+    (extra,) = project()["optional-dependencies"]["vllm"]
+    assert Requirement(extra).specifier == SpecifierSet(VLLM_REQUIREMENT)

@@ -270,6 +270,9 @@ def _moments(shape: ModelShape, setup: TrainingSetup) -> list[int]:
             kept + read + positions * shape.hidden_size * 4 + fp32_gradient + max(tile, cast),
         ]
     logits = positions * shape.vocabulary_size * c
+    if setup.transformers_loss:
+        # Beside the logits: log-probabilities, their gradient and that of the logits, in float32.
+        return [*moments, kept + read + logits + 3 * 4 * positions * shape.vocabulary_size]
     chunk = 4 * min(positions * shape.vocabulary_size, _CHUNK_ELEMENTS)
     cast_gradient = shape.num_head_parameters * c if setup.casts_weights and learns else 0
     return [

@@ -44,6 +44,8 @@ class TrainingSetup:
         trainable_parameters: With adapters (LoRA), how many there are; None: all weights learn.
         gradient_checkpointing: Whether layers are computed again in backward.
         fused_lm_head: Whether log-probabilities come from TRL's fused head, without logits.
+        transformers_loss: Whether the loss is transformers' own, which works on all logits at a
+            time in float32 (instruction tuning), and not the log-probabilities of `functional`.
         attention: `sdpa` or `flash`, both linear in the length, or `eager`, quadratic.
         packed: Whether rows stand one behind the other, without padding; with `sdpa` and `eager`
             that makes attention quadratic in the tokens of a micro-batch.
@@ -63,6 +65,7 @@ class TrainingSetup:
     trainable_parameters: int | None = None
     gradient_checkpointing: bool = False
     fused_lm_head: bool = True
+    transformers_loss: bool = False
     attention: str = "sdpa"
     packed: bool = False
     reference_model: bool = False

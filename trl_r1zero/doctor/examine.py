@@ -48,7 +48,7 @@ def examine(run: Run, listed: str | None) -> list[Finding]:
     findings += _reward(run, data)
     findings += _memory(run, model, longest_row(run, data), _longest_text(run, data))
     findings += _settings(run, model)
-    return [*findings, *check_time()]
+    return [*findings, *check_entropies(run), *check_time()]
 
 
 def _machine(run: Run, listed: str | None) -> list[Finding]:
