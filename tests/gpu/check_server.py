@@ -198,7 +198,10 @@ def watch_probes(trainer: R1ZeroGRPOTrainer) -> list[float]:
 
 
 def watch_memory(setup: Setup, trainer: R1ZeroGRPOTrainer) -> list[int]:
-    """A list that the others' memory is added to before each backward pass, in bytes."""
+    """A list that the others' memory is added to before each backward pass, in bytes.
+
+    The server sleeps then.
+    """
     others: list[int] = []
     backward = trainer.accelerator.backward
 
@@ -241,6 +244,7 @@ def sync(setup: Setup, recorder: Recorder) -> str:
         except Exception as error:
             traceback.print_exc()
             failed[transfer] = f"{type(error).__name__}: {error}"
+        setup.free_memory()  # the next server looks for its share
         recorder.record(transfers=timed, failed=failed)
     said = [
         f"{name} {found['median']:.3g} s ({found['bytes'] / found['median'] / 1e9:.2g} GB/s), "

@@ -312,9 +312,9 @@ def test_a_part_that_hangs_is_killed_with_its_children_and_stops_no_other(tmp_pa
 def test_the_time_of_all_parts_is_shared(module):
     allowed = module("check_running").seconds_allowed
     assert allowed(120, 50, None) == 120
-    assert allowed(120, 50, 480) == 120
-    assert allowed(120, 400, 480) == 80
-    assert allowed(120, 500, 480) == 0
+    assert allowed(120, 50, 470) == 120
+    assert allowed(120, 400, 470) == 70
+    assert allowed(120, 500, 470) == 0
 
 
 def test_a_part_that_time_has_run_out_for_is_skipped(module, tmp_path):
@@ -327,7 +327,7 @@ def test_a_part_that_time_has_run_out_for_is_skipped(module, tmp_path):
 
 def test_on_one_gpu_all_parts_have_eight_minutes(module):
     check = module("check")
-    assert sum(part.limit_seconds for part in check.PARTS) == check.TOTAL_SECONDS["cuda"] == 480
+    assert sum(part.limit_seconds for part in check.PARTS) == check.TOTAL_SECONDS["cuda"] <= 475
 
 
 def test_exit_status(module):
