@@ -13,6 +13,7 @@ skipped where it is not installed. Exit status 1 if a part failed or was too lat
 import argparse
 import importlib
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ PARTS = (
     PartKind("optimizer", "optimizer phase beside TRL's", "check_training", 70),
     PartKind("memory", "peak memory against the memory model", "check_memory", 35),
     PartKind("equal", "packing and fused head equal the plain path", "check_training", 35),
-    PartKind("kill", "kill -9 of the engine while it samples", "check_server", 90, True),
+    PartKind("kill", "kill -9 of the engine while it samples", "check_kill", 90, True),
 )
 
 
@@ -122,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_part(arguments)
     if arguments.device == "cpu":
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if (arguments.output / JSON_FILE).is_file():  # what an earlier check left
+        shutil.rmtree(arguments.output / "parts", ignore_errors=True)
     about = {**ask_about_machine(arguments.device), "model_shape": arguments.model_shape}
     vllm = about["packages"].get("vllm")
     parts = [make_part(kind, arguments, vllm) for kind in PARTS if kind.name in arguments.only]
