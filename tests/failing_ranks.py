@@ -23,10 +23,15 @@ from trl_r1zero.trainers.server_generation import ServerAddress, ServerGeneratio
 
 
 class Broken(Communicator):
-    """Fails in a broadcast as NCCL does."""
+    """Fails in the first broadcast as NCCL does."""
+
+    whole = False
 
     def broadcast(self, tensors: Any) -> None:
-        raise RuntimeError("NCCL error: unhandled cuda error")
+        if not self.whole:
+            self.whole = True
+            raise RuntimeError("NCCL error: unhandled cuda error")
+        super().broadcast(tensors)
 
 
 def main(url: str, model_folder: str, output: str) -> None:

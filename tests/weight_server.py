@@ -84,6 +84,7 @@ class WeightServer:
         weights: What it has received.
         answers: By path, a function that is called before the server's own answer: it may return
             a status and an error's words, wait, or raise ConnectionAbortedError to hang up.
+        receives: False if the weights go to a wire of another process: it takes them for arrived.
     """
 
     def __init__(self, backend: str | None, dtype: str, wire: Wire) -> None:
@@ -95,6 +96,7 @@ class WeightServer:
         self.init_info: Any = None
         self.weights: dict[str, torch.Tensor] = {}
         self.answers: dict[str, Callable[[], tuple[int, str] | None]] = {}
+        self.receives = True
         self.ending = threading.Event()
         self._state = "no trainer"
         self._store: Any = None
@@ -110,16 +112,19 @@ class WeightServer:
             return {"vllm_config": {"weight_transfer_config": transfer, "model_config": model}}
         if path == "/get_world_size":
             return {"world_size": 1}
+        if path == "/is_sleeping":
+            return {"is_sleeping": False}
         assert method == "POST", path
         steps = {
             "/init_weight_transfer_engine": (None, "ready", self._meet),
-            "/start_weight_update": ("ready", "started", lambda body: None),
+            # Or after an update that was broken off.
+            "/start_weight_update": ("ready started updated", "started", lambda body: None),
             "/update_weights": ("started", "updated", self._receive),
             "/finish_weight_update": ("updated", "finished", lambda body: None),
             "/reset_prefix_cache": ("finished", "ready", lambda body: None),
         }
         before, after, work = steps[path]
-        assert before in (None, self._state), f"{path} after {self._state}"
+        assert before is None or self._state in before.split(), f"{path} after {self._state}"
         work(body)
         self._state = after
         return {"success": True}
@@ -141,6 +146,8 @@ class WeightServer:
 
     def _receive(self, body: Any) -> None:
         info = body["update_info"]
+        if not self.receives:
+            return
         columns = (info["names"], info["dtype_names"], info["shapes"])
         for name, dtype, shape in zip(*columns, strict=True):
             while True:

@@ -28,7 +28,8 @@ def learnt(tiny_model_folder, tmp_path_factory) -> list[dict]:
     script = str(REPOSITORY / "tests" / "failing_ranks.py")
     with weight_server(Wire()) as server:
         server.answers["/v1/completions"] = lambda: (200, "<html>not an API</html>")
-        for path in ("/health", "/v1/models", "/server_info?config_format=json"):
+        server.receives = False
+        for path in ("/health", "/v1/models", "/is_sleeping", "/server_info?config_format=json"):
             server.answers[f"/strange{path}"] = lambda path=path: (
                 200,
                 json.dumps(server.answer("GET", path, None)),
