@@ -309,6 +309,34 @@ def test_a_part_that_hangs_is_killed_with_its_children_and_stops_no_other(tmp_pa
     assert table.count("\n| ") == 2 + len(parts) and r"no \| such thing" in table
 
 
+def test_a_part_ends_when_the_check_is_killed(tmp_path):
+    part = f"""
+        import os, sys, time
+        sys.path.insert(0, {str(SCRIPT.parent)!r})
+        from check_running import die_with_parent
+        die_with_parent()
+        print(os.getpid(), flush=True)
+        time.sleep(600)
+    """
+    check = f"""
+        import sys
+        sys.path.insert(0, {str(SCRIPT.parent)!r})
+        from check_running import run_limited
+        run_limited([sys.executable, "-c", {textwrap.dedent(part)!r}], 600, sys.stdout)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(check)], stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        pid = int(process.stdout.readline())
+        assert psutil.pid_exists(pid)
+        process.kill()
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_the_time_of_all_parts_is_shared(module):
     allowed = module("check_running").seconds_allowed
     assert allowed(120, 50, None) == 120
