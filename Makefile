@@ -4,6 +4,7 @@
 # make leaderboard-demo   a submission to the leaderboard's embedded board: four minutes on a CPU
 # make vllm               add vLLM (its CPU build where torch has no CUDA) and DeepSpeed
 # make test               run the tests
+# make gpu-check          what only a GPU can show, in 8 minutes; without one, at a tiny shape
 # make check              what has to pass before a commit
 #
 # pip decides where packages come from: its own settings (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf)
@@ -20,7 +21,7 @@ SEED ?= 0
 PARALLEL ?= 1
 # Processes that run tests; each test takes one to three cores and up to 6 GB.
 WORKERS ?= 2
-# More options of pytest: make test ARGS="-k masked_mean"
+# More options: make test ARGS="-k masked_mean", make gpu-check ARGS="--only optimizer,equal"
 ARGS ?=
 
 # The version of vllm in constraints.txt, for CPUs.
@@ -37,11 +38,11 @@ SLOW_STEPS := awk '/\([0-9][0-9]+\.[0-9]+ MB\)/ { print; fflush() } \
 
 PIP_INSTALL := "$(VENV)/bin/python" -m pip install --disable-pip-version-check --progress-bar off
 
-.PHONY: help quickstart quickstart-server experiments leaderboard-demo vllm test lint types check
+.PHONY: help quickstart quickstart-server experiments leaderboard-demo vllm test gpu-check lint types check
 
 help:
 	@echo "make quickstart [SEED=0] | quickstart-server [SEED=0] | experiments [PARALLEL=1] | leaderboard-demo"
-	@echo "make vllm | test [ARGS=...] | lint | types | check"
+	@echo "make vllm | test [ARGS=...] | gpu-check [ARGS=...] | lint | types | check"
 	@echo "The first call makes the environment in $(VENV) with PYTHON=$(PYTHON) (3.11 or newer)."
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -99,6 +100,9 @@ leaderboard-demo: $(VENV)/.installed $(RUN)/base_policy/final/config.json
 
 test: $(VENV)/.vllm-installed
 	"$(VENV)/bin/python" -m pytest -n $(WORKERS) $(ARGS)
+
+gpu-check: $(VENV)/.vllm-installed
+	"$(VENV)/bin/python" tests/gpu/check.py $(ARGS)
 
 lint: $(VENV)/.installed
 	"$(VENV)/bin/ruff" check .

@@ -1,7 +1,6 @@
 """Part (d) of the GPU check: the peak memory of training steps against the memory model's."""
 
 import ctypes
-import gc
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -127,7 +126,7 @@ def _peak_of_step(setup: Setup, case: Case) -> tuple[int, Any, Any]:
     peak = _peak(setup) - before
     config, args = side.trainer.model.config, side.trainer.args
     del side, optimizer
-    gc.collect()  # a trainer and its callbacks know one another
+    setup.free_memory()
     return peak, config, args
 
 

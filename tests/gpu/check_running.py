@@ -113,7 +113,6 @@ def _run_part(
     part: Part, folder: Path, limit: float, environment: Mapping[str, str] | None
 ) -> PartResult:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / STATE_FILE).unlink(missing_ok=True)  # of an earlier check
     begun = time.monotonic()
     with (folder / LOG_FILE).open("wb") as log:
         code = run_limited(part.command, limit, log, environment)

@@ -1,13 +1,10 @@
-"""Parts of the GPU check with a vLLM server: GRPO, weight updates, and a server that is killed."""
+"""Parts of the GPU check with a vLLM server: GRPO, and weight updates."""
 
-import json
 import math
-import os
-import signal
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,6 @@ from transformers import AutoModelForCausalLM
 
 from trl_r1zero import R1ZeroGRPOConfig, R1ZeroGRPOTrainer
 from trl_r1zero.devices.placement import WEIGHT_TRANSFERS
-from trl_r1zero.generation.vllm_client import VLLMServerEngine
 from trl_r1zero.generation.vllm_server import VLLMServerError
 from trl_r1zero.generation.vllm_server_config import WEIGHT_TRANSFERS as ALLOWED_TRANSFERS
 from trl_r1zero.task_arguments import TaskArguments
@@ -34,8 +30,6 @@ SLEEP_LEVEL = 2
 ASLEEP_BYTES = 4 * 2**30
 # Weight updates that are timed; one before them is not, as buffers are made in it.
 _NUM_UPDATES = {"cuda": 5, "cpu": 3}
-# vLLM names its processes so.
-_ENGINE_PREFIX = "VLLM::"
 
 # By device.
 _RUN: dict[str, dict[str, Any]] = {
@@ -80,6 +74,7 @@ def make_trainer(setup: Setup, folder: Path, **server: Any) -> R1ZeroGRPOTrainer
         output_dir=str(folder),
         n_grpo_steps=NUM_STEPS,
         group_size=8,
+        min_tokens=0,  # before them the server rules out a token that the trainer does not
         seed=0,
         eval_every=None,
         save_every=None,
@@ -120,19 +115,12 @@ def running_trainer(
         yield trainer
 
 
-def fresh_folder(folder: Path) -> Path:
-    """A run's folder, without what an earlier check left there."""
-    for old in sorted(folder.rglob("*"), reverse=True) if folder.is_dir() else ():
-        old.rmdir() if old.is_dir() else old.unlink()
-    return folder
-
-
 # (a) GRPO
 
 
 def grpo(setup: Setup, recorder: Recorder) -> str:
     """Three steps: the probe of each weight update, losses, memory while the server sleeps."""
-    folder = fresh_folder(recorder.folder / "run")
+    folder = recorder.folder / "run"
     with running_trainer(setup, recorder, folder) as trainer:
         probes = watch_probes(trainer)
         others = watch_memory(setup, trainer)
@@ -198,7 +186,10 @@ def watch_probes(trainer: R1ZeroGRPOTrainer) -> list[float]:
 
 
 def watch_memory(setup: Setup, trainer: R1ZeroGRPOTrainer) -> list[int]:
-    """A list that the others' memory is added to before each backward pass, in bytes."""
+    """A list that the others' memory is added to before each backward pass, in bytes.
+
+    The server sleeps then.
+    """
     others: list[int] = []
     backward = trainer.accelerator.backward
 
@@ -241,6 +232,7 @@ def sync(setup: Setup, recorder: Recorder) -> str:
         except Exception as error:
             traceback.print_exc()
             failed[transfer] = f"{type(error).__name__}: {error}"
+        setup.free_memory()  # the next server looks for its share
         recorder.record(transfers=timed, failed=failed)
     said = [
         f"{name} {found['median']:.3g} s ({found['bytes'] / found['median'] / 1e9:.2g} GB/s), "
@@ -277,7 +269,7 @@ def transfers_to_time(
 
 def _time_transfer(setup: Setup, recorder: Recorder, transfer: str) -> dict[str, Any]:
     devices = {"devices": "1"} if transfer == "nccl" else {}
-    folder = fresh_folder(recorder.folder / transfer)
+    folder = recorder.folder / transfer
     with running_trainer(setup, recorder, folder, weight_transfer=transfer, **devices) as trainer:
         recorder.doing(f"sending weights by {transfer}")
         server = trainer.server
@@ -312,87 +304,3 @@ def _probe_differs(trainer: R1ZeroGRPOTrainer) -> bool:
     except VLLMServerError:
         return True
     return False
-
-
-# (f) kill -9
-
-
-def kill(setup: Setup, recorder: Recorder) -> str:
-    """The run of part (a), whose engine is killed as soon as step 2's first row is sampled."""
-    folder = fresh_folder(recorder.folder / "run")
-    with running_trainer(setup, recorder, folder) as trainer:
-        probes = watch_probes(trainer)
-        killed: list[int] = []
-        recorder.doing("training")
-        with killing_stream(lambda: trainer.grpo_step == 1, killed):
-            trainer.train()
-        require(bool(killed), "the engine was not killed: nothing was sampled in step 2")
-    recorder.record(killed_processes=killed, probes=probes)
-    lines = check_run(folder, probes, setup)
-    recorder.record(steps=lines, median_step_seconds=_median_step(lines))
-    undisturbed = setup.output / "parts" / "grpo" / "run"
-    compared = compare_runs(undisturbed, folder) if (undisturbed / "rollouts").is_dir() else None
-    recorder.record(equal_rollouts=compared)
-    said = f"all {NUM_STEPS} steps, probe at most {max(probes):.1g} nats"
-    if compared is None:
-        return f"{said}; no undisturbed run to compare with (part grpo)"
-    shares = ", ".join(f"{share:.0%}" for share in compared)
-    # In float32 on one machine the seeds decide; in bfloat16 what is batched together does too.
-    require(
-        setup.on_cuda or min(compared) >= 0.9,
-        f"of the rollouts so many are as in the undisturbed run, by step: {shares}",
-    )
-    return f"{said}; rollouts as in the undisturbed run, by step: {shares}"
-
-
-@contextmanager
-def killing_stream(when: Callable[[], bool], killed: list[int]) -> Iterator[None]:
-    """Within it, the server's engine is killed once, after a row of a stream `when` it holds."""
-    stream = VLLMServerEngine.stream
-
-    def stream_and_kill(self: VLLMServerEngine, *args: Any) -> Iterator[Any]:
-        for row in stream(self, *args):
-            yield row
-            if when() and not killed:
-                killed.extend(kill_engines())
-
-    VLLMServerEngine.stream = stream_and_kill  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        VLLMServerEngine.stream = stream  # type: ignore[method-assign]
-
-
-def kill_engines() -> list[int]:
-    """kill -9 for the server's engine and its workers, which do the work; their pids."""
-    pids = [one.pid for one in server_processes() if _command(one).startswith(_ENGINE_PREFIX)]
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    return pids
-
-
-def _command(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
-def compare_runs(first: Path, second: Path) -> list[float]:
-    """By step, the share of the rollouts that are the same text with the same reward."""
-    shares = []
-    for step in range(1, NUM_STEPS + 1):
-        rows = [_rollouts(folder, step) for folder in (first, second)]
-        require(len(rows[0]) == len(rows[1]), f"step {step} has {[len(r) for r in rows]} rollouts")
-        shares.append(statistics.mean(a == b for a, b in zip(*rows, strict=True)))
-    return shares
-
-
-def _rollouts(folder: Path, step: int) -> list[tuple[Any, ...]]:
-    path = folder / "rollouts" / f"grpo_step_{step:05d}.jsonl"
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return [(row["prompt"], row["response"], row["length"], row["reward"]) for row in rows]
-
-
-def _median_step(lines: Sequence[dict[str, Any]]) -> float:
-    return statistics.median(line["seconds/step"] for line in lines)
