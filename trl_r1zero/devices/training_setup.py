@@ -4,33 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .model_shape import DTYPE_BYTES
+from .optimizer_states import OPTIMIZERS
 
 ATTENTIONS = ("sdpa", "flash", "eager")
 SHARDINGS = ("none", "zero2", "zero3")
-
-# Optimizer of transformers -> bytes of its states per parameter, or how many states it has in the
-# dtype of the weights. A paged optimizer moves to the host what does not fit; all is counted here.
-STATES = {
-    "adamw_torch": 2,
-    "adamw_torch_fused": 2,
-    "adagrad": 1,
-    "rmsprop": 1,
-    "sgd": 0,
-    "adafactor": 0,  # a row and a column for each matrix
-}
-STATE_BYTES = {
-    "adamw_bnb_8bit": 2,
-    "adamw_8bit": 2,
-    "adamw_torch_8bit": 2,
-    "adamw_torch_4bit": 1,
-    "paged_adamw_8bit": 2,
-    "paged_adamw_32bit": 8,
-    "lion_32bit": 4,
-    "lion_8bit": 1,
-    "paged_lion_32bit": 4,
-    "paged_lion_8bit": 1,
-}
-OPTIMIZERS = tuple(sorted({**STATES, **STATE_BYTES}))
 
 
 @dataclass(frozen=True)
