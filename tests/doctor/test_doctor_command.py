@@ -72,6 +72,14 @@ def test_one_24_gb_card(folder, capsys):
     assert "a change below 6.1e-05 rounds to nothing" in " ".join(shown.out.split())
 
 
+def test_adapters_fit_where_all_weights_do_not(folder, capsys):
+    status, shown = doctor(capsys, "--assume", "24GB", "--dtype", "bfloat16", "--use_peft")
+    assert status == 0
+    # Rank 16 on queries and values of 28 layers: 2,179,072 parameters, in float32.
+    assert "gradients 0.0, optimizer 0.0" in " ".join(shown.out.split())
+    assert "rounds to nothing" not in shown.out
+
+
 def test_the_keys_of_json(folder, capsys):
     status, shown = doctor(capsys, "--assume", "2x80GB", "--json")
     report = json.loads(shown.out)

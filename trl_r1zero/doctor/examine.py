@@ -27,6 +27,7 @@ from .run import Run
 from .settings import (
     check_beta2,
     check_disk,
+    check_entropies,
     check_learning_rate,
     check_time,
     disk_needed,

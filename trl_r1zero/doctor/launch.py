@@ -146,7 +146,8 @@ def check_processes(
         samples_itself: Whether the run samples with transformers.
     """
     kind = launch.distributed_type
-    where = launch.path or "no --accelerate_config: plain python"
+    plain = "plain python" if launch.num_processes == 1 else "accelerate's defaults"
+    where = launch.path or f"no --accelerate_config, so {plain}"
     count = "1 process" if launch.num_processes == 1 else f"{launch.num_processes} processes"
     by = "" if kind == "NO" else f", {kind}"
     machines = f", {launch.num_machines} machines" if launch.num_machines > 1 else ""
