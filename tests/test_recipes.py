@@ -251,16 +251,16 @@ def test_a_recipe_leaves_micro_batches_to_memory(name):
     assert microbatch_limits(config.rows_per_microbatch, None, None, packed=False).rows == 2
 
 
-def placed(name: str, machine: str):
-    """Where the run of a recipe puts its server on a machine with GPUs, with AdamW."""
-    config = parse(QWEN / f"{name}.yaml")
+def placed(path: Path, machine: str):
+    """Where the run of a recipe puts its server, if the model has Qwen's size and AdamW."""
+    config = parse(path)
     bytes_each = 2 if config.values["dtype"] == "bfloat16" else 4
     return resolve_server(
         VLLMServerConfig.from_settings(config.values["vllm_server"]),
         MachineFacts.assume(machine),
         num_trainers=1,
-        trainer_on_cuda=True,
-        server_on_cuda=True,
+        trainer_on_cuda=machine != "cpu",
+        server_on_cuda=machine != "cpu",
         trainer_bytes=trainer_bytes([ParameterFacts(1_543_714_304, bytes_each)], "adamw_torch"),
     )
 
@@ -277,7 +277,7 @@ def placed(name: str, machine: str):
     ],
 )
 def test_each_recipe_has_its_machine(name, machine, server, transfer, sleep_level):
-    config, placement = placed(name, machine)
+    config, placement = placed(QWEN / f"{name}.yaml", machine)
     assert (placement.server, placement.weight_transfer) == (server, transfer)
     assert config.sleep_level == sleep_level
     # The server's weights in bfloat16 are 3.1 GB; as much again is for its cache, at the least.
@@ -285,9 +285,18 @@ def test_each_recipe_has_its_machine(name, machine, server, transfer, sleep_leve
     assert config.gpu_memory_utilization * total_bytes > 2 * 3.1e9
 
 
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [("cpu", (None, 0, "gloo")), ("80GB", ("0", 2, "ipc")), ("2x24GB", ("1", 0, "nccl"))],
+)
+def test_the_quickstart_s_server_is_for_any_machine(machine, expected):
+    config, _ = placed(QUICKSTART / "grpo-server.yaml", machine)
+    assert (config.devices, config.sleep_level, config.weight_transfer) == expected
+
+
 def test_float32_weights_leave_a_server_little_of_24_gb():
     """Which is why there is a recipe for that machine."""
-    config, _ = placed("grpo-one_gpu", "24GB")
+    config, _ = placed(QWEN / "grpo-one_gpu.yaml", "24GB")
     assert config.gpu_memory_utilization * 24e9 < 2 * 3.1e9
 
 

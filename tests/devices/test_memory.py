@@ -139,6 +139,15 @@ def test_logits_cost_without_the_fused_head():
     assert training_memory(QWEN_MATH, few).total < training_memory(QWEN_MATH, plain).total
 
 
+def test_the_loss_of_transformers_works_on_all_logits_in_float32():
+    setup = dataclasses.replace(BF16, fused_lm_head=False, tokens=4096)
+    whole = dataclasses.replace(setup, transformers_loss=True)
+    logits = 4096 * QWEN_MATH.vocabulary_size
+    difference = training_memory(QWEN_MATH, whole).total - training_memory(QWEN_MATH, setup).total
+    # Three float32 tensors, in place of a gradient in bfloat16 and some chunks.
+    assert 8 * logits < difference < 12 * logits
+
+
 def test_eager_attention_is_quadratic_in_the_row_and_sdpa_is_not():
     def activations(attention: str, longest_row: int) -> int:
         setup = dataclasses.replace(BF16, attention=attention, longest_row=longest_row)

@@ -21,6 +21,7 @@ from trl_r1zero.doctor.reward import check_reward, grade_gold
 from trl_r1zero.doctor.settings import (
     check_beta2,
     check_disk,
+    check_entropies,
     check_learning_rate,
     disk_needed,
     spacing,
@@ -262,6 +263,12 @@ def test_beta2_that_bfloat16_rounds_away_is_a_problem():
     assert (finding.check, finding.level) == ("adam_beta2", "problem")
     assert check_beta2("adamw_torch_fused", 0.95, "bfloat16", "NO") == []
     assert check_beta2("adamw_torch_fused", 0.999, "bfloat16", "FSDP") == []
+
+
+def test_what_validation_costs_besides_is_named():
+    assert levels(check_entropies(make_run("80GB", *SERVER))) == {"completion_entropies": "ok"}
+    assert check_entropies(make_run("80GB", *SERVER, "--completion_entropies=false")) == []
+    assert check_entropies(make_run("80GB")) == []
 
 
 def test_ddp_keeps_gradients_twice():

@@ -11,8 +11,9 @@ import dataclasses
 from dataclasses import dataclass
 
 from .model_shape import ModelShape
+from .optimizer_states import num_states, state_bytes
 from .server_memory import ServerMemory, server_memory
-from .training_setup import STATE_BYTES, STATES, TrainingSetup
+from .training_setup import TrainingSetup
 
 __all__ = [
     "ASLEEP_SERVER_BYTES",
@@ -163,14 +164,12 @@ def _gradients(shape: ModelShape, setup: TrainingSetup) -> int:
 
 
 def _optimizer(shape: ModelShape, setup: TrainingSetup) -> int:
-    trained = model_bytes(shape, setup)
     number = setup.trainable_parameters or shape.num_parameters
-    if setup.optimizer in STATE_BYTES:
-        states = number * STATE_BYTES[setup.optimizer]
-    else:
-        states = trained * STATES[setup.optimizer]
     if setup.sharding == "zero2" and setup.weight_bytes < 4:
-        states = number * (4 + 4 * STATES.get(setup.optimizer, 2))  # and float32 weights
+        states = number * (4 + 4 * num_states(setup.optimizer))  # and float32 weights
+    else:
+        trained_bytes = model_bytes(shape, setup) // number
+        states = int(number * state_bytes(setup.optimizer, trained_bytes))
     return states // (setup.processes if setup.sharding != "none" else 1)
 
 
@@ -270,6 +269,9 @@ def _moments(shape: ModelShape, setup: TrainingSetup) -> list[int]:
             kept + read + positions * shape.hidden_size * 4 + fp32_gradient + max(tile, cast),
         ]
     logits = positions * shape.vocabulary_size * c
+    if setup.transformers_loss:
+        # Beside the logits: log-probabilities, their gradient and that of the logits, in float32.
+        return [*moments, kept + read + logits + 3 * 4 * positions * shape.vocabulary_size]
     chunk = 4 * min(positions * shape.vocabulary_size, _CHUNK_ELEMENTS)
     cast_gradient = shape.num_head_parameters * c if setup.casts_weights and learns else 0
     return [

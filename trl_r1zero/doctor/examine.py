@@ -27,6 +27,7 @@ from .run import Run
 from .settings import (
     check_beta2,
     check_disk,
+    check_entropies,
     check_learning_rate,
     check_time,
     disk_needed,
@@ -48,7 +49,7 @@ def examine(run: Run, listed: str | None) -> list[Finding]:
     findings += _reward(run, data)
     findings += _memory(run, model, longest_row(run, data), _longest_text(run, data))
     findings += _settings(run, model)
-    return [*findings, *check_time()]
+    return [*findings, *check_entropies(run), *check_time()]
 
 
 def _machine(run: Run, listed: str | None) -> list[Finding]:

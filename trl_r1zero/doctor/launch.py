@@ -93,7 +93,9 @@ def seen_by_trainers(machine: MachineFacts, launch: Launch) -> MachineFacts:
         machine.devices[int(name) if name.isdecimal() else number]
         for number, name in enumerate(names)
     ]
-    return replace(machine, devices=tuple(devices), visible=VisibleDevices(tuple(names), launch.gpu_ids))
+    return replace(
+        machine, devices=tuple(devices), visible=VisibleDevices(tuple(names), launch.gpu_ids)
+    )
 
 
 def check_gpu_ids(launch: Launch, machine: MachineFacts, listed: str | None) -> list[Finding]:
@@ -144,7 +146,8 @@ def check_processes(
         samples_itself: Whether the run samples with transformers.
     """
     kind = launch.distributed_type
-    where = launch.path or "no --accelerate_config: plain python"
+    plain = "plain python" if launch.num_processes == 1 else "accelerate's defaults"
+    where = launch.path or f"no --accelerate_config, so {plain}"
     count = "1 process" if launch.num_processes == 1 else f"{launch.num_processes} processes"
     by = "" if kind == "NO" else f", {kind}"
     machines = f", {launch.num_machines} machines" if launch.num_machines > 1 else ""

@@ -62,6 +62,7 @@ def make_setup(run: Run, model: Model, longest_row: int) -> TrainingSetup:
         trainable_parameters=model.trainable_parameters,
         gradient_checkpointing=bool(values["gradient_checkpointing"]),
         fused_lm_head=not tuning and (run.on_cuda if fused is None else fused),
+        transformers_loss=tuning,
         attention=attention,
         packed=attention == "flash" if packed is None else packed,
         reference_model=has_reference(run, model),
@@ -199,11 +200,12 @@ def check_server(run: Run, model: Model, server: Server, longest_text: int) -> l
 
 def _verdict_on_server(memory: ServerMemory, facts: str, longest_text: int) -> Finding:
     if memory.sequences < 1:
+        missing = memory.kv_bytes_per_token * longest_text - memory.kv_bytes
         return problem(
             "memory",
             "server",
             f"{facts}: not one text of {longest_text:,} tokens fits",
-            f"{_gib(memory.kv_bytes_per_token * longest_text)} GiB for keys and values",
+            f"{_gib(missing)} GiB more",
             "give the server another device, more of this one (gpu_memory_utilization), or the "
             "trainer less (dtype: bfloat16, use_peft: true)",
         )

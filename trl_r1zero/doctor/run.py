@@ -153,13 +153,16 @@ def read_run_recipe(arguments: Sequence[str], method: str | None) -> tuple[str, 
         except ValueError as error:  # the keys are right, the values are not
             parsed[name] = error
     named = _method_in_name(arguments)
+    if named in misfits:
+        raise misfits[named]
     if not parsed:
-        likely = named or min(misfits, key=lambda name: str(misfits[name]).count("\n"))
+        likely = min(misfits, key=lambda name: str(misfits[name]).count("\n"))
         raise RecipeError(f"it fits no method; as {likely}:\n{misfits[likely]}")
-    fitting = [name for name in parsed if named in (None, name)] or list(parsed)
+    fitting = [name for name in parsed if named in (None, name)]
     if len(fitting) > 1:
         raise RecipeError(
-            f"its keys fit {', '.join(fitting)}; say which script it is for, --method {fitting[0]}"
+            f"its keys fit {', '.join(fitting)}; say which script it is for, such as "
+            f"--method {fitting[0]}"
         )
     outcome = parsed[fitting[0]]
     if isinstance(outcome, ValueError):

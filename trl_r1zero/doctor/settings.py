@@ -70,6 +70,20 @@ def check_beta2(optimizer: str, beta2: float, dtype: str, distributed_type: str)
     return []
 
 
+def check_entropies(run: Run) -> list[Finding]:
+    """What validation costs besides sampling."""
+    if not (run.samples and run.values.get("use_vllm") and run.values.get("completion_entropies")):
+        return []
+    return [
+        ok(
+            "settings",
+            "completion_entropies",
+            "the policy also runs over validation's completions, for their entropies; "
+            "completion_entropies: false saves that time",
+        )
+    ]
+
+
 def check_time() -> list[Finding]:
     """What is known of the time of a step: nothing yet that was measured."""
     return [
