@@ -322,12 +322,19 @@ def test_any_error_of_the_communicator_is_one_of_the_transfer(
     assert wire.made[0].aborted.is_set()
 
 
-@pytest.mark.parametrize("refusal", [None, (500, "EngineCore died"), (500, "invalid usage")])
-def test_nccl_on_one_gpu_says_what_to_do(refusal, monkeypatch, cuda, server, wire):
+@pytest.mark.parametrize(
+    ("refusal", "own"),
+    [
+        (None, "invalid usage (run with NCCL_DEBUG=WARN for details)"),
+        ((500, "EngineCore died"), "invalid usage (run with NCCL_DEBUG=WARN for details)"),
+        ((500, "NCCL error: invalid usage"), "remote process exited"),
+    ],
+)
+def test_nccl_on_one_gpu_says_what_to_do(refusal, own, monkeypatch, cuda, server, wire):
     class SameDevice(Communicator):
         def connect(self, store, world_size, device_index):
             super().connect(store, world_size, device_index)
-            raise RuntimeError("NCCL error: invalid usage (run with NCCL_DEBUG=WARN for details)")
+            raise RuntimeError(f"NCCL error: {own}")
 
     if refusal is not None:
 
