@@ -4,7 +4,6 @@ import re
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -397,7 +396,7 @@ def test_no_question_outlives_its_timeout(path, cuda, server):
     engine = engine_of(server, 0.5)
     server.answers[path] = lambda: wait_for(server)
     with pytest.raises(VLLMConnectionError, match="timed out"):
-        within(10, lambda: open_weight_sync(engine, CUDA, timeout_seconds=0.5))
+        in_thread(lambda: open_weight_sync(engine, CUDA, timeout_seconds=0.5)).result(10)
 
 
 @pytest.mark.parametrize(
@@ -413,17 +412,12 @@ def test_no_question_outlives_its_timeout(path, cuda, server):
 def test_no_step_outlives_its_timeout(path, cuda, server):
     server.answers[path] = lambda: wait_for(server)
     with pytest.raises(VLLMServerError, match=r"timed out|did not join"):
-        within(10, lambda: connected(server, 0.5).update(INFOS, iter(WEIGHTS.items())))
+        in_thread(lambda: connected(server, 0.5).update(INFOS, iter(WEIGHTS.items()))).result(10)
 
 
 def wait_for(server):
     server.ending.wait()
     raise ConnectionAbortedError
-
-
-def within(seconds: float, work):
-    with ThreadPoolExecutor(1) as executor:
-        return executor.submit(work).result(timeout=seconds)
 
 
 # vLLM's side
