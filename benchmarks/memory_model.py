@@ -16,8 +16,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
 
 from trl_r1zero.devices.memory import MemoryParts, ModelShape, TrainingSetup, training_memory
@@ -67,6 +69,7 @@ class Case:
     length: int
     gradient_checkpointing: bool = False
     fused_lm_head: bool = False
+    transformers_loss: bool = False
     attention: str = "sdpa"
     device: str = "cpu"
 
@@ -83,6 +86,7 @@ class Case:
             autocast=self.dtype == "mixed",
             gradient_checkpointing=self.gradient_checkpointing,
             fused_lm_head=self.fused_lm_head,
+            transformers_loss=self.transformers_loss,
             attention="eager" if self.attention == "eager" else "sdpa",
             on_cuda=self.device != "cpu",
             tokens=self.rows * self.length,
@@ -102,6 +106,7 @@ CASES = (
     Case("smollm2", "bfloat16", 2, 512),
     Case("smollm2", "bfloat16", 2, 512, gradient_checkpointing=True),
     Case("smollm2", "bfloat16", 2, 512, fused_lm_head=True),
+    Case("smollm2", "bfloat16", 2, 512, transformers_loss=True),
 )
 
 
@@ -145,23 +150,30 @@ def _train_a_little(case: Case) -> None:
     for _ in range(2):
         for _ in range(2):
             with torch.autocast(case.device, torch.bfloat16, enabled=case.dtype == "mixed"):
-                if case.fused_lm_head:
-                    output = model(input_ids=ids, shift_labels=labels, fused_lm_head=True)
-                    log_probs = output.log_probs
-                else:
-                    log_probs = get_response_log_probs(
-                        model,
-                        ids,
-                        labels,
-                        return_token_entropy=True,
-                        positions=torch.arange(case.length, device=ids.device),
-                        use_cache=False,
-                    )["log_probs"]
-            loss, _ = sft_microbatch_loss(log_probs, mask, num_sequences=2 * case.rows)
+                loss = _loss(case, model, ids, labels, mask)
             loss.backward()
+            del loss  # its graph
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+
+
+def _loss(case: Case, model: Any, ids: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Of a micro-batch, with its graph."""
+    if case.transformers_loss:
+        return model(input_ids=ids, labels=labels, use_cache=False).loss
+    if case.fused_lm_head:
+        log_probs = model(input_ids=ids, shift_labels=labels, fused_lm_head=True).log_probs
+    else:
+        log_probs = get_response_log_probs(
+            model,
+            ids,
+            labels,
+            return_token_entropy=True,
+            positions=torch.arange(case.length, device=ids.device),
+            use_cache=False,
+        )["log_probs"]
+    return sft_microbatch_loss(log_probs, mask, num_sequences=2 * case.rows)[0]
 
 
 def _start_peak(device: torch.device) -> int:

@@ -9,9 +9,14 @@ from tiny_models import REPOSITORY
 
 from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.tasks import get_task
+from trl_r1zero.devices import MachineFacts
+from trl_r1zero.devices.trainer_state import ParameterFacts, trainer_bytes
 from trl_r1zero.evaluate_command import EvaluationArguments
 from trl_r1zero.experiments.methods import METHODS
+from trl_r1zero.generation.server_placement import resolve_server
+from trl_r1zero.generation.vllm_server import VLLMServerConfig
 from trl_r1zero.recipe import parse_recipe
+from trl_r1zero.trainers.memory_limits import microbatch_limits
 
 # recipes/experiments/ holds experiments, which vary recipes: tests/experiments/test_plan.py.
 RECIPES = sorted(
@@ -37,19 +42,16 @@ ABLATIONS: dict[str, dict[str, Any]] = {
         "loss_type": "grpo_clip",
         "epochs_per_rollout_batch": 2,
         "train_batch_size": 128,
-        "gradient_accumulation_steps": 64,
     },
     "grpo-off_policy_4x64": {
         "loss_type": "grpo_clip",
         "epochs_per_rollout_batch": 4,
         "train_batch_size": 64,
-        "gradient_accumulation_steps": 32,
     },
     "grpo-no_clip": {
         "loss_type": "grpo_no_clip",
         "epochs_per_rollout_batch": 4,
         "train_batch_size": 64,
-        "gradient_accumulation_steps": 32,
     },
     "grpo-question_only": {"prompt": "question_only"},
     "grpo-lr_3e-6": {"learning_rate": 3e-6},
@@ -71,7 +73,18 @@ EI_VARIANTS: dict[str, dict[str, Any]] = {
     "expert_iteration-G_16": {"group_size": 16},
     "expert_iteration-epochs_2": {"sft_epochs_per_step": 2},
 }
-VARIANTS = {**ABLATIONS, **SFT_VARIANTS, **EI_VARIANTS}
+# The same for recipes that are for another machine.
+MACHINES: dict[str, dict[str, Any]] = {
+    "grpo-one_gpu": {"vllm_server": {"devices": "0"}},
+    "grpo-one_gpu_24gb": {
+        "vllm_server": {"devices": "0"},
+        "dtype": "bfloat16",
+        "gradient_checkpointing": True,
+        "learning_rate": 3e-5,
+    },
+}
+QUESTIONS = {**ABLATIONS, **SFT_VARIANTS, **EI_VARIANTS}
+VARIANTS = {**QUESTIONS, **MACHINES}
 # What the base recipes of these write out that is not a default: the model, the data, the machine.
 OF_ALL_BASES = {
     "model_name_or_path": "Qwen/Qwen2.5-Math-1.5B",
@@ -80,7 +93,7 @@ OF_ALL_BASES = {
     "prompt": "r1_zero",  # the task's own
     "seed": 0,
     "use_vllm": True,
-    "vllm_server": {"devices": "1"},
+    "vllm_server": {},
     "num_eval_examples": 1024,
 }
 
@@ -135,7 +148,7 @@ def test_a_script_reads_what_is_read_here(method):
 def test_every_recipe_says_what_it_is_for():
     for path in RECIPES:
         assert path.read_text(encoding="utf-8").startswith("# "), name_of(path)
-    for name in VARIANTS:
+    for name in QUESTIONS:
         first_line = (QWEN / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
         assert "?" in first_line, name
 
@@ -231,9 +244,60 @@ def test_a_variant_differs_in_its_own_keys_only(name):
 
 
 @pytest.mark.parametrize("name", [*TRAINING, *VARIANTS])
-def test_a_recipe_keeps_micro_batches_of_two(name):
+def test_a_recipe_leaves_micro_batches_to_memory(name):
     config = parse(QWEN / f"{name}.yaml").instances[0]
-    assert config.train_batch_size // config.gradient_accumulation_steps == 2
+    assert (config.rows_per_microbatch, config.max_tokens_per_microbatch) == (None, None)
+    # The handout's two rows, where memory says nothing.
+    assert microbatch_limits(config.rows_per_microbatch, None, None, packed=False).rows == 2
+
+
+def placed(path: Path, machine: str):
+    """Where the run of a recipe puts its server, if the model has Qwen's size and AdamW."""
+    config = parse(path)
+    bytes_each = 2 if config.values["dtype"] == "bfloat16" else 4
+    return resolve_server(
+        VLLMServerConfig.from_settings(config.values["vllm_server"]),
+        MachineFacts.assume(machine),
+        num_trainers=1,
+        trainer_on_cuda=machine != "cpu",
+        server_on_cuda=machine != "cpu",
+        trainer_bytes=trainer_bytes([ParameterFacts(1_543_714_304, bytes_each)], "adamw_torch"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "machine", "server", "transfer", "sleep_level"),
+    [
+        ("grpo", "2x80GB", (1,), "nccl", 0),
+        ("grpo", "8x80GB", (1,), "nccl", 0),
+        ("grpo", "80GB", (0,), "ipc", 2),
+        ("grpo-one_gpu", "80GB", (0,), "ipc", 2),
+        ("grpo-one_gpu", "2x80GB", (0,), "ipc", 2),
+        ("grpo-one_gpu_24gb", "24GB", (0,), "ipc", 2),
+    ],
+)
+def test_each_recipe_has_its_machine(name, machine, server, transfer, sleep_level):
+    config, placement = placed(QWEN / f"{name}.yaml", machine)
+    assert (placement.server, placement.weight_transfer) == (server, transfer)
+    assert config.sleep_level == sleep_level
+    # The server's weights in bfloat16 are 3.1 GB; as much again is for its cache, at the least.
+    total_bytes = MachineFacts.assume(machine).devices[0].total_bytes
+    assert config.gpu_memory_utilization * total_bytes > 2 * 3.1e9
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [("cpu", (None, 0, "gloo")), ("80GB", ("0", 2, "ipc")), ("2x24GB", ("1", 0, "nccl"))],
+)
+def test_the_quickstart_s_server_is_for_any_machine(machine, expected):
+    config, _ = placed(QUICKSTART / "grpo-server.yaml", machine)
+    assert (config.devices, config.sleep_level, config.weight_transfer) == expected
+
+
+def test_float32_weights_leave_a_server_little_of_24_gb():
+    """Which is why there is a recipe for that machine."""
+    config, _ = placed(QWEN / "grpo-one_gpu.yaml", "24GB")
+    assert config.gpu_memory_utilization * 24e9 < 2 * 3.1e9
 
 
 @pytest.mark.parametrize("name", [*SFT_VARIANTS, *EI_VARIANTS])
@@ -284,7 +348,6 @@ def test_the_recipe_of_dpo_is_the_handout():
         "model_name_or_path": "runs/llama-3.1-8b/instruction_tuning/final",
         "dtype": "bfloat16",
         "gradient_checkpointing": True,
-        "gradient_accumulation_steps": 64,
         "seed": 0,
         "output_dir": "runs/llama-3.1-8b/dpo",
     }

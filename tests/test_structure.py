@@ -25,6 +25,7 @@ LAYERS = (
     "trainers",
     "top",
     "experiments",
+    "doctor",
     "leaderboard",
 )
 # Except that these two know nothing of one another.

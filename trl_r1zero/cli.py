@@ -18,6 +18,7 @@ COMMANDS = {
     "judge": ("trl_r1zero.judge_command", "let a model judge answers that nothing grades"),
     "compare": ("trl_r1zero.compare_command", "put evaluations side by side, with paired errors"),
     "leaderboard": ("trl_r1zero.leaderboard.command", "verify submissions, and list them"),
+    "doctor": ("trl_r1zero.doctor.command", "say what would go wrong with a run, before it starts"),
     "serve": ("trl_r1zero.serve_command", "serve a model with vLLM, to train or evaluate with"),
 }
 

@@ -9,7 +9,13 @@ from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-__all__ = ["REQUIREMENTS", "RequirementsError", "check_model_path", "check_requirements"]
+__all__ = [
+    "REQUIREMENTS",
+    "VLLM_REQUIREMENT",
+    "RequirementsError",
+    "check_model_path",
+    "check_requirements",
+]
 
 # The same bounds as in pyproject.toml's dependencies.
 REQUIREMENTS = {
@@ -18,6 +24,8 @@ REQUIREMENTS = {
     "transformers": ">=5.10.4,<5.18",
     "accelerate": ">=1.15",
 }
+# Of the extra `vllm`.
+VLLM_REQUIREMENT = ">=0.28,<0.32"
 
 
 class RequirementsError(RuntimeError):

@@ -2,7 +2,6 @@
 
 import dataclasses
 from contextlib import nullcontext
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from trl_r1zero.devices.memory import (
     checkpoint_bytes,
     layer_activation_bytes,
     server_memory,
-    token_budget,
     tokens_per_microbatch,
     training_memory,
 )
@@ -141,6 +139,15 @@ def test_logits_cost_without_the_fused_head():
     assert training_memory(QWEN_MATH, few).total < training_memory(QWEN_MATH, plain).total
 
 
+def test_the_loss_of_transformers_works_on_all_logits_in_float32():
+    setup = dataclasses.replace(BF16, fused_lm_head=False, tokens=4096)
+    whole = dataclasses.replace(setup, transformers_loss=True)
+    logits = 4096 * QWEN_MATH.vocabulary_size
+    difference = training_memory(QWEN_MATH, whole).total - training_memory(QWEN_MATH, setup).total
+    # Three float32 tensors, in place of a gradient in bfloat16 and some chunks.
+    assert 8 * logits < difference < 12 * logits
+
+
 def test_eager_attention_is_quadratic_in_the_row_and_sdpa_is_not():
     def activations(attention: str, longest_row: int) -> int:
         setup = dataclasses.replace(BF16, attention=attention, longest_row=longest_row)
@@ -219,31 +226,14 @@ def test_the_budget_has_room_for_the_longest_row():
     assert tokens_per_microbatch(QWEN_MATH, setup, int(just / 0.9) + 10) == 1500
 
 
-def test_a_budget_that_no_row_fits_says_what_to_do():
-    with pytest.raises(ValueError, match=r"a row of 1024 tokens needs 30\.6 GiB.*dtype: bfloat16"):
+def test_a_budget_that_no_row_fits_says_what_would_be_enough():
+    with pytest.raises(ValueError, match=r"a row of 1024 tokens needs 30\.6 GiB") as caught:
         tokens_per_microbatch(QWEN_MATH, TrainingSetup(), 24 * GIB)
-
-
-def test_the_budget_of_a_loaded_model():
-    config = smollm_config()
-    config.num_hidden_layers = 2
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    args = SimpleNamespace(
-        use_cpu=False,
-        bf16=True,
-        optim="adamw_torch_fused",
-        gradient_checkpointing=False,
-        fused_lm_head=None,
-        pack_rows=False,
-    )
-    budget = token_budget(model, args, 3 * GIB, longest_row=512)
-    shape = ModelShape.from_config(config)
-    setup = dataclasses.replace(BF16, longest_row=512)
-    assert budget == tokens_per_microbatch(shape, setup, 3 * GIB)
-    beside_server = token_budget(model, args, 3 * GIB, longest_row=512, asleep_server=True)
-    assert beside_server == tokens_per_microbatch(shape, setup, 2 * GIB) < budget
-    model.get_input_embeddings().weight.requires_grad = False
-    assert budget < token_budget(model, args, 3 * GIB, longest_row=512)
+    # Checkpointing alone does not make room for 23 GiB of float32 weights and states.
+    assert "set dtype: bfloat16, or train adapters" in str(caught.value)
+    assert "gradient_checkpointing" not in str(caught.value)
+    with pytest.raises(ValueError, match="set dtype: bfloat16 and gradient_checkpointing: true"):
+        tokens_per_microbatch(QWEN_MATH, TrainingSetup(longest_row=2048), 18 * GIB)
 
 
 # Servers

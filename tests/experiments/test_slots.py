@@ -7,6 +7,7 @@ import pytest
 import yaml
 from tiny_models import REPOSITORY
 
+from trl_r1zero.devices import visible_devices
 from trl_r1zero.experiments.experiment import read_experiment
 from trl_r1zero.experiments.plan import make_plan
 from trl_r1zero.experiments.slots import Slot, launch_command, make_slots
@@ -62,35 +63,85 @@ def test_a_run_without_devices_is_launched_as_one_would(tmp_path, monkeypatch):
     ]
 
 
-def test_the_server_gets_the_slot_s_last_gpus(tmp_path):
-    recipe = {"use_vllm": True, "vllm_server": {"devices": "1", "max_model_len": 256}}
+@pytest.mark.parametrize(
+    ("gpus", "server", "processes", "devices"),
+    [
+        (2, {"devices": "1", "max_model_len": 256}, 1, "1"),
+        (4, {"devices": "1", "max_model_len": 256}, 3, "3"),
+        (4, {"devices": "2,3", "tensor_parallel_size": 2, "max_model_len": 256}, 2, "2,3"),
+        (1, {"devices": "0", "max_model_len": 256}, 1, "0"),  # one GPU is for both
+        (2, {"max_model_len": 256}, 1, None),  # decided where the run starts
+        (4, {"tensor_parallel_size": 2, "max_model_len": 256}, 2, None),
+        (1, {"max_model_len": 256}, 1, None),
+    ],
+)
+def test_the_server_gets_the_slot_s_last_gpus(tmp_path, gpus, server, processes, devices):
+    recipe = {
+        "use_vllm": True,
+        "vllm_server": server,
+        "train_batch_size": 12,
+        "gradient_accumulation_steps": 1,
+        "rollout_batch_size": 12,
+        "group_size": 2,
+    }
     config = "two_gpu.yaml"
     (tmp_path / config).write_text("")
-    slot = Slot(1, ("2", "3"))
-    command = command_of(tmp_path, recipe, slot, accelerate_config=config, gpus=2)
+    slot = Slot(1, tuple("4567"[:gpus]))
+    command = command_of(tmp_path, recipe, slot, accelerate_config=config, gpus=gpus)
     assert command[command.index("--config_file") + 1].endswith(config)
-    assert command[command.index("--gpu_ids") + 1] == "2"
-    assert command[command.index("--num_processes") + 1] == "1"
-    assert "--main_process_port" not in command
-    assert command[-1] == "--vllm_server={devices: '3', max_model_len: 256}"
+    assert "--gpu_ids" not in command
+    assert command[command.index("--num_processes") + 1] == str(processes)
+    assert ("--main_process_port" in command) == (processes > 1)
+    own = [word for word in command if word.startswith("--vllm_server=")]
+    if devices is None:
+        assert own == []
+        return
+    # Numbers within what the slot makes visible.
+    assert yaml.safe_load(own[0].partition("=")[2]) == {**server, "devices": devices}
 
 
 def test_without_a_server_the_trainer_gets_all(tmp_path):
     command = command_of(tmp_path, {}, Slot(0, ("4", "5")))
-    assert command[command.index("--gpu_ids") + 1] == "4,5"
     assert command[command.index("--num_processes") + 1] == "2"
     assert command[command.index("--main_process_port") + 1] == "0"
     assert not any(word.startswith("--vllm_server") for word in command)
 
 
-def test_accelerate_takes_the_slot_s_gpus_only(tmp_path, monkeypatch):
-    """What accelerate itself makes of the command on a machine of four GPUs."""
-    from accelerate.commands import launch
+@pytest.mark.parametrize(
+    ("variable", "count", "gpus", "physical"),
+    [
+        (None, 8, ("2", "3"), "2,3"),
+        ("4,5,6,7", 4, ("2", "3"), "6,7"),
+        ("GPU-aa,GPU-bb", 2, ("1",), "GPU-bb"),
+    ],
+)
+def test_a_slot_s_gpus_are_some_of_the_user_s(variable, count, gpus, physical):
+    environment = {} if variable is None else {"CUDA_VISIBLE_DEVICES": variable}
+    visible = visible_devices(environment, count)
+    assert Slot(0, gpus).environment(visible) == {"CUDA_VISIBLE_DEVICES": physical}
+    assert Slot(0).environment(visible) == {}
 
-    command = command_of(tmp_path, {}, Slot(0, ("2",)))
+
+def test_a_gpu_that_is_not_there():
+    visible = visible_devices({"CUDA_VISIBLE_DEVICES": "4,5"}, 2)
+    with pytest.raises(ValueError, match="no device '4': this run sees 2 GPUs"):
+        Slot(0, ("4", "5")).environment(visible)
+
+
+def test_accelerate_starts_one_process_and_leaves_the_variable(tmp_path, monkeypatch):
+    """What accelerate itself makes of the command and the environment, of four GPUs."""
+    from accelerate.commands import launch
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+    slot = Slot(0, ("2",))
+    command = command_of(tmp_path, {}, slot)
+    for name, value in slot.environment(visible_devices({}, 4)).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setattr(launch, "is_cuda_available", lambda: True, raising=False)
     args = launch.launch_command_parser().parse_args(command[3:])
     args, _, _ = launch._validate_launch_command(args)
-    assert (args.num_processes, args.multi_gpu, args.gpu_ids) == (1, False, "2")
+    assert (args.num_processes, args.multi_gpu) == (1, False)
+    _, environment = prepare_simple_launcher_cmd_env(args)
+    assert environment["CUDA_VISIBLE_DEVICES"] == "2"

@@ -13,6 +13,8 @@ import pytest
 import yaml
 from tiny_models import REPOSITORY
 
+from trl_r1zero.devices import visible_devices
+from trl_r1zero.experiments import sweep
 from trl_r1zero.experiments.experiment import read_experiment
 from trl_r1zero.experiments.plan import Plan, make_plan
 from trl_r1zero.experiments.run_state import run_state
@@ -63,6 +65,22 @@ def launch_environment(tmp_path, monkeypatch):
     paths = [str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     monkeypatch.chdir(tmp_path)
+
+
+def test_a_run_sees_the_gpus_of_its_slot(tiny_model_folder, tmp_path, monkeypatch):
+    """Counted within what the sweep sees: 1 of physical 4 and 5 is 5."""
+    path = write_experiment(tmp_path, tiny_model_folder)
+    plan = make_plan(read_experiment(path), "runs")
+    code = "import os; open('seen', 'a').write(os.environ['CUDA_VISIBLE_DEVICES'] + ' ')"
+    monkeypatch.setattr(sweep, "launch_command", lambda *_: [sys.executable, "-c", code])
+    see = visible_devices({"CUDA_VISIBLE_DEVICES": "4,5"}, 2)
+    monkeypatch.setattr(sweep, "visible_here", lambda: see)
+    Sweep([plan], make_slots(["1"], 1, 1), lambda text: None).run()
+    assert set((tmp_path / "seen").read_text().split()) == {"5"}
+    (tmp_path / "seen").unlink()
+    with pytest.raises(ValueError, match="no device '5': this run sees 2 GPUs"):
+        Sweep([plan], make_slots(["5"], 1, 1), lambda text: None).run()
+    assert not (tmp_path / "seen").exists()
 
 
 @pytest.mark.slow

@@ -230,6 +230,27 @@ def test_a_cuda_handle_that_torch_would_take_badly_is_not_given_to_it(fake_cuda,
         BufferReader(type(handle)(**{**vars(handle), **change}), torch.device("cuda", 0))
 
 
+def test_what_torch_exports_reaches_torch_in_the_other_process(fake_cuda, monkeypatch):
+    exported = (0, b"m" * 66, 1024, 512, b"/torch_1_2_3", 5, b"e" * 64, True)
+    storage_class = type(torch.zeros(1).untyped_storage())
+    monkeypatch.setattr(storage_class, "_share_cuda_", lambda self: exported, raising=False)
+    synchronized = []
+    monkeypatch.setattr(
+        torch.cuda, "synchronize", lambda device: synchronized.append(buffer._data.tolist())
+    )
+    buffer = SharedBuffer(torch.device("cuda", 0), 1024)
+    handle = buffer.handle()
+    assert synchronized[-1][:16] == list(handle.proof)  # it is there before anybody looks
+    FakeStorage.memory[:16] = buffer._data[:16]
+    BufferReader(parse_handle(json.loads(json.dumps(handle.as_json()))), torch.device("cuda", 1))
+    assert FakeStorage.opened == [(1, *exported[1:])]
+    FakeStorage.memory[:16] = torch.tensor(list(PROOF))
+    # So is each piece before it is announced.
+    for start, length in buffer.fill([torch.arange(200.0)[:, None].expand(200, 2)], 1600):
+        piece = torch.arange(200.0).repeat_interleave(2).view(torch.uint8)[start : start + length]
+        assert synchronized[-1][:length] == piece.tolist()
+
+
 def test_a_buffer_on_a_gpu_is_none_for_a_model_on_the_cpu():
     with pytest.raises(SharedMemoryError, match="on a GPU, the model on cpu"):
         BufferReader(CUDA_HANDLE, CPU)

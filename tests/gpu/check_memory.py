@@ -1,7 +1,6 @@
 """Part (d) of the GPU check: the peak memory of training steps against the memory model's."""
 
 import ctypes
-import gc
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -71,15 +70,20 @@ def memory(setup: Setup, recorder: Recorder) -> str:
         }
         recorder.record(cases=compared, model_shape=setup.model_shape)
     for name, found in compared.items():
-        ratio = found["predicted"] / found["measured"]
-        require(
-            abs(ratio - 1) <= TOLERANCE,
-            f"{name}: predicted {found['predicted'] / GIB:.2f} GiB, measured "
-            f"{found['measured'] / GIB:.2f}: {ratio:.2f} times, allowed 1 +- {TOLERANCE:g}",
-        )
+        require_close(name, found["predicted"], found["measured"])
     return "; ".join(
         f"{name}: {found['measured'] / GIB:.2f} GiB, predicted {found['predicted'] / GIB:.2f}"
         for name, found in compared.items()
+    )
+
+
+def require_close(name: str, predicted: int, measured: int) -> None:
+    """Raise a `CheckFailed` if the prediction is off by more than the tolerance."""
+    ratio = predicted / measured
+    require(
+        abs(ratio - 1) <= TOLERANCE,
+        f"{name}: predicted {predicted / GIB:.2f} GiB, measured {measured / GIB:.2f}: "
+        f"{ratio:.2f} times, allowed 1 +- {TOLERANCE:g}",
     )
 
 
@@ -122,7 +126,7 @@ def _peak_of_step(setup: Setup, case: Case) -> tuple[int, Any, Any]:
     peak = _peak(setup) - before
     config, args = side.trainer.model.config, side.trainer.args
     del side, optimizer
-    gc.collect()  # a trainer and its callbacks know one another
+    setup.free_memory()
     return peak, config, args
 
 

@@ -21,7 +21,9 @@ STATE_FILE = "state.json"
 LOG_FILE = "log.txt"
 # A part with less time than this is not begun.
 LEAST_SECONDS = 5.0
-# From linux/prctl.h: orphans below this process come to it, not to the first process.
+# From linux/prctl.h: a signal for a process whose parent is gone; and that orphans below a process
+# come to it, not to the first process.
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _LOG_TAIL = 600
 
@@ -111,7 +113,6 @@ def _run_part(
     part: Part, folder: Path, limit: float, environment: Mapping[str, str] | None
 ) -> PartResult:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / STATE_FILE).unlink(missing_ok=True)  # of an earlier check
     begun = time.monotonic()
     with (folder / LOG_FILE).open("wb") as log:
         code = run_limited(part.command, limit, log, environment)
@@ -134,9 +135,10 @@ def _run_part(
 
 def _judge(code: int | None, state: Mapping[str, Any], limit: float, log: Path) -> tuple[str, str]:
     """Status and reason, from the exit status (None: it was too late) and what the part says."""
+    where = f"{log.parent.name}/{log.name}"
     if code is None:
         doing = f" while {state['doing']}" if state.get("doing") else ""
-        return TIMED_OUT, f"not done after {limit:.0f} s{doing}; its log is {log}"
+        return TIMED_OUT, f"not done after {limit:.0f} s{doing} (log: {where})"
     if code == 0 and state.get("status") in (PASSED, SKIPPED):
         return str(state["status"]), str(state.get("reason", ""))
     reason = state.get("reason")
@@ -144,7 +146,7 @@ def _judge(code: int | None, state: Mapping[str, Any], limit: float, log: Path) 
         ended = f"ended by signal {-code}" if code < 0 else f"ended with exit status {code}"
         tail = log.read_bytes()[-_LOG_TAIL:].decode(errors="replace").strip()
         reason = f"{ended}; its last words: {tail or 'none'}"
-    return FAILED, f"{reason} (log: {log})"
+    return FAILED, f"{reason} (log: {where})"
 
 
 def run_limited(
@@ -158,7 +160,7 @@ def run_limited(
     Returns:
         Its exit status, negative after a signal; None if it was killed at its limit.
     """
-    _adopt_orphans()
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     before = set(_descendants(os.getpid()))
     process = subprocess.Popen(
         command,
@@ -209,6 +211,11 @@ def _kill(process: psutil.Process) -> None:
         process.kill()
 
 
-def _adopt_orphans() -> None:
+def die_with_parent() -> None:
+    """For a part's process: kill -9 of the check leaves no part behind."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)

@@ -1,5 +1,6 @@
 """What the parts of the GPU check share: the model, the data, and how a part tells its results."""
 
+import gc
 import json
 import os
 import shutil
@@ -107,7 +108,14 @@ class Setup:
             self.model(self.dtype).save_pretrained(new)
             self.tokenizer.save_pretrained(new)
             new.rename(folder)
+            self.free_memory()
         return folder
+
+    def free_memory(self) -> None:
+        """Give back what dropped models had; a trainer and its callbacks know one another."""
+        gc.collect()
+        if self.on_cuda:
+            torch.cuda.empty_cache()
 
 
 class Recorder:

@@ -1,6 +1,5 @@
 """Parts of the GPU check that need no server: the optimizer phase, memory, equal paths."""
 
-import gc
 import time
 from typing import Any
 
@@ -66,12 +65,11 @@ class SeededBenchmark(Benchmark):
 
 def _workload(setup: Setup, peak_flops: float) -> list[str]:
     """Arguments of `optimizer_phase.py`: some tens of seconds."""
-    rows, rollouts, pairs = 8, 32, 3
+    rows = 8
     if setup.on_cuda:
-        gib = torch.cuda.get_device_properties(0).total_memory / 2**30
-        rows, rollouts = rows_for(gib), 64
+        rows = rows_for(torch.cuda.get_device_properties(0).total_memory / 2**30)
     words = f"--model_shape {setup.model_shape} --device {setup.device} --dtype {setup.dtype_name}"
-    words += f" --rollouts {rollouts} --rows {rows} --pairs {pairs} --accuracies 0.5"
+    words += f" --rollouts 32 --rows {rows} --pairs 3 --accuracies 0.5"
     return [*words.split(), "--memory_runs", "0", "--peak_tflops", str(peak_flops / 1e12)]
 
 
@@ -223,9 +221,7 @@ def _loss_and_gradient(
     }
     side.trainer.training_step = step
     del side, model
-    gc.collect()  # a trainer and its callbacks know one another
-    if setup.on_cuda:
-        torch.cuda.empty_cache()
+    setup.free_memory()
     return losses[0].item(), gradient
 
 

@@ -8,6 +8,7 @@ from tiny_models import REPOSITORY
 
 from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.tasks import get_task
+from trl_r1zero.devices import DeviceFacts, MachineFacts, visible_devices
 from trl_r1zero.leaderboard import BOARDS, RuleBrokenError, get_board
 from trl_r1zero.leaderboard.clock import CLOCK_FILE
 from trl_r1zero.leaderboard.facts import hardware_facts, reward_name
@@ -104,35 +105,45 @@ def test_gpus_are_counted():
 @pytest.mark.parametrize(
     ("num_processes", "visible", "server", "num_gpus"),
     [
+        (1, None, None, 1),  # a process keeps to one of those that it sees
         (1, None, {"devices": "1"}, 2),
-        (1, "4,5", {"devices": "1"}, 2),
-        (1, "4,5,6", {"devices": "1,2", "tensor_parallel_size": 2}, 3),
-        (1, "4,5", {}, 2),
-        (1, "4", {}, 1),  # both on one GPU
-        (1, "4,5", None, 1),  # transformers samples
-        (2, "4,5", None, 2),
-        (2, "4,5,6", {"devices": "2"}, 3),
-        (1, "4,5", "somebody else's", 2),  # wherever it is
+        (1, None, {"devices": "2,3", "tensor_parallel_size": 2}, 3),
+        (1, None, {}, 2),
+        (1, "6", {}, 1),  # both are on it
+        (1, "6,7", {"devices": "0"}, 1),
+        (2, "6,7", None, 2),
+        (2, "6,7", {"devices": "1"}, 2),
+        (2, "5,6,7", {}, 3),
+        (1, "6,7", "somebody else's", 2),  # wherever it is
     ],
 )
 def test_gpus_are_those_of_trainer_and_server(
     num_processes, visible, server, num_gpus, monkeypatch
 ):
-    """CUDA is asked for its devices only; there are four."""
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     count = 4 if visible is None else len(visible.split(","))
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "NVIDIA H100")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    devices = tuple(DeviceFacts(2**36, f"GPU {number}") for number in range(count))
+    machine = MachineFacts(devices, visible_devices(environment, count))
+    monkeypatch.setattr("trl_r1zero.leaderboard.facts.machine_facts", lambda: machine)
+    monkeypatch.setattr("trl_r1zero.leaderboard.facts.is_cpu_build", lambda: False)
     values = {
         "use_vllm": server is not None,
         "vllm_server": server if isinstance(server, dict) else None,
     }
     facts = hardware_facts(values, num_processes, use_cpu=False)
-    assert facts["num_gpus"] == len(facts["gpu_names"]) == num_gpus
+    assert facts["num_gpus"] == num_gpus
+    assert len(facts["gpu_names"]) == num_gpus
     assert hardware_facts(values, num_processes, use_cpu=True)["num_gpus"] == 0
+
+
+def test_gpus_of_other_machines_count(monkeypatch):
+    """Sixteen processes, eight on each of two machines."""
+    monkeypatch.setattr(
+        "trl_r1zero.leaderboard.facts.machine_facts", lambda: MachineFacts.assume("8x80GB")
+    )
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    values = {"use_vllm": False, "vllm_server": None}
+    assert hardware_facts(values, 16, use_cpu=False)["num_gpus"] == 16
 
 
 @pytest.mark.parametrize(

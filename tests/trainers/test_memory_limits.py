@@ -1,12 +1,16 @@
 """What a process takes at a time: decided from settings and memory, and the same in its results."""
 
 import dataclasses
+import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from launching import CPU
 from tiny_grpo import TASK, make_trainer
-from tiny_models import make_tiny_model
+from tiny_models import REPOSITORY, make_tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from trl_r1zero.devices.memory import CONTEXT_BYTES, GIB, training_memory
@@ -287,3 +291,38 @@ def test_out_of_memory_says_what_to_set(tokenizer, tmp_path):
         trainer._forward_and_backward(trainer.model, ["a micro-batch"])
     assert str(error.value).startswith("CUDA out of memory.\nMicro-batches hold 4,096 tokens")
     assert "Set max_tokens_per_microbatch to fewer, such as 2048" in str(error.value)
+
+
+def test_generation_out_of_memory_says_what_to_set(tokenizer, tmp_path, monkeypatch):
+    trainer = make_trainer(tokenizer, tmp_path, per_device_eval_batch_size=64)
+
+    def fails(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(trainer.model, "forward", fails)
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        trainer.collect_rollouts(TASK.train_dataset.to_list()[:4])
+    assert str(error.value) == (
+        "CUDA out of memory.\n64 completions are generated at a time; set "
+        "per_device_eval_batch_size to fewer, such as 32"
+    )
+
+
+def test_processes_agree_on_the_budget_of_the_fullest_device(tmp_path):
+    """Two of them; otherwise their collective calls would not meet."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CPU)),
+            *("--num_processes", "2", "--main_process_port", "0"),
+            *(str(REPOSITORY / "tests" / "uneven_memory.py"), str(tmp_path)),
+        ],
+        capture_output=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first["tokens"] == second["tokens"]
+    assert first["micro_batches"] == second["micro_batches"]
+    assert (first["alone"], second["alone"]) == (True, False)
+    assert done.stdout.decode().count("micro-batches of at most") == 1

@@ -103,18 +103,22 @@ def test_a_server_that_sleeps_and_dies_asleep_gives_the_same_run(
     assert sum(column(folder, "seconds/server_wake")) > 0
 
 
-def test_two_processes_take_the_same_order(awake_run, served_model_folder, tmp_path):
+def test_two_processes_take_the_same_order_and_share_memory(
+    awake_run, served_model_folder, tmp_path
+):
     recipe = {
         **SETTINGS,
         "task": "chain_arithmetic",
         "task_args": TASK_ARGS,
         "reward": "launch_rewards.many_digits",
-        "vllm_server": {**SERVER, "sleep_level": 2},
+        "vllm_server": {**SERVER, "sleep_level": 2, "weight_transfer": "ipc"},
         "report_to": "none",
     }
     folder = tmp_path / "run"
     done = launch(recipe, folder, served_model_folder, processes=2, timeout_seconds=600)
     assert done.returncode == 0, done.stderr[-4000:]
+    assert "weights by ipc" in done.stderr
+    assert "through gloo" not in done.stderr
     for name in SAME:
         assert column(folder, name) == pytest.approx(column(awake_run, name), abs=1e-4), name
     assert min(column(folder, "seconds/server_sleep")[::2]) > 0

@@ -124,8 +124,11 @@ def device_maps(monkeypatch) -> list[object]:
 
     monkeypatch.setattr(Qwen2ForCausalLM, "from_pretrained", classmethod(from_pretrained))
 
-    class OnGPU(PartialState):
+    class OnGPU:
         device = torch.device("cuda")
+
+        def __getattr__(self, name: str):
+            return getattr(PartialState(), name)
 
     monkeypatch.setattr("trl.trainer.utils.PartialState", OnGPU)
     return maps

@@ -8,7 +8,7 @@ from tiny_grpo import load_tiny, make_trainer, train_lines
 from tiny_sft import make_sft_trainer
 
 from trl_r1zero.generation.vllm_server import VLLMServerError
-from trl_r1zero.trainers import R1ZeroGRPOConfig, read_metrics
+from trl_r1zero.trainers import R1ZeroGRPOConfig, read_metrics, server_generation
 
 SLEEP = "/sleep[2]"
 SEND = ["/start_weight_update", "/update_weights", "/finish_weight_update", "/reset_prefix_cache"]
@@ -104,6 +104,23 @@ def test_sft_wakes_the_server_for_validation_alone(tokenizer, stub, tmp_path):
     assert slept[0] > 0
 
 
+def test_the_trainer_gives_memory_back_before_the_server_takes_it(
+    tokenizer, stub, tmp_path, monkeypatch
+):
+    def empty(garbage_collection: bool) -> None:
+        stub.requests.append("the trainer's cache is emptied")
+
+    monkeypatch.setattr(server_generation, "clear_device_cache", empty)
+    trainer = make_trainer(tokenizer, tmp_path, **through(stub))
+    trainer.train()
+    freed = "the trainer's cache is emptied"
+    step = [*SEND, SAMPLE, SLEEP]
+    assert stub.requests[:-1] == [
+        *[freed, CONNECT, *step],
+        *[freed, *WAKE_AND_SEND, SAMPLE],
+    ]
+
+
 def test_a_server_that_cannot_sleep_stays_awake(tokenizer, tmp_path):
     stub = StubServer(enable_sleep_mode=False)
     trainer = make_trainer(tokenizer, tmp_path, **through(stub))
@@ -128,6 +145,8 @@ def test_the_weights_that_it_samples_with_are_the_newest(tokenizer, stub, tmp_pa
     def spy(*args, **kwargs):
         completions = sample(*args, **kwargs)
         agreed.append(has_weights_of(trainer, stub))
+        # What the server's memory is to be taken from.
+        assert all(parameter.grad is None for parameter in trainer.model.parameters())
         return completions
 
     trainer.server.sample = spy
@@ -152,9 +171,9 @@ def test_level_1_keeps_the_weights_where_nothing_was_trained(
 
 
 @pytest.mark.parametrize("sleep_level", [1, 2])
-@pytest.mark.parametrize("asleep", [True, False], ids=["asleep", "before_it_sleeps"])
+@pytest.mark.parametrize("when", ["asleep", "before it sleeps", "half awake"])
 def test_a_server_that_dies_is_started_again_and_gets_the_weights(
-    tokenizer, tmp_path, monkeypatch, sleep_level, asleep
+    tokenizer, tmp_path, monkeypatch, sleep_level, when
 ):
     stubs = StubServer(), StubServer()
     as_own_server(monkeypatch, *stubs)
@@ -168,18 +187,29 @@ def test_a_server_that_dies_is_started_again_and_gets_the_weights(
         **server,
     )
     trainer.evaluate()
-    if not asleep:
+    if when == "before it sleeps":
         trainer.server.wake_up()
-    stubs[0].close()
-    if not asleep:
+    if when == "half awake":
+        send = trainer.server._send_weights
+
+        def die_and_send() -> None:
+            stubs[0].close()
+            trainer.server._send_weights = send
+            send()
+
+        trainer.server._send_weights = die_and_send
+        trainer.state.global_step += 1  # as after an update
+    else:
+        stubs[0].close()
+    if when == "before it sleeps":
         trainer.server.release()
     trainer.evaluate()
     # Without an update in between, and at level 1 too: a new server has its folder's weights.
-    slept_first = [] if asleep else [f"/sleep[{sleep_level}]", "/wake_up[weights]"]
-    woken = [] if asleep else ["/wake_up[kv_cache]"]
-    assert stubs[1].requests == [
-        *[CONNECT, *slept_first, *SEND, *woken, SAMPLE, f"/sleep[{sleep_level}]"]
-    ]
+    sleep, cycle = f"/sleep[{sleep_level}]", []
+    if when == "before it sleeps":
+        cycle = [sleep, "/wake_up[weights]"]
+    woken = ["/wake_up[kv_cache]"] if cycle else []
+    assert stubs[1].requests == [CONNECT, *cycle, *SEND, *woken, SAMPLE, sleep]
     stubs[1].close()
 
 
@@ -190,7 +220,7 @@ def test_a_sleeping_server_is_no_server_for_one_step_off(tokenizer, stub, tmp_pa
             output_dir=str(tmp_path), use_vllm=True, vllm_server={"sleep_level": 2}, **ahead
         )
     # Of somebody else's server only the server itself knows.
-    with pytest.raises(ValueError, match=r"start that server without --enable-sleep-mode"):
+    with pytest.raises(ValueError, match=r"sleeps then; start it without --enable-sleep-mode"):
         make_trainer(tokenizer, tmp_path, **through(stub, **ahead))
     assert SAMPLE not in stub.requests
 

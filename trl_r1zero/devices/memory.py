@@ -9,13 +9,14 @@ Notation: H hidden size, I intermediate size, V vocabulary, N parameters; bytes 
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from .model_shape import ModelShape
+from .optimizer_states import num_states, state_bytes
 from .server_memory import ServerMemory, server_memory
-from .training_setup import STATE_BYTES, STATES, TrainingSetup
+from .training_setup import TrainingSetup
 
 __all__ = [
+    "ASLEEP_SERVER_BYTES",
     "GIB",
     "MemoryParts",
     "ModelShape",
@@ -25,7 +26,6 @@ __all__ = [
     "layer_activation_bytes",
     "model_bytes",
     "server_memory",
-    "token_budget",
     "tokens_per_microbatch",
     "training_memory",
 ]
@@ -34,7 +34,7 @@ GIB = 2**30
 
 # CUDA's context, and the work space of cuBLAS, of one process.
 CONTEXT_BYTES = GIB
-# The same of a server that sleeps.
+# The same of a server that sleeps, with what it keeps of its graphs: assumed, not measured.
 ASLEEP_SERVER_BYTES = GIB
 # Of the memory that is free, what a budget of tokens leaves to fragmentation and to what no model
 # of memory foresees.
@@ -120,58 +120,14 @@ def tokens_per_microbatch(
         return training_memory(shape, changed).total
 
     available = int(free_bytes * (1 - MARGIN))
-    if total(setup.longest_row) > available:
-        raise ValueError(_does_not_fit(shape, setup, total(setup.longest_row), free_bytes))
+    if (needed := _row_bytes(shape, setup)) > available:
+        raise ValueError(_does_not_fit(shape, setup, needed, free_bytes))
     low, high = setup.longest_row, max(most, setup.longest_row)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if total(middle) <= available else (low, middle - 1)
     step = 1024 if low >= 2048 else 256
     return max(low // step * step, setup.longest_row)
-
-
-def token_budget(
-    model: Any,
-    args: Any,
-    device_bytes: int,
-    *,
-    longest_row: int,
-    reference_model: bool = False,
-    processes: int = 1,
-    sharding: str = "none",
-    asleep_server: bool = False,
-) -> int:
-    """`tokens_per_microbatch` for a loaded model and the config that it is trained with.
-
-    Args:
-        model: Of transformers, not wrapped for several processes; PEFT's is fine.
-        args: A config of `trl_r1zero.trainers`.
-        device_bytes: All memory of the process's device.
-        longest_row: Tokens of the longest row that may come, prompt and completion.
-        reference_model: Whether a second model is kept.
-        processes: Trainer processes, all together.
-        sharding: See `TrainingSetup`, and `training_setup.sharding_of`.
-        asleep_server: Whether a server sleeps on the device meanwhile.
-
-    Raises:
-        ValueError: Not even the longest row fits; the architecture or the optimizer is one whose
-            memory is not known here.
-    """
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    everything = all(p.requires_grad for p in model.parameters())
-    setup = TrainingSetup.from_arguments(
-        args,
-        str(model.dtype).removeprefix("torch."),
-        model.config._attn_implementation,
-        trainable_parameters=None if everything else trained,
-        reference_model=reference_model,
-        processes=processes,
-        sharding=sharding,
-        longest_row=longest_row,
-    )
-    residue = ASLEEP_SERVER_BYTES if asleep_server else 0
-    shape = ModelShape.from_config(model.config)
-    return tokens_per_microbatch(shape, setup, device_bytes - residue)
 
 
 def checkpoint_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
@@ -208,14 +164,12 @@ def _gradients(shape: ModelShape, setup: TrainingSetup) -> int:
 
 
 def _optimizer(shape: ModelShape, setup: TrainingSetup) -> int:
-    trained = model_bytes(shape, setup)
     number = setup.trainable_parameters or shape.num_parameters
-    if setup.optimizer in STATE_BYTES:
-        states = number * STATE_BYTES[setup.optimizer]
-    else:
-        states = trained * STATES[setup.optimizer]
     if setup.sharding == "zero2" and setup.weight_bytes < 4:
-        states = number * (4 + 4 * STATES.get(setup.optimizer, 2))  # and float32 weights
+        states = number * (4 + 4 * num_states(setup.optimizer))  # and float32 weights
+    else:
+        trained_bytes = model_bytes(shape, setup) // number
+        states = int(number * state_bytes(setup.optimizer, trained_bytes))
     return states // (setup.processes if setup.sharding != "none" else 1)
 
 
@@ -315,6 +269,9 @@ def _moments(shape: ModelShape, setup: TrainingSetup) -> list[int]:
             kept + read + positions * shape.hidden_size * 4 + fp32_gradient + max(tile, cast),
         ]
     logits = positions * shape.vocabulary_size * c
+    if setup.transformers_loss:
+        # Beside the logits: log-probabilities, their gradient and that of the logits, in float32.
+        return [*moments, kept + read + logits + 3 * 4 * positions * shape.vocabulary_size]
     chunk = 4 * min(positions * shape.vocabulary_size, _CHUNK_ELEMENTS)
     cast_gradient = shape.num_head_parameters * c if setup.casts_weights and learns else 0
     return [
@@ -333,13 +290,23 @@ def _optimizer_work(shape: ModelShape, setup: TrainingSetup) -> int:
 
 
 def _does_not_fit(shape: ModelShape, setup: TrainingSetup, needed: int, free_bytes: int) -> str:
-    advice = []
-    if setup.weight_bytes > 2:
-        advice.append("set dtype: bfloat16")
-    if not setup.gradient_checkpointing:
-        advice.append("set gradient_checkpointing: true")
-    if not setup.fused_lm_head:
-        advice.append("set fused_lm_head: true")
+    """What is needed, and what would help: of the settings, only those that are enough."""
+    changes: dict[str, dict[str, object]] = {
+        "fused_lm_head: true": {"fused_lm_head": True},
+        "gradient_checkpointing: true": {"gradient_checkpointing": True},
+        "dtype: bfloat16": {"weights_dtype": "bfloat16", "autocast": False},
+    }
+    changes["dtype: bfloat16 and gradient_checkpointing: true"] = {
+        **changes["dtype: bfloat16"],
+        **changes["gradient_checkpointing: true"],
+    }
+    enough = [
+        words
+        for words, change in changes.items()
+        if _row_bytes(shape, dataclasses.replace(setup, **change)) <= free_bytes * (1 - MARGIN)  # type: ignore[arg-type]
+    ]
+    # Both of them say nothing new where one does.
+    advice = [f"set {words}" for words in enough if len(enough) == 1 or " and " not in words]
     if setup.trainable_parameters is None:
         advice.append("train adapters (use_peft: true)")
     advice.append("share out over more processes (accelerate_configs/zero3.yaml or fsdp2.yaml)")
@@ -347,3 +314,9 @@ def _does_not_fit(shape: ModelShape, setup: TrainingSetup, needed: int, free_byt
         f"a row of {setup.longest_row} tokens needs {needed / GIB:.1f} GiB, a tenth more to be "
         f"safe, and there are {free_bytes / GIB:.1f} GiB: {', or '.join(advice)}"
     )
+
+
+def _row_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
+    """Of a micro-batch of the longest row alone."""
+    alone = dataclasses.replace(setup, tokens=setup.longest_row, logit_positions=None)
+    return training_memory(shape, alone).total

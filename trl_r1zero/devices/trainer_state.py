@@ -3,26 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# Numbers of the optimizer for each trainable parameter, and their bytes (None: as the parameter's).
-# By the names of transformers' `optim`; the first that the name begins with counts.
-_OPTIMIZER_STATE: dict[str, tuple[int, int | None]] = {
-    "adamw_bnb_8bit": (2, 1),
-    "adamw_8bit": (2, 1),
-    "adamw_torch_8bit": (2, 1),
-    "adamw_torch_4bit": (2, 1),
-    "paged_": (0, None),  # in the host's memory
-    "adamw": (2, None),
-    "adafactor": (0, None),  # factored: rows and columns only
-    "ademamix_8bit": (3, 1),
-    "ademamix": (3, None),
-    "lion_8bit": (1, 1),
-    "lion": (1, None),
-    "rmsprop_bnb_8bit": (1, 1),
-    "rmsprop": (1, None),
-    "adagrad": (1, None),
-    "sgd": (0, None),
-}
-_UNKNOWN_STATE: tuple[int, int | None] = (2, None)  # as AdamW: rather too much than too little
+from .optimizer_states import num_states, state_bytes
 
 
 @dataclass(frozen=True)
@@ -64,10 +45,6 @@ def trainer_bytes(
         sharing: Among the processes; one process if None.
     """
     sharing = sharing or Sharing()
-    numbers, size = next(
-        (state for name, state in _OPTIMIZER_STATE.items() if optimizer.startswith(name)),
-        _UNKNOWN_STATE,
-    )
     weights = states = 0
     for one in parameters:
         weights += one.count * one.itemsize
@@ -75,7 +52,7 @@ def trainer_bytes(
             continue
         weights += one.count * one.itemsize * sharing.gradient_buckets
         if sharing.master_weights:
-            states += one.count * 4 * (numbers + 1)
+            states += one.count * 4 * (num_states(optimizer) + 1)
         else:
-            states += one.count * numbers * (one.itemsize if size is None else size)
+            states += int(one.count * state_bytes(optimizer, one.itemsize))
     return weights // sharing.weights + states // sharing.states

@@ -4,33 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .model_shape import DTYPE_BYTES
+from .optimizer_states import OPTIMIZERS
 
 ATTENTIONS = ("sdpa", "flash", "eager")
 SHARDINGS = ("none", "zero2", "zero3")
-
-# Optimizer of transformers -> bytes of its states per parameter, or how many states it has in the
-# dtype of the weights. A paged optimizer moves to the host what does not fit; all is counted here.
-STATES = {
-    "adamw_torch": 2,
-    "adamw_torch_fused": 2,
-    "adagrad": 1,
-    "rmsprop": 1,
-    "sgd": 0,
-    "adafactor": 0,  # a row and a column for each matrix
-}
-STATE_BYTES = {
-    "adamw_bnb_8bit": 2,
-    "adamw_8bit": 2,
-    "adamw_torch_8bit": 2,
-    "adamw_torch_4bit": 1,
-    "paged_adamw_8bit": 2,
-    "paged_adamw_32bit": 8,
-    "lion_32bit": 4,
-    "lion_8bit": 1,
-    "paged_lion_32bit": 4,
-    "paged_lion_8bit": 1,
-}
-OPTIMIZERS = tuple(sorted({**STATES, **STATE_BYTES}))
 
 
 @dataclass(frozen=True)
@@ -44,6 +21,8 @@ class TrainingSetup:
         trainable_parameters: With adapters (LoRA), how many there are; None: all weights learn.
         gradient_checkpointing: Whether layers are computed again in backward.
         fused_lm_head: Whether log-probabilities come from TRL's fused head, without logits.
+        transformers_loss: Whether the loss is transformers' own, which works on all logits at a
+            time in float32 (instruction tuning), and not the log-probabilities of `functional`.
         attention: `sdpa` or `flash`, both linear in the length, or `eager`, quadratic.
         packed: Whether rows stand one behind the other, without padding; with `sdpa` and `eager`
             that makes attention quadratic in the tokens of a micro-batch.
@@ -63,6 +42,7 @@ class TrainingSetup:
     trainable_parameters: int | None = None
     gradient_checkpointing: bool = False
     fused_lm_head: bool = True
+    transformers_loss: bool = False
     attention: str = "sdpa"
     packed: bool = False
     reference_model: bool = False

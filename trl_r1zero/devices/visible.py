@@ -59,9 +59,8 @@ def visible_devices(environment: Mapping[str, str], count: int) -> VisibleDevice
     listed = environment.get(VARIABLE)
     if listed is None:
         return VisibleDevices(tuple(map(str, range(count))))
-    # CUDA ends the list at its first entry that is no device (such as -1): `count` says where.
-    names = [name.strip() for name in listed.split(",") if name.strip()]
-    return VisibleDevices(tuple(names[:count]), listed)
+    # CUDA ends the list at its first entry that is no device: `count` says where.
+    return VisibleDevices(tuple(_listed(listed)[:count]), listed)
 
 
 def parse_devices(devices: str, visible: VisibleDevices, key: str = "devices") -> list[int]:
@@ -81,3 +80,28 @@ def parse_devices(devices: str, visible: VisibleDevices, key: str = "devices") -
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"{key} is {devices!r}, which names a device twice")
     return numbers
+
+
+def variable_for(devices: str, environment: Mapping[str, str]) -> str:
+    """CUDA_VISIBLE_DEVICES of a process that is to have these devices, started from here.
+
+    Whether there are such devices is not asked: the text alone counts.
+
+    Args:
+        devices: Counted within CUDA_VISIBLE_DEVICES of `environment`, such as `2,3`.
+        environment: This process's.
+
+    Raises:
+        ValueError: CUDA_VISIBLE_DEVICES does not list so many, or one is named twice.
+    """
+    listed = environment.get(VARIABLE)
+    if listed is None:
+        return ",".join(word.strip() for word in devices.split(","))
+    visible = VisibleDevices(tuple(_listed(listed)), listed)
+    return visible.variable_for(parse_devices(devices, visible))
+
+
+def _listed(variable: str) -> list[str]:
+    """The entries of CUDA_VISIBLE_DEVICES, up to a -1, with which people end the list."""
+    names = [name.strip() for name in variable.split(",")]
+    return [name for name in names[: names.index("-1") if "-1" in names else None] if name]

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trl_r1zero.devices.visible import VARIABLE, VisibleDevices, parse_devices
+from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
+
 from .experiment import Experiment, argument
 from .plan import PlannedRun
 
@@ -17,7 +20,7 @@ class Slot:
 
     Attributes:
         number: From 0.
-        gpus: Indices of its GPUs; empty: the run takes what it finds.
+        gpus: Its GPUs, counted from 0 within CUDA_VISIBLE_DEVICES; empty: what the run finds.
     """
 
     number: int
@@ -25,6 +28,16 @@ class Slot:
 
     def __str__(self) -> str:
         return ",".join(self.gpus)
+
+    def environment(self, visible: VisibleDevices) -> dict[str, str]:
+        """What makes its GPUs, and no others, visible to a run.
+
+        Raises:
+            ValueError: They are not among `visible`.
+        """
+        if not self.gpus:
+            return {}
+        return {VARIABLE: visible.variable_for(parse_devices(str(self), visible))}
 
 
 def make_slots(devices: Sequence[str], parallel: int, gpus: int) -> list[Slot]:
@@ -57,10 +70,10 @@ def make_slots(devices: Sequence[str], parallel: int, gpus: int) -> list[Slot]:
 
 
 def launch_command(experiment: Experiment, run: PlannedRun, slot: Slot) -> list[str]:
-    """What starts a run in a slot.
+    """What starts a run in a slot, whose GPUs are those that the run sees.
 
     A vLLM server of the run's own gets as many GPUs as the recipe gives it, the slot's last ones,
-    and the trainer the others, one process each.
+    and the trainer the others, one process each. In a slot of one GPU both are on it.
     """
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     config_file = experiment.scale.accelerate_config
@@ -69,14 +82,14 @@ def launch_command(experiment: Experiment, run: PlannedRun, slot: Slot) -> list[
     arguments = list(run.arguments)
     if slot.gpus:
         server: dict[str, Any] | None = run.recipe.values.get("vllm_server")
-        of_server = 0
+        of_server = VLLMServerConfig.from_settings(server).num_devices if server is not None else 0
+        processes = max(len(slot.gpus) - of_server, 1)
         if server is not None and server.get("devices") is not None:
-            of_server = len(str(server["devices"]).split(","))
-            own = ",".join(slot.gpus[-of_server:])
-            arguments.append(argument("vllm_server", {**server, "devices": own}))
-        trainer = slot.gpus[: len(slot.gpus) - of_server]
-        # Without the number accelerate starts a process for each GPU of the machine.
-        command += ["--gpu_ids", ",".join(trainer), "--num_processes", str(len(trainer))]
-        if len(trainer) > 1:
+            last = range(len(slot.gpus))[-of_server:]
+            own = {**server, "devices": ",".join(map(str, last))}
+            arguments.append(argument("vllm_server", own))
+        # Without the number accelerate starts a process for each GPU.
+        command += ["--num_processes", str(processes)]
+        if processes > 1:
             command += ["--main_process_port", "0"]  # a free one: other slots' runs have theirs
     return [*command, str(experiment.beside(experiment.file.script)), *arguments]

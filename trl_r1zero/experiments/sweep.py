@@ -21,6 +21,7 @@ from typing import IO
 import psutil
 import torch
 
+from trl_r1zero.devices.facts import visible_here
 from trl_r1zero.trainers.run_folder import METRICS_FILE, read_metrics
 
 from .experiment import Experiment
@@ -92,17 +93,21 @@ class Sweep:
                     )
         self.runs = list(run_at.values())
         self._slots = slots
+        self._environments: dict[Slot, dict[str, str]] = {}
         self._say = say
 
     def run(self) -> None:
         """Run everything that is neither finished nor diverged.
 
         Raises:
-            ValueError: A run's folder holds a run with other settings; nothing was started.
+            ValueError: A run's folder holds a run with other settings, or a slot's GPUs are not
+                there; nothing was started.
             KeyboardInterrupt: On SIGINT and SIGTERM, after the runs at work were ended.
         """
         for run in self.runs:
             run.check_folder()
+        visible = visible_here()
+        self._environments = {slot: slot.environment(visible) for slot in self._slots}
         waiting = [run for run in self.runs if run_state(run.folder).status not in DONE]
         running: list[_Running] = []
         total, ended = len(waiting), 0
@@ -153,7 +158,7 @@ class Sweep:
 
     def _launch(self, run: PlannedRun, slot: Slot, lock: IO[bytes]) -> _Running:
         command = launch_command(self._experiment_of[run.folder], run, slot)
-        environment = dict(os.environ)
+        environment = {**os.environ, **self._environments[slot]}
         if not torch.accelerator.is_available():
             # Runs side by side whose threads wait for one another are many times slower.
             environment.setdefault("OMP_NUM_THREADS", "1")

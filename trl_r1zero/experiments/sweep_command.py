@@ -99,7 +99,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="GPUS",
-        help="run on these GPUs, several runs at a time: 0,1 2,3 is two runs on two GPUs each",
+        help="run on these GPUs (counted within CUDA_VISIBLE_DEVICES), several runs at a time: "
+        "0,1 2,3 is two runs on two GPUs each",
     )
     places.add_argument(
         "--parallel", type=_positive, default=1, metavar="N", help="so many runs at a time [1]"

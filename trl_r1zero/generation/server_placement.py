@@ -48,7 +48,7 @@ def resolve_server(
         trainer_on_cuda=trainer_on_cuda,
         server_on_cuda=server_on_cuda,
         server_devices=None if config.devices is None else str(config.devices),
-        num_server_devices=config.tensor_parallel_size * config.data_parallel_size,
+        num_server_devices=config.num_devices,
         ipc_works=ipc_works,
     )
     placement = replace(

@@ -133,6 +133,9 @@ def _engine_class() -> type:
             finalize_layerwise_reload(self.model, self.model_config)
             if self.device.type == "cpu":
                 _pack_embeddings_again(self.model)
+            elif self.device.type == "cuda":
+                # The copies on the way: a key-value cache that wakes up next wants their memory.
+                torch.cuda.empty_cache()
 
         def shutdown(self) -> None:
             self.group = self.buffer = None

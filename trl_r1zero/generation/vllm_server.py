@@ -30,9 +30,8 @@ from urllib.request import ProxyHandler, build_opener
 import psutil
 from tqdm import tqdm
 
-from trl_r1zero.devices.facts import visible_here
 from trl_r1zero.devices.placement import OWN_DEVICE_SHARE
-from trl_r1zero.devices.visible import VARIABLE, parse_devices
+from trl_r1zero.devices.visible import VARIABLE, variable_for
 
 from .vllm_log import first_error, gist, hint
 from .vllm_server_config import VLLMServerConfig
@@ -273,7 +272,10 @@ class VLLMServer:
             names = [name for name in plugins.split(",") if name not in ("", _PLUGIN)]
             environment["VLLM_PLUGINS"] = ",".join([*names, _PLUGIN])
         if self.config.devices is not None:
-            environment[VARIABLE] = self._physical_devices(str(self.config.devices))
+            try:
+                environment[VARIABLE] = variable_for(str(self.config.devices), os.environ)
+            except ValueError as error:
+                raise VLLMServerError(str(error)) from None
         if is_cpu_build():
             environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over the flag
             environment["OMP_NUM_THREADS"] = str(self.config.cpu_threads or default_cpu_threads())
@@ -281,23 +283,14 @@ class VLLMServer:
             environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         return environment
 
-    @staticmethod
-    def _physical_devices(devices: str) -> str:
-        if is_cpu_build():
-            raise VLLMServerError(
-                f"devices is {devices!r}, but vLLM's build for CPUs is installed; remove the "
-                "setting, or install vLLM for GPUs (docs/vllm.md)"
-            )
-        visible = visible_here()
-        try:
-            return visible.variable_for(parse_devices(devices, visible))
-        except ValueError as error:
-            raise VLLMServerError(str(error)) from None
-
     # The start
 
     def _check_before_start(self) -> None:
-        is_cpu_build()  # an error if there is no vLLM at all
+        if is_cpu_build() and self.config.devices is not None:
+            raise VLLMServerError(
+                f"devices is {self.config.devices!r}, but vLLM's build for CPUs is installed; "
+                "remove the setting, or install vLLM for GPUs (docs/vllm.md)"
+            )
         path = Path(self.model).expanduser()
         looks_like_a_path = self.model.count("/") > 1 or self.model.startswith((".", "/", "~"))
         if looks_like_a_path and not path.is_dir():

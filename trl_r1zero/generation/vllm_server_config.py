@@ -123,6 +123,11 @@ class VLLMServerConfig:
                 "auto"
             )
 
+    @property
+    def num_devices(self) -> int:
+        """How many GPUs it takes, if any."""
+        return self.tensor_parallel_size * self.data_parallel_size
+
     def _unset_or(self, name: str, least: int, most: float = float("inf")) -> bool:
         value = getattr(self, name)
         return value is None or least <= value <= most

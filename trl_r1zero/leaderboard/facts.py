@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from transformers import AutoConfig
 
 from trl_r1zero.data.prompts import Prompt
-from trl_r1zero.devices import place, visible_devices
+from trl_r1zero.devices import MachineFacts, machine_facts, place
 from trl_r1zero.evaluation.files import file_sha256
-from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
+from trl_r1zero.generation.vllm_server import VLLMServerConfig, is_cpu_build
 from trl_r1zero.rewards import REWARDS, reward_identity
 from trl_r1zero.task_arguments import LoadedTask
 
@@ -118,37 +117,40 @@ def model_facts(name: str, revision: str | None) -> dict[str, Any]:
 def hardware_facts(values: Mapping[str, Any], num_processes: int, use_cpu: bool) -> dict[str, Any]:
     """GPUs of the trainer's processes and of the server together, and the machine's CPUs.
 
-    Where a server is that somebody else started is not known: it counts as every GPU in sight.
+    A process keeps to one GPU (`one_device`); where the server is, `place` decides, as in the run.
     """
-    used: set[int] = set()
-    names: list[str] = []
-    if torch.cuda.is_available() and not use_cpu:
-        visible = visible_devices(os.environ, torch.cuda.device_count())
-        used = set(range(num_processes))
-        if values["use_vllm"] and values["vllm_server"] is None:
-            used |= set(range(len(visible)))
-        elif values["use_vllm"]:
-            config = VLLMServerConfig.from_settings(values["vllm_server"])
-            used |= set(
-                place(
-                    visible,
-                    num_trainers=num_processes,
-                    trainer_on_cuda=True,
-                    server_on_cuda=True,
-                    server_devices=None if config.devices is None else str(config.devices),
-                    num_server_devices=config.tensor_parallel_size * config.data_parallel_size,
-                ).server
-            )
-        names = [
-            torch.cuda.get_device_name(number) for number in sorted(used) if number < len(visible)
-        ]
+    num_gpus, names = 0, []
+    machine = machine_facts()
+    if machine.devices and not use_cpu:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", num_processes))
+        used = set(range(local))
+        if values["use_vllm"]:
+            used |= set(_server_devices(values["vllm_server"], machine, local))
+        names = [device.name for number, device in enumerate(machine.devices) if number in used]
+        num_gpus = num_processes - local + len(used)
     return {
-        "num_gpus": len(used),
+        "num_gpus": num_gpus,
         "gpu_names": names,
         "num_processes": num_processes,
         "num_cpus": os.cpu_count(),
         "machine": platform.machine(),
     }
+
+
+def _server_devices(
+    settings: Mapping[str, Any] | None, machine: MachineFacts, num_trainers: int
+) -> tuple[int, ...]:
+    if settings is None:  # somebody else's server: wherever it is
+        return tuple(range(len(machine.devices)))
+    config = VLLMServerConfig.from_settings(settings)
+    return place(
+        machine.visible,
+        num_trainers=num_trainers,
+        trainer_on_cuda=True,
+        server_on_cuda=not is_cpu_build(),
+        server_devices=None if config.devices is None else str(config.devices),
+        num_server_devices=config.num_devices,
+    ).server
 
 
 def _source_facts(source: str | None) -> dict[str, Any]:

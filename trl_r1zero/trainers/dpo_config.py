@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 import torch
 from trl import DPOConfig
 
+from trl_r1zero.devices.facts import visible_here
+
 from .base_config import knob
 from .epochs import EpochSettings
 from .memory_limits import DEFAULT_ROWS
@@ -81,13 +83,13 @@ class R1ZeroDPOConfig(EpochSettings, DPOConfig):
 
         Not a matter of the settings alone: a recipe may be read on another machine than it runs on.
         """
-        name, gpus = self.ref_device, torch.cuda.device_count()
+        name, visible = self.ref_device, visible_here()
         device = torch.device(name or "cpu")
-        if device.type == "cuda" and (device.index or 0) >= gpus:
+        if device.type == "cuda" and (device.index or 0) >= len(visible):
             raise ValueError(
-                f"ref_device is {name!r}, but this process sees {gpus} GPUs"
-                f"{f', cuda:0 to cuda:{gpus - 1}' if gpus else ''}; launch it with more of them, "
-                "such as `accelerate launch --gpu_ids 0,1 ...`, or name another device"
+                f"ref_device is {name!r}, but {visible.in_words()}, counted from 0; show it "
+                "more (CUDA_VISIBLE_DEVICES; no gpu_ids for `accelerate launch`), or name another "
+                "device"
             )
 
     def _derived_values(self) -> dict[str, Any]:

@@ -171,7 +171,13 @@ class SamplingMixin(CoreTrainer):
                 delay=2,
                 disable=not show_progress,
             )
-            return prompt_ids, in_order(rows)
+            try:
+                return prompt_ids, in_order(rows)
+            except torch.OutOfMemoryError as error:
+                raise torch.OutOfMemoryError(
+                    f"{error}\n{batch_size} completions are generated at a time; set "
+                    f"per_device_eval_batch_size to fewer, such as {max(batch_size // 2, 1)}"
+                ) from error
 
     def _sample_and_grade(
         self,

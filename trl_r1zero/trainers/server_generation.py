@@ -117,6 +117,8 @@ class ServerGeneration:
         self.last_answer = time.perf_counter()
         self.sleep_level = 0
         self._state = ServerState()  # the same on all processes
+        # A server that starts on the trainer's device counts what is free there.
+        clear_device_cache(garbage_collection=True)
         self._connect_everywhere()
         self.sleep_level, self._state = self._from_main((self.sleep_level, self._state))
 

@@ -1,0 +1,281 @@
+"""Versions, reward, memory, disk and settings."""
+
+import dataclasses
+
+import pytest
+from doctor_runs import make_run, qwen_math_model
+
+from trl_r1zero.devices.memory import GIB
+from trl_r1zero.doctor.launch import Launch
+from trl_r1zero.doctor.machine import place_server
+from trl_r1zero.doctor.memory import (
+    check_rollouts,
+    check_server,
+    check_trainer,
+    has_reference,
+    kept_while_sampling,
+    make_setup,
+    trainer_memory,
+)
+from trl_r1zero.doctor.reward import check_reward, grade_gold
+from trl_r1zero.doctor.settings import (
+    check_beta2,
+    check_disk,
+    check_entropies,
+    check_learning_rate,
+    disk_needed,
+    spacing,
+)
+from trl_r1zero.doctor.versions import check_versions, needed_packages
+from trl_r1zero.rewards import r1_zero_reward_fn
+
+BF16 = "--dtype=bfloat16"
+SERVER = ("--use_vllm=true", "--vllm_server={}")
+
+
+def levels(findings):
+    return {finding.check: finding.level for finding in findings}
+
+
+# Versions
+
+
+def test_versions_out_of_range_and_missing():
+    needed = {"trl": ">=1.16,<1.17", "vllm": ">=0.28,<0.32", "torch": ">=2.11"}
+    installed = {"trl": "1.17.0", "vllm": None, "torch": "2.13.0+cpu"}
+    findings = check_versions(installed, needed)
+    assert levels(findings) == {"installed": "ok", "trl": "problem", "vllm": "problem"}
+    assert findings[1].found == "trl 1.17.0 is installed"
+    assert findings[1].needed == "trl >=1.16,<1.17"
+
+
+@pytest.mark.parametrize(
+    ("change", "package"),
+    [
+        ({"own_server": True}, "vllm"),
+        ({"distributed_type": "DEEPSPEED"}, "deepspeed"),
+        ({"attention": "kernels-community/flash-attn2"}, "kernels"),
+        ({"attention": "flash_attention_2"}, "flash-attn"),
+        ({"optimizer": "adamw_bnb_8bit"}, "bitsandbytes"),
+    ],
+)
+def test_what_a_run_needs_besides(change, package):
+    plain = {
+        "own_server": False,
+        "distributed_type": "NO",
+        "attention": None,
+        "optimizer": "adamw_torch_fused",
+    }
+    assert package not in needed_packages(**plain)
+    assert package in needed_packages(**{**plain, **change})
+
+
+# Reward
+
+
+def test_a_reward_accepts_right_answers():
+    graded = grade_gold(r1_zero_reward_fn, ["4", "1/2", ["7", "7.0"]], "tags")
+    assert (graded.rows, graded.rejected) == (3, ())
+    assert levels(check_reward(graded)) == {"gold": "ok", "seconds": "ok"}
+
+
+def test_a_reward_that_does_not_fit_the_prompt_is_a_problem():
+    graded = grade_gold(r1_zero_reward_fn, ["4", "5"], "boxed")
+    findings = check_reward(graded)
+    assert levels(findings)["gold"] == "problem"
+    assert "row 1: '4'" in findings[0].found
+
+
+def test_a_reward_that_rejects_some_names_them():
+    def no_fives(response, truth):
+        return {"reward": float(truth != "5")}
+
+    findings = check_reward(grade_gold(no_fives, ["4", "5", "6"], "tags"))
+    assert findings[0].level == "warning"
+    assert "row 2: '5'" in findings[0].found
+
+
+def test_a_reward_that_raises_is_a_problem():
+    def broken(response, truth):
+        raise KeyError("answer")
+
+    (finding,) = check_reward(grade_gold(broken, ["4"], "tags"))
+    assert (finding.level, finding.found) == (
+        "problem",
+        "the reward raised, row 1: KeyError: 'answer'",
+    )
+
+
+def test_answers_that_are_not_spelled_out_are_not_asked():
+    assert grade_gold(r1_zero_reward_fn, [{"numbers": [1]}], "tags") is None
+    assert grade_gold(r1_zero_reward_fn, ["free"], "text") is None
+
+
+# Memory
+
+
+def examined(run, model, row=1300):
+    setup = make_setup(run, model, row)
+    server = None
+    if run.own_server:
+        server, _ = place_server(run, kept_while_sampling(model, setup))
+    return setup, server, trainer_memory(run, model.shape, setup, server)
+
+
+def test_float32_fits_80_gb_and_not_24():
+    model = qwen_math_model()
+    _, _, memory = examined(make_run("80GB"), model)
+    assert levels(check_trainer(make_run("80GB"), memory)) == {"trainer": "ok"}
+    run = make_run("24GB")
+    (finding,) = check_trainer(run, examined(run, model)[2])
+    assert finding.level == "problem"
+    assert "set dtype: bfloat16" in finding.do
+
+
+def test_one_24_gb_card_trains_and_samples_in_bfloat16_with_checkpointing():
+    run = make_run("24GB", *SERVER, BF16, "--gradient_checkpointing=true")
+    model = qwen_math_model("bfloat16")
+    _, server, memory = examined(run, model)
+    assert levels(check_trainer(run, memory)) == {"trainer": "ok"}
+    findings = check_server(run, model, server, longest_text=1300)
+    assert levels(findings) == {"server": "ok", "phases": "ok"}
+    # Asleep, the server leaves the trainer all but its context.
+    assert memory.device_bytes == 24 * 10**9 - GIB
+    assert memory.parts.total < 0.9 * memory.device_bytes
+
+
+def test_a_server_on_a_24_gb_card_of_its_own_has_room():
+    run = make_run("2x24GB", *SERVER)
+    model = qwen_math_model()
+    _, server, _ = examined(run, model)
+    assert server.config.gpu_memory_utilization == 0.9
+    assert levels(check_server(run, model, server, longest_text=1300)) == {"server": "ok"}
+
+
+def test_a_server_with_too_small_a_share_is_a_problem():
+    run = make_run("2x24GB", "--use_vllm=true", "--vllm_server={gpu_memory_utilization: 0.15}")
+    model = qwen_math_model()
+    _, server, _ = examined(run, model)
+    assert levels(check_server(run, model, server, 1300))["server"] == "problem"
+
+
+def test_a_micro_batch_that_the_recipe_sets_too_large_is_a_problem():
+    run = make_run("80GB", "--max_tokens_per_microbatch=60000")
+    memory = examined(run, qwen_math_model())[2]
+    (finding,) = check_trainer(run, memory)
+    assert memory.setup.tokens == 60000
+    assert finding.level == "problem"
+    assert "unset" in finding.do
+
+
+def test_micro_batches_are_cut_as_the_trainers_cut_them():
+    model = qwen_math_model()
+    by_memory = examined(make_run("80GB"), model)[2].setup.tokens
+    assert by_memory > 4 * 1300
+    by_rows = examined(make_run("80GB", "--gradient_accumulation_steps=128"), model)[2]
+    assert by_rows.setup.tokens == 2 * 1300
+    on_cpu = examined(make_run("cpu"), model)[2]
+    assert (on_cpu.setup.tokens, on_cpu.device_bytes) == (2 * 1300, None)
+
+
+def test_autocast_follows_from_the_machine_that_is_assumed():
+    model = qwen_math_model()
+    assert make_setup(make_run("80GB"), model, 1000).autocast
+    assert not make_setup(make_run("cpu"), model, 1000).autocast
+    assert not make_setup(make_run("80GB", "--bf16=false"), model, 1000).autocast
+
+
+def test_who_keeps_a_reference_model():
+    model = qwen_math_model()
+    assert not has_reference(make_run(), model)
+    assert has_reference(make_run("80GB", "--beta=0.1"), model)
+    assert not has_reference(make_run(method="dpo"), model)  # its log-probabilities are kept
+    kept = make_run("80GB", "--precompute_ref_log_probs=false", method="dpo")
+    assert has_reference(kept, model)
+    adapters = dataclasses.replace(model, trainable_parameters=1000)
+    assert not has_reference(make_run("80GB", "--beta=0.1"), adapters)
+
+
+def test_rollouts_by_transformers_that_do_not_fit():
+    model = qwen_math_model()
+    run = make_run("40GB", "--per_device_eval_batch_size=1024")
+    setup = make_setup(run, model, 1300)
+    (finding,) = check_rollouts(run, model, setup, text=1300)
+    assert finding.level == "problem"
+    assert "use_vllm: true" in finding.do
+    unset = make_run("40GB")
+    assert levels(check_rollouts(unset, model, setup, 1300)) == {"rollouts": "warning"}
+    assert check_rollouts(make_run("40GB", *SERVER), model, setup, 1300) == []
+
+
+# Disk
+
+
+def test_checkpoints_of_the_default_recipe_need_near_50_gb():
+    run = make_run()
+    model = qwen_math_model()
+    needed, words = disk_needed(run, model.shape, make_setup(run, model, 1000))
+    assert needed / 1e9 == pytest.approx(49.4, abs=0.1)
+    assert words.startswith("2 x 18.5 GB of checkpoints")
+    assert levels(check_disk(needed, words, "runs", free=40 * 10**9)) == {"checkpoints": "problem"}
+    assert levels(check_disk(needed, words, "runs", free=60 * 10**9)) == {"checkpoints": "ok"}
+
+
+def test_without_checkpoints_only_models_are_kept():
+    run = make_run("80GB", "--save_every=null", "--save_best=false")
+    model = qwen_math_model()
+    needed, _ = disk_needed(run, model.shape, make_setup(run, model, 1000))
+    assert needed == 4 * model.shape.num_parameters
+
+
+# Settings
+
+
+def test_the_spacing_of_bfloat16_is_torchs():
+    import torch
+
+    one = torch.tensor(0.02, dtype=torch.bfloat16)
+    neighbour = torch.nextafter(one, torch.tensor(1.0, dtype=torch.bfloat16))
+    assert spacing("bfloat16", 0.02) == pytest.approx((neighbour - one).item())
+
+
+def test_a_small_rate_with_bfloat16_weights_is_a_warning_with_numbers():
+    (finding,) = check_learning_rate(1e-5, "bfloat16", "none")
+    assert finding.level == "warning"
+    assert "a change below 6.1e-05 rounds to nothing" in finding.found
+    assert levels(check_learning_rate(1e-4, "bfloat16", "none")) == {"learning_rate": "ok"}
+    assert levels(check_learning_rate(1e-5, "float32", "none")) == {"learning_rate": "ok"}
+    assert levels(check_learning_rate(1e-5, "bfloat16", "zero3")) == {"learning_rate": "ok"}
+
+
+def test_the_warning_is_true():
+    """A weight of typical size does not move; one below the bound that is named does."""
+    import torch
+
+    typical = torch.tensor(0.02, dtype=torch.bfloat16)
+    small = torch.tensor(0.0024, dtype=torch.bfloat16)
+    assert typical - 1e-5 == typical
+    assert small - 1e-5 != small
+
+
+def test_beta2_that_bfloat16_rounds_away_is_a_problem():
+    (finding,) = check_beta2("adamw_torch_fused", 0.999, "bfloat16", "NO")
+    assert (finding.check, finding.level) == ("adam_beta2", "problem")
+    assert check_beta2("adamw_torch_fused", 0.95, "bfloat16", "NO") == []
+    assert check_beta2("adamw_torch_fused", 0.999, "bfloat16", "FSDP") == []
+
+
+def test_what_validation_costs_besides_is_named():
+    assert levels(check_entropies(make_run("80GB", *SERVER))) == {"completion_entropies": "ok"}
+    assert check_entropies(make_run("80GB", *SERVER, "--completion_entropies=false")) == []
+    assert check_entropies(make_run("80GB")) == []
+
+
+def test_ddp_keeps_gradients_twice():
+    launch = Launch(num_processes=4, distributed_type="MULTI_GPU")
+    run = make_run("8x80GB", launch=launch)
+    setup = make_setup(run, qwen_math_model(), 1000)
+    alone = make_setup(make_run("8x80GB"), qwen_math_model(), 1000)
+    assert kept_while_sampling(qwen_math_model(), setup) > kept_while_sampling(
+        qwen_math_model(), alone
+    )

@@ -1,0 +1,152 @@
+"""Rows that cannot be used, that are there twice, and that do not fit."""
+
+import pytest
+from doctor_runs import make_run, math_rows, write_rows
+
+from trl_r1zero.data.embedded_tokenizer import build_embedded_tokenizer
+from trl_r1zero.data.tasks import get_task
+from trl_r1zero.doctor.data import (
+    check_context,
+    check_duplicates,
+    check_overlap,
+    check_rows,
+    load_data,
+    longest_row,
+    with_lengths,
+)
+from trl_r1zero.doctor.rows import MOST_BAD_ROWS, read_rows
+
+
+@pytest.fixture
+def paths(tmp_path):
+    train = write_rows(tmp_path / "train.jsonl", math_rows(20))
+    validation = write_rows(tmp_path / "validation.jsonl", math_rows(5, start=100))
+    return train, validation
+
+
+def run_of(paths, *settings, assume="80GB", method="grpo"):
+    train, validation = paths
+    data = (f"--train_data={train}", f"--eval_data={validation}")
+    return make_run(assume, *data, *settings, method=method)
+
+
+def test_good_rows(paths):
+    data = load_data(run_of(paths))
+    findings = [*check_rows(data.train), *check_rows(data.eval), *check_overlap(data)]
+    assert [finding.level for finding in findings] == ["ok", "ok", "ok"]
+    assert findings[0].found == f"train_data: 20 rows from {paths[0]}"
+
+
+def test_bad_rows_are_listed_by_their_line_and_the_rest_is_read(tmp_path, paths):
+    rows = math_rows(20)
+    rows[6]["answer"] = ""
+    rows[11] = {"problem": "no answer"}
+    train = write_rows(tmp_path / "bad.jsonl", rows)
+    data = load_data(run_of((train, paths[1])))
+    assert [row.line for row in data.train.bad] == [7, 12]
+    assert len(data.train.prompts) == 18
+    good, bad = check_rows(data.train)
+    assert (good.level, bad.level) == ("ok", "problem")
+    assert "row 7: field 'answer': got '' (str)" in bad.found
+    assert f"sed -i '7d;12d' {train}" in bad.do
+
+
+def test_a_file_that_is_wrong_as_a_whole_is_one_problem(tmp_path, paths):
+    rows = [{"question": "a", "answer": "1"}] * (MOST_BAD_ROWS + 5)
+    data = load_data(run_of((write_rows(tmp_path / "other.jsonl", rows), paths[1])))
+    assert len(data.train.bad) == MOST_BAD_ROWS
+    assert data.train.error
+    assert str(tmp_path / "other.jsonl") in data.train.error
+
+
+def test_a_file_that_is_missing_is_a_problem(tmp_path, paths):
+    data = load_data(run_of((tmp_path / "none.jsonl", paths[1])))
+    (finding,) = check_rows(data.train)
+    assert finding.level == "problem"
+    assert "does not exist" in finding.found
+
+
+def test_the_file_itself_is_not_touched(tmp_path):
+    path = write_rows(tmp_path / "bad.jsonl", [*math_rows(2), {"problem": "x", "answer": ""}])
+    before = path.read_bytes()
+    read_rows(lambda source: get_task("math").load(source), str(path))
+    assert path.read_bytes() == before
+
+
+def test_rows_that_repeat(tmp_path, paths):
+    train = write_rows(tmp_path / "twice.jsonl", [*math_rows(3), *math_rows(2)])
+    (finding,) = check_duplicates(load_data(run_of((train, paths[1]))).train)
+    assert (finding.level, finding.check) == ("warning", "train_data_duplicates")
+    assert "2 rows repeat an earlier one" in finding.found
+
+
+def test_validation_problems_that_are_trained_on(tmp_path, paths):
+    validation = write_rows(tmp_path / "seen.jsonl", [*math_rows(1, 100), *math_rows(2, 5)])
+    (finding,) = check_overlap(load_data(run_of((paths[0], validation))))
+    assert finding.level == "warning"
+    assert "2 of 3 validation problems" in finding.found
+    assert "rows 2, 3 of eval_data" in finding.found
+
+
+@pytest.mark.parametrize(
+    ("server", "new_tokens", "level"),
+    [
+        ("{max_model_len: 300}", 200, "problem"),
+        ("{max_model_len: 4096}", 200, "ok"),
+        ("{}", 4000, "problem"),
+        (None, 4000, "warning"),  # transformers goes on beyond the context
+    ],
+)
+def test_prompts_with_their_completions_fit_the_context(paths, server, new_tokens, level):
+    settings = [f"--max_completion_length={new_tokens}"]
+    if server is not None:
+        settings += ["--use_vllm=true", f"--vllm_server={server}"]
+    run = run_of(paths, *settings)
+    data = with_lengths(load_data(run), build_embedded_tokenizer())
+    findings = check_context(run, data, context=4096)
+    assert {finding.check: finding.level for finding in findings} == {
+        "train_data_lengths": level,
+        "eval_data_lengths": level,
+    }
+
+
+def test_more_than_the_models_context_for_the_server(paths):
+    run = run_of(paths, "--use_vllm=true", "--vllm_server={max_model_len: 8192}")
+    findings = check_context(run, load_data(run), context=4096)
+    assert [(one.check, one.level) for one in findings] == [("max_model_len", "problem")]
+
+
+def test_the_longest_row_of_a_method(tmp_path, paths):
+    run = run_of(paths, "--max_completion_length=200")
+    data = with_lengths(load_data(run), build_embedded_tokenizer())
+    assert longest_row(run, data) == max(data.prompt_tokens["train_data"]) + 200
+
+    traces = write_rows(
+        tmp_path / "traces.jsonl", [{"prompt": "a", "response": "b " * n} for n in (1, 50)]
+    )
+    for most, expected in ((1000, 101), (60, 60)):
+        run = make_run(
+            "80GB",
+            f"--train_data={traces}",
+            f"--max_length={most}",
+            "--eval_every=null",
+            method="sft",
+        )
+        data = with_lengths(load_data(run), build_embedded_tokenizer())
+        assert longest_row(run, data) == pytest.approx(expected, abs=1)
+
+
+def test_pairs_and_instructions_are_read(tmp_path):
+    pair = {
+        "chosen": "\n\nHuman: Hi\n\nAssistant: Hello, good morning",
+        "rejected": "\n\nHuman: Hi\n\nAssistant: No",
+    }
+    pairs = write_rows(tmp_path / "pairs.jsonl", [pair])
+    data = load_data(make_run("80GB", f"--train_data={pairs}", method="dpo"))
+    assert (data.train.prompts, data.train.responses) == (["Hi"], ["Hello, good morning"])
+
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "p", "response": "r"}])
+    run = make_run(
+        "80GB", f"--train_data={rows}", f"--eval_data={rows}", method="instruction_tuning"
+    )
+    assert load_data(run).eval.responses == ["r"]

@@ -1,0 +1,60 @@
+"""Whether what a run builds on is installed, in versions that it works with."""
+
+from collections.abc import Mapping
+
+from packaging.specifiers import SpecifierSet
+
+from trl_r1zero.requirements import REQUIREMENTS, VLLM_REQUIREMENT
+
+from .findings import Finding, ok, problem
+
+_EXTRAS = {
+    "deepspeed": 'python -m pip install -c constraints.txt -e ".[deepspeed]"',
+    "kernels": 'python -m pip install -c constraints.txt -e ".[kernels]"',
+    "flash-attn": 'python -m pip install -c constraints.txt -e ".[flash-attn]"',
+    "bitsandbytes": "python -m pip install bitsandbytes",
+}
+
+
+def needed_packages(
+    *, own_server: bool, distributed_type: str, attention: str | None, optimizer: str
+) -> dict[str, str]:
+    """Package -> versions that fit, for a run."""
+    needed = dict(REQUIREMENTS)
+    if own_server:
+        needed["vllm"] = VLLM_REQUIREMENT
+    if distributed_type == "DEEPSPEED":
+        needed["deepspeed"] = ""
+    if attention is not None and "/" in attention:
+        needed["kernels"] = ""
+    if attention is not None and attention.startswith("flash_attention"):
+        needed["flash-attn"] = ""
+    if any(word in optimizer for word in ("8bit", "bnb", "paged", "lion", "ademamix")):
+        needed["bitsandbytes"] = ""
+    return needed
+
+
+def check_versions(installed: Mapping[str, str | None], needed: Mapping[str, str]) -> list[Finding]:
+    """Compare versions.
+
+    Args:
+        installed: Package -> its version; None where it is not installed.
+        needed: Package -> the versions that fit.
+    """
+    findings, right = [], []
+    for name, specifier in needed.items():
+        found = installed.get(name)
+        wanted = f"{name} {specifier}".strip()
+        if found is not None and SpecifierSet(specifier).contains(found, prereleases=True):
+            right.append(f"{name} {found}")
+            continue
+        state = "is not installed" if found is None else f"{found} is installed"
+        command = f'python -m pip install -c constraints.txt "{name}{specifier}"'
+        if name == "vllm":
+            command = 'with a GPU: pip install -c constraints.txt -e ".[vllm]"; without: make vllm'
+        findings.append(
+            problem("versions", name, f"{name} {state}", wanted, _EXTRAS.get(name, command))
+        )
+    if right:
+        findings.insert(0, ok("versions", "installed", ", ".join(right)))
+    return findings
