@@ -4,7 +4,6 @@ import re
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -322,12 +321,19 @@ def test_any_error_of_the_communicator_is_one_of_the_transfer(
     assert wire.made[0].aborted.is_set()
 
 
-@pytest.mark.parametrize("refusal", [None, (500, "EngineCore died"), (500, "invalid usage")])
-def test_nccl_on_one_gpu_says_what_to_do(refusal, monkeypatch, cuda, server, wire):
+@pytest.mark.parametrize(
+    ("refusal", "own"),
+    [
+        (None, "invalid usage (run with NCCL_DEBUG=WARN for details)"),
+        ((500, "EngineCore died"), "invalid usage (run with NCCL_DEBUG=WARN for details)"),
+        ((500, "NCCL error: invalid usage"), "remote process exited"),
+    ],
+)
+def test_nccl_on_one_gpu_says_what_to_do(refusal, own, monkeypatch, cuda, server, wire):
     class SameDevice(Communicator):
         def connect(self, store, world_size, device_index):
             super().connect(store, world_size, device_index)
-            raise RuntimeError("NCCL error: invalid usage (run with NCCL_DEBUG=WARN for details)")
+            raise RuntimeError(f"NCCL error: {own}")
 
     if refusal is not None:
 
@@ -390,7 +396,7 @@ def test_no_question_outlives_its_timeout(path, cuda, server):
     engine = engine_of(server, 0.5)
     server.answers[path] = lambda: wait_for(server)
     with pytest.raises(VLLMConnectionError, match="timed out"):
-        within(10, lambda: open_weight_sync(engine, CUDA, timeout_seconds=0.5))
+        in_thread(lambda: open_weight_sync(engine, CUDA, timeout_seconds=0.5)).result(10)
 
 
 @pytest.mark.parametrize(
@@ -406,17 +412,12 @@ def test_no_question_outlives_its_timeout(path, cuda, server):
 def test_no_step_outlives_its_timeout(path, cuda, server):
     server.answers[path] = lambda: wait_for(server)
     with pytest.raises(VLLMServerError, match=r"timed out|did not join"):
-        within(10, lambda: connected(server, 0.5).update(INFOS, iter(WEIGHTS.items())))
+        in_thread(lambda: connected(server, 0.5).update(INFOS, iter(WEIGHTS.items()))).result(10)
 
 
 def wait_for(server):
     server.ending.wait()
     raise ConnectionAbortedError
-
-
-def within(seconds: float, work):
-    with ThreadPoolExecutor(1) as executor:
-        return executor.submit(work).result(timeout=seconds)
 
 
 # vLLM's side
