@@ -90,9 +90,10 @@ def test_the_recipes_say_how_to_do_without_a_server(method, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["multi_gpu", "zero2", "zero3", "fsdp2"])
-def test_several_trainers_see_the_rows_of_one_at_a_time(name, monkeypatch):
+def test_several_trainers_share_the_train_batch_of_one(name, monkeypatch):
     [command] = commands(REPOSITORY / "accelerate_configs" / f"{name}.yaml")
     launched, recipe = as_launched(command, monkeypatch)
     config = recipe.instances[0]
     assert (launched.num_processes, config.train_batch_size) == (4, 256)
-    assert config.train_batch_share // config.gradient_accumulation_steps == 2
+    assert config.train_batch_share == 64
+    assert config.gradient_accumulation_steps is None  # memory says how many rows at a time
