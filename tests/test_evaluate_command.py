@@ -13,6 +13,7 @@ from offline_vllm import needs_vllm
 from tiny_models import REPOSITORY, hub_cache, make_tiny_model
 
 from trl_r1zero import cli
+from trl_r1zero.devices import MachineFacts, visible_devices
 from trl_r1zero.evaluate_command import BACKENDS, EvaluationArguments, main
 from trl_r1zero.evaluation.model_files import model_files
 from trl_r1zero.generation.vllm_server import VLLMServer
@@ -295,6 +296,19 @@ def test_settings_of_vllm_are_checked_at_once(backend, server, message, tiny_mod
     evaluation = arguments(model=str(tiny_model_folder), backend=backend, server=server)
     with pytest.raises(ValueError, match=message):
         evaluation.load()
+
+
+def test_the_cpu_is_no_silent_substitute_for_a_gpu(
+    tiny_model_folder, tmp_path, capsys, monkeypatch
+):
+    machine = MachineFacts((), visible_devices({}, 0), "13.0", "570.10", has_nvidia_device=True)
+    monkeypatch.setattr("trl_r1zero.devices.machine_facts", lambda: machine)
+    with pytest.raises(SystemExit):
+        main(arguments_for(tiny_model_folder, tmp_path / "refused"))
+    assert "wants 580 or newer" in (said := capsys.readouterr().err)
+    assert "To use the CPU on purpose, set ACCELERATE_USE_CPU=true" in said
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert not main(arguments_for(tiny_model_folder, tmp_path / "meant"))
 
 
 def test_the_folder_of_another_evaluation_is_refused(tiny_model_folder, tmp_path, capsys):

@@ -285,9 +285,24 @@ class Backend:
     prepare: "Callable[[EvaluationArguments], Callable[[], Engine]]"
 
 
+def _device() -> str:
+    """Where transformers samples; an error, or a warning, if that is the CPU beside a GPU."""
+    from accelerate.utils import parse_flag_from_env
+
+    from trl_r1zero.devices import machine_facts
+    from trl_r1zero.devices.usable import check_accelerator
+
+    machine, use_cpu = machine_facts(), parse_flag_from_env("ACCELERATE_USE_CPU")
+    warning = check_accelerator(machine, use_cpu, setting="ACCELERATE_USE_CPU=true")
+    if warning is not None:
+        print(f"warning: {warning}", file=sys.stderr)
+    return "cuda" if machine.devices and not use_cpu else "cpu"
+
+
 def _transformers(arguments: EvaluationArguments) -> "Callable[[], Engine]":
+    device = _device()
+
     def open_engine() -> "Engine":
-        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from trl_r1zero.generation import TransformersEngine
@@ -297,7 +312,7 @@ def _transformers(arguments: EvaluationArguments) -> "Callable[[], Engine]":
             tokenizer.pad_token = tokenizer.eos_token
         model: Any = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=arguments.dtype)
         return TransformersEngine(
-            model.to("cuda" if torch.cuda.is_available() else "cpu"),
+            model.to(device),
             tokenizer,
             batch_size=arguments.batch_size or _BATCH_SIZE,
         )

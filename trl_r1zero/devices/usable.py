@@ -13,12 +13,15 @@ class UnusableGPUError(RuntimeError):
     """There is a GPU, or one was asked for, and torch cannot use it."""
 
 
-def check_accelerator(facts: MachineFacts, use_cpu: bool) -> str | None:
+def check_accelerator(
+    facts: MachineFacts, use_cpu: bool, setting: str = "use_cpu: true"
+) -> str | None:
     """Decide what a run without a usable accelerator means.
 
     Args:
         facts: Of this machine.
         use_cpu: Whether the CPU was asked for.
+        setting: How to ask for it, for the messages.
 
     Returns:
         What to warn of: torch is built without CUDA on a machine with an NVIDIA GPU. None if there
@@ -36,15 +39,14 @@ def check_accelerator(facts: MachineFacts, use_cpu: bool) -> str | None:
             return None
         return (
             "this machine has an NVIDIA GPU, but torch is built for CPUs, so the run is on the "
-            "CPU. For the GPU install torch's build for CUDA; use_cpu: true says that the CPU is "
-            "meant"
+            f"CPU. For the GPU install torch's build for CUDA; {setting} says that the CPU is meant"
         )
     if not facts.has_nvidia_device and not named:
         return None
     cause = _cause(facts, named)
     raise UnusableGPUError(
         f"torch is built for CUDA {facts.torch_cuda}, but finds no GPU that it can use: {cause}. "
-        "To train on the CPU on purpose, set use_cpu: true"
+        f"To use the CPU on purpose, set {setting}"
     )
 
 
