@@ -8,6 +8,7 @@ from tiny_grpo import make_trainer
 
 from trl_r1zero.data.embedded_tokenizer import build_embedded_tokenizer
 from trl_r1zero.devices.memory import GIB
+from trl_r1zero.trainers import core_trainer
 
 
 def main(folder: Path) -> None:
@@ -15,7 +16,8 @@ def main(folder: Path) -> None:
         build_embedded_tokenizer(), folder / "run", gradient_accumulation_steps=None, n_grpo_steps=1
     )
     rank = trainer.accelerator.process_index
-    trainer._device_bytes = int((1.05 + rank) * GIB)  # the first has little
+    mine = int((1.05 + rank) * GIB)  # the first has little
+    core_trainer.bytes_to_train_with = lambda device: mine
     counts = []
     forward_and_backward = trainer._forward_and_backward
 
@@ -27,7 +29,7 @@ def main(folder: Path) -> None:
     trainer.train()
     found = {
         "tokens": trainer._limits.tokens,
-        "alone": trainer._memory.device_bytes == trainer._device_bytes,
+        "alone": trainer._memory.device_bytes == mine,
         "micro_batches": counts,
     }
     (folder / f"{rank}.json").write_text(json.dumps(found))

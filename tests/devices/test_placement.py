@@ -113,16 +113,16 @@ def test_a_device_of_its_own_is_the_servers():
 @pytest.mark.parametrize(
     ("total", "trainer", "share"),
     [
-        (79.2, 17.3, 0.75),  # Qwen2.5-Math-1.5B with AdamW, float32: 3 x 5.75 GiB
-        (79.2, 8.6, 0.86),  # bfloat16
-        (23.6, 8.6, 0.55),
+        (79.2, 17.3, 0.74),  # Qwen2.5-Math-1.5B with AdamW, float32: 3 x 5.75 GiB
+        (79.2, 8.6, 0.85),  # bfloat16
+        (23.6, 8.6, 0.5),
         (139.0, 1.0, 0.9),  # never more than of a device of its own
     ],
 )
 def test_a_server_that_sleeps_has_what_the_trainer_does_not_keep(total, trainer, share):
     placement = placed(1)
     assert memory_share(placement, int(total * GIB), int(trainer * GIB), 2) == share
-    together = share * total + trainer + 2
+    together = share * total + trainer + 3
     assert together <= total
 
 

@@ -27,8 +27,8 @@ def resolved(machine: str, settings: dict | None = None, **others):
     ("machine", "expected"),
     [
         ("cpu", (None, None, 0, "gloo")),
-        ("24GiB", ("0", 0.55, 2, "ipc")),
-        ("80GiB", ("0", 0.86, 2, "ipc")),
+        ("24GiB", ("0", 0.51, 2, "ipc")),
+        ("80GiB", ("0", 0.85, 2, "ipc")),
         ("2x80GiB", ("1", 0.9, 0, "nccl")),
         ("8x80GiB", ("1", 0.9, 0, "nccl")),
     ],

@@ -17,11 +17,10 @@ from trl_r1zero.devices.memory import CONTEXT_BYTES, GIB, training_memory
 from trl_r1zero.devices.model_shape import ModelShape
 from trl_r1zero.devices.training_setup import TrainingSetup
 from trl_r1zero.generation import Completion, SamplingConfig
-from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
+from trl_r1zero.trainers import core_trainer
 from trl_r1zero.trainers.memory_limits import (
     DEFAULT_GENERATION_ROWS,
     TrainingMemory,
-    bytes_of_server,
     bytes_to_train_with,
     forward_limits,
     microbatch_limits,
@@ -98,17 +97,6 @@ def test_what_takes_memory_takes_tokens():
     with_reference = dataclasses.replace(FLOAT32, reference_model=True)
     for setup in (several, with_reference):
         assert memory(setup, 80).microbatch_tokens() < alone
-    # A server that stays awake on the device has its share of it, one that sleeps next to nothing.
-    awake = VLLMServerConfig(devices="1,0", gpu_memory_utilization=0.4, sleep_level=0)
-    asleep = dataclasses.replace(awake, sleep_level=2)
-    elsewhere = dataclasses.replace(awake, devices="1")
-    tokens = [
-        memory(FLOAT32, 80 - bytes_of_server(server, 0, 80 * GIB) / GIB).microbatch_tokens()
-        for server in (awake, asleep, elsewhere)
-    ]
-    assert tokens[0] < tokens[1] <= tokens[2] == alone
-    assert tokens[0] < alone / 2
-    assert tokens[1] > 0.9 * alone
 
 
 def test_a_row_that_does_not_fit_is_said_with_what_helps():
@@ -252,7 +240,7 @@ def test_a_cpu_generates_the_default_rollout_batch_at_once(tokenizer, tmp_path):
 # A trainer on a GPU that is only said to be there
 
 
-def test_a_trainer_derives_its_budget_once_and_says_so(tokenizer, tmp_path, capsys):
+def test_a_trainer_derives_its_budget_once_and_says_so(tokenizer, tmp_path, capsys, monkeypatch):
     model = Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
@@ -260,7 +248,7 @@ def test_a_trainer_derives_its_budget_once_and_says_so(tokenizer, tmp_path, caps
         )
     )  # fmt: skip
     trainer = make_trainer(tokenizer, tmp_path, model=model, gradient_accumulation_steps=None)
-    trainer._device_bytes = 4 * GIB
+    monkeypatch.setattr(core_trainer, "bytes_to_train_with", lambda device: 4 * GIB)
     budget = trainer._limits.tokens
     assert trainer._limits == MicroBatchLimits(None, budget)
     assert budget > 1000
@@ -273,9 +261,9 @@ def test_a_trainer_derives_its_budget_once_and_says_so(tokenizer, tmp_path, caps
     assert trainer._limits == MicroBatchLimits(None, 100)
 
 
-def test_memory_that_is_too_little_leaves_single_rows(tokenizer, tmp_path, caplog):
+def test_memory_that_is_too_little_leaves_single_rows(tokenizer, tmp_path, caplog, monkeypatch):
     trainer = make_trainer(tokenizer, tmp_path, gradient_accumulation_steps=None)
-    trainer._device_bytes = CONTEXT_BYTES
+    monkeypatch.setattr(core_trainer, "bytes_to_train_with", lambda device: CONTEXT_BYTES)
     assert trainer._limits.tokens == trainer._longest_row()
     assert "It may not fit into memory: a row of" in caplog.text
 

@@ -15,7 +15,7 @@ from trl_r1zero.trainers import (
     R1ZeroSFTConfig,
     make_instruction_tuning_trainer,
 )
-from trl_r1zero.trainers.optimizer_state import check_second_moment
+from trl_r1zero.trainers.optimizer_state import check_second_moment, make_averages
 
 CONFIGS = (
     R1ZeroGRPOConfig,
@@ -78,3 +78,52 @@ def test_trainers_refuse_it(tokenizer, tmp_path):
     chunks = [{"input_ids": torch.zeros(4, dtype=torch.long)}]
     with pytest.raises(ValueError, match=r"adam_beta2 is 0\.999, but the weights"):
         make_instruction_tuning_trainer(model, config, chunks)
+
+
+# The memory of the averages
+
+
+@pytest.mark.parametrize("settings", [{}, {"fused": True}, {"amsgrad": True}, {"foreach": True}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_averages_made_first_are_those_that_adam_makes(settings, dtype):
+    runs = []
+    for first in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2)).to(dtype)
+        model[0].bias.requires_grad_(False)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, **settings)
+        if first:
+            make_averages(optimizer)
+            made = {id(p): dict(state) for p, state in optimizer.state.items()}
+            assert len(made) == 3  # all that learn
+        for number in range(3):
+            model(torch.full((4, 8), number + 1.0, dtype=dtype)).pow(2).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if first:
+            for p, state in optimizer.state.items():
+                # In the same memory, so of the same kind.
+                assert all(state[name] is tensor for name, tensor in made[id(p)].items())
+        runs.append((list(model.parameters()), optimizer.state_dict()["state"]))
+    (weights, states), (same_weights, same_states) = runs
+    assert all(torch.equal(a, b) for a, b in zip(weights, same_weights, strict=True))
+    assert states.keys() == same_states.keys()
+    for number, state in states.items():
+        assert state.keys() == same_states[number].keys()
+        for name, tensor in state.items():
+            other = same_states[number][name]
+            assert (tensor.dtype, tensor.device) == (other.dtype, other.device)
+            assert torch.equal(tensor, other)
+
+
+def test_what_a_checkpoint_brought_and_other_optimizers_stay():
+    weight = Parameter(torch.ones(3))
+    adam = torch.optim.AdamW([weight])
+    weight.grad = torch.ones(3)
+    adam.step()
+    before = {name: tensor.clone() for name, tensor in adam.state[weight].items()}
+    make_averages(adam)
+    assert all(torch.equal(adam.state[weight][name], tensor) for name, tensor in before.items())
+    plain = torch.optim.SGD([weight], lr=0.1)
+    make_averages(plain)
+    assert not plain.state

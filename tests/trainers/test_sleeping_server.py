@@ -7,8 +7,9 @@ from test_expert_iteration import make_trainer as make_expert_iteration_trainer
 from tiny_grpo import load_tiny, make_trainer, train_lines
 from tiny_sft import make_sft_trainer
 
+from trl_r1zero.devices.memory import GIB
 from trl_r1zero.generation.vllm_server import VLLMServerError
-from trl_r1zero.trainers import R1ZeroGRPOConfig, read_metrics, server_generation
+from trl_r1zero.trainers import R1ZeroGRPOConfig, core_trainer, read_metrics, server_generation
 
 SLEEP = "/sleep[2]"
 SEND = ["/start_weight_update", "/update_weights", "/finish_weight_update", "/reset_prefix_cache"]
@@ -119,6 +120,50 @@ def test_the_trainer_gives_memory_back_before_the_server_takes_it(
         *[freed, CONNECT, *step],
         *[freed, *WAKE_AND_SEND, SAMPLE],
     ]
+
+
+def test_the_optimizer_has_its_memory_before_the_policy_runs(tokenizer, stub, tmp_path):
+    trainer = make_trainer(tokenizer, tmp_path, **through(stub))
+    have_averages = []
+    trainer.model.register_forward_pre_hook(
+        lambda *_: have_averages.append(
+            all(trainer.optimizer.state.get(p) for p in trainer.model.parameters())
+        )
+    )
+    trainer.train()
+    assert have_averages and all(have_averages)
+
+
+def test_the_probe_of_the_policy_comes_before_the_server_wakes(
+    tokenizer, stub, tmp_path, monkeypatch
+):
+    """The memory of its forward pass would be missing to a server that has its own back."""
+    compared = []
+    trainer = make_trainer(tokenizer, tmp_path, **through(stub, vllm_check_syncs=2))
+    monkeypatch.setattr(
+        trainer.server, "check_probe", lambda *probe: compared.append((stub.memory, probe))
+    )
+    seen = memory_at_each_forward(trainer, stub)
+    trainer.train()
+    assert [memory for memory, _ in compared] == ["awake", "awake"]
+    assert seen[0] == "awake"  # before the first weights: nothing has slept yet
+    assert set(seen[1:]) == {"asleep"}
+
+
+def test_the_memory_to_train_with_is_measured_while_the_server_sleeps(
+    tokenizer, stub, tmp_path, monkeypatch
+):
+    measured = []
+
+    def measure(device: torch.device) -> int:
+        measured.append(stub.memory)
+        return 4 * GIB
+
+    monkeypatch.setattr(core_trainer, "bytes_to_train_with", measure)
+    trainer = make_trainer(tokenizer, tmp_path, **through(stub, gradient_accumulation_steps=None))
+    trainer.train()
+    assert measured[-1] == "asleep"
+    assert trainer._memory.device_bytes == 4 * GIB
 
 
 def test_a_server_that_cannot_sleep_stays_awake(tokenizer, tmp_path):

@@ -15,7 +15,7 @@ OWN_DEVICE_SHARE = 0.9
 # Of a device that a trainer shares with a server that stays awake.
 AWAKE_SHARE = 0.4
 # CUDA's contexts of both processes, cuBLAS's work space, what fragmentation takes.
-RESERVED_BYTES = 2 * 2**30
+RESERVED_BYTES = 3 * 2**30
 _LEAST_SHARE = 0.05
 _KEY = "vllm_server's devices"
 
@@ -115,7 +115,11 @@ def place(
 
 
 def memory_share(
-    placement: Placement, total_bytes: int, trainer_bytes: int, sleep_level: int
+    placement: Placement,
+    total_bytes: int,
+    trainer_bytes: int,
+    sleep_level: int,
+    others_bytes: int = 0,
 ) -> float:
     """Which share of its devices' memory the server may take (`gpu_memory_utilization`).
 
@@ -125,6 +129,7 @@ def memory_share(
         trainer_bytes: What a trainer keeps there while the server samples: weights and optimizer
             state.
         sleep_level: The server's; 0 if it stays awake.
+        others_bytes: What other programs take there, such as a display.
 
     Raises:
         ValueError: The trainer leaves no room for a server.
@@ -133,12 +138,12 @@ def memory_share(
         return OWN_DEVICE_SHARE
     if not sleep_level:
         return AWAKE_SHARE
-    share = (total_bytes - trainer_bytes - RESERVED_BYTES) / total_bytes
+    share = (total_bytes - others_bytes - trainer_bytes - RESERVED_BYTES) / total_bytes
     if share < _LEAST_SHARE:
         raise ValueError(
-            f"the device has {total_bytes / 2**30:.1f} GiB, of which weights and optimizer state "
-            f"of the trainer take {trainer_bytes / 2**30:.1f}: there is no room for a vLLM server "
-            "beside them. Set dtype: bfloat16 (a third of the bytes), train with LoRA (use_peft), "
+            f"the device has {(total_bytes - others_bytes) / 2**30:.1f} GiB to share, of which "
+            f"weights and optimizer state of the trainer take {trainer_bytes / 2**30:.1f}: there "
+            "is no room for a vLLM server beside them. Set dtype: bfloat16 (a third of the bytes), train with LoRA (use_peft), "
             "or give the server a device of its own (vllm_server: {devices: ...})"
         )
     return min(OWN_DEVICE_SHARE, int(share * 100) / 100)

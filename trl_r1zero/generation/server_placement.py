@@ -19,6 +19,7 @@ def resolve_server(
     trainer_on_cuda: bool,
     server_on_cuda: bool,
     trainer_bytes: int,
+    others_bytes: int = 0,
     samples_while_training: bool = False,
     ipc_works: bool = True,
 ) -> tuple[VLLMServerConfig, Placement]:
@@ -31,6 +32,7 @@ def resolve_server(
         trainer_on_cuda: Whether they compute on GPUs.
         server_on_cuda: Whether the installed vLLM does.
         trainer_bytes: What a trainer keeps on its device while the server samples.
+        others_bytes: What other programs take of that device.
         samples_while_training: Whether the server samples while the trainer trains
             (`one_step_off`), so that it cannot sleep.
         ipc_works: Whether two processes can share memory of a GPU here.
@@ -63,7 +65,9 @@ def resolve_server(
     share = config.gpu_memory_utilization
     if share is None and placement.server:
         total_bytes = facts.total_bytes(placement.server)
-        share = memory_share(placement, total_bytes, trainer_bytes, placement.sleep_level)
+        share = memory_share(
+            placement, total_bytes, trainer_bytes, placement.sleep_level, others_bytes
+        )
     resolved = replace(
         config,
         devices=",".join(map(str, placement.server)) or None,

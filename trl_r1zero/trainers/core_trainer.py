@@ -67,8 +67,6 @@ class CoreTrainer(Trainer):
     rows_per_microbatch: int | None
     rows_per_generation: int | None
     timer: StepTimer
-    _device_bytes: int | None  # what this process may take of its GPU,
-    _server_bytes: int = 0  # and what a server has of that
     _metrics: Any  # TRL's: lists of numbers by mode and name
     _tokenizer: PreTrainedTokenizerBase
 
@@ -85,7 +83,6 @@ class CoreTrainer(Trainer):
     def _set_up(self) -> None:
         """To be called at the end of `__init__`."""
         self.args.pack_rows = packs_rows(self.args.pack_rows, self.model.config)
-        self._device_bytes = bytes_to_train_with(self.accelerator.device)
         if self.optimizer is None:  # nobody brought one of their own
             check_second_moment(
                 self.args.optim,
@@ -172,11 +169,13 @@ class CoreTrainer(Trainer):
     def _memory(self) -> TrainingMemory | None:
         """What decides how much fits into memory; None where that is not known.
 
-        A collective call, the first time: processes agree on what the fullest device has.
+        A collective call, the first time: processes agree on what the fullest device has. That is
+        measured once a server on it sleeps; one that stays awake has its part already.
         """
-        if self._device_bytes is None:
+        if bytes_to_train_with(self.accelerator.device) is None:
             return None
-        mine = self._device_bytes - self._server_bytes
+        self._make_room()
+        mine = bytes_to_train_with(self.accelerator.device)
         local = torch.tensor([mine], device=self.accelerator.device)
         device_bytes = int(self.accelerator.gather(local).min().item())
         reference: Any = getattr(self, "ref_model", None)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from trl_r1zero.devices.memory import (
-    ASLEEP_SERVER_BYTES,
     CONTEXT_BYTES,
     GIB,
     MARGIN,
@@ -23,7 +22,6 @@ from trl_r1zero.devices.memory import (
 )
 from trl_r1zero.devices.model_shape import ModelShape
 from trl_r1zero.devices.training_setup import TrainingSetup
-from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
 
 from .microbatches import MicroBatchLimits
 
@@ -190,21 +188,6 @@ def bytes_to_train_with(device: torch.device) -> int | None:
     free, total = torch.cuda.mem_get_info(device)
     # Of this process's own context, which the memory model counts, `free` says nothing.
     return min(total, free + torch.cuda.memory_reserved(device) + CONTEXT_BYTES)
-
-
-def bytes_of_server(server: VLLMServerConfig, device: int, total_bytes: int) -> int:
-    """What a run's own server takes, while the trainer trains, of a device that it shares.
-
-    Args:
-        server: Its settings, with what they left open decided.
-        device: The number that CUDA gives the trainer's device.
-        total_bytes: Its memory.
-    """
-    if str(device) not in str(server.devices or "").split(","):
-        return 0
-    if server.sleep_level:
-        return ASLEEP_SERVER_BYTES
-    return int((server.gpu_memory_utilization or 0) * total_bytes)
 
 
 def out_of_memory(limits: MicroBatchLimits, error: torch.OutOfMemoryError) -> str:

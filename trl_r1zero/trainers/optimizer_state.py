@@ -1,9 +1,13 @@
-"""Whether an optimizer's averages can follow the gradients in the numbers that they are kept in."""
+"""An optimizer's averages: whether they can follow the gradients in the numbers that they are kept
+in, and when their memory is taken."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
+from torch.optim import Adam, AdamW, Optimizer
+from transformers import TrainerCallback
 
 # transformers' names of Adam that keep their averages in the dtype of the weights. (Those with
 # 8 or 4 bits scale blocks of numbers, and bitsandbytes' keep float32 beside them.)
@@ -42,3 +46,32 @@ def check_second_moment(
                 f"its numbers ({spacing:.2g}) and is rounded away; set adam_beta2 to at most "
                 f"{1 - spacing:.3f} (0.95 is the default), or dtype to float32"
             )
+
+
+def make_averages(optimizer: Optimizer) -> None:
+    """Give Adam its averages, zeros, before its first update does; others are left alone.
+
+    The first update comes when torch's allocator holds the blocks of activations. Averages that are
+    carved out of those keep whole blocks from being given back, for good: a vLLM server on the same
+    GPU would not find the memory that it was promised.
+    """
+    if type(optimizer) not in (Adam, AdamW):
+        return
+    for group in optimizer.param_groups:
+        on_device = group["fused"] or group["capturable"]
+        names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
+        for parameter in group["params"]:
+            if not parameter.requires_grad or optimizer.state.get(parameter):
+                continue
+            state = optimizer.state[parameter]
+            device = parameter.device if on_device else torch.device("cpu")
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            state.update({name: torch.zeros_like(parameter) for name in names})
+
+
+class AveragesFirst(TrainerCallback):
+    """`make_averages` when training begins, once a checkpoint has been loaded."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        optimizer: Any = kwargs["optimizer"]
+        make_averages(getattr(optimizer, "optimizer", optimizer))  # accelerate's, or torch's

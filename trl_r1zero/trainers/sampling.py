@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
+from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from torch import Tensor
 from tqdm import tqdm
@@ -21,8 +22,9 @@ from trl_r1zero.generation import Completion, SamplingConfig, TransformersEngine
 from trl_r1zero.generation.vllm_server import VLLMServerConfig
 
 from .core_trainer import CoreTrainer
-from .memory_limits import DEFAULT_GENERATION_ROWS, bytes_of_server, forward_limits
+from .memory_limits import DEFAULT_GENERATION_ROWS, forward_limits
 from .microbatches import MicroBatchLimits, PaddedRows, cut_rows
+from .optimizer_state import AveragesFirst
 from .server_generation import ServerAddress, ServerGeneration
 from .server_place import place_own_server
 
@@ -112,6 +114,8 @@ class SamplingMixin(CoreTrainer):
         self._dist = DistributedBackend(self.accelerator)
         if self.args.use_vllm:
             self.server = self._connect_to_server()
+            if self.server.sleep_level:
+                self.add_callback(AveragesFirst())
         elif self.args.eval_every is not None:  # without validation, SFT samples nothing
             check_sharding(self.accelerator, self.args.ds3_gather_for_generation)
 
@@ -313,10 +317,6 @@ class SamplingMixin(CoreTrainer):
             reference = getattr(self, "ref_model", None)
             models = [self.model] if reference is None else [self.model, reference]
             server = place_own_server(args, self.accelerator, models)
-            if self.accelerator.device.type == "cuda":
-                total_bytes = torch.cuda.mem_get_info()[1]
-                number = torch.cuda.current_device()
-                self._server_bytes = bytes_of_server(server, number, total_bytes)
         return ServerGeneration(
             self.model,
             self.accelerator,
@@ -334,10 +334,12 @@ class SamplingMixin(CoreTrainer):
         assert self.server is not None
         if self._synced_step == self.state.global_step:
             return
+        # The trainer's half of the check comes first, while a server on its device sleeps.
+        probe = self._probe() if self._num_syncs < self.args.vllm_check_syncs else None
         self.server.sync_weights()
         self._synced_step = self.state.global_step
-        if self._num_syncs < self.args.vllm_check_syncs:
-            self.check_server()
+        if probe is not None:
+            self.server.check_probe(*probe)
         self._num_syncs += 1
 
     def _make_room(self) -> None:
@@ -366,6 +368,10 @@ class SamplingMixin(CoreTrainer):
         """
         if self.server is None:
             raise ValueError("there is no server to check: use_vllm is false")
+        return self.server.check_probe(*self._probe())
+
+    def _probe(self) -> tuple[list[int], Tensor, str]:
+        """The first prompt, the policy's log-probabilities of it, and the dtype they are of."""
         (ids,) = self._prompt_ids([self.train_dataset[0]["prompt"]])
         tokens_1T = torch.tensor([ids], device=self.accelerator.device)
         was_training = self.model.training
@@ -375,7 +381,9 @@ class SamplingMixin(CoreTrainer):
         self.model.train(was_training)
         computes_in = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else None
         dtype = computes_in or str(self.model.dtype).removeprefix("torch.")
-        return self.server.check_probe(ids, output["log_probs"][0], dtype)
+        # Autocast made copies of all matrices; the server may want their memory.
+        clear_device_cache()
+        return ids, output["log_probs"][0], dtype
 
     # Rewards
 

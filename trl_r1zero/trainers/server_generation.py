@@ -333,6 +333,8 @@ class ServerGeneration:
                 server.first_error() or "no error",
             )
             self._engine.close()
+            # On this device it starts only if it finds the memory that it was promised.
+            clear_device_cache(garbage_collection=True)
             try:
                 self._connect()
             except VLLMServerError as failure:

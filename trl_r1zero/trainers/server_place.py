@@ -20,6 +20,8 @@ from trl_r1zero.generation.vllm_server import (
     is_cpu_build,
 )
 
+from .memory_limits import bytes_to_train_with
+
 
 def place_own_server(
     args: Any, accelerator: Accelerator, models: Sequence[nn.Module]
@@ -48,15 +50,18 @@ def place_own_server(
 
 
 def _place(args: Any, accelerator: Accelerator, models: Sequence[nn.Module]) -> VLLMServerConfig:
+    facts = machine_facts()
+    mine = bytes_to_train_with(accelerator.device)
     config, placement = resolve_server(
         VLLMServerConfig.from_settings(args.vllm_server),
-        machine_facts(),
+        facts,
         num_trainers=int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)),
         trainer_on_cuda=accelerator.device.type == "cuda",
         server_on_cuda=not is_cpu_build(),
         trainer_bytes=trainer_bytes(
             parameter_facts(models), OptimizerNames(args.optim).value, sharing_of(accelerator)
         ),
+        others_bytes=0 if mine is None else facts.total_bytes((0,)) - mine,
         samples_while_training=getattr(args, "one_step_off", False),
         ipc_works=ipc_works(platform_here()),
     )
