@@ -1,6 +1,7 @@
 """The memory model beside the peak of real training steps.
 
-    python benchmarks/memory_model.py [--model embedded|smollm2] [--dtype ...] [--device cuda]
+    python benchmarks/memory_model.py [--model embedded|smollm2|qwen2.5-math-1.5b] [--dtype ...]
+                                      [--device cuda]
 
 A child process makes the model with random weights, does two updates of AdamW of two micro-batches
 each (so that gradients and states are there when the peak comes), and says how much memory it took:

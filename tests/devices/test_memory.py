@@ -186,6 +186,7 @@ def test_what_several_processes_share_out():
     # bfloat16 weights under DeepSpeed: float32 weights and two float32 states, over 4 processes.
     assert parts("zero2").optimizer == QWEN_MATH.num_parameters * 12 // 4
     assert parts("zero3").weights < alone.weights / 2
+    assert parts("zero3").optimizer == parts("zero2").optimizer
 
 
 def test_a_checkpoint_of_the_default_recipe_is_18_5_gb():

@@ -55,7 +55,7 @@ def test_versions_out_of_range_and_missing():
         ({"own_server": True}, "vllm"),
         ({"distributed_type": "DEEPSPEED"}, "deepspeed"),
         ({"attention": "kernels-community/flash-attn2"}, "kernels"),
-        ({"attention": "flash_attention_2"}, "flash-attn"),
+        ({"attention": "flash_attention_2"}, "kernels"),
         ({"optimizer": "adamw_bnb_8bit"}, "bitsandbytes"),
     ],
 )
@@ -118,7 +118,7 @@ def examined(run, model, row=1300):
     setup = make_setup(run, model, row)
     server = None
     if run.own_server:
-        server, _ = place_server(run, kept_while_sampling(model, setup))
+        server, _ = place_server(run, kept_while_sampling(run, model, setup))
     return setup, server, trainer_memory(run, model.shape, setup, server)
 
 
@@ -130,6 +130,16 @@ def test_float32_fits_80_gb_and_not_24():
     (finding,) = check_trainer(run, examined(run, model)[2])
     assert finding.level == "problem"
     assert "set dtype: bfloat16" in finding.do
+
+
+def test_a_run_on_cpus_wants_room_in_the_machines_memory():
+    run, model = make_run("cpu"), qwen_math_model()
+    memory = examined(run, model)[2]
+    assert levels(check_trainer(run, memory)) == {"trainer": "ok"}  # of a machine not known
+    assert levels(check_trainer(run, memory, memory.parts.total)) == {"trainer": "ok"}
+    (finding,) = check_trainer(run, memory, memory.parts.total - GIB)
+    assert finding.level == "problem"
+    assert "this machine has" in finding.found
 
 
 def test_one_24_gb_card_trains_and_samples_in_bfloat16_with_checkpointing():
@@ -275,7 +285,8 @@ def test_ddp_keeps_gradients_twice():
     launch = Launch(num_processes=4, distributed_type="MULTI_GPU")
     run = make_run("8x80GB", launch=launch)
     setup = make_setup(run, qwen_math_model(), 1000)
-    alone = make_setup(make_run("8x80GB"), qwen_math_model(), 1000)
-    assert kept_while_sampling(qwen_math_model(), setup) > kept_while_sampling(
-        qwen_math_model(), alone
+    lone_run = make_run("8x80GB")
+    alone = make_setup(lone_run, qwen_math_model(), 1000)
+    assert kept_while_sampling(run, qwen_math_model(), setup) > kept_while_sampling(
+        lone_run, qwen_math_model(), alone
     )

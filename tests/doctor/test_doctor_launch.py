@@ -1,11 +1,12 @@
 """What a launch does: processes, and the devices that it shows or hides."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny_models import REPOSITORY
 
-from trl_r1zero.devices import MachineFacts
+from trl_r1zero.devices import MachineFacts, VisibleDevices
 from trl_r1zero.doctor.launch import (
     Launch,
     check_gpu_ids,
@@ -52,7 +53,15 @@ def test_without_a_file_one_process_starts():
     assert read_launch(None, None) == Launch()
 
 
-@pytest.mark.parametrize("content", ["- a list", "num_processes: 2", "a: [1"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "- a list",
+        "num_processes: 2",
+        "a: [1",
+        "distributed_type: MULTI_GPU\nnum_processes: two",
+    ],
+)
 def test_a_file_that_is_not_accelerates_is_an_error(tmp_path: Path, content: str):
     file = tmp_path / "launch.yaml"
     file.write_text(content)
@@ -101,3 +110,14 @@ def test_transformers_cannot_sample_with_fsdp():
     launch = Launch(num_processes=2, distributed_type="FSDP")
     assert levels(check_processes(launch, 256, "", samples_itself=True))["sampling"] == "problem"
     assert "sampling" not in levels(check_processes(launch, 256, "", samples_itself=False))
+
+
+def test_uuids_and_devices_that_are_not_there_in_gpu_ids():
+    names = ("GPU-8932f937-aaaa", "GPU-1234f937-bbbb")
+    machine = replace(MachineFacts.assume("2x80GB"), visible=VisibleDevices(names, ",".join(names)))
+    launch = Launch(path="two_gpu.yaml", gpu_ids=names[1])
+    assert seen_by_trainers(machine, launch).visible.names == (names[1],)
+    (finding,) = check_gpu_ids(
+        Launch(path="two_gpu.yaml", gpu_ids="6,7"), MachineFacts.assume("2x80GB"), listed=None
+    )
+    assert finding.level == "problem"

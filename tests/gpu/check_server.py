@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM
 from trl_r1zero import R1ZeroGRPOConfig, R1ZeroGRPOTrainer
 from trl_r1zero.devices.placement import WEIGHT_TRANSFERS
 from trl_r1zero.generation.vllm_server import VLLMServerError
-from trl_r1zero.generation.vllm_server_config import WEIGHT_TRANSFERS as ALLOWED_TRANSFERS
 from trl_r1zero.task_arguments import TaskArguments
 from trl_r1zero.trainers import read_metrics
 from trl_r1zero.trainers.server_generation import PROBE_TOLERANCES
@@ -220,7 +219,7 @@ def server_processes() -> list[psutil.Process]:
 def sync(setup: Setup, recorder: Recorder) -> str:
     """Seconds of a weight update by each way, and that new weights arrive."""
     num_devices = torch.cuda.device_count() if setup.on_cuda else 0
-    wanted, left_out = transfers_to_time(setup.on_cuda, num_devices, ALLOWED_TRANSFERS)
+    wanted, left_out = transfers_to_time(setup.on_cuda, num_devices)
     recorder.record(left_out=left_out)
     if not wanted:
         raise CheckSkipped("; ".join(f"{name}: {reason}" for name, reason in left_out.items()))
@@ -245,21 +244,16 @@ def sync(setup: Setup, recorder: Recorder) -> str:
     return "; ".join(said)
 
 
-def transfers_to_time(
-    on_cuda: bool, num_devices: int, allowed: Sequence[str]
-) -> tuple[list[str], dict[str, str]]:
+def transfers_to_time(on_cuda: bool, num_devices: int) -> tuple[list[str], dict[str, str]]:
     """The ways of weights that can be tried here, and why the others cannot.
 
     Args:
         on_cuda: Whether the trainer is on a GPU.
         num_devices: GPUs in sight.
-        allowed: What a server's `weight_transfer` may be.
     """
     left_out = {}
     for name in WEIGHT_TRANSFERS:
-        if name not in allowed:
-            left_out[name] = "a server cannot be told to"
-        elif name == "nccl" and not on_cuda:
+        if name == "nccl" and not on_cuda:
             left_out[name] = "needs GPUs"
         elif name == "nccl" and num_devices < 2:
             left_out[name] = "needs two GPUs"

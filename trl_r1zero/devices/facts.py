@@ -11,7 +11,6 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .visible import VisibleDevices, visible_devices
 
@@ -28,14 +27,10 @@ class DeviceFacts:
     Attributes:
         total_bytes: Its memory, as CUDA reports it.
         name: Such as `NVIDIA H100 80GB HBM3`; empty if assumed.
-        capability: CUDA's compute capability, such as (9, 0); None if assumed.
-        uuid: Such as `GPU-8932f937-...`; None if not known.
     """
 
     total_bytes: int
     name: str = ""
-    capability: tuple[int, int] | None = None
-    uuid: str | None = None
 
     @property
     def gib(self) -> float:
@@ -120,7 +115,8 @@ def machine_facts(environment: Mapping[str, str] | None = None) -> MachineFacts:
     environment = os.environ if environment is None else environment
     # device_count() may come from NVML, which also counts what this torch cannot use.
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    devices = tuple(_device_facts(torch.cuda.get_device_properties(n)) for n in range(count))
+    found = [torch.cuda.get_device_properties(number) for number in range(count)]
+    devices = tuple(DeviceFacts(int(one.total_memory), str(one.name)) for one in found)
     driver = _driver_version()
     other = None
     if not count and torch.accelerator.is_available():
@@ -142,16 +138,6 @@ def visible_here() -> VisibleDevices:
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return visible_devices(os.environ, count)
-
-
-def _device_facts(properties: Any) -> DeviceFacts:
-    uuid = getattr(properties, "uuid", None)
-    return DeviceFacts(
-        total_bytes=int(properties.total_memory),
-        name=str(properties.name),
-        capability=(int(properties.major), int(properties.minor)),
-        uuid=None if uuid is None else f"GPU-{str(uuid).removeprefix('GPU-')}",
-    )
 
 
 def _has_nvidia_device() -> bool:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from .model_shape import ModelShape
 from .optimizer_states import num_states, state_bytes
-from .server_memory import ServerMemory, server_memory
+from .server_memory import CONTEXT_BYTES, ServerMemory, server_memory
 from .training_setup import TrainingSetup
 
 __all__ = [
     "ASLEEP_SERVER_BYTES",
+    "CONTEXT_BYTES",
     "GIB",
     "MemoryParts",
     "ModelShape",
@@ -32,9 +33,7 @@ __all__ = [
 
 GIB = 2**30
 
-# CUDA's context, and the work space of cuBLAS, of one process.
-CONTEXT_BYTES = GIB
-# The same of a server that sleeps, with what it keeps of its graphs: assumed, not measured.
+# CUDA's context, of a server that sleeps, with what it keeps of its graphs: assumed, not measured.
 ASLEEP_SERVER_BYTES = GIB
 # Of the memory that is free, what a budget of tokens leaves to fragmentation and to what no model
 # of memory foresees.
@@ -43,8 +42,8 @@ MARGIN = 0.1
 MOST_TOKENS = 32768
 # Elements of the float32 chunks in which log-probabilities are worked out, as in `functional`, and
 # how many such chunks forward (with entropies) and backward hold at a time.
-_CHUNK_ELEMENTS = 1 << 25
-_FORWARD_CHUNKS, _BACKWARD_CHUNKS = 5, 3
+CHUNK_ELEMENTS = 1 << 25
+FORWARD_CHUNKS, _BACKWARD_CHUNKS = 5, 3
 # Tile of TRL's fused head: tokens x entries of the vocabulary.
 _FUSED_TILE = (4096, 32768)
 
@@ -72,7 +71,10 @@ class MemoryParts:
 
     @property
     def static(self) -> int:
-        """What stays from step to step: while a server samples too."""
+        """All that is not of one micro-batch.
+
+        While a server samples it is less: of gradients only DDP's buckets stay (`trainer_bytes`).
+        """
         return self.weights + self.gradients + self.optimizer
 
     @property
@@ -165,7 +167,7 @@ def _gradients(shape: ModelShape, setup: TrainingSetup) -> int:
 
 def _optimizer(shape: ModelShape, setup: TrainingSetup) -> int:
     number = setup.trainable_parameters or shape.num_parameters
-    if setup.sharding == "zero2" and setup.weight_bytes < 4:
+    if setup.sharding != "none" and setup.weight_bytes < 4:
         states = number * (4 + 4 * num_states(setup.optimizer))  # and float32 weights
     else:
         trained_bytes = model_bytes(shape, setup) // number
@@ -272,11 +274,11 @@ def _moments(shape: ModelShape, setup: TrainingSetup) -> list[int]:
     if setup.transformers_loss:
         # Beside the logits: log-probabilities, their gradient and that of the logits, in float32.
         return [*moments, kept + read + logits + 3 * 4 * positions * shape.vocabulary_size]
-    chunk = 4 * min(positions * shape.vocabulary_size, _CHUNK_ELEMENTS)
+    chunk = 4 * min(positions * shape.vocabulary_size, CHUNK_ELEMENTS)
     cast_gradient = shape.num_head_parameters * c if setup.casts_weights and learns else 0
     return [
         *moments,
-        saved + casts + read + logits + _FORWARD_CHUNKS * chunk,
+        saved + casts + read + logits + FORWARD_CHUNKS * chunk,
         kept + read + 2 * logits + _BACKWARD_CHUNKS * chunk,
         kept + 2 * read + logits + head_gradient + cast_gradient,
     ]

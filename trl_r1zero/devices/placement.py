@@ -143,7 +143,8 @@ def memory_share(
         raise ValueError(
             f"the device has {(total_bytes - others_bytes) / 2**30:.1f} GiB to share, of which "
             f"weights and optimizer state of the trainer take {trainer_bytes / 2**30:.1f}: there "
-            "is no room for a vLLM server beside them. Set dtype: bfloat16 (a third of the bytes), train with LoRA (use_peft), "
+            "is no room for a vLLM server beside them. Set dtype: bfloat16 (a third of the bytes), "
+            "train with LoRA (use_peft), "
             "or give the server a device of its own (vllm_server: {devices: ...})"
         )
     return min(OWN_DEVICE_SHARE, int(share * 100) / 100)

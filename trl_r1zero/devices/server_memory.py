@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from .model_shape import DTYPE_BYTES, ModelShape
 
-# CUDA's context, and what its graphs take.
+# Of one process, assumed and not measured: CUDA's context, cuBLAS's work space, a server's graphs.
 CONTEXT_BYTES = 2**30
 
 

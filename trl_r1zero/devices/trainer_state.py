@@ -31,6 +31,26 @@ class Sharing:
     master_weights: bool = False
     gradient_buckets: bool = False
 
+    @classmethod
+    def of(cls, distributed_type: str, processes: int, zero_stage: int | None = None) -> "Sharing":
+        """What accelerate's way to run several processes shares out.
+
+        Args:
+            distributed_type: accelerate's name of it.
+            processes: Trainer processes.
+            zero_stage: With DeepSpeed.
+        """
+        if distributed_type == "FSDP":
+            return cls(weights=processes, states=processes)
+        if distributed_type == "DEEPSPEED":
+            stage = zero_stage or 0
+            return cls(
+                weights=processes if stage >= 3 else 1,
+                states=processes if stage >= 1 else 1,
+                master_weights=True,
+            )
+        return cls(gradient_buckets=processes > 1)
+
 
 def trainer_bytes(
     parameters: Iterable[ParameterFacts], optimizer: str, sharing: Sharing | None = None

@@ -19,6 +19,7 @@ from .memory import (
     check_trainer,
     kept_while_sampling,
     make_setup,
+    memory_of_host,
     trainer_memory,
 )
 from .model import Model, load_model_facts
@@ -115,9 +116,9 @@ def _memory(run: Run, model: Model | None, row: int | None, text: int) -> list[F
         return [warning("memory", "memory", f"memory is not known: {error}")]
     findings, server = [], None
     if run.own_server:
-        server, findings = place_server(run, kept_while_sampling(model, setup))
+        server, findings = place_server(run, kept_while_sampling(run, model, setup))
     memory = trainer_memory(run, model.shape, setup, server)
-    findings += check_trainer(run, memory)
+    findings += check_trainer(run, memory, memory_of_host(run))
     if server is not None:
         findings += check_server(run, model, server, text)
     findings += check_rollouts(run, model, setup, text)

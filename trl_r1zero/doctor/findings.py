@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 WIDTH = 100
-LEVELS = ("ok", "warning", "problem")
 # In the order of the report; a check names one of them.
 SECTIONS = {
     "versions": "Versions",

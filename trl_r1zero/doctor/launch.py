@@ -52,6 +52,8 @@ def read_launch(path: str | None, num_processes: int | None) -> Launch:
     Raises:
         ValueError: There is no such file, or it is not one of accelerate's.
     """
+    if num_processes is not None and num_processes < 1:
+        raise ValueError(f"--num_processes is {num_processes}; give 1 or more")
     if path is None:
         return Launch(
             num_processes=num_processes or 1,
@@ -66,11 +68,16 @@ def read_launch(path: str | None, num_processes: int | None) -> Launch:
             f"--accelerate_config {path}: there is no distributed_type in it; give a file as in "
             "accelerate_configs/"
         )
+    for name in ("num_processes", "num_machines"):
+        if not isinstance(content.get(name, 1), int):
+            raise ValueError(
+                f"--accelerate_config {path}: {name} must be a whole number, got {content[name]!r}"
+            )
     gpu_ids = content.get("gpu_ids")
     return Launch(
         path=path,
-        num_processes=num_processes or int(content.get("num_processes") or 1),
-        num_machines=int(content.get("num_machines") or 1),
+        num_processes=num_processes or content.get("num_processes") or 1,
+        num_machines=content.get("num_machines") or 1,
         distributed_type=str(content["distributed_type"]),
         zero_stage=_zero_stage(content),
         use_cpu=bool(content.get("use_cpu")),
@@ -87,15 +94,15 @@ def seen_by_trainers(machine: MachineFacts, launch: Launch) -> MachineFacts:
     """The machine, with no other devices than those that the launcher shows."""
     if launch.gpu_ids is None or launch.use_cpu:
         return machine
-    names = [name.strip() for name in launch.gpu_ids.split(",") if name.strip()]
-    names = [name for name in names if not name.isdecimal() or int(name) < len(machine.devices)]
-    devices = [
-        machine.devices[int(name) if name.isdecimal() else number]
-        for number, name in enumerate(names)
-    ]
-    return replace(
-        machine, devices=tuple(devices), visible=VisibleDevices(tuple(names), launch.gpu_ids)
-    )
+    # Both are the machine's own numbers, or UUIDs.
+    visible = machine.visible.names
+    names = tuple(name for name in _names(launch.gpu_ids) if name in visible)
+    devices = tuple(machine.devices[visible.index(name)] for name in names)
+    return replace(machine, devices=devices, visible=VisibleDevices(names, launch.gpu_ids))
+
+
+def _names(devices: str) -> list[str]:
+    return [name.strip() for name in devices.split(",") if name.strip()]
 
 
 def check_gpu_ids(launch: Launch, machine: MachineFacts, listed: str | None) -> list[Finding]:
@@ -109,7 +116,7 @@ def check_gpu_ids(launch: Launch, machine: MachineFacts, listed: str | None) -> 
     if launch.gpu_ids is None or launch.use_cpu or not machine.devices:
         return []
     advice = f"remove gpu_ids from {launch.path}; {VARIABLE} says which devices a run may use"
-    if listed is not None and listed != launch.gpu_ids:
+    if listed is not None and _names(listed) != _names(launch.gpu_ids):
         return [
             problem(
                 "machine",
@@ -120,7 +127,19 @@ def check_gpu_ids(launch: Launch, machine: MachineFacts, listed: str | None) -> 
                 advice,
             )
         ]
-    if len(seen_by_trainers(machine, launch).devices) < len(machine.devices):
+    seen = len(seen_by_trainers(machine, launch).devices)
+    if not seen:
+        return [
+            problem(
+                "machine",
+                "gpu_ids",
+                f"the launcher's gpu_ids ({launch.gpu_ids}) are no devices of this machine, which "
+                f"has {', '.join(machine.visible.names)}",
+                "devices that are there",
+                advice,
+            )
+        ]
+    if seen < len(machine.devices):
         return [
             warning(
                 "machine",

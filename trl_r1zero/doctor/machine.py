@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from trl_r1zero.devices import MachineFacts, Placement
+from trl_r1zero.devices.ipc import ipc_works, platform_here
 from trl_r1zero.devices.usable import UnusableGPUError, check_accelerator
 from trl_r1zero.generation.server_placement import resolve_server
 from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
+from trl_r1zero.generation.weight_transfer import is_loopback
 
 from .findings import Finding, ok, problem, warning
 from .run import Run
-
-_LOOPBACK = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ def place_server(run: Run, trainer_bytes: int | None) -> tuple[Server | None, li
             server_on_cuda=run.server_on_cuda,
             trainer_bytes=trainer_bytes or 0,
             samples_while_training=bool(run.values.get("one_step_off")),
+            # An assumed machine is taken for one where it works.
+            ipc_works=run.machine.assumed or ipc_works(platform_here(run.environment)),
         )
     except ValueError as error:
         found, _, advice = str(error).partition("; ")
@@ -155,7 +158,7 @@ def check_network(run: Run) -> list[Finding]:
     host = run.other_server
     if host is None:
         return findings
-    if not any(name in host for name in _LOOPBACK):
+    if not is_loopback(urlsplit(host if "//" in host else f"//{host}").hostname or ""):
         findings.append(
             warning(
                 "server",

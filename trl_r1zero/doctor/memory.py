@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+import psutil
+
 from trl_r1zero.devices.memory import (
     ASLEEP_SERVER_BYTES,
     GIB,
@@ -82,7 +84,7 @@ def has_reference(run: Run, model: Model) -> bool:
     return run.method == "grpo" and bool(run.values.get("beta"))
 
 
-def kept_while_sampling(model: Model, setup: TrainingSetup) -> int:
+def kept_while_sampling(run: Run, model: Model, setup: TrainingSetup) -> int:
     """Weights and optimizer state of a trainer, as the trainer itself counts them."""
     shape = model.shape
     assert shape is not None
@@ -93,13 +95,8 @@ def kept_while_sampling(model: Model, setup: TrainingSetup) -> int:
         parameters.append(ParameterFacts(trained, 4))
     if setup.reference_model:
         parameters.append(ParameterFacts(shape.num_parameters, size, trained=False))
-    shared = setup.processes if setup.sharding != "none" else 1
-    sharing = Sharing(
-        weights=shared if setup.sharding == "zero3" else 1,
-        states=shared,
-        master_weights=setup.sharding == "zero2",
-        gradient_buckets=setup.sharding == "none" and setup.processes > 1,
-    )
+    launch = run.launch
+    sharing = Sharing.of(launch.distributed_type, launch.num_processes, launch.zero_stage)
     return trainer_bytes(parameters, setup.optimizer, sharing)
 
 
@@ -131,8 +128,19 @@ def bytes_for_training(run: Run, server: Server | None) -> int | None:
     return int(total * (1 - (server.config.gpu_memory_utilization or 0)))
 
 
-def check_trainer(run: Run, memory: TrainerMemory) -> list[Finding]:
-    """The parts of a trainer's memory, and whether they fit."""
+def memory_of_host(run: Run) -> int | None:
+    """The memory of this machine, for a run on its CPU; None for a machine that is assumed."""
+    return None if run.machine.assumed else int(psutil.virtual_memory().total)
+
+
+def check_trainer(run: Run, memory: TrainerMemory, host_bytes: int | None = None) -> list[Finding]:
+    """The parts of a trainer's memory, and whether they fit.
+
+    Args:
+        run: Before its start.
+        memory: Of one of its processes.
+        host_bytes: What the machine has for trainers on CPUs; None if unknown.
+    """
     parts, setup = memory.parts, memory.setup
     words = ", ".join(
         f"{name} {_gib(getattr(parts, name))}"
@@ -143,14 +151,33 @@ def check_trainer(run: Run, memory: TrainerMemory) -> list[Finding]:
         f"{setup.tokens:,} tokens, rows of up to {setup.longest_row:,})"
     )
     if memory.device_bytes is None:
-        return [ok("memory", "trainer", facts)]
+        needed = parts.total * run.launch.processes_here
+        if run.on_cuda or host_bytes is None or needed <= host_bytes:
+            return [ok("memory", "trainer", facts)]
+        return [
+            problem(
+                "memory",
+                "trainer",
+                f"{facts}; this machine has {_gib(host_bytes)} GiB",
+                f"at most {_gib(host_bytes)} GiB for all processes",
+                "take a smaller model, fewer tokens (max_tokens_per_microbatch), or a GPU",
+            )
+        ]
     have = f"{_gib(memory.device_bytes)} GiB to train with on its device"
     if parts.total > memory.device_bytes:
         advice = memory.budget_error.partition("GiB: ")[2] or (
             "leave max_tokens_per_microbatch and gradient_accumulation_steps unset, so that "
             "micro-batches are as large as fits"
         )
-        return [problem("memory", "trainer", f"{facts}; {have}", "less than that", advice)]
+        return [
+            problem(
+                "memory",
+                "trainer",
+                f"{facts}; {have}",
+                f"at most {_gib(memory.device_bytes)} GiB",
+                advice,
+            )
+        ]
     if parts.total > memory.device_bytes * (1 - MARGIN):
         return [
             warning(
@@ -190,9 +217,10 @@ def check_server(run: Run, model: Model, server: Server, longest_text: int) -> l
         share_bytes=int(share * total),
         tensor_parallel_size=config.tensor_parallel_size,
     )
-    where = ", ".join(map(str, server.placement.server))
+    numbers = server.placement.server
+    where = f"GPU{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
     facts = (
-        f"server, {share:.0%} of GPU {where} ({_gib(total)} GiB): weights {_gib(memory.weights)} "
+        f"server, {share:.0%} of {where} ({_gib(total)} GiB): weights {_gib(memory.weights)} "
         f"({dtype}), work {_gib(memory.work)}, {_gib(max(0, memory.kv_bytes))} for keys and values"
     )
     return [_verdict_on_server(memory, facts, longest_text), *_check_phases(run, server)]

@@ -155,6 +155,8 @@ def read_run_recipe(arguments: Sequence[str], method: str | None) -> tuple[str, 
     named = _method_in_name(arguments)
     if named in misfits:
         raise misfits[named]
+    if not parsed and len({str(error) for error in misfits.values()}) == 1:
+        raise misfits["grpo"]  # such as a file that is not there
     if not parsed:
         likely = min(misfits, key=lambda name: str(misfits[name]).count("\n"))
         raise RecipeError(f"it fits no method; as {likely}:\n{misfits[likely]}")

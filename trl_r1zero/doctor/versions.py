@@ -11,8 +11,8 @@ from .findings import Finding, ok, problem
 _EXTRAS = {
     "deepspeed": 'python -m pip install -c constraints.txt -e ".[deepspeed]"',
     "kernels": 'python -m pip install -c constraints.txt -e ".[kernels]"',
-    "flash-attn": 'python -m pip install -c constraints.txt -e ".[flash-attn]"',
     "bitsandbytes": "python -m pip install bitsandbytes",
+    "torchao": "python -m pip install torchao",
 }
 
 
@@ -25,11 +25,11 @@ def needed_packages(
         needed["vllm"] = VLLM_REQUIREMENT
     if distributed_type == "DEEPSPEED":
         needed["deepspeed"] = ""
-    if attention is not None and "/" in attention:
+    if attention is not None and ("/" in attention or attention.startswith("flash_attention")):
         needed["kernels"] = ""
-    if attention is not None and attention.startswith("flash_attention"):
-        needed["flash-attn"] = ""
-    if any(word in optimizer for word in ("8bit", "bnb", "paged", "lion", "ademamix")):
+    if optimizer in ("adamw_torch_8bit", "adamw_torch_4bit"):
+        needed["torchao"] = ">=0.4"
+    elif any(word in optimizer for word in ("8bit", "bnb", "paged", "lion", "ademamix")):
         needed["bitsandbytes"] = ""
     return needed
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trl_r1zero.data.naming import unknown_name_message
+from trl_r1zero.devices import placement
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-WEIGHT_TRANSFERS = ("auto", "nccl", "ipc", "gloo", "none")
+WEIGHT_TRANSFERS = ("auto", *placement.WEIGHT_TRANSFERS, "none")
 SLEEP_LEVELS = (0, 1, 2)
 
 
@@ -49,7 +50,7 @@ class VLLMServerConfig:
     devices: str | int | None = _setting(
         None,
         "GPUs of the server, such as 1 or '2,3', counted from 0 within CUDA_VISIBLE_DEVICES. "
-        "Unset: those behind the trainers' own, or the first where there are no more.",
+        "Unset: those after the trainers' own, or the first where there are no more.",
     )
     sleep_level: int | None = _setting(
         None,

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from trl_r1zero.devices.memory import (
+    CHUNK_ELEMENTS,
     CONTEXT_BYTES,
+    FORWARD_CHUNKS,
     GIB,
     MARGIN,
     MOST_TOKENS,
@@ -43,8 +45,6 @@ _SHARE = 0.5
 _SAMPLING_BYTES = 5 * 4 + 8
 # Some kernels count the entries of a tensor in 32 bits.
 _MOST_LOGITS = 2**31
-# float32 chunks in which log-probabilities and entropies are worked out: elements, and how many.
-_CHUNK_ELEMENTS, _CHUNKS = 1 << 25, 5
 
 
 def microbatch_limits(
@@ -109,7 +109,7 @@ class TrainingMemory:
             + 6 * shape.hidden_size * 4
         )
         casts = shape.num_parameters * size if self.setup.casts_weights else 0
-        free = self._free() - casts - 4 * _CHUNK_ELEMENTS * _CHUNKS
+        free = self._free() - casts - 4 * CHUNK_ELEMENTS * FORWARD_CHUNKS
         most = min(MOST_TOKENS, _MOST_LOGITS // shape.vocabulary_size)
         return max(min(int(free * _SHARE) // per_token, most), self.setup.longest_row)
 

@@ -83,14 +83,7 @@ def parameter_facts(models: Sequence[nn.Module]) -> list[ParameterFacts]:
 
 def sharing_of(accelerator: Accelerator) -> Sharing:
     """What the launcher said about sharing out weights and optimizer state."""
-    processes, kind = accelerator.num_processes, accelerator.distributed_type
-    if kind == DistributedType.FSDP:
-        return Sharing(weights=processes, states=processes)
-    if kind == DistributedType.DEEPSPEED:
-        stage = accelerator.state.deepspeed_plugin.zero_stage
-        return Sharing(
-            weights=processes if stage >= 3 else 1,
-            states=processes if stage >= 1 else 1,
-            master_weights=True,
-        )
-    return Sharing(gradient_buckets=processes > 1)
+    kind = accelerator.distributed_type
+    deepspeed = kind == DistributedType.DEEPSPEED
+    stage = accelerator.state.deepspeed_plugin.zero_stage if deepspeed else None
+    return Sharing.of(kind.value, accelerator.num_processes, stage)
