@@ -118,7 +118,7 @@ def test_the_trainer_gives_memory_back_before_the_server_takes_it(
     step = [*SEND, SAMPLE, SLEEP]
     assert stub.requests[:-1] == [
         *[freed, CONNECT, *step],
-        *[freed, *WAKE_AND_SEND, SAMPLE],
+        *[freed, "/wake_up[weights]", *SEND, freed, "/wake_up[kv_cache]", SAMPLE],
     ]
 
 

@@ -40,6 +40,9 @@ T = TypeVar("T")
 
 # A server that dies so often without an answer in between will do it again.
 _MAX_RESTARTS_IN_A_ROW = 3
+# After so long none is begun any more: the other processes wait in a collective call meanwhile, and
+# give up after half an hour (ddp_timeout).
+_MAX_SECONDS_OF_RESTARTS = 900.0
 
 # How far the server's and the trainer's log-probabilities of a token may differ on average, in
 # nats, by the coarser dtype of the two. With the same weights they differ by the order of sums: by
@@ -325,7 +328,11 @@ class ServerGeneration:
             return error  # another server would not help, or it is not ours to start again
         if not self._engine.is_down(within_seconds=5.0):
             return error  # it lives and refuses, and would again
-        while self._restarts < _MAX_RESTARTS_IN_A_ROW:
+        began = time.monotonic()
+        while (
+            self._restarts < _MAX_RESTARTS_IN_A_ROW
+            and time.monotonic() - began < _MAX_SECONDS_OF_RESTARTS
+        ):
             self._restarts += 1
             logger.warning(
                 "the vLLM server died (%s; its log: %s); it is started again with current weights",
@@ -366,7 +373,7 @@ class ServerGeneration:
         else:
             part, action = "server_wake", on_main(lambda engine: engine.wake_up("kv_cache"))
         with self._timer.part(part):
-            if request is Request.WAKE_WEIGHTS:
+            if request in (Request.WAKE_WEIGHTS, Request.WAKE_CACHE):
                 # What the trainer has freed is still its own, to be used again: give it back.
                 clear_device_cache(garbage_collection=True)
                 self.accelerator.wait_for_everyone()
