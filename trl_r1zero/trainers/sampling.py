@@ -334,8 +334,11 @@ class SamplingMixin(CoreTrainer):
         assert self.server is not None
         if self._synced_step == self.state.global_step:
             return
-        # The trainer's half of the check comes first, while a server on its device sleeps.
-        probe = self._probe() if self._num_syncs < self.args.vllm_check_syncs else None
+        probe = None
+        if self._num_syncs < self.args.vllm_check_syncs:
+            # The trainer's half of the check comes first, while a server on its device sleeps.
+            self._make_room()
+            probe = self._probe()
         self.server.sync_weights()
         self._synced_step = self.state.global_step
         if probe is not None:
