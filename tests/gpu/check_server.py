@@ -174,13 +174,15 @@ def check_run(folder: Path, probes: Sequence[float], setup: Setup) -> list[dict[
 def watch_probes(trainer: R1ZeroGRPOTrainer) -> list[float]:
     """A list that every probe's difference is added to, in nats."""
     differences: list[float] = []
-    check = trainer.check_server
+    server = trainer.server
+    assert server is not None
+    check = server.check_probe
 
-    def check_and_keep() -> float:
-        differences.append(check())
+    def check_and_keep(*probe: Any) -> float:
+        differences.append(check(*probe))
         return differences[-1]
 
-    trainer.check_server = check_and_keep  # type: ignore[method-assign]
+    server.check_probe = check_and_keep  # type: ignore[method-assign]
     return differences
 
 
