@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from launching import CPU
+from memory_shapes import qwen_math_config
 from tiny_grpo import TASK, make_trainer
 from tiny_models import REPOSITORY, make_tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
@@ -29,18 +30,7 @@ from trl_r1zero.trainers.memory_limits import (
 from trl_r1zero.trainers.microbatches import MicroBatchLimits, cut_rows
 
 # Qwen2.5-Math-1.5B's, from its config; 14,336 keys and values a token.
-QWEN = ModelShape.from_config(
-    Qwen2Config(
-        vocab_size=151936,
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_hidden_layers=28,
-        num_attention_heads=12,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-    )
-)
+QWEN = ModelShape.from_config(qwen_math_config())
 ROW = 1300  # a prompt of 276 tokens and 1,024 new ones
 FLOAT32 = TrainingSetup(longest_row=ROW)
 BFLOAT16 = dataclasses.replace(FLOAT32, weights_dtype="bfloat16", autocast=False)

@@ -10,6 +10,7 @@ from itertools import islice
 
 import torch
 
+from .nccl_sync import device_index
 from .shared_buffer import BUFFER_BYTES, CUDAHandle, SharedBuffer, SharedMemoryError
 from .vllm_client import VLLMRefusal, VLLMServerEngine
 from .weight_sync import GlooWeightSync, NamedTensors, ServerWeightSync, WeightSync, update_info
@@ -60,8 +61,8 @@ class IPCWeightSync(ServerWeightSync):
         buffer_bytes: int = BUFFER_BYTES,
     ) -> None:
         super().__init__(engine, timeout_seconds)
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", torch.cuda.current_device())
+        if device.type == "cuda":
+            device = torch.device("cuda", device_index(device, torch.cuda.current_device))
         num_workers = self._request("GET", "/get_world_size")["world_size"]
         self._buffer_bytes = buffer_bytes
         self._buffer = SharedBuffer(device, buffer_bytes)
