@@ -43,7 +43,7 @@ def records(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
     make_sft_trainer(tokenizer, tmp_path / "run", eval_every=3, report_to="wandb").train()
-    wandb.finish()
+    wandb.teardown()  # its service writes the file, and ends once that is done
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     return read_records(path)
 
