@@ -135,14 +135,14 @@ def parse_settings(argv: Sequence[str]) -> Any:
 
     from trl_r1zero import R1ZeroGRPOConfig
     from trl_r1zero.recipe import parse_recipe
-    from trl_r1zero.task_arguments import TaskArguments
+    from trl_r1zero.recipe.task_arguments import TaskArguments
 
     return parse_recipe((R1ZeroGRPOConfig, TaskArguments, ModelConfig), argv).instances
 
 
 def train_with_ours(run: Run, argv: Sequence[str], eval_every: int) -> None:
     from trl_r1zero import R1ZeroGRPOTrainer
-    from trl_r1zero.recipe_run import load_tokenizer, model_settings
+    from trl_r1zero.recipe.loading import load_tokenizer, model_settings
 
     config, task_args, model_args = parse_settings(argv)
     wall, cpu = time.perf_counter(), cpu_seconds()
@@ -165,7 +165,7 @@ def train_with_trl(run: Run, argv: Sequence[str], eval_every: int) -> None:
     from transformers import AutoModelForCausalLM
     from trl import GRPOConfig, GRPOTrainer
 
-    from trl_r1zero.recipe_run import load_tokenizer
+    from trl_r1zero.recipe.loading import load_tokenizer
 
     config, task_args, model_args = parse_settings(argv)
     wall, cpu = time.perf_counter(), cpu_seconds()

@@ -7,7 +7,7 @@ The same command again goes on with a run that was killed; its clock went on mea
 
 # ruff: noqa: E402
 
-from trl_r1zero.requirements import check_requirements
+from trl_r1zero.recipe.requirements import check_requirements
 
 check_requirements()  # before the imports that a wrong version would break
 
@@ -16,7 +16,7 @@ from trl import ModelConfig
 from trl_r1zero import R1ZeroGRPOConfig
 from trl_r1zero.leaderboard.runner import LeaderboardArguments, run_submission
 from trl_r1zero.recipe import parse_recipe
-from trl_r1zero.task_arguments import TaskArguments
+from trl_r1zero.recipe.task_arguments import TaskArguments
 
 if __name__ == "__main__":
     run_submission(

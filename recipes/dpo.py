@@ -5,16 +5,17 @@ accelerate launch recipes/dpo.py --config recipes/llama-3.1-8b/dpo.yaml [--key v
 
 # ruff: noqa: E402
 
-from trl_r1zero.requirements import check_requirements
+from trl_r1zero.recipe.requirements import check_requirements
 
 check_requirements()  # before the imports that a wrong version would break
 
 from trl import ModelConfig
 
 from trl_r1zero import R1ZeroDPOConfig, R1ZeroDPOTrainer
-from trl_r1zero.preference_arguments import PreferenceArguments
+from trl_r1zero.commands.training import run
 from trl_r1zero.recipe import ParsedRecipe, parse_recipe
-from trl_r1zero.recipe_run import checkpoint_of, load_tokenizer, model_settings, run
+from trl_r1zero.recipe.loading import checkpoint_of, load_tokenizer, model_settings
+from trl_r1zero.recipe.preference_arguments import PreferenceArguments
 
 
 def main(recipe: ParsedRecipe) -> None:

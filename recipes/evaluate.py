@@ -3,7 +3,7 @@
 python recipes/evaluate.py --config recipes/quickstart/eval.yaml [--key value ...]
 """
 
-from trl_r1zero.evaluate_command import main
+from trl_r1zero.commands.eval import main
 
 if __name__ == "__main__":
     main(program="evaluate.py")

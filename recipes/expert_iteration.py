@@ -6,16 +6,17 @@ accelerate launch recipes/expert_iteration.py --config recipes/quickstart/expert
 
 # ruff: noqa: E402
 
-from trl_r1zero.requirements import check_requirements
+from trl_r1zero.recipe.requirements import check_requirements
 
 check_requirements()  # before the imports that a wrong version would break
 
 from trl import ModelConfig
 
 from trl_r1zero import ExpertIterationConfig, ExpertIterationTrainer
+from trl_r1zero.commands.training import run
 from trl_r1zero.recipe import ParsedRecipe, parse_recipe
-from trl_r1zero.recipe_run import checkpoint_of, load_tokenizer, model_settings, run
-from trl_r1zero.task_arguments import TaskArguments
+from trl_r1zero.recipe.loading import checkpoint_of, load_tokenizer, model_settings
+from trl_r1zero.recipe.task_arguments import TaskArguments
 
 
 def main(recipe: ParsedRecipe) -> None:

@@ -6,15 +6,16 @@ accelerate launch recipes/instruction_tuning.py \
 
 # ruff: noqa: E402
 
-from trl_r1zero.requirements import check_requirements
+from trl_r1zero.recipe.requirements import check_requirements
 
 check_requirements()  # before the imports that a wrong version would break
 
 from trl import ModelConfig
 
-from trl_r1zero.instruction_arguments import InstructionArguments
+from trl_r1zero.commands.training import run
 from trl_r1zero.recipe import ParsedRecipe, parse_recipe
-from trl_r1zero.recipe_run import checkpoint_of, load_model, load_tokenizer, run
+from trl_r1zero.recipe.instruction_arguments import InstructionArguments
+from trl_r1zero.recipe.loading import checkpoint_of, load_model, load_tokenizer
 from trl_r1zero.trainers import InstructionTuningConfig, make_instruction_tuning_trainer
 
 

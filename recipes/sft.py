@@ -8,16 +8,17 @@ accelerate launch recipes/sft.py --config recipes/quickstart/sft.yaml [--key val
 import json
 from pathlib import Path
 
-from trl_r1zero.requirements import check_requirements
+from trl_r1zero.recipe.requirements import check_requirements
 
 check_requirements()  # before the imports that a wrong version would break
 
 from trl import ModelConfig
 
 from trl_r1zero import R1ZeroSFTConfig, R1ZeroSFTTrainer
+from trl_r1zero.commands.training import run
 from trl_r1zero.recipe import ParsedRecipe, parse_recipe
-from trl_r1zero.recipe_run import checkpoint_of, load_tokenizer, model_settings, run
-from trl_r1zero.trace_arguments import LoadedTraces, TraceArguments
+from trl_r1zero.recipe.loading import checkpoint_of, load_tokenizer, model_settings
+from trl_r1zero.recipe.trace_arguments import LoadedTraces, TraceArguments
 
 
 def main(recipe: ParsedRecipe) -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 from report_runs import answered_run
 
-from trl_r1zero.experiments.comparison import write_comparison
+from trl_r1zero.reports.comparison import write_comparison
 
 # Two seeds, of 8 questions: base ends at 4 and 5 of 8, the variant at 6 and 7 of 8.
 BASE = [

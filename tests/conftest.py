@@ -34,7 +34,7 @@ settings.load_profile("repeat")
 SHARING = {
     "tests/evaluation/test_evaluate_vllm.py": "offline_vllm",
     "tests/generation/test_vllm_offline.py": "offline_vllm",
-    "tests/test_evaluate_command.py": "offline_vllm",
+    "tests/commands/test_eval_command.py": "offline_vllm",
 }
 
 

@@ -18,7 +18,7 @@ from trl_r1zero.leaderboard.runner import LeaderboardArguments
 from trl_r1zero.leaderboard.submission import seal_submission
 from trl_r1zero.leaderboard.verify import read_submission, verify
 from trl_r1zero.recipe import ParsedRecipe, parse_recipe
-from trl_r1zero.task_arguments import TaskArguments
+from trl_r1zero.recipe.task_arguments import TaskArguments
 
 SCRIPT = "../leaderboard/run.py"  # as seen from recipes/
 DATACLASSES = (R1ZeroGRPOConfig, TaskArguments, LeaderboardArguments, ModelConfig)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from trl_r1zero.commands.eval import main
 from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.tasks import get_task
-from trl_r1zero.evaluate_command import main
 from trl_r1zero.generation import Completion, TransformersEngine
 from trl_r1zero.rewards import (
     gsm8k_reward_fn,
@@ -344,7 +344,7 @@ def test_what_is_refused(task, changes, message, tiny_model_folder, tmp_path, da
 
 
 def test_nobody_trains_on_what_nothing_grades():
-    from trl_r1zero.task_arguments import TaskArguments
+    from trl_r1zero.recipe.task_arguments import TaskArguments
 
     with pytest.raises(ValueError, match="task 'alpaca_eval' has no reward, for its answers are"):
         arguments = TaskArguments(task="alpaca_eval")

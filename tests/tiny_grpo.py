@@ -8,7 +8,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from trl_r1zero.functional import compute_group_advantages
 from trl_r1zero.generation import Completion
-from trl_r1zero.task_arguments import TaskArguments
+from trl_r1zero.recipe.task_arguments import TaskArguments
 from trl_r1zero.trainers import R1ZeroGRPOConfig, R1ZeroGRPOTrainer, read_metrics
 from trl_r1zero.trainers.rollouts import Rollout, RolloutBatch
 

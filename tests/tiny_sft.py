@@ -5,7 +5,7 @@ from launch_rewards import odd_digits
 from tiny_models import make_tiny_model
 
 from trl_r1zero.data.tasks.chain_arithmetic import solve_trace
-from trl_r1zero.task_arguments import TaskArguments
+from trl_r1zero.recipe.task_arguments import TaskArguments
 from trl_r1zero.trainers import R1ZeroSFTConfig, R1ZeroSFTTrainer
 
 TASK = TaskArguments(

@@ -1,4 +1,5 @@
-"""The command line: `trl-r1zero COMMAND ...`. To add a command, add a line to `COMMANDS`."""
+"""The command line: `trl-r1zero COMMAND ...`. To add a command, add a module to
+`commands` and a line to `COMMANDS`."""
 
 import sys
 from collections.abc import Sequence
@@ -9,17 +10,17 @@ from trl_r1zero.data.naming import unknown_name_message
 
 PROGRAM = "trl-r1zero"
 
-# Command -> the module whose `main(argv)` is it, with an exit status (None: 0), and what it is for.
-# A module is imported when its command is called, so that help and errors come at once.
+# Command -> what it is for. The module of its name in `commands` has a `main(argv)` that returns an
+# exit status (None: 0), and is imported when called, so that help and errors come at once.
 COMMANDS = {
-    "sweep": ("trl_r1zero.experiments.sweep_command", "run experiments: grids of runs, and seeds"),
-    "report": ("trl_r1zero.experiments.report_command", "curves and tables of runs, and of groups"),
-    "eval": ("trl_r1zero.evaluate_command", "sample and grade answers, and write a report"),
-    "judge": ("trl_r1zero.judge_command", "let a model judge answers that nothing grades"),
-    "compare": ("trl_r1zero.compare_command", "put evaluations side by side, with paired errors"),
-    "leaderboard": ("trl_r1zero.leaderboard.command", "verify submissions, and list them"),
-    "doctor": ("trl_r1zero.doctor.command", "say what would go wrong with a run, before it starts"),
-    "serve": ("trl_r1zero.serve_command", "serve a model with vLLM, to train or evaluate with"),
+    "sweep": "run experiments: grids of runs, and seeds",
+    "report": "curves and tables of runs, and of groups",
+    "eval": "sample and grade answers, and write a report",
+    "judge": "let a model judge answers that nothing grades",
+    "compare": "put evaluations side by side, with paired errors",
+    "leaderboard": "verify submissions, and list them",
+    "doctor": "say what would go wrong with a run, before it starts",
+    "serve": "serve a model with vLLM, to train or evaluate with",
 }
 
 
@@ -39,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif command == "--version":
         print(f"{PROGRAM} {__version__}")
     elif command in COMMANDS:
-        module_name, _ = COMMANDS[command]
-        status: int | None = import_module(module_name).main(arguments[1:])
+        module = import_module(f"trl_r1zero.commands.{command}")
+        status: int | None = module.main(arguments[1:])
         return status or 0
     else:
         print(
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
-    commands = [f"  {name.ljust(width)}  {text}" for name, (_, text) in COMMANDS.items()]
+    commands = [f"  {name.ljust(width)}  {text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
             f"usage: {PROGRAM} COMMAND [--key value ...]",

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trl_r1zero.experiments.experiment import Scale, argument, read_experiment, shown_value
+from trl_r1zero.experiments.experiment import Scale, argument, read_experiment
 from trl_r1zero.recipe import RecipeError
+from trl_r1zero.recipe.yaml_files import shown_value
 
 FILE = {
     "question": "Which?",

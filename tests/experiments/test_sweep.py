@@ -13,15 +13,15 @@ import pytest
 import yaml
 from tiny_models import REPOSITORY
 
+from trl_r1zero.commands.sweep import main
 from trl_r1zero.devices import visible_devices
 from trl_r1zero.experiments import sweep
 from trl_r1zero.experiments.experiment import read_experiment
 from trl_r1zero.experiments.plan import Plan, make_plan
-from trl_r1zero.experiments.run_state import run_state
 from trl_r1zero.experiments.slots import make_slots
 from trl_r1zero.experiments.sweep import Sweep, _locked
-from trl_r1zero.experiments.sweep_command import main
 from trl_r1zero.experiments.sweep_report import plan_text, report_plan
+from trl_r1zero.runs.run_state import run_state
 from trl_r1zero.trainers import read_metrics
 
 RECIPE = {

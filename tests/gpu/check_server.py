@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from trl_r1zero import R1ZeroGRPOConfig, R1ZeroGRPOTrainer
 from trl_r1zero.devices.placement import WEIGHT_TRANSFERS
 from trl_r1zero.generation.vllm_server import VLLMServerError
-from trl_r1zero.task_arguments import TaskArguments
+from trl_r1zero.recipe.task_arguments import TaskArguments
 from trl_r1zero.trainers import read_metrics
 from trl_r1zero.trainers.server_generation import PROBE_TOLERANCES
 

@@ -5,7 +5,7 @@ import torch
 from launch_rewards import odd_digits
 from tiny_models import make_tiny_model
 
-from trl_r1zero.task_arguments import TaskArguments
+from trl_r1zero.recipe.task_arguments import TaskArguments
 from trl_r1zero.trainers import R1ZeroGRPOConfig, R1ZeroGRPOTrainer, read_metrics
 
 pytestmark = [

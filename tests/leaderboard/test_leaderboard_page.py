@@ -10,8 +10,8 @@ import pytest
 from leaderboard_runs import change_lines, reseal
 from tiny_models import REPOSITORY
 
+from trl_r1zero.commands.leaderboard import main
 from trl_r1zero.leaderboard import BOARDS, verify
-from trl_r1zero.leaderboard.command import main
 from trl_r1zero.leaderboard.submission import FILES, without_places
 from trl_r1zero.leaderboard.table import leaderboard_page, read_submissions, rules_in_words
 

@@ -22,7 +22,7 @@ from trl_r1zero.leaderboard.clock import (
 )
 from trl_r1zero.leaderboard.stopping import StopInTime, estimate_needs
 from trl_r1zero.leaderboard.verify import read_submission
-from trl_r1zero.recipe_run import load_tokenizer, model_settings
+from trl_r1zero.recipe.loading import load_tokenizer, model_settings
 
 pytestmark = pytest.mark.slow
 

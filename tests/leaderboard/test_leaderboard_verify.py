@@ -8,10 +8,10 @@ import pytest
 import yaml
 from leaderboard_runs import broken_rules, change_lines, reseal
 
+from trl_r1zero.commands.leaderboard import main
 from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.leaderboard import SubmissionError, verify
 from trl_r1zero.leaderboard.clock import START
-from trl_r1zero.leaderboard.command import main
 from trl_r1zero.leaderboard.rules import question_hash
 from trl_r1zero.leaderboard.submission import without_places
 from trl_r1zero.leaderboard.verify import compare_submissions, read_submission

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from trl_r1zero.evaluation import GradedCompletion
 from trl_r1zero.generation import Completion
-from trl_r1zero.task_arguments import TaskArguments
+from trl_r1zero.recipe.task_arguments import TaskArguments
 from trl_r1zero.trainers import ExpertIterationConfig, ExpertIterationTrainer, read_metrics
 from trl_r1zero.trainers.kept_rollouts import (
     EIStep,

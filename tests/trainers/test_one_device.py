@@ -10,7 +10,7 @@ from launching import launch
 
 from trl_r1zero import R1ZeroGRPOConfig, R1ZeroGRPOTrainer
 from trl_r1zero.generation import vllm_server
-from trl_r1zero.task_arguments import TaskArguments
+from trl_r1zero.recipe.task_arguments import TaskArguments
 from trl_r1zero.trainers import read_metrics
 
 pytestmark = [

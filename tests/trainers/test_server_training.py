@@ -16,7 +16,7 @@ from tiny_models import REPOSITORY
 
 from trl_r1zero import R1ZeroGRPOConfig, R1ZeroGRPOTrainer
 from trl_r1zero.generation.vllm_server import VLLMServerError
-from trl_r1zero.task_arguments import TaskArguments
+from trl_r1zero.recipe.task_arguments import TaskArguments
 from trl_r1zero.trainers import read_metrics
 
 # Servers that start, and DeepSpeed's first start, which compiles, take minutes on a busy machine.

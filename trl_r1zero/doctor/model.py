@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_r1zero.devices.model_shape import DTYPE_BYTES, ModelShape
-from trl_r1zero.requirements import check_model_path
+from trl_r1zero.recipe.requirements import check_model_path
 
 from .findings import Finding, ok, problem, warning
 

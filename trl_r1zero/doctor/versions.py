@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from packaging.specifiers import SpecifierSet
 
-from trl_r1zero.requirements import REQUIREMENTS, VLLM_REQUIREMENT
+from trl_r1zero.recipe.requirements import REQUIREMENTS, VLLM_REQUIREMENT
 
 from .findings import Finding, ok, problem
 

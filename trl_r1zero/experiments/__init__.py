@@ -1,4 +1,4 @@
-"""Experiments: grids of runs over seeds, and reports that compare them."""
+"""Experiments: grids of runs over seeds."""
 
 from importlib import import_module
 from typing import Any
@@ -11,7 +11,6 @@ _EXPORTS = {
     "PlannedRun": "plan",
     "make_plan": "plan",
     "Sweep": "sweep",
-    "write_comparison": "comparison",
 }
 
 __all__ = list(_EXPORTS)

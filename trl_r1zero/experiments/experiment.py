@@ -25,8 +25,8 @@ from typing import Any
 
 from trl_r1zero.data.naming import unknown_name_message
 from trl_r1zero.recipe import RecipeError, parse_recipe
-from trl_r1zero.recipe_types import MISFIT, fit, type_name
-from trl_r1zero.recipe_yaml import dump_yaml
+from trl_r1zero.recipe.types import MISFIT, fit, type_name
+from trl_r1zero.recipe.yaml_files import dump_yaml, shown_value
 
 Settings = dict[str, Any]
 
@@ -186,15 +186,6 @@ def _scale(path: Path, name: str, values: Mapping[str, Any], file: ExperimentFil
     return scale
 
 
-def shown_value(value: Any) -> str:
-    """A setting's value in a label: as short as YAML has it, 1e-4 and not 0.0001."""
-    if isinstance(value, float):
-        mantissa, e, exponent = f"{value:.6e}".partition("e")
-        scientific = f"{float(mantissa):g}{e}{int(exponent)}"
-        return min(f"{value:g}", scientific, key=len) if "e" not in f"{value:g}" else scientific
-    return dump_yaml([value], flow=True).strip()[1:-1]
-
-
 def argument(name: str, value: Any) -> str:
     """A setting as an argument of a recipe's command line."""
     text = value if isinstance(value, str) else dump_yaml([value], flow=True).strip()[1:-1]
@@ -207,5 +198,4 @@ __all__ = [
     "Scale",
     "argument",
     "read_experiment",
-    "shown_value",
 ]

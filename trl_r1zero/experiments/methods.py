@@ -2,10 +2,10 @@
 
 from trl import ModelConfig
 
-from trl_r1zero.instruction_arguments import InstructionArguments
-from trl_r1zero.preference_arguments import PreferenceArguments
-from trl_r1zero.task_arguments import TaskArguments
-from trl_r1zero.trace_arguments import TraceArguments
+from trl_r1zero.recipe.instruction_arguments import InstructionArguments
+from trl_r1zero.recipe.preference_arguments import PreferenceArguments
+from trl_r1zero.recipe.task_arguments import TaskArguments
+from trl_r1zero.recipe.trace_arguments import TraceArguments
 from trl_r1zero.trainers import (
     ExpertIterationConfig,
     InstructionTuningConfig,

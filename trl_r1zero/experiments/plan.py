@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from trl_r1zero.recipe import ParsedRecipe, RecipeError, parse_recipe
-from trl_r1zero.recipe_types import to_plain
-from trl_r1zero.recipe_yaml import read_recipe
+from trl_r1zero.recipe.types import to_plain
+from trl_r1zero.recipe.yaml_files import read_recipe, shown_value
 
-from .experiment import RESERVED_SETTINGS, Experiment, argument, shown_value
+from .experiment import RESERVED_SETTINGS, Experiment, argument
 from .methods import METHODS
 
 __all__ = ["Plan", "PlannedRun", "make_plan"]

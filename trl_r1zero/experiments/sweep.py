@@ -22,11 +22,11 @@ import psutil
 import torch
 
 from trl_r1zero.devices.facts import visible_here
+from trl_r1zero.runs.run_state import LOG_FILE, Attempt, diverged_at, now, record, run_state
 from trl_r1zero.trainers.run_folder import METRICS_FILE, read_metrics
 
 from .experiment import Experiment
 from .plan import Plan, PlannedRun
-from .run_state import LOG_FILE, Attempt, diverged_at, now, record, run_state
 from .slots import Slot, launch_command
 
 __all__ = ["Sweep"]

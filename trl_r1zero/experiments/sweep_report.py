@@ -7,12 +7,12 @@ from pathlib import Path
 
 from trl_r1zero.evaluation import mean
 from trl_r1zero.evaluation.markdown import table
-from trl_r1zero.logged_run import LoggedRun
+from trl_r1zero.reports.comparison import write_comparison
+from trl_r1zero.runs.logged_run import LoggedRun
+from trl_r1zero.runs.run_state import RunState, run_state
 from trl_r1zero.trainers.run_folder import METRICS_FILE
 
-from .comparison import write_comparison
 from .plan import Plan, PlannedRun
-from .run_state import RunState, run_state
 from .slots import Slot
 
 __all__ = ["plan_text", "report_plan"]

@@ -14,8 +14,8 @@ from trl_r1zero.data.prompts import Prompt
 from trl_r1zero.devices import MachineFacts, machine_facts, place
 from trl_r1zero.evaluation.files import file_sha256
 from trl_r1zero.generation.vllm_server import VLLMServerConfig, is_cpu_build
+from trl_r1zero.recipe.task_arguments import LoadedTask
 from trl_r1zero.rewards import REWARDS, reward_identity
-from trl_r1zero.task_arguments import LoadedTask
 
 from .rules import question_hash, rows_sha256, sha256_of
 

@@ -18,9 +18,9 @@ import yaml
 from trl_r1zero.evaluation.environment import environment
 from trl_r1zero.evaluation.files import differing
 from trl_r1zero.recipe import ParsedRecipe
-from trl_r1zero.recipe_run import load_tokenizer, model_settings
-from trl_r1zero.report import write_report
-from trl_r1zero.task_arguments import LoadedTask
+from trl_r1zero.recipe.loading import load_tokenizer, model_settings
+from trl_r1zero.recipe.task_arguments import LoadedTask
+from trl_r1zero.reports.report import write_report
 from trl_r1zero.trainers import R1ZeroGRPOTrainer
 from trl_r1zero.trainers.run_folder import METRICS_FILE, last_whole_checkpoint
 

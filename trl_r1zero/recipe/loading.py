@@ -1,0 +1,68 @@
+"""The model of a recipe, and where its run begins."""
+
+from typing import Any
+
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from trl_r1zero.trainers.one_device import check_device
+from trl_r1zero.trainers.run_folder import checkpoint_to_resume
+
+from .requirements import check_model_path
+
+
+def load_tokenizer(model_args: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a recipe's model.
+
+    Raises:
+        FileNotFoundError: `model_name_or_path` is a path, and there is no model.
+    """
+    check_model_path(model_args.model_name_or_path)
+    return AutoTokenizer.from_pretrained(
+        model_args.model_name_or_path, revision=model_args.model_revision, padding_side="left"
+    )
+
+
+def load_model(model_args: ModelConfig) -> Any:
+    """The model of a recipe, for trainers that do not load it themselves; with PEFT, if asked for.
+
+    Raises:
+        ValueError: It is to be quantized, which full fine-tuning and this loader do not do.
+    """
+    if get_quantization_config(model_args) is not None:
+        raise ValueError("load_in_4bit and load_in_8bit are not supported here; remove them")
+    model = AutoModelForCausalLM.from_pretrained(
+        str(model_args.model_name_or_path),
+        revision=model_args.model_revision,
+        attn_implementation=model_args.attn_implementation,
+        dtype=model_args.dtype,
+    )
+    peft_config = get_peft_config(model_args)
+    return model if peft_config is None else get_peft_model(model, peft_config)
+
+
+def model_settings(config: Any, model_args: ModelConfig) -> dict[str, Any]:
+    """The arguments of a trainer that say which model it trains; some of them go into `config`."""
+    config.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(config.model_init_kwargs or {}),
+    }
+    return {
+        "model": model_args.model_name_or_path,
+        "args": config,
+        "peft_config": get_peft_config(model_args),
+        "quantization_config": get_quantization_config(model_args),
+    }
+
+
+def checkpoint_of(config: Any) -> str | None:
+    """See `checkpoint_to_resume`; to be called before anything takes time.
+
+    Raises:
+        UnusableGPUError: There is a GPU that torch cannot use, and `use_cpu` is false.
+    """
+    check_device(config)
+    return checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)

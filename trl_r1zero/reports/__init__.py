@@ -1,0 +1,3 @@
+"""Reports of runs: one run, and groups of seeds side by side."""
+
+__all__: list[str] = []

@@ -1,0 +1,368 @@
+"""Runs and groups of runs, as a comparison sees them: curves, ends, and what must be said of them.
+
+The outcome is the metric of validation by which a run's best checkpoint is picked: the accuracy or,
+for instruction tuning, the loss.
+"""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from trl_r1zero.data.jsonl import read_jsonl
+from trl_r1zero.evaluation import mean
+from trl_r1zero.evaluation.compare import PairedDifference, paired_difference
+from trl_r1zero.evaluation.evaluated import QuestionKey
+from trl_r1zero.rewards import is_correct
+from trl_r1zero.runs.logged_run import Line, LoggedRun
+
+from .grouping import differing_settings, shown_path
+from .statistics import SeedDifference, difference_by_seed, holm, mean_over_steps, t_interval
+
+__all__ = ["ComparedRun", "Difference", "Group", "Validation", "differences_to", "read_groups"]
+
+# An accuracy below this share of the run's best has collapsed, if it is far enough below.
+_COLLAPSED_SHARE, _COLLAPSED_BY = 0.5, 0.1
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One point of a validation curve.
+
+    Attributes:
+        step: In the unit of the run's step key.
+        seconds: Wall-clock, from the start of training.
+        tokens: See `LoggedRun.tokens_at`.
+        value: The outcome; `stderr`: its standard error over questions, if it was logged.
+        line: The line of metrics.
+    """
+
+    step: int
+    seconds: float
+    tokens: float | None
+    value: float
+    stderr: float | None
+    line: Line
+
+
+@dataclass
+class ComparedRun:
+    """One run of a group.
+
+    Attributes:
+        run: What it logged.
+        is_short: Whether its last validation is earlier than that of another run of its group. Such
+            a run is shown, and is in no mean and no difference.
+        has_diverged: Whether its loss became no number.
+        notes: What must be said of it: that it is short, was not finished, diverged or collapsed.
+    """
+
+    run: LoggedRun
+    is_short: bool = False
+    has_diverged: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def shown(self) -> str:
+        """Its folder, as a report names it."""
+        return shown_path(self.run.folder)
+
+    @property
+    def seed(self) -> Hashable:
+        """The setting `seed`; None if there is none."""
+        return self.run.settings.get("seed")
+
+    @cached_property
+    def curve(self) -> list[Validation]:
+        """Its validations by ascending step, without those whose outcome is not a number."""
+        run, metric = self.run, self.run.kind.best
+        # A resumed run may have a step's validation twice: the last one counts.
+        at_step = {
+            int(line[run.step_key]): line
+            for line in run.validations
+            if is_finite(line.get(metric)) and run.step_key in line
+        }
+        return [
+            Validation(
+                step=step,
+                seconds=line["elapsed_seconds"],
+                tokens=run.tokens_at(line),
+                value=line[metric],
+                stderr=error if is_finite(error := line.get(f"{metric}_stderr")) else None,
+                line=line,
+            )
+            for step, line in sorted(at_step.items())
+        ]
+
+    @property
+    def last(self) -> Validation:
+        return self.curve[-1]
+
+    @cached_property
+    def best(self) -> Validation:
+        """The first of the best validations."""
+        pick = max if self.run.kind.higher_is_better else min
+        return pick(self.curve, key=lambda point: point.value)
+
+    @cached_property
+    def mean_over_steps(self) -> float:
+        """See `statistics.mean_over_steps`; the last value where there is only one."""
+        area = mean_over_steps([p.step for p in self.curve], [p.value for p in self.curve])
+        return self.last.value if math.isnan(area) else area
+
+    @property
+    def best_folder(self) -> str | None:
+        """Where the model of the best validation lies, as a report names it; None if it was not
+        kept."""
+        return f"{self.shown}/best" if (self.run.folder / "best").is_dir() else None
+
+    def training_end(self, metric: str) -> float | None:
+        """A training metric's mean over the last tenth of the logged updates; None if there are no
+        numbers."""
+        lines = self.run.training
+        values = [line.get(metric) for line in lines[-max(1, len(lines) // 10) :]]
+        numbers = [value for value in values if is_finite(value)]
+        return mean(numbers) if numbers else None
+
+    @cached_property
+    def last_answers(self) -> list[tuple[QuestionKey, bool]]:
+        """The questions of its last validation in their order, each with whether it was answered
+        right; empty if there are no generations."""
+        file = self.run.generation_file(self.last.line)
+        if not self.run.kind.samples or not file.is_file():
+            return []
+        # Not the texts themselves: a report may be of many runs with thousands of questions.
+        return [
+            (
+                (sha256(f"{row.fields['prompt']}".encode()).hexdigest(), number),
+                is_correct(row.fields),
+            )
+            for number, row in enumerate(read_jsonl(file))
+        ]
+
+    def _note_what_happened(self, last_step: int) -> None:
+        """`last_step`: the latest of its group's last validations."""
+        run, name = self.run, self.run.step_name
+        if self.last.step < last_step:
+            self.is_short = True
+            self.notes.append(
+                f"its last validation is at {name} {self.last.step}, others of its group have one "
+                f"at {last_step}: it is in no mean and no difference"
+            )
+        elif run.planned_steps and self.last.step < run.planned_steps:
+            self.notes.append(
+                f"it is not finished: its last validation is at {name} {self.last.step} of "
+                f"{run.planned_steps}"
+            )
+        lost = [line for line in run.training if isinstance(line.get("loss"), float)]
+        first = next((line for line in lost if not math.isfinite(line["loss"])), None)
+        self.has_diverged = first is not None
+        if first is not None:
+            self.notes.append(f"it diverged: its loss is no number from update {first['step']} on")
+        is_collapse = self.last.value < _COLLAPSED_SHARE * self.best.value
+        if (
+            run.kind.higher_is_better
+            and is_collapse
+            and self.best.value - self.last.value > _COLLAPSED_BY
+        ):
+            self.notes.append(
+                f"it collapsed: its accuracy went from {self.best.value:.3f} at {name} "
+                f"{self.best.step} to {self.last.value:.3f} at {self.last.step}"
+            )
+
+
+def is_finite(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+@dataclass
+class Group:
+    """A variant and its runs, the seeds.
+
+    Attributes:
+        label: What the report calls it.
+        runs: All of them, by ascending seed; at least one.
+    """
+
+    label: str
+    runs: list[ComparedRun]
+
+    @cached_property
+    def complete(self) -> list[ComparedRun]:
+        """The runs that got as far as the furthest: those that means and differences are of."""
+        return [run for run in self.runs if not run.is_short]
+
+    @cached_property
+    def median_run(self) -> ComparedRun:
+        """The run whose last outcome is the median (the lower one of two), to take examples of."""
+        ranked = sorted(self.complete, key=lambda run: run.last.value)
+        return ranked[(len(ranked) - 1) // 2]
+
+    @cached_property
+    def mean_last(self) -> float:
+        """The mean of the last outcomes of the complete runs."""
+        return mean([run.last.value for run in self.complete])
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval of the mean of the last outcomes, see `statistics.t_interval`."""
+        return t_interval([run.last.value for run in self.complete])
+
+    @property
+    def counts(self) -> str:
+        """How many runs the means are of: `3 runs`, or `2 of 3 runs`."""
+        number, total = len(self.complete), len(self.runs)
+        of = f"{number} of {total}" if number < total else str(total)
+        return f"{of} run{'s' if total > 1 else ''}"
+
+    @property
+    def lost(self) -> str:
+        """How many runs did not reach the end or diverged, in words; empty if none did."""
+        number = sum(run.is_short or run.has_diverged for run in self.runs)
+        return f"{number} of {len(self.runs)} of {self.label}" if number else ""
+
+    def by_seed(self, attribute: str) -> dict[Hashable, float]:
+        """Seed -> a value, of the complete runs that have a seed."""
+        values = {"last": lambda run: run.last.value, "curve": lambda run: run.mean_over_steps}
+        return {run.seed: values[attribute](run) for run in self.complete if run.seed is not None}
+
+    def mean_curve(self) -> list[tuple[int, list[Validation]]]:
+        """Step -> that step's validation of each complete run, for steps that all of them have."""
+        at = [{point.step: point for point in run.curve} for run in self.complete]
+        shared = [step for step in at[0] if all(step in points for points in at)]
+        return [(step, [points[step] for points in at]) for step in shared]
+
+
+def read_groups(groups: Mapping[str, Sequence[Path]]) -> tuple[list[Group], list[str]]:
+    """Groups of runs from their folders.
+
+    Returns:
+        The groups that have a run with a validation, and sentences on what was left out.
+
+    Raises:
+        FileNotFoundError: A folder has no `metrics.jsonl`.
+        ValueError: No group has a run with a validation, runs are of different kinds, or a group
+            has a seed twice.
+    """
+    found, left_out = [], []
+    for label, folders in groups.items():
+        runs = [ComparedRun(LoggedRun(Path(folder))) for folder in folders]
+        for run in runs:
+            if not run.curve:
+                left_out.append(
+                    f"{run.shown} ({label}) has no validation to compare; it is left out"
+                )
+        runs = [run for run in runs if run.curve]
+        if not runs:
+            left_out.append(f"{label} has no run to compare; it is left out")
+            continue
+        _check_seeds(label, runs)
+        last_step = max(run.last.step for run in runs)
+        for run in runs:
+            run._note_what_happened(last_step)
+        found.append(Group(label, sorted(runs, key=_by_seed)))
+    if not found:
+        reasons = "; ".join(left_out) or "no group is given"
+        raise ValueError(
+            f"there is no validation to compare: {reasons}; give runs whose eval_every is not null"
+        )
+    example_of = {run.run.step_key: run for group in found for run in group.runs}
+    if len(example_of) > 1:
+        kinds = ", ".join(f"{run.shown} counts {key}" for key, run in example_of.items())
+        raise ValueError(f"the runs are of different kinds: {kinds}; compare runs of one kind")
+    return found, left_out
+
+
+def _by_seed(run: ComparedRun) -> tuple[bool, float, str]:
+    is_number = isinstance(run.seed, int | float)
+    return not is_number, float(run.seed) if is_number else 0.0, run.shown  # type: ignore[arg-type]
+
+
+def _check_seeds(label: str, runs: Sequence[ComparedRun]) -> None:
+    run_of: dict[Hashable, ComparedRun] = {}
+    for run in runs:
+        if run.seed is not None and run.seed in run_of:
+            other = run_of[run.seed]
+            names = differing_settings([run.run, other.run])
+            advice = f"group by {', '.join(names)} too" if names else "leave one out"
+            raise ValueError(
+                f"the group {label!r} has seed {run.seed} twice, in {other.shown} and {run.shown}; "
+                f"{advice}"
+            )
+        run_of[run.seed] = run
+
+
+# Differences
+
+
+@dataclass
+class Difference:
+    """A variant less the baseline.
+
+    Attributes:
+        label: The variant's.
+        last: Of the last validations, seed by seed: the primary outcome.
+        curve: Of the means of the validation curves over steps, which are less noisy. Without
+            seeds where the two were validated at different steps: such means say different things.
+        questions: Of the last validations over questions, for these very runs: whether other
+            questions would show it too, not whether other seeds would. None where the generations
+            are not there, or not of the same questions.
+        lost: In words, of which group how many runs did not reach the end, or diverged: they may
+            be the worse ones, so that a difference between the others is none between the groups.
+        outlasts_holm: Whether `last` is significant among all comparisons, see `holm`.
+    """
+
+    label: str
+    last: SeedDifference
+    curve: SeedDifference
+    questions: PairedDifference | None
+    lost: str = ""
+    outlasts_holm: bool = False
+
+
+def differences_to(baseline: Group, groups: Sequence[Group]) -> list[Difference]:
+    """The differences of all other groups to the baseline."""
+    differences = []
+    for group in groups:
+        if group is not baseline:
+            last = difference_by_seed(group.by_seed("last"), baseline.by_seed("last"))
+            curves = [side.by_seed("curve") for side in (group, baseline)]
+            if not _validated_alike(group, baseline):
+                curves = [{}, {}]
+            questions = _over_questions(group, baseline, set(last.differences))
+            lost = ", ".join(side.lost for side in (baseline, group) if side.lost)
+            differences.append(
+                Difference(group.label, last, difference_by_seed(*curves), questions, lost)
+            )
+    significant = holm([difference.last.p_value for difference in differences])
+    for difference, outlasts in zip(differences, significant, strict=True):
+        difference.outlasts_holm = outlasts
+    return differences
+
+
+def _validated_alike(group: Group, baseline: Group) -> bool:
+    """Whether all complete runs of both have their validations at the same steps."""
+    runs = [*group.complete, *baseline.complete]
+    return len({tuple(point.step for point in run.curve) for run in runs}) == 1
+
+
+def _over_questions(group: Group, baseline: Group, seeds: set[Hashable]) -> PairedDifference | None:
+    """Each question's share of right answers over the seeds, less the baseline's."""
+    sides = [[r.last_answers for r in g.complete if r.seed in seeds] for g in (group, baseline)]
+    tables = [answers for side in sides for answers in side]
+    if not tables or not tables[0]:
+        return None
+    asked = [[question for question, _ in answers] for answers in tables]
+    if any(questions != asked[0] for questions in asked):
+        return None
+    values = [
+        {
+            question: mean([float(answers[number][1]) for answers in side])
+            for number, question in enumerate(asked[0])
+        }
+        for side in sides
+    ]
+    return paired_difference(*values)

@@ -1,0 +1,3 @@
+"""Runs as their folders tell of them: settings, metrics, how they ended."""
+
+__all__: list[str] = []

@@ -1,0 +1,100 @@
+"""How far a planned run is, as its folder tells, and a record of how its attempts ended."""
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from trl_r1zero.evaluation.files import json_text, write_atomically
+from trl_r1zero.runs.logged_run import Line
+from trl_r1zero.trainers.run_folder import METRICS_FILE, read_metrics
+
+__all__ = ["ATTEMPTS_FILE", "Attempt", "RunState", "diverged_at", "record", "run_state"]
+
+ATTEMPTS_FILE = "attempts.json"
+LOG_FILE = "sweep.log"
+# A loss or a gradient that is not finite leaves no finite weights behind.
+_HAVE_TO_BE_FINITE = ("loss", "grad_norm")
+_MODEL_FILES = ("config.json", "adapter_config.json")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a run and its end.
+
+    Attributes:
+        started: Local time.
+        seconds: Wall-clock time from the start of its processes to their end.
+        outcome: `finished`, `failed` (its processes ended with an error), `diverged` or `stopped`
+            (with the sweep).
+        reason: Why, if it is not finished.
+        devices: The GPUs that it had, if the sweep chose them.
+    """
+
+    started: str
+    seconds: float
+    outcome: str
+    reason: str = ""
+    devices: str = ""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a folder tells.
+
+    Attributes:
+        status: `finished`; `diverged`; `failed`; `stopped` (begun, and not at its end);
+            `missing`.
+        reason: Why it failed or diverged.
+        seconds: What all its attempts took.
+    """
+
+    status: str
+    reason: str = ""
+    seconds: float = 0.0
+
+
+def run_state(folder: Path) -> RunState:
+    """The state of a run that is not running."""
+    attempts = _attempts(folder)
+    seconds = sum(attempt.seconds for attempt in attempts)
+    lines = read_metrics(folder) if (folder / METRICS_FILE).is_file() else []
+    diverged = diverged_at(lines)
+    if diverged:
+        return RunState("diverged", diverged, seconds)
+    # The summary of training, and the model that is saved behind it.
+    ended = bool(lines) and "train_runtime" in lines[-1]
+    if ended and any((folder / "final" / name).is_file() for name in _MODEL_FILES):
+        return RunState("finished", "", seconds or lines[-1]["elapsed_seconds"])
+    if attempts and attempts[-1].outcome == "failed":
+        return RunState("failed", attempts[-1].reason, seconds)
+    return RunState("stopped" if lines or attempts else "missing", "", seconds)
+
+
+def diverged_at(lines: list[Line]) -> str:
+    """Where a loss or gradient norm first is NaN or infinite, in words; empty if nowhere."""
+    for line in lines:
+        for name in _HAVE_TO_BE_FINITE:
+            value = line.get(name)
+            if value is not None and not math.isfinite(value):
+                return f"{name} is {value} at update {line['step']}"
+    return ""
+
+
+def record(folder: Path, attempt: Attempt) -> None:
+    """Add an attempt to the folder's record."""
+    attempts = [asdict(one) for one in (*_attempts(folder), attempt)]
+    write_atomically(folder / ATTEMPTS_FILE, json_text(attempts))
+
+
+def _attempts(folder: Path) -> list[Attempt]:
+    file = folder / ATTEMPTS_FILE
+    if not file.is_file():
+        return []
+    return [Attempt(**one) for one in json.loads(file.read_text(encoding="utf-8"))]
+
+
+def now() -> str:
+    """Local time with its zone."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
