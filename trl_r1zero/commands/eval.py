@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from trl_r1zero.data.prompts import Prompt
     from trl_r1zero.data.tasks import Task
     from trl_r1zero.evaluation import Evaluation
-    from trl_r1zero.evaluation.evaluate import GradeFn
     from trl_r1zero.generation import Completion, Engine, SamplingConfig
+    from trl_r1zero.grading import Grader
 
 _BATCH_SIZE = 64
 
@@ -139,11 +139,10 @@ class EvaluationArguments(TaskSelection):
             OSError: The data cannot be read.
         """
         from trl_r1zero.data.rows import build_dataset
-        from trl_r1zero.evaluation import keep_replies, make_grader
         from trl_r1zero.evaluation.environment import environment
-        from trl_r1zero.evaluation.grading import PooledGrader, check_grader
         from trl_r1zero.evaluation.model_files import folder_version, model_version
         from trl_r1zero.generation import SamplingConfig
+        from trl_r1zero.grading import Grader, keep_replies
 
         if self.backend != "vllm_server":
             check_model_path(self.model, key="model")
@@ -182,28 +181,18 @@ class EvaluationArguments(TaskSelection):
             "versions": {"python": here["python"], **here["packages"]},
         }
         # Started last, so that an error above leaves no processes behind.
-        grade: GradeFn
-        if graded_by is None:
-            grade = keep_replies(prompt.reply)
-        elif graded_by[1] == 0:
-            grade = make_grader(graded_by[0])
-        else:
-            grade = PooledGrader(
-                graded_by[0],
-                workers=graded_by[1],
-                deadline_seconds=self.reward_deadline_seconds,
-            )
+        reward_fn, workers = graded_by or (keep_replies(prompt.reply), 0)
+        grader = Grader(reward_fn, workers=workers, deadline_seconds=self.reward_deadline_seconds)
         with ExitStack() as stack:
-            if isinstance(grade, PooledGrader):
-                stack.callback(grade.close)
+            stack.callback(grader.close)
             if len(examples) > 0:
-                check_grader(grade, examples[0]["ground_truth"])
+                grader.check(examples[0]["ground_truth"])
             stack.pop_all()  # whoever runs it closes it
         return LoadedEvaluation(
             task=task,
             prompt=prompt,
             examples=examples,
-            grade=grade,
+            grader=grader,
             sampling=sampling,
             engine=DeferredEngine(BACKENDS[self.backend].engine_name, open_engine),
             folder=Path(self.output_dir or self._default_folder(prompt)),
@@ -232,7 +221,7 @@ class LoadedEvaluation:
     task: "Task"
     prompt: "Prompt"
     examples: "Dataset"
-    grade: "GradeFn"
+    grader: "Grader"
     sampling: "SamplingConfig"
     engine: "DeferredEngine"
     folder: Path
@@ -402,14 +391,12 @@ def _same_model(served: str, named: str) -> bool:
 def run(loaded: LoadedEvaluation, recipe: ParsedRecipe) -> "Evaluation":
     """Sample, grade and write; see `evaluation.evaluate`."""
     from trl_r1zero.evaluation import evaluate
-    from trl_r1zero.evaluation.grading import PooledGrader
     from trl_r1zero.evaluation.results_folder import EVALUATION_FILE
 
     arguments = recipe.instances[0]
     with ExitStack() as stack:
         stack.callback(loaded.engine.close)
-        if isinstance(loaded.grade, PooledGrader):
-            stack.callback(loaded.grade.close)
+        stack.callback(loaded.grader.close)
         # Those of the first start stay when the evaluation goes on.
         if not (loaded.folder / EVALUATION_FILE).exists():
             recipe.write(loaded.folder / "recipe.yaml")
@@ -419,7 +406,7 @@ def run(loaded: LoadedEvaluation, recipe: ParsedRecipe) -> "Evaluation":
         evaluation = evaluate(
             loaded.engine,
             loaded.examples,
-            loaded.grade,
+            loaded.grader,
             loaded.sampling,
             num_completions=arguments.n,
             seed=arguments.seed,
