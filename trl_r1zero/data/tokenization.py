@@ -11,8 +11,6 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["pad_and_shift", "tokenize_prompt_and_output", "tokenize_separately"]
-
 
 def tokenize_prompt_and_output(
     prompt_strs: list[str], output_strs: list[str], tokenizer: "PreTrainedTokenizerBase"

@@ -13,20 +13,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import ClassVar
 
-from trl_r1zero.data.jsonl import Row
+from trl_r1zero.data.files import Row
 from trl_r1zero.data.tasks.base import Example, GeneratedTask, Solution
-from trl_r1zero.data.tasks.splitting import distinct_examples
-
-__all__ = [
-    "ChainArithmeticTask",
-    "TraceNoise",
-    "noisy_trace",
-    "parse_chain",
-    "solve_steps",
-    "solve_trace",
-]
 
 MAX_VALUE = 49
 QUESTION = re.compile(r"(?:0|[1-9]\d*)(?: [+-] (?:0|[1-9]\d*))+", re.ASCII)
@@ -41,36 +30,24 @@ class ChainArithmeticTask(GeneratedTask):
     The ground truth is the final value as a string.
 
     Attributes:
-        num_train, num_validation: sizes of the two splits, all questions distinct.
-        seed: another one gives other questions; the splits stay disjoint across all seeds.
         min_operands, max_operands: length of a chain.
         max_step: the largest number that is added or subtracted in one step.
     """
 
-    num_train: int = 8192
-    num_validation: int = 512
-    seed: int = 0
     min_operands: int = 3
     max_operands: int = 5
     max_step: int = 9
 
-    name: ClassVar[str] = "chain_arithmetic"
-    default_prompt: ClassVar[str] = "chain_arithmetic"
+    name = "chain_arithmetic"
+    default_prompt = "chain_arithmetic"
 
     def __post_init__(self) -> None:
-        _at_least(self.name, "num_train", self.num_train, 1)
-        _at_least(self.name, "num_validation", self.num_validation, 1)
-        _at_least(self.name, "min_operands", self.min_operands, 2)
-        _at_least(self.name, "max_operands", self.max_operands, self.min_operands)
-        _at_least(self.name, "max_step", self.max_step, 1)
+        super().__post_init__()
+        self._check_at_least(min_operands=2, max_operands=self.min_operands, max_step=1)
         if self.max_step > MAX_VALUE:
             raise ValueError(
                 f"task {self.name!r}: max_step: got {self.max_step}, expected at most {MAX_VALUE}"
             )
-
-    def generate(self, split: str) -> Iterator[Example]:
-        count = {"train": self.num_train, "validation": self.num_validation}[split]
-        return distinct_examples(self._draw, self.name, self.seed, split, count)
 
     def solutions(self, rows: Iterator[Row] | None, split: str = "train") -> Iterator[Solution]:
         """Yields the honest steps of each generated chain; see `Task.solutions`."""
@@ -84,7 +61,7 @@ class ChainArithmeticTask(GeneratedTask):
             working, answer = solve_steps(example.question)
             yield Solution(example.question, working, answer, f"{self.name} {split} row {number}")
 
-    def _draw(self, rng: random.Random) -> Example:
+    def draw(self, rng: random.Random) -> Example:
         value = rng.randint(0, MAX_VALUE)
         question = str(value)
         operands = rng.randint(self.min_operands, self.max_operands)
@@ -212,8 +189,3 @@ def _result(value: int, steps: list[int], rng: random.Random, step_error: float)
 
 def _line(before: int, step: int, result: int) -> str:
     return f"{before} {'+' if step > 0 else '-'} {abs(step)} = {result}"
-
-
-def _at_least(task: str, name: str, got: int, least: int) -> None:
-    if got < least:
-        raise ValueError(f"task {task!r}: {name}: got {got}, expected at least {least}")

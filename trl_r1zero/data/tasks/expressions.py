@@ -11,8 +11,6 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-__all__ = ["ExpressionError", "evaluate_expression"]
-
 MAX_CHARACTERS = 200
 MAX_DEPTH = 20
 MAX_DIGITS = 9
