@@ -130,11 +130,7 @@ def select_examples(traces: Sequence[Trace], num_examples: int | None, seed: int
 
 
 def keep_correct(
-    traces: Sequence[Trace],
-    reward_fn: RewardFn,
-    *,
-    workers: int = 0,
-    deadline_seconds: float = 5.0,
+    traces: Sequence[Trace], reward_fn: RewardFn, *, workers: int = 0, deadline_seconds: float = 5.0
 ) -> list[Trace]:
     """Returns the traces whose response the reward function accepts, in their order.
 
@@ -235,12 +231,9 @@ def _is_trace(row: Row) -> bool:
     missing = [field for field in TRACE_FIELDS if row.fields.get(field) is None]
     if len(missing) == 1:
         (other,) = set(TRACE_FIELDS) - set(missing)
-        raise row.error(
-            missing[0],
-            "nothing",
-            f"a string, as the row has the field {other!r}",
-            f"add it, or remove {other!r} if the rows are problems with solutions",
-        )
+        expected = f"a string, as the row has the field {other!r}"
+        do = f"add it, or remove {other!r} if the rows are problems with solutions"
+        raise row.error(missing[0], "nothing", expected, do)
     return not missing
 
 
@@ -265,8 +258,7 @@ def _from_solution(solution: Solution, prompt: Prompt) -> Trace:
 
 
 def _write_boxed(working: str, answer: str) -> str:
-    box = "" if extract_boxed(working) is not None else f"\n\\boxed{{{answer}}}"
-    return f"\n{working}{box}"
+    return f"\n{working}" + (f"\n\\boxed{{{answer}}}" if extract_boxed(working) is None else "")
 
 
 # answer_format of a prompt -> a function (working, answer) that writes a response in it.

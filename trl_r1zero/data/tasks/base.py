@@ -152,20 +152,16 @@ class Task(ABC):
 
     def _check_at_least(self, **bounds: int) -> None:
         for name, bound in bounds.items():
-            if getattr(self, name) < bound:
+            got = getattr(self, name)
+            if got < bound:
                 raise ValueError(
-                    f"task {self.name!r}: {name}: got {getattr(self, name)}, expected at least "
-                    f"{bound}"
+                    f"task {self.name!r}: {name}: got {got}, expected at least {bound}"
                 )
 
 
 class RowTask(Task):
-    """A task that reads rows: from `default_source`, or from the source that is given.
-
-    Attributes:
-        default_source: a Hub id; None if a source must be given.
-        expected_source: what it is then, for the message.
-    """
+    """A task that reads rows: from the source that is given, or from `default_source`, a Hub id. If
+    that is None, a source must be given, and `expected_source` says which, for the message."""
 
     default_source: ClassVar[str | None] = None
     expected_source: ClassVar[str] = "a file of rows or a Hub id"
@@ -238,9 +234,7 @@ class GeneratedTask(Task):
 
 
 def split_of_question(question: str) -> str:
-    """Returns `validation` for a tenth of all generated questions and `train` for the rest.
-
-    sha256, because Python's own `hash` of a string differs from process to process.
-    """
+    """Returns `validation` for a tenth of all generated questions and `train` for the rest."""
+    # Python's own `hash` of a string differs from process to process.
     digest = hashlib.sha256(question.encode("utf-8")).digest()
     return "validation" if int.from_bytes(digest[:8], "big") % 10 == 0 else "train"

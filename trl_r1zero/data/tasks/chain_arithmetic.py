@@ -54,8 +54,7 @@ class ChainArithmeticTask(GeneratedTask):
         if rows is not None:
             raise ValueError(
                 f"task {self.name!r}: got problems, expected traces or no source, for this task "
-                "generates its problems; remove the source, or give one whose rows have the fields "
-                "prompt and response"
+                "generates its problems; remove the source, or give rows of prompt and response"
             )
         for number, example in enumerate(self.load(split=split)):
             working, answer = solve_steps(example.question)
@@ -105,11 +104,7 @@ HONEST = TraceNoise(guess=0.0, step_error=0.0, bad_format=0.0, recheck=0.0)
 WRONG_BY = (-10, -3, -2, -1, 1, 2, 3, 10)
 STEP_SEPARATOR = " ; "
 GOOD_FORMAT = " </think> <answer> {value} </answer>"
-BAD_FORMATS = (
-    " </think> {value}",
-    " <answer> {value} </answer>",
-    " </think> <answer> {value}",
-)
+BAD_FORMATS = (" </think> {value}", " <answer> {value} </answer>", " </think> <answer> {value}")
 
 
 def parse_chain(question: str) -> tuple[int, list[int]]:
@@ -118,27 +113,21 @@ def parse_chain(question: str) -> tuple[int, list[int]]:
         raise ValueError(
             f"got {question!r}, expected a chain such as '14 + 5 - 8', one space around each sign"
         )
-    first, *rest = question.split(" ")
-    return int(first), [
-        int(sign + number) for sign, number in zip(rest[::2], rest[1::2], strict=True)
-    ]
+    first, *steps = re.sub(r"([+-]) ", r"\1", question).split(" ")
+    return int(first), [int(step) for step in steps]
 
 
 def solve_trace(question: str) -> str:
-    """Returns the honest completion of the `chain_arithmetic` prompt for this question.
+    """Returns the honest completion of the `chain_arithmetic` prompt, without end-of-text token.
 
-    `14 + 5 + 9 - 8` -> ` 14 + 5 = 19 ; 19 + 9 = 28 ; 28 - 8 = 20 </think> <answer> 20 </answer>`.
-    It begins with a space, as the prompt ends in `<think>`; it has no end-of-text token.
+    `14 + 5 - 8` -> ` 14 + 5 = 19 ; 19 - 8 = 11 </think> <answer> 11 </answer>`
     """
     working, answer = solve_steps(question)
     return f" {working}" + GOOD_FORMAT.format(value=answer)
 
 
 def solve_steps(question: str) -> tuple[str, str]:
-    """Returns the honest steps for this question, and the final value.
-
-    `14 + 5 - 8` -> `("14 + 5 = 19 ; 19 - 8 = 11", "11")`.
-    """
+    """Returns the honest steps, and the final value: `("14 + 5 = 19 ; 19 - 8 = 11", "11")`."""
     first, steps = parse_chain(question)
     values = list(accumulate(steps, initial=first))
     lines = map(_line, values, steps, values[1:])
@@ -152,8 +141,9 @@ def noisy_trace(question: str, rng: random.Random, noise: TraceNoise = TraceNois
     """
     first, steps = parse_chain(question)
     if rng.random() < noise.guess:
-        value = _guess(first + sum(steps), rng, noise.guess_range)
-        working = ""
+        right = first + sum(steps)
+        low, high = max(0, right - noise.guess_range), min(MAX_VALUE, right + noise.guess_range)
+        value, working = rng.randint(low, high), ""
     else:
         value, lines = first, []
         for position, step in enumerate(steps):
@@ -166,11 +156,6 @@ def noisy_trace(question: str, rng: random.Random, noise: TraceNoise = TraceNois
         working = " " + STEP_SEPARATOR.join(lines)
     formats = BAD_FORMATS if rng.random() < noise.bad_format else (GOOD_FORMAT,)
     return working + rng.choice(formats).format(value=value)
-
-
-def _guess(right: int, rng: random.Random, guess_range: int) -> int:
-    low, high = max(0, right - guess_range), min(MAX_VALUE, right + guess_range)
-    return rng.randint(low, high)
 
 
 def _result(value: int, steps: list[int], rng: random.Random, step_error: float) -> int:
