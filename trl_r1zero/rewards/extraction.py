@@ -11,17 +11,6 @@ import operator
 import re
 from dataclasses import dataclass
 
-__all__ = [
-    "Extraction",
-    "before_next_query",
-    "extract_answer",
-    "extract_boxed",
-    "extract_question_only",
-    "extract_r1_zero",
-    "parse_gsm8k_response",
-    "parse_mmlu_response",
-]
-
 BOX = "\\boxed"
 
 

@@ -18,8 +18,6 @@ from typing import Any, NamedTuple
 
 from .bounds import LIMITS, BoundHit
 
-__all__ = ["FormulaError", "Node", "parse_formula"]
-
 Node = tuple[Any, ...]
 
 CONSTANTS = frozenset({"pi", "oo", "zoo", "nan"})
@@ -308,3 +306,36 @@ def _split_name(name: str) -> list[Node]:
         else:
             raise FormulaError(f"{piece!r} inside a name is not a number")
     return factors
+
+
+Step = tuple
+_BINARY = frozenset({"add", "sub", "mul", "div", "pow"})
+
+
+def compile_tree(tree: Node) -> list[Step]:
+    """The tree as a postfix program: steps that leave its value on an empty stack.
+
+    So no evaluator recurses, and a sum of a thousand terms, a tree a thousand levels deep, is a
+    list. A step is a tuple: ("int", n), ("float", literal), ("symbol", name), ("constant", name)
+    push a value; ("neg",), ("call", name) replace the top; ("add",), ("sub",), ("mul",), ("div",),
+    ("pow",) replace the two on top.
+    """
+    steps: list[Step] = []
+    pending: list[Node] = [tree]
+    # Right-to-left preorder, reversed, is left-to-right postorder.
+    while pending:
+        node = pending.pop()
+        kind = node[0]
+        if kind in _BINARY:
+            steps.append((kind,))
+            pending += (node[1], node[2])
+        elif kind == "neg":
+            steps.append((kind,))
+            pending.append(node[1])
+        elif kind == "call":
+            steps.append((kind, node[1]))
+            pending.append(node[2])
+        else:
+            steps.append(node)
+    steps.reverse()
+    return steps

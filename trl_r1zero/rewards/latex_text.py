@@ -19,8 +19,6 @@ from typing import Any
 
 from .bounds import LIMITS, BoundHit
 
-__all__ = ["UnrenderableError", "latex_to_text"]
-
 
 class UnrenderableError(Exception):
     """pylatexenc raises on this text; the caller keeps the text unchanged."""

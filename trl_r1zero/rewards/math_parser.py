@@ -17,8 +17,6 @@ from .bounds import LIMITS, BoundHit
 from .formula import FormulaError, Node
 from .math_tokens import FUNCTIONS, SIGNS, tokenize
 
-__all__ = ["MathValue", "parse_math"]
-
 MathValue = tuple[Any, ...]
 
 
@@ -150,17 +148,7 @@ class _Parser:
                 items = self.items_until(closing)
                 closed = self.take()
                 several = len(items) > 1 or opening == "\\{" or (opening == "[" and closed == "]")
-                if several and self.peek() in (
-                    "",
-                    ",",
-                    ";",
-                    ")",
-                    "]",
-                    "}",
-                    "\\}",
-                    "\\cup",
-                    *SIGNS,
-                ):
+                if several and (self.peek() in _BEHIND or self.peek() in SIGNS):
                     if opening in ("\\{", "{"):
                         return ("set", items)
                     return ("tuple", opening, items, closed)
@@ -362,43 +350,12 @@ class _Parser:
 
 
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
-_GREEK = frozenset(
-    [
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "varepsilon",
-        "zeta",
-        "eta",
-        "theta",
-        "iota",
-        "kappa",
-        "lambda",
-        "mu",
-        "nu",
-        "xi",
-        "rho",
-        "sigma",
-        "tau",
-        "phi",
-        "varphi",
-        "chi",
-        "psi",
-        "omega",
-        "pi",
-        "infty",
-        "Gamma",
-        "Delta",
-        "Theta",
-        "Lambda",
-        "Sigma",
-        "Phi",
-        "Psi",
-        "Omega",
-    ]
+_BEHIND = frozenset({"", ",", ";", ")", "]", "}", "\\}", "\\cup"})  # a set, tuple or interval
+_GREEK_NAMES = (
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta iota kappa lambda mu nu xi rho "
+    "sigma tau phi varphi chi psi omega pi infty Gamma Delta Theta Lambda Sigma Phi Psi Omega"
 )
+_GREEK = frozenset(_GREEK_NAMES.split())
 
 
 def _is_name(values: list[MathValue]) -> bool:

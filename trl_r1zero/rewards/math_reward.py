@@ -15,14 +15,11 @@ from functools import lru_cache
 
 from .bounds import LIMITS, BoundHit, count_bound, one_reward
 from .extraction import BOX, extract_boxed
-from .formula import FormulaError, Node
+from .formula import FormulaError, Node, compile_tree
 from .math_parser import MathValue, parse_math
 from .modular import is_zero_modulo_primes
 from .numeric import values_agree
-from .program import compile_tree
 from .reward_functions import GroundTruth, ground_truth_texts
-
-__all__ = ["answers_agree", "math_reward_fn"]
 
 DECIMAL_TOLERANCE = 1e-6
 

@@ -28,8 +28,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-__all__ = ["PoolResult", "RewardPool", "in_worker"]
-
 logger = logging.getLogger(__name__)
 
 _PROGRESS_EVERY_S = 10.0

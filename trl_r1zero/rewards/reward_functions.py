@@ -16,18 +16,10 @@ before anything is graded.
 from dataclasses import dataclass
 from typing import Literal
 
-from .bounds import one_reward
-from .equivalence import Verdict, answer_verdict
+from .bounds import LIMITS, count_bound, one_reward
 from .extraction import BOX, Extraction, extract_boxed, extract_question_only, extract_r1_zero
-
-__all__ = [
-    "Explanation",
-    "GroundTruth",
-    "explain",
-    "ground_truth_texts",
-    "question_only_reward_fn",
-    "r1_zero_reward_fn",
-]
+from .mathd import mathd_equal
+from .symbolic import Verdict, symbolic_verdict
 
 GroundTruth = str | int | float | list[str]
 
@@ -54,7 +46,7 @@ def r1_zero_reward_fn(
     Raises:
         TypeError: the ground truth is no str, int, float or list of str.
     """
-    return _reward(extract_r1_zero(response), ground_truth, fast)
+    return explain(response, ground_truth, "r1_zero", fast).parts
 
 
 def question_only_reward_fn(
@@ -65,7 +57,7 @@ def question_only_reward_fn(
 
     Arguments, result and errors as in `r1_zero_reward_fn`; tags are not looked at.
     """
-    return _reward(extract_question_only(response), ground_truth, fast)
+    return explain(response, ground_truth, "question_only", fast).parts
 
 
 def ground_truth_texts(ground_truth: GroundTruth) -> list[str]:
@@ -87,15 +79,6 @@ def ground_truth_texts(ground_truth: GroundTruth) -> list[str]:
         f"ground_truth has type {type(ground_truth).__name__} ({ground_truth!r:.80}); "
         "allowed are str, int, float and list of str"
     )
-
-
-def _reward(extraction: Extraction, ground_truth: GroundTruth, fast: bool) -> dict[str, float]:
-    right = _grade(extraction, ground_truth, fast)[0].right
-    return {
-        "format_reward": float(extraction.formatted),
-        "answer_reward": float(right),
-        "reward": float(right),
-    }
 
 
 def _grade(extraction: Extraction, ground_truth: GroundTruth, fast: bool) -> tuple[Verdict, str]:
@@ -122,13 +105,24 @@ def _grade_one(answer: str, text: str, fast: bool) -> Verdict:
         if boxed is None:
             return Verdict(False, "ground_truth_box_broken")
         text = boxed
-    verdict = answer_verdict(answer, text)
+    verdict = _fast_verdict(answer, text)
     if verdict.right or fast:
         return verdict
     # Only here, so that the default path starts no process and imports no math-verify.
     from .latex_stage import latex_verdict
 
     return latex_verdict(answer, text, otherwise=verdict)
+
+
+def _fast_verdict(answer: str, text: str) -> Verdict:
+    if answer == text:
+        return Verdict(True, "identical")
+    if max(len(answer), len(text)) > LIMITS["answer_chars"]:
+        count_bound("answer_chars")
+        return Verdict(False, "bound:answer_chars")
+    if mathd_equal(answer, text):
+        return Verdict(True, "string_equal")
+    return symbolic_verdict(answer, text)
 
 
 @dataclass(frozen=True, slots=True)
