@@ -102,11 +102,5 @@ def _number(truth: str) -> Decimal:
 
 
 def _explanation(rule: str, answer: str | None, ground_truth: str) -> Explanation:
-    return Explanation(
-        format_reward=float(answer is not None),
-        answer_reward=float(rule in ("right_option", "same_number")),
-        rule=rule,
-        detail=RULES[rule],
-        answer=answer,
-        ground_truth=ground_truth,
-    )
+    right = float(rule in ("right_option", "same_number"))
+    return Explanation(float(answer is not None), right, rule, RULES[rule], answer, ground_truth)

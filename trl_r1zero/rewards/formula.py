@@ -11,6 +11,7 @@ A tree is nested tuples: ("int", n), ("float", literal), ("symbol", name), ("con
 name, a).
 """
 
+import functools
 import re
 import unicodedata
 from fractions import Fraction
@@ -115,10 +116,7 @@ class _Parser:
             tree = (kind, tree, self.product())
 
     def product(self) -> Node:
-        factors = self.signed()
-        tree = factors[0]
-        for factor in factors[1:]:
-            tree = ("mul", tree, factor)
+        tree = _product(self.signed())
         while True:
             blank = self.peek() == "newline"
             self.skip_newlines()
@@ -132,9 +130,7 @@ class _Parser:
                 factors = self.power()
             else:
                 return tree
-            tree = ("mul" if kind == "*" else "div", tree, factors[0])
-            for factor in factors[1:]:
-                tree = ("mul", tree, factor)
+            tree = _product([("mul" if kind == "*" else "div", tree, factors[0]), *factors[1:]])
 
     def signed(self) -> list[Node]:
         """A factor with its signs; a name of several letters gives several factors, the sign
@@ -201,29 +197,23 @@ class _Parser:
                 raise FormulaError(f"{name} without an argument")
             return [("call", name, self.group())]
         if name in CONSTANTS:
-            factors: list[Node] = [("constant", name)]
-            # The reference takes `pi(3)!` for the factorial of a product.
-            if self.peek() == "(":
-                return self.applied_factorial(factors)
-            return factors
-        if name in _OTHER_NAMES:
+            kind = "constant"
+        elif name in _OTHER_NAMES:
             raise FormulaError(f"{name} is not a number")
-        if _is_splittable(name):
+        elif _is_splittable(name):
             return _split_name(name)
-        if self.peek() == "(":
-            return self.applied_factorial([("symbol", name)], forbidden=True)
-        return [("symbol", name)]
-
-    def applied_factorial(self, factors: list[Node], forbidden: bool = False) -> list[Node]:
-        """A name followed by a group: a product, and an error or a factorial of it if a `!`
-        follows."""
+        else:
+            kind = "symbol"
+        if self.peek() != "(":
+            return [(kind, name)]
         self.take()
         group = self.group()
         if self.peek() != "!":
-            return [*factors, group]
-        if forbidden:
+            return [(kind, name), group]
+        if kind == "symbol":
             raise FormulaError("factorial behind an applied symbol")
-        return [("mul", factors[0], group)]
+        # The reference takes `pi(3)!` for the factorial of a product.
+        return [("mul", (kind, name), group)]
 
     def factorials(self, factors: list[Node]) -> list[Node]:
         marks = 0
@@ -234,18 +224,23 @@ class _Parser:
             return factors
         if marks > 2:
             raise FormulaError("more than two factorial marks")
-        tree = factors[0]
-        for factor in factors[1:]:
-            tree = ("mul", tree, factor)
-        return [("call", "factorial" if marks == 1 else "factorial2", tree)]
+        return [("call", "factorial" if marks == 1 else "factorial2", _product(factors))]
 
 
 _ATOM_STARTS = frozenset({"number", "repeating", "name", "("})
 
 
-def _integer(text: str) -> Node:
+def _product(factors: list[Node]) -> Node:
+    return functools.reduce(lambda left, right: ("mul", left, right), factors)
+
+
+def _check_digits(text: str) -> None:
     if len(text) > LIMITS["literal_digits"]:
         raise BoundHit("literal_digits")
+
+
+def _integer(text: str) -> Node:
+    _check_digits(text)
     return ("int", int(text, 0))
 
 
@@ -258,8 +253,7 @@ def _number(text: str) -> list[Node]:
         "." in text or "e" in text or "E" in text
     ):
         return [_integer(text)]
-    if len(text) > LIMITS["literal_digits"]:
-        raise BoundHit("literal_digits")
+    _check_digits(text)
     literal = text.replace("_", "").lower()
     exponent = literal.partition("e")[2]
     if exponent and abs(int(exponent)) > LIMITS["power_exponent"]:
@@ -268,8 +262,7 @@ def _number(text: str) -> list[Node]:
 
 
 def _repeating_decimal(text: str) -> Node:
-    if len(text) > LIMITS["literal_digits"]:
-        raise BoundHit("literal_digits")
+    _check_digits(text)
     head, repetend = text.replace("_", "")[:-1].split("[")
     before, after = head.split(".")
     if before.strip("0") and before.startswith("0"):

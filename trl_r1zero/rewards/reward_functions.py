@@ -63,9 +63,7 @@ def question_only_reward_fn(
 def ground_truth_texts(ground_truth: GroundTruth) -> list[str]:
     """The accepted answers as texts; TypeError for anything that is not a str, int, float or list
     of str."""
-    if isinstance(ground_truth, str):
-        return [ground_truth]
-    if isinstance(ground_truth, bool | int | float):
+    if isinstance(ground_truth, str | int | float):
         return [str(ground_truth)]
     if isinstance(ground_truth, list):
         for item in ground_truth:
@@ -89,14 +87,13 @@ def _grade(extraction: Extraction, ground_truth: GroundTruth, fast: bool) -> tup
         return Verdict(False, extraction.reason), texts[0] if texts else ""
     if not texts:
         return Verdict(False, "no_ground_truth"), ""
-    graded = []
+    verdicts = []
     with one_reward():
         for text in texts:
-            verdict = _grade_one(extraction.answer, text, fast)
-            if verdict.right:
-                return verdict, text
-            graded.append(verdict)
-    return graded[0], texts[0]
+            verdicts.append(_grade_one(extraction.answer, text, fast))
+            if verdicts[-1].right:
+                return verdicts[-1], text
+    return verdicts[0], texts[0]
 
 
 def _grade_one(answer: str, text: str, fast: bool) -> Verdict:
@@ -196,12 +193,6 @@ def explain(
         raise ValueError(f"style is {style!r}; allowed are {', '.join(map(repr, EXTRACTORS))}")
     extraction = EXTRACTORS[style](response)
     verdict, text = _grade(extraction, ground_truth, fast)
-    return Explanation(
-        format_reward=float(extraction.formatted),
-        answer_reward=float(verdict.right),
-        rule=verdict.rule,
-        detail=RULES.get(verdict.rule)
-        or f"a limit of the grader was reached: {verdict.rule.partition(':')[2]}",
-        answer=extraction.answer,
-        ground_truth=text,
-    )
+    formatted, right, rule = float(extraction.formatted), float(verdict.right), verdict.rule
+    detail = RULES.get(rule) or f"a limit of the grader was reached: {rule.partition(':')[2]}"
+    return Explanation(formatted, right, rule, detail, extraction.answer, text)

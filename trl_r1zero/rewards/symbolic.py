@@ -107,14 +107,10 @@ def _elements(text: str) -> list[str]:
     text = _strip_thousands(text)
     if not text:
         return []
-    if (
-        len(text) > 2
-        and text[0] in _BRACKETS
-        and text[-1] in _BRACKETS
-        and _BRACKETS.isdisjoint(text[1:-1])
-    ):
-        return [element.strip() for element in text[1:-1].split(",")]
-    return [text]
+    bracketed = len(text) > 2 and text[0] in _BRACKETS and text[-1] in _BRACKETS
+    if not bracketed or not _BRACKETS.isdisjoint(text[1:-1]):
+        return [text]
+    return [element.strip() for element in text[1:-1].split(",")]
 
 
 def symbolic_verdict(answer: str, ground_truth: str) -> Verdict:
