@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl_r1zero.data.jsonl import read_jsonl
+from trl_r1zero.data.files import read_jsonl
 from trl_r1zero.data.preferences import load_hh
 from trl_r1zero.data.tasks.base import GeneratedTask
 from trl_r1zero.data.traces import load_traces

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from trl_r1zero.data.jsonl import read_json
+from trl_r1zero.data.files import read_json
 
 from .evaluated import EvaluatedFolder, QuestionKey
 

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from trl_r1zero.data.jsonl import read_jsonl
+from trl_r1zero.data.files import read_jsonl
 from trl_r1zero.evaluation import mean
 from trl_r1zero.evaluation.compare import PairedDifference, paired_difference
 from trl_r1zero.evaluation.evaluated import QuestionKey

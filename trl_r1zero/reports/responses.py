@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from trl_r1zero.data.jsonl import read_jsonl
+from trl_r1zero.data.files import read_jsonl
 from trl_r1zero.evaluation.pages import Shown
 from trl_r1zero.rewards import is_correct
 from trl_r1zero.runs.logged_run import Row, telling

@@ -13,7 +13,7 @@ from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
-from trl_r1zero.data.jsonl import read_jsonl
+from trl_r1zero.data.files import read_jsonl
 from trl_r1zero.evaluation import mean
 from trl_r1zero.recipe.yaml_files import read_recipe
 from trl_r1zero.rewards import is_correct
