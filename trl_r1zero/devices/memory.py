@@ -1,46 +1,26 @@
-"""How many bytes a training step, a vLLM server and a checkpoint take, from shapes alone.
+"""How many bytes a training step and a checkpoint take, from shapes alone.
 
 What autograd keeps for the backward pass was read off the layers of transformers (RMSNorm in
 float32, rotary positions, grouped queries, a gated MLP) and the log-probabilities of `functional`;
 tests compare it with what autograd saves, and the whole with the peak of real steps.
-
-Notation: H hidden size, I intermediate size, V vocabulary, N parameters; bytes throughout.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+from .facts import GIB
 from .model_shape import ModelShape
-from .optimizer_states import num_states, state_bytes
-from .server_memory import CONTEXT_BYTES, ServerMemory, server_memory
-from .training_setup import TrainingSetup
+from .training_setup import TrainingSetup, num_states, state_bytes
 
-__all__ = [
-    "ASLEEP_SERVER_BYTES",
-    "CONTEXT_BYTES",
-    "GIB",
-    "MemoryParts",
-    "ModelShape",
-    "ServerMemory",
-    "TrainingSetup",
-    "checkpoint_bytes",
-    "layer_activation_bytes",
-    "model_bytes",
-    "server_memory",
-    "tokens_per_microbatch",
-    "training_memory",
-]
-
-GIB = 2**30
-
-# CUDA's context, of a server that sleeps, with what it keeps of its graphs: assumed, not measured.
-ASLEEP_SERVER_BYTES = GIB
+# Of one process, assumed and not measured: CUDA's context, cuBLAS's work space, a server's graphs;
+# and of a server that sleeps: its context, with what it keeps of its graphs.
+CONTEXT_BYTES = ASLEEP_SERVER_BYTES = GIB
 # Of the memory that is free, what a budget of tokens leaves to fragmentation and to what no model
 # of memory foresees.
 MARGIN = 0.1
 # Wider micro-batches than this are no faster, and their quadratic parts only grow.
 MOST_TOKENS = 32768
-# Elements of the float32 chunks in which log-probabilities are worked out, as in `functional`, and
+# Elements of the float32 chunks in which log-probabilities are computed, as in `functional`, and
 # how many such chunks forward (with entropies) and backward hold at a time.
 CHUNK_ELEMENTS = 1 << 25
 FORWARD_CHUNKS, _BACKWARD_CHUNKS = 5, 3
@@ -71,7 +51,7 @@ class MemoryParts:
 
     @property
     def static(self) -> int:
-        """All that is not of one micro-batch.
+        """What does not come and go with a micro-batch.
 
         While a server samples it is less: of gradients only DDP's buckets stay (`trainer_bytes`).
         """
@@ -87,20 +67,31 @@ def training_memory(shape: ModelShape, setup: TrainingSetup) -> MemoryParts:
 
     Gradients of earlier micro-batches and the states of earlier updates are there then.
     """
-    activations = _activation_bytes(shape, setup)
+    saved, casts, work = _saved(shape, setup), _casts(shape, setup), _layer_work(shape, setup)
+    # Autocast's copies live as long as the graph.
+    kept = saved if setup.gradient_checkpointing else saved + casts
+    # The gradient of a tied matrix waits until the embedding's is there too.
+    learns = setup.trainable_parameters is None
+    head_gradient = shape.num_head_parameters * setup.weight_bytes if learns else 0
+    # The plain AdamW works on all weights at a time on a GPU.
+    at_once = setup.optimizer == "adamw_torch" and setup.on_cuda
+    peak = max(
+        kept + work + (head_gradient if shape.tied else 0),
+        head_gradient * (2 if shape.tied else 1),  # at the embedding, when all else is freed
+        model_bytes(shape, setup) // setup.shards if at_once else 0,
+        *_head_peaks(shape, setup, saved + casts, kept),
+    )
     return MemoryParts(
         weights=_weights(shape, setup),
         gradients=_gradients(shape, setup),
         optimizer=_optimizer(shape, setup),
-        activations=activations,
-        logits=max(_moments(shape, setup)) - activations,
+        activations=kept + work,
+        logits=peak - kept - work,
         reserved=CONTEXT_BYTES if setup.on_cuda else 0,
     )
 
 
-def tokens_per_microbatch(
-    shape: ModelShape, setup: TrainingSetup, free_bytes: int, *, most: int = MOST_TOKENS
-) -> int:
+def tokens_per_microbatch(shape: ModelShape, setup: TrainingSetup, free_bytes: int) -> int:
     """The most tokens of a micro-batch, padding included, that fit.
 
     Args:
@@ -108,34 +99,29 @@ def tokens_per_microbatch(
         setup: Its `tokens` and `logit_positions` do not count.
         free_bytes: What the process may take of its device, its weights, gradients and optimizer
             state included. A tenth of it stays free.
-        most: Never more than this.
 
     Returns:
-        A multiple of 1,024 from 2,048 on, of 256 above that below; never less than the longest row.
+        A multiple of 1,024 from 2,048 on, of 256 below; or the longest row, if that is more. At
+        most `MOST_TOKENS`, unless the longest row is longer.
 
     Raises:
         ValueError: Not even the longest row fits.
     """
-
-    def total(tokens: int) -> int:
-        changed = dataclasses.replace(setup, tokens=tokens, logit_positions=None)
-        return training_memory(shape, changed).total
-
-    available = int(free_bytes * (1 - MARGIN))
-    if (needed := _row_bytes(shape, setup)) > available:
+    longest, available = setup.longest_row, int(free_bytes * (1 - MARGIN))
+    if (needed := _total(shape, setup, longest)) > available:
         raise ValueError(_does_not_fit(shape, setup, needed, free_bytes))
-    low, high = setup.longest_row, max(most, setup.longest_row)
+    low, high = longest, max(MOST_TOKENS, longest)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if total(middle) <= available else (low, middle - 1)
+        fits = _total(shape, setup, middle) <= available
+        low, high = (middle, high) if fits else (low, middle - 1)
     step = 1024 if low >= 2048 else 256
-    return max(low // step * step, setup.longest_row)
+    return max(low // step * step, longest)
 
 
 def checkpoint_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     """A checkpoint on disk: the model (or its adapters) and the states of the optimizer."""
-    whole = dataclasses.replace(setup, processes=1, sharding="none")
-    return model_bytes(shape, setup) + _optimizer(shape, whole)
+    return model_bytes(shape, setup) + _optimizer(shape, replace(setup, sharding="none"))
 
 
 # What stays from step to step
@@ -150,7 +136,7 @@ def model_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
 
 def _weights(shape: ModelShape, setup: TrainingSetup) -> int:
     one = shape.num_parameters * setup.weight_bytes
-    own = one + (0 if setup.trainable_parameters is None else setup.trainable_parameters * 4)
+    own = one + (0 if setup.trainable_parameters is None else model_bytes(shape, setup))
     if setup.sharding == "zero3":
         # A layer and the head are whole while they compute.
         gathered = shape.num_layer_matrix_parameters + shape.num_head_parameters
@@ -172,7 +158,7 @@ def _optimizer(shape: ModelShape, setup: TrainingSetup) -> int:
     else:
         trained_bytes = model_bytes(shape, setup) // number
         states = int(number * state_bytes(setup.optimizer, trained_bytes))
-    return states // (setup.processes if setup.sharding != "none" else 1)
+    return states // setup.shards
 
 
 # What comes and goes with a micro-batch
@@ -183,7 +169,7 @@ def layer_activation_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
 
     By token: each of the two norms keeps its input in float32, the normalised input, and what the
     matrices behind it read, of which autocast makes a copy for each matrix (three and two); the
-    attention its queries, keys, values and output; the MLP four tensors of width I.
+    attention its queries, keys, values and output; the MLP four tensors of its inner width.
     """
     c, hidden = setup.compute_bytes, shape.hidden_size
     residual = 4 if setup.casts_weights else c
@@ -197,7 +183,7 @@ def layer_activation_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     masked = setup.packed and setup.attention == "sdpa"
     width = setup.tokens if setup.packed else setup.longest_row
     if setup.attention == "eager" or masked:
-        keys = queries  # a mask, or plain matrix products, want as many as there are queries
+        keys = queries  # a mask, or plain matrix products, need as many as there are queries
     attention = c * (2 * queries + 2 * keys) + 4 * shape.num_heads
     if setup.attention == "eager":
         # The softmax in float32, and its copy for the product with the values.
@@ -208,24 +194,20 @@ def layer_activation_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     return setup.tokens * (norms + read + attention + mlp + 2 * 4)
 
 
-def _saved_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
+def _saved(shape: ModelShape, setup: TrainingSetup) -> int:
     """What is kept from forward to backward, but for autocast's copies of matrices."""
     residual = 4 if setup.casts_weights else setup.compute_bytes
-    stream = setup.tokens * shape.hidden_size * residual
-    if setup.gradient_checkpointing:
-        layers = shape.num_layers * stream
-    else:
-        layers = shape.num_layers * layer_activation_bytes(shape, setup)
-    final_norm = setup.tokens * shape.hidden_size * (4 + 2 * residual)
-    return layers + final_norm
+    stream = setup.tokens * shape.hidden_size
+    checkpointing = setup.gradient_checkpointing
+    layer = stream * residual if checkpointing else layer_activation_bytes(shape, setup)
+    return shape.num_layers * layer + stream * (4 + 2 * residual)  # the last: the final norm
 
 
-def _cast_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
-    """Autocast's copies of the matrices, which live as long as the graph."""
-    if not setup.casts_weights:
-        return 0
+def _casts(shape: ModelShape, setup: TrainingSetup) -> int:
+    """Autocast's copies of the matrices."""
     head = 0 if setup.fused_lm_head else shape.num_head_parameters
-    return 2 * (shape.num_layers * shape.num_layer_matrix_parameters + head)
+    copied = shape.num_layers * shape.num_layer_matrix_parameters + head
+    return 2 * copied if setup.casts_weights else 0
 
 
 def _layer_work(shape: ModelShape, setup: TrainingSetup) -> int:
@@ -234,78 +216,57 @@ def _layer_work(shape: ModelShape, setup: TrainingSetup) -> int:
     work = setup.tokens * (3 * c * shape.intermediate_size + 8 * shape.hidden_size)
     if setup.gradient_checkpointing:
         work += layer_activation_bytes(shape, setup)
-        if setup.casts_weights:
-            work += 2 * shape.num_layer_matrix_parameters
+        work += 2 * shape.num_layer_matrix_parameters if setup.casts_weights else 0
     return work
 
 
-def _activation_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
-    kept = _saved_bytes(shape, setup) + _layer_work(shape, setup)
-    return kept + (0 if setup.gradient_checkpointing else _cast_bytes(shape, setup))
+def _head_peaks(shape: ModelShape, setup: TrainingSetup, forward: int, backward: int) -> list[int]:
+    """Bytes at each moment of head and loss that may be the peak.
 
-
-def _moments(shape: ModelShape, setup: TrainingSetup) -> list[int]:
-    """Bytes beyond the static ones, at each moment that may be the peak."""
-    saved, casts = _saved_bytes(shape, setup), _cast_bytes(shape, setup)
-    kept = saved + (0 if setup.gradient_checkpointing else casts)
-    c = setup.compute_bytes
-    # The gradient of a tied matrix waits until the embedding's is there too.
-    learns = setup.trainable_parameters is None
-    head_gradient = shape.num_head_parameters * setup.weight_bytes if learns else 0
-    moments = [
-        kept + _layer_work(shape, setup) + (head_gradient if shape.tied else 0),
-        head_gradient * (2 if shape.tied else 1),  # at the embedding, when all else is freed
-        _optimizer_work(shape, setup),
-    ]
+    Args:
+        shape: Of the model.
+        setup: How it is trained.
+        forward, backward: What is kept at the end of the one and at the start of the other.
+    """
+    c, learns = setup.compute_bytes, setup.trainable_parameters is None
+    head = shape.num_head_parameters if learns else 0
     positions = setup.tokens if setup.logit_positions is None else setup.logit_positions
     read = positions * shape.hidden_size * c
     if setup.fused_lm_head:
         tile = min(positions, _FUSED_TILE[0]) * _FUSED_TILE[1] * c
         if not setup.on_cuda:
             tile *= 1 + 8 * 4 // c  # in plain torch: float32 copies of a tile
-        fp32_gradient = shape.num_head_parameters * 4 if learns else 0
-        cast = head_gradient if setup.weight_bytes < 4 else 0
-        return [
-            *moments,
-            saved + casts + read + tile,
-            kept + read + positions * shape.hidden_size * 4 + fp32_gradient + max(tile, cast),
-        ]
-    logits = positions * shape.vocabulary_size * c
+        cast = head * setup.weight_bytes if setup.weight_bytes < 4 else 0
+        in_backward = read + positions * shape.hidden_size * 4 + head * 4 + max(tile, cast)
+        return [forward + read + tile, backward + in_backward]
+    entries = positions * shape.vocabulary_size
+    logits = entries * c
     if setup.transformers_loss:
         # Beside the logits: log-probabilities, their gradient and that of the logits, in float32.
-        return [*moments, kept + read + logits + 3 * 4 * positions * shape.vocabulary_size]
-    chunk = 4 * min(positions * shape.vocabulary_size, CHUNK_ELEMENTS)
-    cast_gradient = shape.num_head_parameters * c if setup.casts_weights and learns else 0
+        return [backward + read + logits + 3 * 4 * entries]
+    chunk = 4 * min(entries, CHUNK_ELEMENTS)
+    cast_gradient = head * c if setup.casts_weights else 0
     return [
-        *moments,
-        saved + casts + read + logits + FORWARD_CHUNKS * chunk,
-        kept + read + 2 * logits + _BACKWARD_CHUNKS * chunk,
-        kept + 2 * read + logits + head_gradient + cast_gradient,
+        forward + read + logits + FORWARD_CHUNKS * chunk,
+        backward + read + 2 * logits + _BACKWARD_CHUNKS * chunk,
+        backward + 2 * read + logits + head * setup.weight_bytes + cast_gradient,
     ]
-
-
-def _optimizer_work(shape: ModelShape, setup: TrainingSetup) -> int:
-    """What an update needs for a while: the plain AdamW works on all weights at a time on a GPU."""
-    if setup.optimizer == "adamw_torch" and setup.on_cuda:
-        return model_bytes(shape, setup) // (setup.processes if setup.sharding != "none" else 1)
-    return 0
 
 
 def _does_not_fit(shape: ModelShape, setup: TrainingSetup, needed: int, free_bytes: int) -> str:
     """What is needed, and what would help: of the settings, only those that are enough."""
-    changes: dict[str, dict[str, object]] = {
+    checkpointing: dict[str, Any] = {"gradient_checkpointing": True}
+    bfloat16 = {"weights_dtype": "bfloat16", "autocast": False}
+    changes: dict[str, dict[str, Any]] = {
         "fused_lm_head: true": {"fused_lm_head": True},
-        "gradient_checkpointing: true": {"gradient_checkpointing": True},
-        "dtype: bfloat16": {"weights_dtype": "bfloat16", "autocast": False},
-    }
-    changes["dtype: bfloat16 and gradient_checkpointing: true"] = {
-        **changes["dtype: bfloat16"],
-        **changes["gradient_checkpointing: true"],
+        "gradient_checkpointing: true": checkpointing,
+        "dtype: bfloat16": bfloat16,
+        "dtype: bfloat16 and gradient_checkpointing: true": bfloat16 | checkpointing,
     }
     enough = [
         words
         for words, change in changes.items()
-        if _row_bytes(shape, dataclasses.replace(setup, **change)) <= free_bytes * (1 - MARGIN)  # type: ignore[arg-type]
+        if _total(shape, replace(setup, **change), setup.longest_row) <= free_bytes * (1 - MARGIN)
     ]
     # Both of them say nothing new where one does.
     advice = [f"set {words}" for words in enough if len(enough) == 1 or " and " not in words]
@@ -318,7 +279,6 @@ def _does_not_fit(shape: ModelShape, setup: TrainingSetup, needed: int, free_byt
     )
 
 
-def _row_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
-    """Of a micro-batch of the longest row alone."""
-    alone = dataclasses.replace(setup, tokens=setup.longest_row, logit_positions=None)
-    return training_memory(shape, alone).total
+def _total(shape: ModelShape, setup: TrainingSetup, tokens: int) -> int:
+    """Bytes at the peak with micro-batches of so many tokens."""
+    return training_memory(shape, replace(setup, tokens=tokens, logit_positions=None)).total

@@ -5,10 +5,9 @@ from typing import Any
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-# What other architectures keep for the backward pass was not worked out. These are decoders of the
-# same plan: RMSNorm, rotary positions, grouped queries, a gated MLP.
+# Decoders of one design: RMSNorm, rotary positions, grouped queries, a gated MLP. What other
+# architectures keep for the backward pass was not worked out.
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
-_WITH_QUERY_NORM = ("qwen3",)
 
 
 @dataclass(frozen=True)
@@ -16,14 +15,8 @@ class ModelShape:
     """A decoder, in numbers.
 
     Attributes:
-        model_type: As transformers calls the architecture.
-        hidden_size: Width of the residual stream, H.
-        num_layers: Decoder layers.
-        num_heads: Heads of the queries.
-        num_kv_heads: Heads of the keys, and of the values.
-        head_dim: Width of a head.
-        intermediate_size: Width inside the MLP, I.
-        vocabulary_size: V.
+        model_type: transformers' name of the architecture.
+        num_heads, num_kv_heads: Of the queries; of the keys, and of the values.
         max_positions: The longest text that the architecture is made for, in tokens.
         tied: Whether the head is the embedding.
         num_parameters: All weights; a tied head counts once.
@@ -56,7 +49,7 @@ class ModelShape:
                 f"the memory of a {config.model_type} is not known here, only that of "
                 f"{', '.join(MODEL_TYPES)}"
             )
-        num_parameters, num_layer_matrices = _count_parameters(config)
+        num_parameters, num_layer_matrix_parameters = _count_parameters(config)
         heads = config.num_attention_heads
         return cls(
             model_type=config.model_type,
@@ -70,7 +63,7 @@ class ModelShape:
             max_positions=config.max_position_embeddings,
             tied=config.tie_word_embeddings,
             num_parameters=num_parameters,
-            num_layer_matrix_parameters=num_layer_matrices,
+            num_layer_matrix_parameters=num_layer_matrix_parameters,
         )
 
     @property
@@ -86,7 +79,7 @@ class ModelShape:
     @property
     def has_query_norm(self) -> bool:
         """Whether queries and keys are normalised by head."""
-        return self.model_type in _WITH_QUERY_NORM
+        return self.model_type == "qwen3"
 
 
 def _count_parameters(config: Any) -> tuple[int, int]:
@@ -98,10 +91,6 @@ def _count_parameters(config: Any) -> tuple[int, int]:
         model = AutoModelForCausalLM.from_config(config)
     # The meta device ties nothing by itself, but one parameter under two names is given once.
     model.tie_weights()
-    backbone = model.base_model
-    matrices = sum(
-        module.weight.numel()
-        for module in backbone.layers[0].modules()
-        if isinstance(module, torch.nn.Linear)
-    )
+    linear = [m for m in model.base_model.layers[0].modules() if isinstance(m, torch.nn.Linear)]
+    matrices = sum(module.weight.numel() for module in linear)
     return sum(parameter.numel() for parameter in model.parameters()), matrices

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from trl_r1zero.devices import MachineFacts, Placement
-from trl_r1zero.devices.ipc import ipc_works, platform_here
+from trl_r1zero.devices.ipc import ipc_works
 from trl_r1zero.devices.usable import UnusableGPUError, check_accelerator
 from trl_r1zero.generation.server_placement import resolve_server
 from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
@@ -101,7 +101,7 @@ def place_server(run: Run, trainer_bytes: int | None) -> tuple[Server | None, li
             trainer_bytes=trainer_bytes or 0,
             samples_while_training=bool(run.values.get("one_step_off")),
             # An assumed machine is taken for one where it works.
-            ipc_works=run.machine.assumed or ipc_works(platform_here(run.environment)),
+            ipc_works=run.machine.assumed or ipc_works(run.environment),
         )
     except ValueError as error:
         found, _, advice = str(error).partition("; ")

@@ -10,13 +10,17 @@ from trl_r1zero.devices.memory import (
     MARGIN,
     MemoryParts,
     ModelShape,
-    ServerMemory,
     TrainingSetup,
-    server_memory,
     tokens_per_microbatch,
     training_memory,
 )
-from trl_r1zero.devices.trainer_state import ParameterFacts, Sharing, trainer_bytes
+from trl_r1zero.devices.sampling_memory import (
+    ParameterFacts,
+    ServerMemory,
+    Sharing,
+    server_memory,
+    trainer_bytes,
+)
 from trl_r1zero.devices.training_setup import attention_kind
 from trl_r1zero.trainers.memory_limits import DEFAULT_ROWS
 
