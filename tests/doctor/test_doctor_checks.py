@@ -7,7 +7,6 @@ from doctor_runs import make_run, qwen_math_model
 
 from trl_r1zero.devices.memory import GIB
 from trl_r1zero.doctor.launch import Launch
-from trl_r1zero.doctor.machine import place_server
 from trl_r1zero.doctor.memory import (
     check_rollouts,
     check_server,
@@ -17,13 +16,14 @@ from trl_r1zero.doctor.memory import (
     make_setup,
     trainer_memory,
 )
-from trl_r1zero.doctor.reward import check_reward, grade_gold
+from trl_r1zero.doctor.reward import check_reward
+from trl_r1zero.doctor.rows import Split
+from trl_r1zero.doctor.server import place_server
 from trl_r1zero.doctor.settings import (
     check_beta2,
     check_disk,
     check_entropies,
     check_learning_rate,
-    disk_needed,
     spacing,
 )
 from trl_r1zero.doctor.versions import check_versions, needed_packages
@@ -73,42 +73,49 @@ def test_what_a_run_needs_besides(change, package):
 # Reward
 
 
+def graded(reward_fn, truths, answer_format="tags", first=1):
+    lines = range(first, first + len(truths))
+    return list(
+        check_reward(reward_fn, Split("train_data", truths=truths, lines=lines), answer_format)
+    )
+
+
 def test_a_reward_accepts_right_answers():
-    graded = grade_gold(r1_zero_reward_fn, ["4", "1/2", ["7", "7.0"]], "tags")
-    assert (graded.rows, graded.rejected) == (3, ())
-    assert levels(check_reward(graded)) == {"gold": "ok", "seconds": "ok"}
+    findings = graded(r1_zero_reward_fn, ["4", "1/2", ["7", "7.0"]])
+    assert levels(findings) == {"gold": "ok", "seconds": "ok"}
+    assert findings[0].found.startswith("3 of 3 answers are accepted")
 
 
 def test_a_reward_that_does_not_fit_the_prompt_is_a_problem():
-    graded = grade_gold(r1_zero_reward_fn, ["4", "5"], "boxed")
-    findings = check_reward(graded)
+    findings = graded(r1_zero_reward_fn, ["4", "5"], "boxed")
     assert levels(findings)["gold"] == "problem"
     assert "row 1: '4'" in findings[0].found
 
 
-def test_a_reward_that_rejects_some_names_them():
+def test_a_reward_that_rejects_some_names_them_by_line():
     def no_fives(response, truth):
         return {"reward": float(truth != "5")}
 
-    findings = check_reward(grade_gold(no_fives, ["4", "5", "6"], "tags"))
+    findings = graded(no_fives, ["4", "5", "6"], first=11)
     assert findings[0].level == "warning"
-    assert "row 2: '5'" in findings[0].found
+    assert "row 12: '5'" in findings[0].found
 
 
 def test_a_reward_that_raises_is_a_problem():
     def broken(response, truth):
         raise KeyError("answer")
 
-    (finding,) = check_reward(grade_gold(broken, ["4"], "tags"))
+    (finding,) = graded(broken, ["4"])
     assert (finding.level, finding.found) == (
         "problem",
         "the reward raised, row 1: KeyError: 'answer'",
     )
 
 
-def test_answers_that_are_not_spelled_out_are_not_asked():
-    assert grade_gold(r1_zero_reward_fn, [{"numbers": [1]}], "tags") is None
-    assert grade_gold(r1_zero_reward_fn, ["free"], "text") is None
+@pytest.mark.parametrize(("truth", "answer_format"), [({"numbers": [1]}, "tags"), ("free", "text")])
+def test_answers_that_are_not_spelled_out_are_not_asked(truth, answer_format):
+    (finding,) = graded(r1_zero_reward_fn, [truth], answer_format)
+    assert (finding.level, finding.found.split(":")[0]) == ("ok", "not asked")
 
 
 # Memory
@@ -118,16 +125,16 @@ def examined(run, model, row=1300):
     setup = make_setup(run, model, row)
     server = None
     if run.own_server:
-        server, _ = place_server(run, kept_while_sampling(run, model, setup))
+        server = place_server(run, kept_while_sampling(run, model.shape, setup))
     return setup, server, trainer_memory(run, model.shape, setup, server)
 
 
 def test_float32_fits_80_gb_and_not_24():
     model = qwen_math_model()
     _, _, memory = examined(make_run("80GB"), model)
-    assert levels(check_trainer(make_run("80GB"), memory)) == {"trainer": "ok"}
+    assert check_trainer(make_run("80GB"), memory).level == "ok"
     run = make_run("24GB")
-    (finding,) = check_trainer(run, examined(run, model)[2])
+    finding = check_trainer(run, examined(run, model)[2])
     assert finding.level == "problem"
     assert "set dtype: bfloat16" in finding.do
 
@@ -135,9 +142,9 @@ def test_float32_fits_80_gb_and_not_24():
 def test_a_run_on_cpus_wants_room_in_the_machines_memory():
     run, model = make_run("cpu"), qwen_math_model()
     memory = examined(run, model)[2]
-    assert levels(check_trainer(run, memory)) == {"trainer": "ok"}  # of a machine not known
-    assert levels(check_trainer(run, memory, memory.parts.total)) == {"trainer": "ok"}
-    (finding,) = check_trainer(run, memory, memory.parts.total - GIB)
+    assert check_trainer(run, memory).level == "ok"  # of a machine not known
+    assert check_trainer(run, memory, memory.parts.total).level == "ok"
+    finding = check_trainer(run, memory, memory.parts.total - GIB)
     assert finding.level == "problem"
     assert "this machine has" in finding.found
 
@@ -146,8 +153,8 @@ def test_one_24_gb_card_trains_and_samples_in_bfloat16_with_checkpointing():
     run = make_run("24GB", *SERVER, BF16, "--gradient_checkpointing=true")
     model = qwen_math_model("bfloat16")
     _, server, memory = examined(run, model)
-    assert levels(check_trainer(run, memory)) == {"trainer": "ok"}
-    findings = check_server(run, model, server, longest_text=1300)
+    assert check_trainer(run, memory).level == "ok"
+    findings = check_server(run, model.shape, model.dtype, server, longest_text=1300)
     assert levels(findings) == {"server": "ok", "phases": "ok"}
     # Asleep, the server leaves the trainer all but its context.
     assert memory.device_bytes == 24 * 10**9 - GIB
@@ -159,20 +166,22 @@ def test_a_server_on_a_24_gb_card_of_its_own_has_room():
     model = qwen_math_model()
     _, server, _ = examined(run, model)
     assert server.config.gpu_memory_utilization == 0.9
-    assert levels(check_server(run, model, server, longest_text=1300)) == {"server": "ok"}
+    assert levels(check_server(run, model.shape, model.dtype, server, longest_text=1300)) == {
+        "server": "ok"
+    }
 
 
 def test_a_server_with_too_small_a_share_is_a_problem():
     run = make_run("2x24GB", "--use_vllm=true", "--vllm_server={gpu_memory_utilization: 0.15}")
     model = qwen_math_model()
     _, server, _ = examined(run, model)
-    assert levels(check_server(run, model, server, 1300))["server"] == "problem"
+    assert levels(check_server(run, model.shape, model.dtype, server, 1300))["server"] == "problem"
 
 
 def test_a_micro_batch_that_the_recipe_sets_too_large_is_a_problem():
     run = make_run("80GB", "--max_tokens_per_microbatch=60000")
     memory = examined(run, qwen_math_model())[2]
-    (finding,) = check_trainer(run, memory)
+    finding = check_trainer(run, memory)
     assert memory.setup.tokens == 60000
     assert finding.level == "problem"
     assert "unset" in finding.do
@@ -210,32 +219,37 @@ def test_rollouts_by_transformers_that_do_not_fit():
     model = qwen_math_model()
     run = make_run("40GB", "--per_device_eval_batch_size=1024")
     setup = make_setup(run, model, 1300)
-    (finding,) = check_rollouts(run, model, setup, text=1300)
+    (finding,) = check_rollouts(run, model.shape, setup, text=1300)
     assert finding.level == "problem"
     assert "use_vllm: true" in finding.do
     unset = make_run("40GB")
-    assert levels(check_rollouts(unset, model, setup, 1300)) == {"rollouts": "warning"}
-    assert check_rollouts(make_run("40GB", *SERVER), model, setup, 1300) == []
+    assert levels(check_rollouts(unset, model.shape, setup, 1300)) == {"rollouts": "warning"}
+    assert list(check_rollouts(make_run("40GB", *SERVER), model.shape, setup, 1300)) == []
 
 
 # Disk
 
 
-def test_checkpoints_of_the_default_recipe_need_near_50_gb():
-    run = make_run()
+def disk_of(run, free_gb):
     model = qwen_math_model()
-    needed, words = disk_needed(run, model.shape, make_setup(run, model, 1000))
-    assert needed / 1e9 == pytest.approx(49.4, abs=0.1)
-    assert words.startswith("2 x 18.5 GB of checkpoints")
-    assert levels(check_disk(needed, words, "runs", free=40 * 10**9)) == {"checkpoints": "problem"}
-    assert levels(check_disk(needed, words, "runs", free=60 * 10**9)) == {"checkpoints": "ok"}
+    return check_disk(run, model.shape, make_setup(run, model, 1000), free_gb * 10**9)
+
+
+def test_checkpoints_of_the_default_recipe_need_near_50_gb():
+    short, enough = disk_of(make_run(), 40), disk_of(make_run(), 60)
+    assert (short.level, short.needed, enough.level) == ("problem", "49.4 GB", "ok")
+    assert "up to 49.4 GB: 2 x 18.5 GB of checkpoints" in enough.found
+    assert "2 x 6.2 GB of models (best, final); 60.0 GB are free" in enough.found
 
 
 def test_without_checkpoints_only_models_are_kept():
     run = make_run("80GB", "--save_every=null", "--save_best=false")
-    model = qwen_math_model()
-    needed, _ = disk_needed(run, model.shape, make_setup(run, model, 1000))
-    assert needed == 4 * model.shape.num_parameters
+    assert "up to 6.2 GB: 0 x 18.5 GB of checkpoints" in disk_of(run, 60).found
+
+
+def test_all_checkpoints_are_counted_without_a_limit():
+    settings = ("--save_total_limit=null", "--save_every=20", "--n_grpo_steps=200")
+    assert "11 x 18.5 GB of checkpoints" in disk_of(make_run("80GB", *settings), 60).found
 
 
 # Settings
@@ -250,12 +264,12 @@ def test_the_spacing_of_bfloat16_is_torchs():
 
 
 def test_a_small_rate_with_bfloat16_weights_is_a_warning_with_numbers():
-    (finding,) = check_learning_rate(1e-5, "bfloat16", "none")
+    finding = check_learning_rate(1e-5, "bfloat16", "none")
     assert finding.level == "warning"
     assert "a change below 6.1e-05 rounds to nothing" in finding.found
-    assert levels(check_learning_rate(1e-4, "bfloat16", "none")) == {"learning_rate": "ok"}
-    assert levels(check_learning_rate(1e-5, "float32", "none")) == {"learning_rate": "ok"}
-    assert levels(check_learning_rate(1e-5, "bfloat16", "zero3")) == {"learning_rate": "ok"}
+    assert check_learning_rate(1e-4, "bfloat16", "none").level == "ok"
+    assert check_learning_rate(1e-5, "float32", "none").level == "ok"
+    assert check_learning_rate(1e-5, "bfloat16", "zero3").level == "ok"
 
 
 def test_the_warning_is_true():
@@ -287,6 +301,5 @@ def test_ddp_keeps_gradients_twice():
     setup = make_setup(run, qwen_math_model(), 1000)
     lone_run = make_run("8x80GB")
     alone = make_setup(lone_run, qwen_math_model(), 1000)
-    assert kept_while_sampling(run, qwen_math_model(), setup) > kept_while_sampling(
-        lone_run, qwen_math_model(), alone
-    )
+    shape = qwen_math_model().shape
+    assert kept_while_sampling(run, shape, setup) > kept_while_sampling(lone_run, shape, alone)

@@ -8,7 +8,8 @@ from trl_r1zero.recipe.requirements import REQUIREMENTS, VLLM_REQUIREMENT
 
 from .findings import Finding, ok, problem
 
-_EXTRAS = {
+_COMMANDS = {
+    "vllm": 'with a GPU: pip install -c constraints.txt -e ".[vllm]"; without: make vllm',
     "deepspeed": 'python -m pip install -c constraints.txt -e ".[deepspeed]"',
     "kernels": 'python -m pip install -c constraints.txt -e ".[kernels]"',
     "bitsandbytes": "python -m pip install bitsandbytes",
@@ -41,20 +42,15 @@ def check_versions(installed: Mapping[str, str | None], needed: Mapping[str, str
         installed: Package -> its version; None where it is not installed.
         needed: Package -> the versions that fit.
     """
-    findings, right = [], []
-    for name, specifier in needed.items():
+    right, wrong = [], []
+    for name, versions in needed.items():
         found = installed.get(name)
-        wanted = f"{name} {specifier}".strip()
-        if found is not None and SpecifierSet(specifier).contains(found, prereleases=True):
+        if found is not None and SpecifierSet(versions).contains(found, prereleases=True):
             right.append(f"{name} {found}")
             continue
         state = "is not installed" if found is None else f"{found} is installed"
-        command = f'python -m pip install -c constraints.txt "{name}{specifier}"'
-        if name == "vllm":
-            command = 'with a GPU: pip install -c constraints.txt -e ".[vllm]"; without: make vllm'
-        findings.append(
-            problem("versions", name, f"{name} {state}", wanted, _EXTRAS.get(name, command))
-        )
-    if right:
-        findings.insert(0, ok("versions", "installed", ", ".join(right)))
-    return findings
+        command = f'python -m pip install -c constraints.txt "{name}{versions}"'
+        advice = _COMMANDS.get(name, command)
+        wanted = f"{name} {versions}".strip()
+        wrong.append(problem(f"versions/{name}", f"{name} {state}", wanted, advice))
+    return [ok("versions/installed", ", ".join(right))] * bool(right) + wrong
