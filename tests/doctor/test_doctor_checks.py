@@ -1,20 +1,21 @@
 """Versions, reward, memory, disk and settings."""
 
-import dataclasses
+from dataclasses import replace
 
 import pytest
 from doctor_runs import make_run, qwen_math_model
 
-from trl_r1zero.devices.memory import GIB
+from trl_r1zero.devices.memory import GIB, training_memory
 from trl_r1zero.doctor.launch import Launch
 from trl_r1zero.doctor.memory import (
+    bytes_for_training,
     check_rollouts,
     check_server,
     check_trainer,
+    cut_microbatches,
     has_reference,
     kept_while_sampling,
     make_setup,
-    trainer_memory,
 )
 from trl_r1zero.doctor.reward import check_reward
 from trl_r1zero.doctor.rows import Split
@@ -50,24 +51,23 @@ def test_versions_out_of_range_and_missing():
 
 
 @pytest.mark.parametrize(
-    ("change", "package"),
+    ("settings", "package"),
     [
-        ({"own_server": True}, "vllm"),
-        ({"distributed_type": "DEEPSPEED"}, "deepspeed"),
-        ({"attention": "kernels-community/flash-attn2"}, "kernels"),
-        ({"attention": "flash_attention_2"}, "kernels"),
-        ({"optimizer": "adamw_bnb_8bit"}, "bitsandbytes"),
+        (SERVER, "vllm"),
+        (["--attn_implementation=kernels-community/flash-attn2"], "kernels"),
+        (["--attn_implementation=flash_attention_2"], "kernels"),
+        (["--optim=adamw_bnb_8bit"], "bitsandbytes"),
+        (["--optim=adamw_torch_4bit"], "torchao"),
     ],
 )
-def test_what_a_run_needs_besides(change, package):
-    plain = {
-        "own_server": False,
-        "distributed_type": "NO",
-        "attention": None,
-        "optimizer": "adamw_torch_fused",
-    }
-    assert package not in needed_packages(**plain)
-    assert package in needed_packages(**{**plain, **change})
+def test_what_a_run_needs_besides(settings, package):
+    assert package not in needed_packages(make_run())
+    assert package in needed_packages(make_run("80GB", *settings))
+
+
+def test_what_a_launch_needs_besides():
+    launch = Launch(num_processes=2, distributed_type="DEEPSPEED")
+    assert "deepspeed" in needed_packages(make_run("2x80GB", launch=launch))
 
 
 # Reward
@@ -126,25 +126,36 @@ def examined(run, model, row=1300):
     server = None
     if run.own_server:
         server = place_server(run, kept_while_sampling(run, model.shape, setup))
-    return setup, server, trainer_memory(run, model.shape, setup, server)
+    return setup, server
+
+
+def trainer(run, model=None, host_bytes=None):
+    model = model or qwen_math_model()
+    return check_trainer(run, model.shape, *examined(run, model), host_bytes)
+
+
+def tokens(run):
+    """Of a micro-batch, and what there is to train with."""
+    setup, server = examined(run, qwen_math_model())
+    device_bytes = bytes_for_training(run, server)
+    cut, _ = cut_microbatches(run, qwen_math_model().shape, setup, device_bytes)
+    return cut.tokens, device_bytes
 
 
 def test_float32_fits_80_gb_and_not_24():
-    model = qwen_math_model()
-    _, _, memory = examined(make_run("80GB"), model)
-    assert check_trainer(make_run("80GB"), memory).level == "ok"
-    run = make_run("24GB")
-    finding = check_trainer(run, examined(run, model)[2])
+    assert trainer(make_run("80GB")).level == "ok"
+    finding = trainer(make_run("24GB"))
     assert finding.level == "problem"
     assert "set dtype: bfloat16" in finding.do
 
 
 def test_a_run_on_cpus_wants_room_in_the_machines_memory():
-    run, model = make_run("cpu"), qwen_math_model()
-    memory = examined(run, model)[2]
-    assert check_trainer(run, memory).level == "ok"  # of a machine not known
-    assert check_trainer(run, memory, memory.parts.total).level == "ok"
-    finding = check_trainer(run, memory, memory.parts.total - GIB)
+    run = make_run("cpu")
+    setup, _ = examined(run, qwen_math_model())
+    needed = training_memory(qwen_math_model().shape, replace(setup, tokens=2 * 1300)).total
+    assert trainer(run).level == "ok"  # of a machine not known
+    assert trainer(run, host_bytes=needed).level == "ok"
+    finding = trainer(run, host_bytes=needed - GIB)
     assert finding.level == "problem"
     assert "this machine has" in finding.found
 
@@ -152,49 +163,42 @@ def test_a_run_on_cpus_wants_room_in_the_machines_memory():
 def test_one_24_gb_card_trains_and_samples_in_bfloat16_with_checkpointing():
     run = make_run("24GB", *SERVER, BF16, "--gradient_checkpointing=true")
     model = qwen_math_model("bfloat16")
-    _, server, memory = examined(run, model)
-    assert check_trainer(run, memory).level == "ok"
+    _, server = examined(run, model)
+    assert trainer(run, model).level == "ok"  # a tenth stays free
     findings = check_server(run, model.shape, model.dtype, server, longest_text=1300)
     assert levels(findings) == {"server": "ok", "phases": "ok"}
     # Asleep, the server leaves the trainer all but its context.
-    assert memory.device_bytes == 24 * 10**9 - GIB
-    assert memory.parts.total < 0.9 * memory.device_bytes
+    assert bytes_for_training(run, server) == 24 * 10**9 - GIB
 
 
 def test_a_server_on_a_24_gb_card_of_its_own_has_room():
     run = make_run("2x24GB", *SERVER)
     model = qwen_math_model()
-    _, server, _ = examined(run, model)
+    _, server = examined(run, model)
     assert server.config.gpu_memory_utilization == 0.9
-    assert levels(check_server(run, model.shape, model.dtype, server, longest_text=1300)) == {
-        "server": "ok"
-    }
+    findings = check_server(run, model.shape, model.dtype, server, longest_text=1300)
+    assert levels(findings) == {"server": "ok"}
 
 
 def test_a_server_with_too_small_a_share_is_a_problem():
     run = make_run("2x24GB", "--use_vllm=true", "--vllm_server={gpu_memory_utilization: 0.15}")
     model = qwen_math_model()
-    _, server, _ = examined(run, model)
-    assert levels(check_server(run, model.shape, model.dtype, server, 1300))["server"] == "problem"
+    _, server = examined(run, model)
+    findings = check_server(run, model.shape, model.dtype, server, 1300)
+    assert levels(findings)["server"] == "problem"
 
 
 def test_a_micro_batch_that_the_recipe_sets_too_large_is_a_problem():
     run = make_run("80GB", "--max_tokens_per_microbatch=60000")
-    memory = examined(run, qwen_math_model())[2]
-    finding = check_trainer(run, memory)
-    assert memory.setup.tokens == 60000
-    assert finding.level == "problem"
-    assert "unset" in finding.do
+    assert tokens(run)[0] == 60000
+    assert trainer(run).level == "problem"
+    assert "unset" in trainer(run).do
 
 
 def test_micro_batches_are_cut_as_the_trainers_cut_them():
-    model = qwen_math_model()
-    by_memory = examined(make_run("80GB"), model)[2].setup.tokens
-    assert by_memory > 4 * 1300
-    by_rows = examined(make_run("80GB", "--gradient_accumulation_steps=128"), model)[2]
-    assert by_rows.setup.tokens == 2 * 1300
-    on_cpu = examined(make_run("cpu"), model)[2]
-    assert (on_cpu.setup.tokens, on_cpu.device_bytes) == (2 * 1300, None)
+    assert tokens(make_run("80GB"))[0] > 4 * 1300
+    assert tokens(make_run("80GB", "--gradient_accumulation_steps=128"))[0] == 2 * 1300
+    assert tokens(make_run("cpu")) == (2 * 1300, None)
 
 
 def test_autocast_follows_from_the_machine_that_is_assumed():
@@ -211,7 +215,7 @@ def test_who_keeps_a_reference_model():
     assert not has_reference(make_run(method="dpo"), model)  # its log-probabilities are kept
     kept = make_run("80GB", "--precompute_ref_log_probs=false", method="dpo")
     assert has_reference(kept, model)
-    adapters = dataclasses.replace(model, trainable_parameters=1000)
+    adapters = replace(model, trainable_parameters=1000)
     assert not has_reference(make_run("80GB", "--beta=0.1"), adapters)
 
 

@@ -76,7 +76,7 @@ def test_rows_after_a_bad_one_keep_their_line(tmp_path, paths):
     rows[0] = {"problem": "no answer"}
     path = write_rows(tmp_path / "bad.jsonl", rows)
     train, validation = load_data(run_of((path, path)))
-    assert list(train.lines) == [2, 3, 4, 5, 6]
+    assert train.lines == [2, 3, 4, 5, 6]
     (duplicates,) = check_duplicates(train)
     assert "the first that is there twice is row 2" in duplicates.found
     (overlap,) = check_overlap(load_data(run_of(paths))[1], validation)

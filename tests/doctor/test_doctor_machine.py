@@ -30,7 +30,7 @@ def placed(run, trainer_bytes=2**30):
 
 def test_a_driver_that_torch_cannot_use_is_a_problem():
     hidden = dataclasses.replace(NO_GPU, has_nvidia_device=True, driver="535.104.05")
-    (finding,) = check_machine(on_machine(hidden))
+    finding = check_machine(on_machine(hidden))
     assert (finding.check, finding.level) == ("driver", "problem")
     assert "the NVIDIA driver is 535.104.05; CUDA 13.0 wants 580 or newer" in finding.found
 
@@ -38,27 +38,27 @@ def test_a_driver_that_torch_cannot_use_is_a_problem():
 def test_a_variable_that_hides_all_devices_is_a_problem():
     none_visible = VisibleDevices((), "")
     hidden = dataclasses.replace(NO_GPU, has_nvidia_device=True, visible=none_visible)
-    (finding,) = check_machine(on_machine(hidden))
+    finding = check_machine(on_machine(hidden))
     assert finding.level == "problem"
     assert "CUDA_VISIBLE_DEVICES is '', which hides them all" in finding.found
 
 
 def test_torch_for_cpus_beside_a_gpu_is_a_warning():
     machine = dataclasses.replace(NO_GPU, has_nvidia_device=True, torch_cuda=None)
-    (finding,) = check_machine(on_machine(machine))
+    finding = check_machine(on_machine(machine))
     assert (finding.level, finding.needed) == ("warning", "torch for CUDA")
 
 
 def test_a_cpu_that_is_meant_is_fine():
     hidden = dataclasses.replace(NO_GPU, has_nvidia_device=True)
-    assert levels(check_machine(on_machine(hidden, "--use_cpu=true"))) == {"devices": "ok"}
-    assert levels(check_machine(on_machine(NO_GPU))) == {"devices": "warning"}
+    assert check_machine(on_machine(hidden, "--use_cpu=true")).level == "ok"
+    assert check_machine(on_machine(NO_GPU)).level == "warning"
 
 
 def test_devices_are_named_with_driver_and_variable():
     device = DeviceFacts(80 * 2**30, "NVIDIA H100")
     machine = MachineFacts((device,), VisibleDevices(("5",)), "13.0", "580.65.06", True)
-    (finding,) = check_machine(on_machine(machine))
+    finding = check_machine(on_machine(machine))
     assert "1 x NVIDIA H100 (80.0 GiB); driver 580.65.06, torch for CUDA 13.0" in finding.found
 
 

@@ -19,7 +19,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from typing import Any
 
 from trl_r1zero.devices import MachineFacts, machine_facts
@@ -33,14 +33,7 @@ _PROGRAM = "trl-r1zero doctor"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Examine a run.
-
-    Args:
-        argv: The arguments; those of this process by default.
-
-    Returns:
-        The exit status: 0, 1 if the run would fail, 2 for what cannot be read.
-    """
+    """Examine a run; the exit status: 0, 1 if the run would fail, 2 for what cannot be read."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__)
@@ -64,12 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     machine, vllm = assumed or machine_facts(), _installed(["vllm"])["vllm"]
     run = Run(method, recipe, launch, machine, os.environ, vllm)
-    needed = needed_packages(
-        own_server=run.own_server,
-        distributed_type=launch.distributed_type,
-        attention=run.model_args.attn_implementation,
-        optimizer=run.optimizer,
-    )
+    needed = needed_packages(run)
     listed = None if own.assume else os.environ.get(VARIABLE)
     findings = [*check_versions(_installed(needed), needed), *examine(run, listed)]
     words = machine.in_words()
@@ -101,10 +89,4 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _installed(names: Iterable[str]) -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+    return {name: next((d.version for d in distributions(name=name)), None) for name in names}

@@ -1,10 +1,7 @@
-"""What is known of this machine's GPUs: asked of torch and the driver, or assumed from text.
-
-Decisions are made from these facts elsewhere, so that they can be made for a machine that is not
-here. torch is imported only where it is asked.
-"""
+"""What is known of this machine's GPUs: asked of torch and the driver, or assumed from text."""
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -31,33 +28,22 @@ class DeviceFacts:
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """The GPUs that this run sees, and what torch and the driver are.
-
-    Attributes:
-        devices: In the order in which CUDA numbers them.
-        visible: Their names in CUDA_VISIBLE_DEVICES.
-        torch_cuda: The CUDA version that torch is built for, such as `13.0`; None if for none.
-        driver: The NVIDIA driver's version, such as `580.65.06`; None if there is none.
-        has_nvidia_device: Whether the machine has an NVIDIA GPU, whether or not torch can use it.
-        other_accelerator: Such as `mps`, where torch has one that is not CUDA; None without.
-        assumed: Whether the user described it, rather than torch and the driver.
-    """
+    """The GPUs that this run sees, in CUDA's order, and what torch and the driver are."""
 
     devices: tuple[DeviceFacts, ...]
     visible: VisibleDevices
-    torch_cuda: str | None = None
-    driver: str | None = None
-    has_nvidia_device: bool = False
-    other_accelerator: str | None = None
-    assumed: bool = False
+    torch_cuda: str | None = None  # the version that torch is built for, such as 13.0
+    driver: str | None = None  # its version, such as 580.65.06
+    has_nvidia_device: bool = False  # whether or not torch can use it
+    other_accelerator: str | None = None  # such as mps, where torch has one that is not CUDA
+    assumed: bool = False  # the user described it
 
     @classmethod
     def assume(cls, text: str) -> "MachineFacts":
-        """The facts of a machine that is only described.
+        """A machine described as `cpu`, `24GB` or `2x80GB`; GB are 10**9 bytes, GiB 2**30.
 
-        Args:
-            text: `cpu`; `24GB`; `2x80GB`. GB are 10**9 bytes, GiB 2**30. A card that is sold as "80
-                GB" has about 80 GiB less what the driver takes: 80GB is the careful reading.
+        A card that is sold as "80 GB" has about 80 GiB less what the driver takes: 80GB is the
+        careful reading.
 
         Raises:
             ValueError: The text is none of these.
@@ -102,6 +88,19 @@ def machine_facts(environment: Mapping[str, str] = os.environ) -> MachineFacts:
         has_nvidia_device=bool(count) or _has_nvidia_device(),
         other_accelerator=None if other is None else other.type,
     )
+
+
+def ipc_works(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether CUDA can share memory between processes on this machine, as far as is known before.
+
+    It can on Linux, but not in WSL, and not memory of torch's expandable segments.
+    """
+    if platform.system() != "Linux" or "microsoft" in platform.release().lower():
+        return False
+    # torch reads the newer name first.
+    variables = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    allocator = next((environment[name] for name in variables if environment.get(name)), "")
+    return "expandable_segments:true" not in "".join(allocator.lower().split()).split(",")
 
 
 def visible_here() -> VisibleDevices:

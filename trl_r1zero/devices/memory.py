@@ -1,16 +1,16 @@
-"""How many bytes a training step and a checkpoint take, from shapes alone.
+"""How many bytes a training step, a checkpoint and a vLLM server take, from shapes alone.
 
 What autograd keeps for the backward pass was read off the layers of transformers (RMSNorm in
 float32, rotary positions, grouped queries, a gated MLP) and the log-probabilities of `functional`;
 tests compare it with what autograd saves, and the whole with the peak of real steps.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .facts import GIB
-from .model_shape import ModelShape
-from .training_setup import TrainingSetup, num_states, state_bytes
+from .training_setup import DTYPE_BYTES, ModelShape, TrainingSetup, num_states, state_bytes
 
 # Of one process, assumed and not measured: CUDA's context, cuBLAS's work space, a server's graphs;
 # and of a server that sleeps: its context, with what it keeps of its graphs.
@@ -30,31 +30,19 @@ _FUSED_TILE = (4096, 32768)
 
 @dataclass(frozen=True)
 class MemoryParts:
-    """Bytes of one process at the peak of a training step.
+    """Bytes of one process at the peak of a training step."""
 
-    Attributes:
-        weights: Of the policy, and of a reference model.
-        gradients: With the buckets of DDP, where there are several processes.
-        optimizer: Its states.
-        activations: What forward keeps for backward, autocast's copies of the matrices, and what
-            the backward of one layer needs.
-        logits: What the head and the loss need beyond that.
-        reserved: CUDA's context and work space.
-    """
-
-    weights: int
-    gradients: int
+    weights: int  # of the policy, and of a reference model
+    gradients: int  # with the buckets of DDP, where there are several processes
     optimizer: int
+    # What forward keeps for backward, copies by autocast, and what backward of one layer needs.
     activations: int
-    logits: int
-    reserved: int
+    logits: int  # what the head and the loss need beyond that
+    reserved: int  # CUDA's context and work space
 
     @property
     def static(self) -> int:
-        """What does not come and go with a micro-batch.
-
-        While a server samples it is less: of gradients only DDP's buckets stay (`trainer_bytes`).
-        """
+        """What does not come and go with a micro-batch; while a server samples, `trainer_bytes`."""
         return self.weights + self.gradients + self.optimizer
 
     @property
@@ -67,8 +55,11 @@ def training_memory(shape: ModelShape, setup: TrainingSetup) -> MemoryParts:
 
     Gradients of earlier micro-batches and the states of earlier updates are there then.
     """
-    saved, casts, work = _saved(shape, setup), _casts(shape, setup), _layer_work(shape, setup)
-    # Autocast's copies live as long as the graph.
+    saved, work = _saved(shape, setup), _layer_work(shape, setup)
+    # Autocast's copies of the matrices live as long as the graph.
+    head = 0 if setup.fused_lm_head else shape.num_head_parameters
+    copied = shape.num_layers * shape.num_layer_matrix_parameters + head
+    casts = 2 * copied if setup.casts_weights else 0
     kept = saved if setup.gradient_checkpointing else saved + casts
     # The gradient of a tied matrix waits until the embedding's is there too.
     learns = setup.trainable_parameters is None
@@ -81,9 +72,10 @@ def training_memory(shape: ModelShape, setup: TrainingSetup) -> MemoryParts:
         model_bytes(shape, setup) // setup.shards if at_once else 0,
         *_head_peaks(shape, setup, saved + casts, kept),
     )
+    buckets = 2 if setup.processes > 1 and setup.sharding == "none" else 1
     return MemoryParts(
         weights=_weights(shape, setup),
-        gradients=_gradients(shape, setup),
+        gradients=buckets * model_bytes(shape, setup) // setup.shards,
         optimizer=_optimizer(shape, setup),
         activations=kept + work,
         logits=peak - kept - work,
@@ -97,8 +89,8 @@ def tokens_per_microbatch(shape: ModelShape, setup: TrainingSetup, free_bytes: i
     Args:
         shape: Of the model.
         setup: Its `tokens` and `logit_positions` do not count.
-        free_bytes: What the process may take of its device, its weights, gradients and optimizer
-            state included. A tenth of it stays free.
+        free_bytes: For the process, weights, gradients and optimizer state included. A tenth of
+            it stays free.
 
     Returns:
         A multiple of 1,024 from 2,048 on, of 256 below; or the longest row, if that is more. At
@@ -142,13 +134,6 @@ def _weights(shape: ModelShape, setup: TrainingSetup) -> int:
         gathered = shape.num_layer_matrix_parameters + shape.num_head_parameters
         own = own // setup.processes + gathered * setup.compute_bytes
     return own + (one if setup.reference_model else 0)
-
-
-def _gradients(shape: ModelShape, setup: TrainingSetup) -> int:
-    one = model_bytes(shape, setup)
-    if setup.sharding != "none":
-        return one // setup.processes
-    return one * (2 if setup.processes > 1 else 1)
 
 
 def _optimizer(shape: ModelShape, setup: TrainingSetup) -> int:
@@ -203,13 +188,6 @@ def _saved(shape: ModelShape, setup: TrainingSetup) -> int:
     return shape.num_layers * layer + stream * (4 + 2 * residual)  # the last: the final norm
 
 
-def _casts(shape: ModelShape, setup: TrainingSetup) -> int:
-    """Autocast's copies of the matrices."""
-    head = 0 if setup.fused_lm_head else shape.num_head_parameters
-    copied = shape.num_layers * shape.num_layer_matrix_parameters + head
-    return 2 * copied if setup.casts_weights else 0
-
-
 def _layer_work(shape: ModelShape, setup: TrainingSetup) -> int:
     """What the backward of one layer needs besides what was saved."""
     c = setup.compute_bytes
@@ -223,10 +201,7 @@ def _layer_work(shape: ModelShape, setup: TrainingSetup) -> int:
 def _head_peaks(shape: ModelShape, setup: TrainingSetup, forward: int, backward: int) -> list[int]:
     """Bytes at each moment of head and loss that may be the peak.
 
-    Args:
-        shape: Of the model.
-        setup: How it is trained.
-        forward, backward: What is kept at the end of the one and at the start of the other.
+    `forward` and `backward`: what is kept at the end of the one and at the start of the other.
     """
     c, learns = setup.compute_bytes, setup.trainable_parameters is None
     head = shape.num_head_parameters if learns else 0
@@ -282,3 +257,94 @@ def _does_not_fit(shape: ModelShape, setup: TrainingSetup, needed: int, free_byt
 def _total(shape: ModelShape, setup: TrainingSetup, tokens: int) -> int:
     """Bytes at the peak with micro-batches of so many tokens."""
     return training_memory(shape, replace(setup, tokens=tokens, logit_positions=None)).total
+
+
+# While a server samples
+
+
+@dataclass(frozen=True)
+class ParameterFacts:
+    """One parameter: how many numbers, of how many bytes, and whether it is trained."""
+
+    count: int
+    itemsize: int
+    trained: bool = True
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How the processes of a run share what they train."""
+
+    weights: int = 1  # processes that shard the weights (FSDP, ZeRO-3), else 1
+    states: int = 1  # processes that shard the optimizer's state (those, ZeRO-1 and -2), else 1
+    master_weights: bool = False  # the optimizer keeps all in float32, weights too (DeepSpeed)
+    gradient_buckets: bool = False  # gradients stay in buckets as large as the weights (DDP)
+
+    @classmethod
+    def of(cls, distributed_type: str, processes: int, zero_stage: int | None = None) -> "Sharing":
+        """From accelerate's `distributed_type`, and DeepSpeed's stage."""
+        if distributed_type not in ("FSDP", "DEEPSPEED"):
+            return cls(gradient_buckets=processes > 1)
+        stage = 3 if distributed_type == "FSDP" else zero_stage or 0
+        return cls(
+            weights=processes if stage >= 3 else 1,
+            states=processes if stage >= 1 else 1,
+            master_weights=distributed_type == "DEEPSPEED",
+        )
+
+
+def trainer_bytes(
+    parameters: Iterable[ParameterFacts], optimizer: str, sharing: Sharing | None = None
+) -> int:
+    """Bytes of weights and optimizer state of all models on one device, after the first update.
+
+    Gradients are not among them: an update frees them, except those that DDP keeps in its buckets.
+    `optimizer` is a name of transformers' `optim`; without `sharing` there is one process.
+    """
+    sharing = sharing or Sharing()
+    weights = states = 0
+    for one in parameters:
+        copies = 2 if one.trained and sharing.gradient_buckets else 1
+        weights += copies * one.count * one.itemsize
+        if one.trained and sharing.master_weights:
+            states += one.count * 4 * (num_states(optimizer) + 1)
+        elif one.trained:
+            states += int(one.count * state_bytes(optimizer, one.itemsize))
+    return weights // sharing.weights + states // sharing.states
+
+
+@dataclass(frozen=True)
+class ServerMemory:
+    """Bytes of a vLLM server on each of its devices."""
+
+    weights: int
+    work: int  # what a forward of the widest batch and the sampler need at most
+    kv_bytes_per_token: int  # of keys and values
+    kv_bytes: int  # left for keys and values; below 0 if the rest does not even fit
+    sequences: int  # how many of the longest texts fit at a time
+
+
+def server_memory(
+    shape: ModelShape,
+    dtype: str,
+    max_model_len: int,
+    max_num_seqs: int,
+    *,
+    share_bytes: int,
+    tensor_parallel_size: int = 1,
+) -> ServerMemory:
+    """What a server does with its share of a device, `share_bytes`.
+
+    `dtype` is that of weights, keys and values; the rest is named as vLLM's settings.
+    """
+    size, tokens = DTYPE_BYTES[dtype], 8192  # of a forward at most, as vLLM cuts it
+    weights = shape.num_parameters * size // tensor_parallel_size
+    hidden = tokens * size * (4 * shape.hidden_size)
+    inner = tokens * size * 3 * shape.intermediate_size // tensor_parallel_size
+    # The sampler sorts and normalises float32 logits: some four copies.
+    sampler = 4 * 4 * max_num_seqs * shape.vocabulary_size
+    work = max(hidden + inner, sampler)
+    per_token = shape.kv_values_per_token * size // min(tensor_parallel_size, shape.num_kv_heads)
+    kv_bytes = share_bytes - weights - work - CONTEXT_BYTES
+    sequences = max(0, kv_bytes) // (per_token * max_model_len)
+    return ServerMemory(weights, work, per_token, kv_bytes, min(sequences, max_num_seqs))

@@ -1,8 +1,5 @@
-"""Where the trainers of a run and its vLLM server are, and what follows from it.
-
-Three things follow: how weights get from one to the other, whether the server sleeps while the
-trainer trains, and how much of its devices' memory it takes.
-"""
+"""Where the trainers of a run and its vLLM server are, how weights get from one to the other,
+whether the server sleeps while the trainer trains, and how much memory it takes."""
 
 from dataclasses import dataclass
 
@@ -23,11 +20,9 @@ _KEY = "vllm_server's devices"
 
 @dataclass(frozen=True)
 class Placement:
-    """Who is where in a run with a server.
+    """The CUDA numbers of trainers' and server's devices (none on CPUs), and what follows.
 
     Attributes:
-        trainers: The CUDA number of each trainer's device on this machine; empty on CPUs.
-        server: The CUDA numbers of the server's devices; empty on a CPU.
         weight_transfer: `nccl` (from one device to another), `ipc` (by memory of a device that both
             use) or `gloo` (through the host's memory).
         shared: Whether the server is on a trainer's device, or all are on CPUs.
@@ -66,17 +61,9 @@ def place(
 ) -> Placement:
     """Decide where a server goes that a run starts, and what follows.
 
-    Trainers have the first devices, one each. Unless a recipe says otherwise, the server gets the
-    next ones; where there are not enough, it shares the trainers', beginning with the first.
-
-    Args:
-        visible: The devices that the run sees.
-        num_trainers: Trainer processes on this machine.
-        trainer_on_cuda: Whether trainers compute on GPUs.
-        server_on_cuda: Whether the installed vLLM does.
-        server_devices: The recipe's, counted within `visible`, such as `2,3`; None to decide here.
-        num_server_devices: How many devices the server needs (tensor x data parallel).
-        ipc_works: Whether two processes can share memory of a GPU here.
+    Trainers have the first devices, one each. Unless `server_devices` (counted within `visible`,
+    such as `2,3`) says otherwise, the server gets the next ones; where there are not enough, it
+    shares the trainers', beginning with the first. `num_server_devices` is tensor x data parallel.
 
     Raises:
         ValueError: There are no such devices, or too few.
@@ -122,7 +109,7 @@ def memory_share(
     """Which share of its devices' memory the server may take (`gpu_memory_utilization`).
 
     Args:
-        placement: Who is where.
+        placement: From `place`.
         total_bytes: Memory of the smallest of the server's devices.
         trainer_bytes: Weights and optimizer state that a trainer keeps there meanwhile.
         sleep_level: The server's; 0 if it stays awake.
@@ -141,8 +128,8 @@ def memory_share(
             f"the device has {(total_bytes - others_bytes) / GIB:.1f} GiB to share, of which "
             f"weights and optimizer state of the trainer take {trainer_bytes / GIB:.1f}: there "
             "is no room for a vLLM server beside them. Set dtype: bfloat16 (a third of the bytes), "
-            "train with LoRA (use_peft), "
-            "or give the server a device of its own (vllm_server: {devices: ...})"
+            "train with LoRA (use_peft), or give the server a device of its own (vllm_server: "
+            "{devices: ...})"
         )
     return min(OWN_DEVICE_SHARE, int(share * 100) / 100)
 

@@ -1,10 +1,13 @@
-"""What decides the memory of a training process besides the model."""
+"""What decides the memory of a training process: the model's shape, and the setup."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from .model_shape import DTYPE_BYTES
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
+# Decoders of one design: RMSNorm, rotary positions, grouped queries, a gated MLP. What other
+# architectures keep for the backward pass was not worked out.
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 ATTENTIONS = ("sdpa", "flash", "eager")
 SHARDINGS = ("none", "zero2", "zero3")
 
@@ -40,15 +43,89 @@ def state_bytes(optimizer: str, weight_bytes: int) -> float:
 
 
 @dataclass(frozen=True)
+class ModelShape:
+    """A decoder, in numbers; `model_type` is transformers' name of the architecture."""
+
+    model_type: str
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocabulary_size: int
+    max_positions: int  # tokens of the longest text that it is made for
+    tied: bool  # whether the head is the embedding
+    num_parameters: int  # a tied head counts once
+    num_layer_matrix_parameters: int  # in the matrices of one layer
+
+    @classmethod
+    def from_config(cls, config: Any) -> "ModelShape":
+        """The shape that a config of transformers describes; weights are counted, never made.
+
+        Raises:
+            ValueError: It is an architecture whose memory was not worked out.
+        """
+        config = config.get_text_config(decoder=True)
+        if config.model_type not in MODEL_TYPES:
+            raise ValueError(
+                f"the memory of a {config.model_type} is not known here, only that of "
+                f"{', '.join(MODEL_TYPES)}"
+            )
+        num_parameters, num_layer_matrix_parameters = _count_parameters(config)
+        heads = config.num_attention_heads
+        return cls(
+            model_type=config.model_type,
+            hidden_size=config.hidden_size,
+            num_layers=config.num_hidden_layers,
+            num_heads=heads,
+            num_kv_heads=config.num_key_value_heads or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            intermediate_size=config.intermediate_size,
+            vocabulary_size=config.vocab_size,
+            max_positions=config.max_position_embeddings,
+            tied=config.tie_word_embeddings,
+            num_parameters=num_parameters,
+            num_layer_matrix_parameters=num_layer_matrix_parameters,
+        )
+
+    @property
+    def num_head_parameters(self) -> int:
+        """Of the matrix that makes logits, which the embedding has too."""
+        return self.vocabulary_size * self.hidden_size
+
+    @property
+    def kv_values_per_token(self) -> int:
+        """Numbers that a server keeps of a token: keys and values of all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim
+
+    @property
+    def has_query_norm(self) -> bool:
+        """Whether queries and keys are normalised by head."""
+        return self.model_type == "qwen3"
+
+
+def _count_parameters(config: Any) -> tuple[int, int]:
+    """All parameters, and those in matrices of one layer."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    # The meta device ties nothing by itself, but one parameter under two names is given once.
+    model.tie_weights()
+    linear = [m for m in model.base_model.layers[0].modules() if isinstance(m, torch.nn.Linear)]
+    matrices = sum(module.weight.numel() for module in linear)
+    return sum(parameter.numel() for parameter in model.parameters()), matrices
+
+
+@dataclass(frozen=True)
 class TrainingSetup:
     """What decides the memory of a training process besides the model.
 
     Attributes:
-        weights_dtype: float32, bfloat16 or float16.
         autocast: Forward and backward in bfloat16 over float32 weights.
-        optimizer: As the key `optim` names it, one of `OPTIMIZERS`.
         trainable_parameters: With adapters (LoRA), how many there are; None: all weights learn.
-        gradient_checkpointing: Whether layers are computed again in backward.
         fused_lm_head: Whether log-probabilities come from TRL's fused head, without logits.
         transformers_loss: Whether the loss is transformers' own, in float32 on all logits at a time
             (instruction tuning), and not the log-probabilities of `functional`.
@@ -59,7 +136,6 @@ class TrainingSetup:
         processes: Trainer processes, all together.
         sharding: `none` (DDP where there are several processes), `zero2` (gradients and optimizer
             state are sharded) or `zero3` (weights too; FSDP is the same).
-        on_cuda: Whether it trains on GPUs.
         tokens: Of a micro-batch, padding included.
         longest_row: Tokens of the longest row, prompt and completion.
         logit_positions: Positions of a micro-batch whose logits are computed; None: all.
@@ -112,13 +188,10 @@ class TrainingSetup:
     def from_arguments(
         cls, args: Any, weights_dtype: str, attention: str, **rest: Any
     ) -> "TrainingSetup":
-        """The setup that a config of a trainer describes.
+        """The setup that a config of `trl_r1zero.trainers` describes, after `__post_init__`.
 
-        Args:
-            args: A config of `trl_r1zero.trainers`, read after `__post_init__`.
-            weights_dtype: Of the model that is trained.
-            attention: As transformers names the implementation, such as `flash_attention_2`.
-            rest: The other attributes: those of model, processes and micro-batch.
+        `attention` is transformers' name, such as `flash_attention_2`; `rest` has the other
+        attributes: those of model, processes and micro-batch.
         """
         on_cuda = rest.setdefault("on_cuda", not args.use_cpu)
         return cls(

@@ -16,12 +16,7 @@ class UnusableGPUError(RuntimeError):
 def check_accelerator(
     facts: MachineFacts, use_cpu: bool, setting: str = "use_cpu: true"
 ) -> str | None:
-    """Decide what a run without a usable accelerator means.
-
-    Args:
-        facts: Of this machine.
-        use_cpu: Whether the CPU was asked for.
-        setting: How to ask for it, for the messages.
+    """Decide what a run without a usable accelerator means; `setting` asks for the CPU.
 
     Returns:
         A warning: torch is built without CUDA on a machine with an NVIDIA GPU. None if there is an

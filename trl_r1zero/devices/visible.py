@@ -12,15 +12,10 @@ VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True)
 class VisibleDevices:
-    """The GPUs that this run may use, in the order in which CUDA numbers them.
+    """The GPUs that this run may use, in the order in which CUDA numbers them."""
 
-    Attributes:
-        names: For each, its entry in CUDA_VISIBLE_DEVICES: a physical number or a UUID.
-        variable: The value of CUDA_VISIBLE_DEVICES; None where it is not set.
-    """
-
-    names: tuple[str, ...]
-    variable: str | None = None
+    names: tuple[str, ...]  # entries of CUDA_VISIBLE_DEVICES: physical numbers or UUIDs
+    variable: str | None = None  # CUDA_VISIBLE_DEVICES itself, if set
 
     def __len__(self) -> int:
         return len(self.names)
@@ -71,10 +66,8 @@ def parse_devices(devices: str, visible: VisibleDevices, key: str = "devices") -
 def variable_for(devices: str, environment: Mapping[str, str]) -> str:
     """CUDA_VISIBLE_DEVICES of a process that gets these devices, started from this environment.
 
-    Without CUDA_VISIBLE_DEVICES in the environment, `devices` alone decides: CUDA is not asked.
-
     Raises:
-        ValueError: CUDA_VISIBLE_DEVICES does not list so many, or one is named twice.
+        ValueError: CUDA_VISIBLE_DEVICES lists no such device, or one is named twice.
     """
     listed = environment.get(VARIABLE)
     if listed is None:

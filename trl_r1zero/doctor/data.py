@@ -146,13 +146,7 @@ def check_overlap(train: Split, validation: Split) -> Iterator[Finding]:
 
 
 def check_context(run: Run, splits: Sequence[Split], context: int | None) -> Iterator[Finding]:
-    """Whether prompts, with the tokens that are to follow, fit the model and the server.
-
-    Args:
-        run: The run.
-        splits: Its data, with lengths.
-        context: Of the model, in tokens.
-    """
+    """Whether prompts, with the tokens that follow, fit the model's context and the server's."""
     limit, whose = context, "the model's context"
     if run.own_server and (wanted := run.values["vllm_server"].get("max_model_len")):
         limit, whose = wanted, "the server's max_model_len"

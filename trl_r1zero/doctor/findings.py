@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 WIDTH = 100
@@ -24,20 +25,11 @@ _INDENT = " " * 11
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check.
+    """The result of one check."""
 
-    Attributes:
-        section: A key of `SECTIONS`.
-        check: Which check, a name that does not change: for programs.
-        level: `ok`, `warning` (it runs, but perhaps not as meant) or `problem` (it would fail).
-        found: What is so.
-        needed: What would have to be so; empty where nothing is wrong.
-        do: What to do; empty where there is nothing to do.
-    """
-
-    section: str
-    check: str
-    level: str
+    section: str  # a key of `SECTIONS`
+    check: str  # a name that does not change: for programs
+    level: str  # ok, warning (it runs, but perhaps not as meant) or problem (it would fail)
     found: str
     needed: str = ""
     do: str = ""
@@ -50,24 +42,13 @@ class Finding:
         return lines + (_wrapped(f"-> {self.do}", _INDENT) if self.do else [])
 
 
-def ok(where: str, found: str) -> Finding:
-    """All is well; `where` is `section/check`."""
-    return _finding("ok", where, found)
-
-
-def warning(where: str, found: str, needed: str = "", do: str = "") -> Finding:
-    """It runs, but perhaps not as meant."""
-    return _finding("warning", where, found, needed, do)
-
-
-def problem(where: str, found: str, needed: str = "", do: str = "") -> Finding:
-    """A run would fail."""
-    return _finding("problem", where, found, needed, do)
-
-
-def _finding(level: str, where: str, *rest: str) -> Finding:
+def _finding(level: str, where: str, found: str, needed: str = "", do: str = "") -> Finding:
     section, check = where.split("/")
-    return Finding(section, check, level, *rest)
+    return Finding(section, check, level, found, needed, do)
+
+
+# Each of `section/check`, what was found, what is needed, and what to do.
+ok, warning, problem = (partial(_finding, level) for level in ("ok", "warning", "problem"))
 
 
 def problem_of(where: str, error: Exception) -> Finding:

@@ -10,25 +10,15 @@ from trl_r1zero.devices.training_setup import sharding_of
 
 @dataclass(frozen=True)
 class Launch:
-    """The settings in a file of accelerate_configs; without one, a plain `python`.
-
-    Attributes:
-        path: The file; None without one.
-        num_processes: Trainer processes over all machines.
-        num_machines: Machines.
-        distributed_type: accelerate's name of the way to run several processes.
-        zero_stage: With DeepSpeed.
-        use_cpu: Whether they compute on CPUs.
-        gpu_ids: The devices that the launcher shows to them, by physical numbers; None: all.
-    """
+    """The settings in a file of accelerate_configs; without one, a plain `python`."""
 
     path: str | None = None
-    num_processes: int = 1
+    num_processes: int = 1  # over all machines
     num_machines: int = 1
     distributed_type: str = "NO"
     zero_stage: int | None = None
     use_cpu: bool = False
-    gpu_ids: str | None = None
+    gpu_ids: str | None = None  # the devices that the launcher shows; None: all
 
     @property
     def processes_here(self) -> int:
@@ -42,11 +32,7 @@ class Launch:
 
 
 def read_launch(path: str | None, num_processes: int | None) -> Launch:
-    """The launch with this file and `--num_processes`.
-
-    Raises:
-        ValueError: There is no such file, or it is not one of accelerate's.
-    """
+    """The launch with this file and `--num_processes`; a ValueError for no file of accelerate's."""
     if num_processes is not None and num_processes < 1:
         raise ValueError(f"--num_processes is {num_processes}; give 1 or more")
     if path is None:

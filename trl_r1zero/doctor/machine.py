@@ -9,34 +9,26 @@ from .findings import Finding, ok, problem, warning
 from .run import Run, split_names
 
 
-def check_machine(run: Run) -> Iterator[Finding]:
+def check_machine(run: Run) -> Finding:
     """Whether there are devices, and torch can use them."""
     machine, words = run.machine, run.machine.in_words()
     if machine.assumed:
-        yield ok("machine/devices", f"assumed: {words}")
-    elif machine.devices:
+        return ok("machine/devices", f"assumed: {words}")
+    if machine.devices:
         driver = f"driver {machine.driver or 'not known'}, torch for CUDA {machine.torch_cuda}"
-        yield ok("machine/devices", f"{words}; {driver}; {machine.visible.in_words()}")
-    elif run.use_cpu:
-        yield ok("machine/devices", "no GPU is asked for: all computes on the CPU")
-    else:
-        yield _check_without_devices(run)
-
-
-def _check_without_devices(run: Run) -> Finding:
+        return ok("machine/devices", f"{words}; {driver}; {machine.visible.in_words()}")
+    if run.use_cpu:
+        return ok("machine/devices", "no GPU is asked for: all computes on the CPU")
     try:
-        warns = check_accelerator(run.machine, use_cpu=False)
+        warns = check_accelerator(machine, use_cpu=False)
     except UnusableGPUError as error:
         return problem("machine/driver", str(error), "a GPU that torch can use")
     if warns is not None:
         return warning("machine/driver", warns, "torch for CUDA")
-    if run.machine.other_accelerator:
-        return ok("machine/devices", f"no CUDA, but {run.machine.other_accelerator}")
-    return warning(
-        "machine/devices",
-        "there is no GPU: all computes on the CPU",
-        do='for a machine that is not here, add --assume "2x80GB"',
-    )
+    if machine.other_accelerator:
+        return ok("machine/devices", f"no CUDA, but {machine.other_accelerator}")
+    advice = 'for a machine that is not here, add --assume "2x80GB"'
+    return warning("machine/devices", "there is no GPU: all computes on the CPU", do=advice)
 
 
 def check_processes(run: Run) -> Iterator[Finding]:
@@ -81,12 +73,7 @@ def check_processes(run: Run) -> Iterator[Finding]:
 
 
 def check_gpu_ids(run: Run, listed: str | None) -> Iterator[Finding]:
-    """Whether the launcher takes devices away, or others than the user meant.
-
-    Args:
-        run: The run.
-        listed: CUDA_VISIBLE_DEVICES as the user has set it; None if it is unset.
-    """
+    """Whether the launcher hides devices, or takes others than the user's CUDA_VISIBLE_DEVICES."""
     ids, visible = run.launch.gpu_ids, run.machine.visible.names
     if ids is None or run.launch.use_cpu or not run.machine.devices:
         return

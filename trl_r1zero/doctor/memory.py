@@ -1,27 +1,21 @@
 """Whether weights, activations and the server fit on the devices, by component and phase."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-
-import psutil
+from dataclasses import asdict, replace
 
 from trl_r1zero.devices.memory import (
     ASLEEP_SERVER_BYTES,
     GIB,
     MARGIN,
-    MemoryParts,
-    tokens_per_microbatch,
-    training_memory,
-)
-from trl_r1zero.devices.model_shape import ModelShape
-from trl_r1zero.devices.placement import gpus_in_words
-from trl_r1zero.devices.sampling_memory import (
     ParameterFacts,
     Sharing,
     server_memory,
+    tokens_per_microbatch,
     trainer_bytes,
+    training_memory,
 )
-from trl_r1zero.devices.training_setup import TrainingSetup, attention_kind
+from trl_r1zero.devices.placement import gpus_in_words
+from trl_r1zero.devices.training_setup import ModelShape, TrainingSetup, attention_kind
 from trl_r1zero.trainers.memory_limits import DEFAULT_ROWS
 
 from .findings import Finding, ok, problem, warning
@@ -33,35 +27,19 @@ from .server import Server
 _SERVER_SEQUENCES = 256
 
 
-@dataclass(frozen=True)
-class TrainerMemory:
-    """What a trainer's process takes.
-
-    Attributes:
-        setup: With the micro-batch as the run would cut it.
-        parts: At its peak.
-        device_bytes: What it may take of its device while it trains; None on CPUs.
-        budget_error: Why not even one row fits; empty if one does.
-    """
-
-    setup: TrainingSetup
-    parts: MemoryParts
-    device_bytes: int | None
-    budget_error: str = ""
-
-
 def make_setup(run: Run, model: Model, longest_row: int) -> TrainingSetup:
     """What decides the memory of a process, but for the cut of micro-batches.
 
-    Raises:
-        ValueError: An optimizer whose memory is not known.
+    Raises a ValueError for an optimizer whose memory is not known.
     """
-    fused, packed = run.values.get("fused_lm_head"), run.values.get("pack_rows")
+    fused, packed, bf16 = map(run.values.get, ("fused_lm_head", "pack_rows", "bf16"))
+    if bf16 is None:
+        bf16 = run.on_cuda and not run.values.get("fp16")
     attention = attention_kind(run.model_args.attn_implementation)
     tuning = run.method == "instruction_tuning"
     return TrainingSetup(
         weights_dtype=model.dtype,
-        autocast=run.autocast and model.dtype == "float32",
+        autocast=bool(bf16) and model.dtype == "float32",
         optimizer=run.optimizer,
         trainable_parameters=model.trainable_parameters,
         gradient_checkpointing=bool(run.values["gradient_checkpointing"]),
@@ -99,18 +77,17 @@ def kept_while_sampling(run: Run, shape: ModelShape, setup: TrainingSetup) -> in
     return trainer_bytes(parameters, setup.optimizer, sharing)
 
 
-def trainer_memory(
-    run: Run, shape: ModelShape, setup: TrainingSetup, server: Server | None
-) -> TrainerMemory:
-    """What a process takes at its peak, with micro-batches as the run would cut them."""
-    device_bytes, budget, error = bytes_for_training(run, server), None, ""
+def cut_microbatches(
+    run: Run, shape: ModelShape, setup: TrainingSetup, device_bytes: int | None
+) -> tuple[TrainingSetup, str]:
+    """The setup with micro-batches as the run cuts them, and why not even a row fits, or `""`."""
+    budget, error = None, ""
     if device_bytes is not None:
         try:
             budget = tokens_per_microbatch(shape, setup, device_bytes)
         except ValueError as reason:
             budget, error = setup.longest_row, str(reason)
-    setup = replace(setup, tokens=_microbatch_tokens(run, setup.longest_row, budget))
-    return TrainerMemory(setup, training_memory(shape, setup), device_bytes, error)
+    return replace(setup, tokens=_microbatch_tokens(run, setup.longest_row, budget)), error
 
 
 def _microbatch_tokens(run: Run, longest_row: int, budget: int | None) -> int:
@@ -141,26 +118,22 @@ def bytes_for_training(run: Run, server: Server | None) -> int | None:
     return int(total * (1 - (server.config.gpu_memory_utilization or 0)))
 
 
-def memory_of_host(run: Run) -> int | None:
-    """The memory of this machine, for a run on its CPU; None for a machine that is assumed."""
-    return None if run.machine.assumed else int(psutil.virtual_memory().total)
-
-
-def check_trainer(run: Run, memory: TrainerMemory, host_bytes: int | None = None) -> Finding:
+def check_trainer(
+    run: Run,
+    shape: ModelShape,
+    setup: TrainingSetup,
+    server: Server | None,
+    host_bytes: int | None = None,
+) -> Finding:
     """The parts of a trainer's memory, and whether they fit.
 
-    Args:
-        run: Before its start.
-        memory: Of one of its processes.
-        host_bytes: What the machine has for trainers on CPUs; None if unknown.
+    On CPUs all processes share `host_bytes`; None if unknown.
     """
-    where, total, setup, have = (
-        "memory/trainer",
-        memory.parts.total,
-        memory.setup,
-        memory.device_bytes,
-    )
-    words = ", ".join(f"{name} {_gib(size)}" for name, size in asdict(memory.parts).items())
+    where, have = "memory/trainer", bytes_for_training(run, server)
+    setup, error = cut_microbatches(run, shape, setup, have)
+    parts = training_memory(shape, setup)
+    total = parts.total
+    words = ", ".join(f"{name} {_gib(size)}" for name, size in asdict(parts).items())
     facts = (
         f"trainer, {_gib(total)} GiB at its peak: {words} (micro-batches of up to "
         f"{setup.tokens:,} tokens, rows of up to {setup.longest_row:,})"
@@ -176,7 +149,7 @@ def check_trainer(run: Run, memory: TrainerMemory, host_bytes: int | None = None
         )
     facts += f"; {_gib(have)} GiB to train with on its device"
     if total > have:
-        advice = memory.budget_error.partition("GiB: ")[2] or (
+        advice = error.partition("GiB: ")[2] or (
             "leave max_tokens_per_microbatch and gradient_accumulation_steps unset, so that "
             "micro-batches are as large as fits"
         )
@@ -195,12 +168,7 @@ def check_server(
 ) -> Iterator[Finding]:
     """What a server does with its share of its devices, and whether that is enough.
 
-    Args:
-        run: The run.
-        shape: Of its model.
-        dtype: In which the model is trained.
-        server: Placed.
-        longest_text: Tokens of the longest prompt and completion.
+    `dtype` is that of training, `longest_text` the tokens of the longest prompt and completion.
     """
     config, numbers = server.config, server.placement.server
     if not numbers:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trl_r1zero.devices.model_shape import DTYPE_BYTES, ModelShape
+from trl_r1zero.devices.training_setup import DTYPE_BYTES, ModelShape
 from trl_r1zero.recipe.requirements import check_model_path
 
 from .findings import Finding, ok, problem, problem_of, warning, would_fail
@@ -16,25 +16,17 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 @dataclass(frozen=True)
 class Model:
-    """What is known of a model.
-
-    Attributes:
-        config: Of transformers.
-        tokenizer: Of transformers; None if it cannot be loaded.
-        shape: None for an architecture whose memory is not known.
-        dtype: In which weights are loaded.
-        trainable_parameters: With adapters; None: all.
-    """
+    """What is known of a model."""
 
     config: Any
-    tokenizer: Any
-    shape: ModelShape | None
-    dtype: str
-    trainable_parameters: int | None
+    tokenizer: Any  # None if it cannot be loaded
+    shape: ModelShape | None  # None for an architecture whose memory is not known
+    dtype: str  # in which weights are loaded
+    trainable_parameters: int | None  # with adapters; None: all
 
     @property
     def context(self) -> int | None:
-        """Tokens that it was made for."""
+        """Tokens of the longest text that it is made for."""
         return getattr(self.config, "max_position_embeddings", None)
 
 
@@ -64,7 +56,9 @@ def load_model(model_args: Any) -> tuple[Model | None, list[Finding]]:
         found = f"the tokenizer cannot be loaded: {_first_line(error)}"
         needed = "tokenizer.json, or vocab.json and merges.txt, beside config.json"
         findings.append(problem("model/tokenizer", found, needed, "copy them there"))
-    dtype, shape = _dtype(model_args.dtype, config), None
+    given = getattr(config, "dtype", None) if model_args.dtype == "auto" else model_args.dtype
+    dtype, shape = str(given).removeprefix("torch."), None
+    dtype = dtype if dtype in DTYPE_BYTES else "float32"
     try:
         shape = ModelShape.from_config(config)
     except ValueError as error:
@@ -135,12 +129,6 @@ def _check_hub(name: str, revision: str) -> Iterator[Finding]:
         )
     else:
         yield ok("model/hub", f"the hub has {name}; it is downloaded when the run starts")
-
-
-def _dtype(wanted: Any, config: Any) -> str:
-    dtype = getattr(config, "dtype", None) if wanted == "auto" else wanted
-    name = str(dtype).removeprefix("torch.")
-    return name if name in DTYPE_BYTES else "float32"
 
 
 def _count_adapters(model_args: Any, config: Any) -> int | None:

@@ -14,23 +14,14 @@ from .launch import Launch
 
 @dataclass(frozen=True)
 class Run:
-    """A run before its start.
+    """A run before its start."""
 
-    Attributes:
-        method: A key of `METHODS`.
-        recipe: All settings.
-        launch: How its processes are started.
-        machine: All devices that the user made visible.
-        environment: Of this process.
-        vllm: The installed vLLM's version; None without.
-    """
-
-    method: str
+    method: str  # a key of `METHODS`
     recipe: ParsedRecipe
     launch: Launch
-    machine: MachineFacts
+    machine: MachineFacts  # with all devices that the user made visible
     environment: Mapping[str, str]
-    vllm: str | None
+    vllm: str | None  # the installed version
 
     @property
     def data(self) -> Any:
@@ -71,12 +62,6 @@ class Run:
         return bool(self.seen.devices) and not self.use_cpu
 
     @property
-    def server_on_cuda(self) -> bool:
-        """Whether the server does."""
-        cpu_build = "cpu" in (self.vllm or "").partition("+")[2]
-        return bool(self.machine.devices) and (self.machine.assumed or not cpu_build)
-
-    @property
     def samples(self) -> bool:
         """Whether completions are sampled: rollouts, or validation."""
         validates = self.values.get("eval_every") is not None and "use_vllm" in self.values
@@ -92,24 +77,11 @@ class Run:
         return self.samples_with_vllm and self.values.get("vllm_server") is not None
 
     @property
-    def other_server(self) -> str | None:
-        """The host of a server that runs already and that the run connects to."""
-        if not self.samples_with_vllm or self.own_server:
-            return None
-        return str(self.values.get("vllm_server_base_url") or self.values["vllm_server_host"])
-
-    @property
     def new_tokens(self) -> int:
         """Of the longest completion that is sampled, in training or validation."""
         keys = ["eval_max_completion_length", "max_completion_length"]
         keys += ["max_length"] if self.method == "sft" else []
         return max(self.values.get(key) or 0 for key in keys)
-
-    @property
-    def autocast(self) -> bool:
-        """Whether forward and backward run in bfloat16 over float32 weights."""
-        bf16 = self.values.get("bf16")
-        return (self.on_cuda and not self.values.get("fp16")) if bf16 is None else bool(bf16)
 
     @property
     def optimizer(self) -> str:
@@ -129,12 +101,10 @@ def split_names(devices: str) -> list[str]:
 
 
 def read_run_recipe(arguments: Sequence[str], method: str | None) -> tuple[str, ParsedRecipe]:
-    """A recipe, and the method that it belongs to.
+    """A recipe, and the method that it belongs to, a key of `METHODS`.
 
-    Args:
-        arguments: `--config`, its path, and the keys that change it.
-        method: A key of `METHODS`; None to find out from the file's name, as those of recipes/
-            begin (`sft-128.yaml`), or from the keys.
+    Without `method` the file's name says it, as those of recipes/ begin (`sft-128.yaml`), or the
+    keys do.
 
     Raises:
         RecipeError: It cannot be read, or it fits several methods, or none.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from trl_r1zero.devices import Placement
-from trl_r1zero.devices.ipc import ipc_works
+from trl_r1zero.devices.facts import ipc_works
 from trl_r1zero.generation.server_placement import resolve_server
 from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
 from trl_r1zero.generation.weight_transfer import is_loopback
@@ -28,21 +28,14 @@ class Server:
 
 
 def place_server(run: Run, trainer_bytes: int | None) -> Server:
-    """Where the run's own server goes.
-
-    Args:
-        run: One that has a server.
-        trainer_bytes: What a trainer keeps while the server samples; None where not known.
-
-    Raises:
-        ValueError: See `resolve_server`.
-    """
+    """Where the run's own server goes beside what a trainer keeps; errors as `resolve_server`."""
+    cpu_build = "cpu" in (run.vllm or "").partition("+")[2]
     resolved, placement = resolve_server(
         VLLMServerConfig.from_settings(run.values["vllm_server"]),
         run.seen,
         num_trainers=run.launch.processes_here,
         trainer_on_cuda=run.on_cuda,
-        server_on_cuda=run.server_on_cuda,
+        server_on_cuda=bool(run.machine.devices) and (run.machine.assumed or not cpu_build),
         trainer_bytes=trainer_bytes or 0,
         samples_while_training=bool(run.values.get("one_step_off")),
         # On an assumed machine it is assumed to work.
@@ -85,13 +78,15 @@ def check_placement(run: Run, server: Server) -> Iterator[Finding]:
 
 def check_network(run: Run) -> Iterator[Finding]:
     """What is between the trainer and a server."""
+    if not run.samples_with_vllm:
+        return
     names = [name for name in run.environment if name.lower() in ("http_proxy", "all_proxy")]
-    if names and run.samples_with_vllm:
+    if names:
         words = f"{', '.join(sorted(names))} is set; requests to the vLLM server go past it"
         yield ok("server/proxies", words)
-    host = run.other_server
-    if host is None:
+    if run.own_server:
         return
+    host = str(run.values.get("vllm_server_base_url") or run.values["vllm_server_host"])
     if not is_loopback(urlsplit(host if "//" in host else f"//{host}").hostname or ""):
         yield warning(
             "server/remote",
@@ -100,5 +95,4 @@ def check_network(run: Run) -> Iterator[Finding]:
             "a network that is yours, and ports that are open between the two",
             "keep to one machine where you can: vllm_server: {}",
         )
-    found = f"the run connects to {host}; whether it answers is not looked at"
-    yield ok("server/other", found)
+    yield ok("server/other", f"the run connects to {host}; whether it answers is not looked at")

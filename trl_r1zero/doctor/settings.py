@@ -6,8 +6,7 @@ from pathlib import Path
 
 from trl_r1zero.devices.facts import GB
 from trl_r1zero.devices.memory import checkpoint_bytes, model_bytes
-from trl_r1zero.devices.model_shape import ModelShape
-from trl_r1zero.devices.training_setup import TrainingSetup
+from trl_r1zero.devices.training_setup import ModelShape, TrainingSetup
 
 from .findings import Finding, ok, problem, problem_of, warning
 from .run import Run
@@ -24,13 +23,8 @@ def spacing(dtype: str, value: float) -> float:
 
 
 def check_learning_rate(learning_rate: float, dtype: str, sharding: str) -> Finding:
-    """Whether an update of Adam, about the learning rate, survives the rounding of a weight.
-
-    Args:
-        learning_rate: The peak.
-        dtype: Of the weights that are trained.
-        sharding: ZeRO and FSDP keep the weights that the optimizer works on in float32.
-    """
+    """Whether an update of Adam, about the learning rate, survives the rounding of a weight."""
+    # ZeRO and FSDP keep the weights that the optimizer updates in float32.
     where, rate = "settings/learning_rate", f"learning rate {learning_rate:g}"
     if sharding != "none" or dtype not in ("bfloat16", "float16"):
         return ok(where, f"{rate}, float32 updates")

@@ -1,12 +1,16 @@
 """Whether what a run builds on is installed, in versions that it works with."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from packaging.specifiers import SpecifierSet
 
 from trl_r1zero.recipe.requirements import REQUIREMENTS, VLLM_REQUIREMENT
 
 from .findings import Finding, ok, problem
+
+if TYPE_CHECKING:
+    from .run import Run
 
 _COMMANDS = {
     "vllm": 'with a GPU: pip install -c constraints.txt -e ".[vllm]"; without: make vllm',
@@ -17,31 +21,25 @@ _COMMANDS = {
 }
 
 
-def needed_packages(
-    *, own_server: bool, distributed_type: str, attention: str | None, optimizer: str
-) -> dict[str, str]:
+def needed_packages(run: "Run") -> dict[str, str]:
     """Package -> versions that fit, for a run."""
     needed = dict(REQUIREMENTS)
-    if own_server:
+    if run.own_server:
         needed["vllm"] = VLLM_REQUIREMENT
-    if distributed_type == "DEEPSPEED":
+    if run.launch.distributed_type == "DEEPSPEED":
         needed["deepspeed"] = ""
-    if attention is not None and ("/" in attention or attention.startswith("flash_attention")):
+    attention = run.model_args.attn_implementation or ""
+    if "/" in attention or attention.startswith("flash_attention"):
         needed["kernels"] = ""
-    if optimizer in ("adamw_torch_8bit", "adamw_torch_4bit"):
+    if run.optimizer in ("adamw_torch_8bit", "adamw_torch_4bit"):
         needed["torchao"] = ">=0.4"
-    elif any(word in optimizer for word in ("8bit", "bnb", "paged", "lion", "ademamix")):
+    elif any(word in run.optimizer for word in ("8bit", "bnb", "paged", "lion", "ademamix")):
         needed["bitsandbytes"] = ""
     return needed
 
 
 def check_versions(installed: Mapping[str, str | None], needed: Mapping[str, str]) -> list[Finding]:
-    """Compare versions.
-
-    Args:
-        installed: Package -> its version; None where it is not installed.
-        needed: Package -> the versions that fit.
-    """
+    """Compare the versions that are installed, None where a package is not, with those that fit."""
     right, wrong = [], []
     for name, versions in needed.items():
         found = installed.get(name)

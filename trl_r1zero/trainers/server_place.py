@@ -11,8 +11,8 @@ from torch import nn
 from transformers.training_args import OptimizerNames
 
 from trl_r1zero.devices import machine_facts
-from trl_r1zero.devices.ipc import ipc_works
-from trl_r1zero.devices.sampling_memory import ParameterFacts, Sharing, trainer_bytes
+from trl_r1zero.devices.facts import ipc_works
+from trl_r1zero.devices.memory import ParameterFacts, Sharing, trainer_bytes
 from trl_r1zero.generation.server_placement import resolve_server
 from trl_r1zero.generation.vllm_server import (
     VLLMServerConfig,

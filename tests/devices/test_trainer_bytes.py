@@ -7,8 +7,9 @@ from torch import nn
 from transformers import Trainer
 from transformers.training_args import OptimizerNames, TrainingArguments
 
-from trl_r1zero.devices.memory import GIB, ModelShape
-from trl_r1zero.devices.sampling_memory import (
+from trl_r1zero.devices.memory import (
+    GIB,
+    ModelShape,
     ParameterFacts,
     Sharing,
     server_memory,
