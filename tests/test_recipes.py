@@ -11,7 +11,7 @@ from trl_r1zero.commands.eval import EvaluationArguments
 from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.tasks import get_task
 from trl_r1zero.devices import MachineFacts
-from trl_r1zero.devices.trainer_state import ParameterFacts, trainer_bytes
+from trl_r1zero.devices.memory import ParameterFacts, trainer_bytes
 from trl_r1zero.experiments.methods import METHODS
 from trl_r1zero.generation.server_placement import resolve_server
 from trl_r1zero.generation.vllm_server import VLLMServerConfig

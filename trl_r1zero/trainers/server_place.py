@@ -11,8 +11,8 @@ from torch import nn
 from transformers.training_args import OptimizerNames
 
 from trl_r1zero.devices import machine_facts
-from trl_r1zero.devices.ipc import ipc_works, platform_here
-from trl_r1zero.devices.trainer_state import ParameterFacts, Sharing, trainer_bytes
+from trl_r1zero.devices.facts import ipc_works
+from trl_r1zero.devices.memory import ParameterFacts, Sharing, trainer_bytes
 from trl_r1zero.generation.server_placement import resolve_server
 from trl_r1zero.generation.vllm_server import (
     VLLMServerConfig,
@@ -63,7 +63,7 @@ def _place(args: Any, accelerator: Accelerator, models: Sequence[nn.Module]) -> 
         ),
         others_bytes=0 if mine is None else facts.total_bytes((0,)) - mine,
         samples_while_training=getattr(args, "one_step_off", False),
-        ipc_works=ipc_works(platform_here()),
+        ipc_works=ipc_works(),
     )
     share = config.gpu_memory_utilization
     memory = "" if share is None else f"; it takes {share:.0%} of its GPU's memory"

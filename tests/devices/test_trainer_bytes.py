@@ -1,12 +1,22 @@
-"""What a trainer keeps on its device, against real optimizers."""
+"""What a trainer keeps on its device, against real optimizers, and what a server takes."""
 
 import pytest
 import torch
+from memory_shapes import qwen_math_config
 from torch import nn
 from transformers import Trainer
 from transformers.training_args import OptimizerNames, TrainingArguments
 
-from trl_r1zero.devices.trainer_state import ParameterFacts, Sharing, trainer_bytes
+from trl_r1zero.devices.memory import (
+    GIB,
+    ModelShape,
+    ParameterFacts,
+    Sharing,
+    server_memory,
+    trainer_bytes,
+)
+
+QWEN_MATH = ModelShape.from_config(qwen_math_config())
 
 
 def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -58,3 +68,20 @@ def test_no_optimizer_is_taken_for_less_than_its_weights(name):
 def test_an_unknown_optimizer_counts_as_adamw():
     assert trainer_bytes([ParameterFacts(100, 4)], "somebodys") == 1200
     assert trainer_bytes([ParameterFacts(100, 4)], "adamw_bnb_8bit") == 600
+
+
+# Servers
+
+
+def test_a_server_with_24_gb():
+    """28,672 bytes of keys and values a token; 2.9 GiB of weights."""
+    server = server_memory(QWEN_MATH, "bfloat16", 2048, 256, share_bytes=int(0.9 * 24 * GIB))
+    assert server.kv_bytes_per_token == 28672
+    assert server.weights / GIB == pytest.approx(2.88, abs=0.01)
+    assert server.sequences == 256
+
+
+def test_a_server_with_too_little():
+    server = server_memory(QWEN_MATH, "bfloat16", 2048, 256, share_bytes=3 * GIB)
+    assert server.kv_bytes < 0
+    assert server.sequences == 0
