@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trl_r1zero.data.naming import unknown_name_message
+from trl_r1zero.naming import unknown_name_message
 
 __all__ = ["Row", "read_json", "read_jsonl"]
 

@@ -1,22 +1,21 @@
 """Argument checks shared by the functional modules: registry look-up, shapes, required values."""
 
-import difflib
 import math
 from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
 
+from trl_r1zero.naming import unknown_name_message
+
 T = TypeVar("T")
 
 
 def look_up(registry: Mapping[str, T], name: str, what: str) -> T:
     """Return `registry[name]`; an unknown name is a ValueError listing the keys and the nearest."""
-    if name in registry:
-        return registry[name]
-    nearest = difflib.get_close_matches(str(name), registry, n=1, cutoff=0.4)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    raise ValueError(f"unknown {what} {name!r}; allowed: {', '.join(registry)}.{hint}")
+    if name not in registry:
+        raise ValueError(unknown_name_message(what, name, registry))
+    return registry[name]
 
 
 def require(value: T | None, argument: str, user: str) -> T:

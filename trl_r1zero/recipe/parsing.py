@@ -13,7 +13,6 @@ file, and an error names the key, the file and the line.
 
 import copy
 import dataclasses
-import difflib
 import functools
 import inspect
 import re
@@ -23,6 +22,8 @@ import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from trl_r1zero.naming import did_you_mean
 
 from .types import MISFIT, element_type, fit, members, to_plain, type_name
 from .yaml_files import RecipeError, Setting, dump_yaml, parse_yaml_text, read_recipe
@@ -229,8 +230,7 @@ def _parse(
 def _unknown(key: str, place: str, fields: dict[str, _Field]) -> str:
     if key in _RESERVED:
         return f"{place}: {key!r} cannot stand here: it is the {_RESERVED[key]}"
-    near = difflib.get_close_matches(key.replace("-", "_"), fields, n=1)
-    suggestion = f"; did you mean {near[0]!r}?" if near else ""
+    suggestion = did_you_mean(key.replace("-", "_"), fields)
     return f"{place}: unknown key {key!r}{suggestion} ({_HELP_HINT})"
 
 

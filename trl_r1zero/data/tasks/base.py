@@ -12,8 +12,8 @@ from itertools import islice
 from typing import Any, ClassVar
 
 from trl_r1zero.data.jsonl import Row
-from trl_r1zero.data.naming import unknown_name_message
 from trl_r1zero.data.prompts import Prompt
+from trl_r1zero.naming import unknown_name_message
 from trl_r1zero.rewards import question_only_reward_fn, r1_zero_reward_fn
 
 __all__ = [

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from trl_r1zero.data.csv_files import read_csv
 from trl_r1zero.data.jsonl import Row
-from trl_r1zero.data.naming import unknown_name_message
 from trl_r1zero.data.sources import read_source
 from trl_r1zero.data.tasks.base import Example, RewardFn, Task, take
+from trl_r1zero.naming import unknown_name_message
 from trl_r1zero.rewards import mmlu_reward_fn
 
 __all__ = ["MmluTask"]
