@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TypeVar
 
-import torch
+from torch import Tensor
 
 from trl_r1zero.naming import unknown_name_message
 
@@ -34,7 +34,7 @@ def require_positive(value: float | None, argument: str, user: str) -> float:
 
 
 def require_same_shape(
-    tensor: torch.Tensor, argument: str, reference: torch.Tensor, reference_argument: str
+    tensor: Tensor, argument: str, reference: Tensor, reference_argument: str
 ) -> None:
     """Raise a ValueError unless the two tensors have one shape; nothing here broadcasts."""
     if tensor.shape != reference.shape:

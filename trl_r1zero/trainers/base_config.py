@@ -10,21 +10,12 @@ update, a NaN loss is shown and not filtered away.
 """
 
 import copy
-import dataclasses
 import os
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import InitVar, dataclass, field, fields
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    ClassVar,
-    NamedTuple,
-    Self,
-    get_args,
-    get_type_hints,
-)
+from collections.abc import Collection, Mapping
+from dataclasses import InitVar, dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from trl_r1zero.arguments import Count, arg, check_ranges, default_of
 from trl_r1zero.naming import did_you_mean
 
 from .memory_limits import DEFAULT_GENERATION_ROWS
@@ -38,27 +29,7 @@ else:
     _Arguments = object
 
 
-class Range(NamedTuple):
-    """What a value, where it is not None, must be; stands in the type of a setting."""
-
-    words: str
-    holds: Callable[[Any], bool]
-
-
-Count = Annotated[int, Range("at least 1", lambda value: value >= 1)]
-AT_LEAST_0 = Range("at least 0", lambda value: value >= 0)
-NonNegative = Annotated[float, AT_LEAST_0]
-Positive = Annotated[float, Range("above 0", lambda value: value > 0)]
 OVERLONG = ("drop", "error")
-
-
-def arg(default: Any, help: str) -> Any:
-    """A field of a config with its help."""
-    return field(default=default, metadata={"help": help})
-
-
-def default_of(f: dataclasses.Field) -> Any:
-    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
 
 
 @dataclass
@@ -91,7 +62,7 @@ class CheckedConfig(_Arguments):
             if getattr(self, name) == value:
                 setattr(self, name, defaults[name])
         self._reject_foreign_settings(defaults)
-        self._check_ranges()
+        check_ranges(self)
         self._check()
         for name, value in self._derived_values().items():
             setattr(self, name, value)
@@ -130,14 +101,6 @@ class CheckedConfig(_Arguments):
                 raise ValueError(
                     f"{name} is not supported ({reason}); got {getattr(self, name)!r}, remove it"
                 )
-
-    def _check_ranges(self) -> None:
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
-            value = getattr(self, name, None)
-            for member in (hint, *get_args(hint)):
-                for limit in getattr(member, "__metadata__", ()):
-                    if isinstance(limit, Range) and value is not None and not limit.holds(value):
-                        raise ValueError(f"{name} must be {limit.words}, got {value}")
 
     def _check_choice(self, name: str, choices: Collection[str], reason: str = "") -> None:
         value = getattr(self, name)

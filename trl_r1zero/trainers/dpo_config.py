@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import torch
 from trl import DPOConfig
 
+from trl_r1zero.arguments import Count, arg
 from trl_r1zero.devices.facts import visible_here
 
-from .base_config import Count, EpochSettings, arg
+from .base_config import EpochSettings
 from .memory_limits import DEFAULT_ROWS
 from .trl_fields import DPO_DERIVED_FIELDS, DPO_UNSUPPORTED_FIELDS
 

@@ -5,9 +5,10 @@ from typing import Any, ClassVar
 
 from trl import GRPOConfig
 
+from trl_r1zero.arguments import Count, NonNegative, Positive, arg
 from trl_r1zero.functional import AGGREGATIONS, LOSS_TYPES, SAMPLER_CORRECTIONS
 
-from .base_config import Count, NonNegative, Positive, StrictConfig, arg
+from .base_config import StrictConfig
 from .sampling_settings import SamplingSettings
 from .trl_fields import DERIVED_FIELDS, TRL_LOSS_TYPES, UNSUPPORTED_FIELDS
 

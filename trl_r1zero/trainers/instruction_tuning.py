@@ -14,9 +14,10 @@ from transformers import (
     TrainingArguments,
 )
 
+from trl_r1zero.arguments import Count, arg
 from trl_r1zero.data.packing import PackedSFTDataset
 
-from .base_config import CheckedConfig, Count, arg
+from .base_config import CheckedConfig
 from .one_device import check_device, check_not_spread
 from .optimizer_state import check_second_moment
 from .progress import ProgressCallback, use_progress_callback

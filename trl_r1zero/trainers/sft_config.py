@@ -5,7 +5,9 @@ from typing import Any, ClassVar
 
 from trl import SFTConfig
 
-from .base_config import Count, EpochSettings, Positive, arg
+from trl_r1zero.arguments import Count, Positive, arg
+
+from .base_config import EpochSettings
 from .sampling_settings import SamplingSettings
 from .trl_fields import (
     EI_DERIVED_FIELDS,
