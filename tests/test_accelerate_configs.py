@@ -66,7 +66,7 @@ def test_config_reaches_the_launcher(name):
     assert args.use_fsdp == (kind == "FSDP")
     if num_machines > 1:
         assert args.num_machines == num_machines
-    # The recipe's `bf16` is the one knob for the precision: a value here would win over it.
+    # The recipe's `bf16` is the one setting of the precision: a value here would win over it.
     assert args.mixed_precision == "no"
 
 

@@ -249,7 +249,7 @@ def test_with_a_server_of_its_own(served_model_folder, tmp_path, monkeypatch):
         ({"model": "run/finale"}, "model: there is no folder 'run/finale', and no such model"),
         ({"task_args": "{seed: one}"}, "seed: got 'one' (str), expected int"),
         ({"reward_workers": -1}, "reward_workers: got -1, expected 0"),
-        ({"reward_deadline_seconds": 0}, "reward_deadline_seconds: got 0.0, expected more than 0"),
+        ({"reward_deadline_seconds": 0}, "reward_deadline_seconds must be above 0, got 0.0"),
     ],
 )
 def test_what_is_wrong_is_said_without_a_traceback(

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from trl_r1zero.data.naming import unknown_name_message
+from trl_r1zero.naming import unknown_name_message
 from trl_r1zero.recipe import ParsedRecipe, parse_recipe
 from trl_r1zero.recipe.requirements import check_model_path, check_requirements
 from trl_r1zero.recipe.task_arguments import TaskSelection

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from trl_r1zero.data.naming import unknown_name_message
+from trl_r1zero.naming import unknown_name_message
 
 from .evaluated import EvaluatedFolder, question_of
 from .judge_prompts import (

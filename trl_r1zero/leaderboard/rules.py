@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trl_r1zero.data.naming import unknown_name_message
+from trl_r1zero.naming import unknown_name_message
 
 QUESTION_HASH_DIGITS = 16
 

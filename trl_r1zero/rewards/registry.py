@@ -1,6 +1,5 @@
 """Reward functions by name, as recipes call them. To add one, add a line to `REWARDS`."""
 
-import difflib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
@@ -8,6 +7,8 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from trl_r1zero.naming import did_you_mean
 
 from .benchmarks import explain_gsm8k, explain_mmlu, gsm8k_reward_fn, mmlu_reward_fn
 from .math_reward import math_reward_fn
@@ -46,11 +47,9 @@ def resolve_reward(name: str) -> RewardFn:
         return REWARDS[name]
     module_name, dot, attribute = name.rpartition(".")
     if not dot:
-        nearest = difflib.get_close_matches(name, REWARDS, n=1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise ValueError(
             f"reward: got {name!r}, expected one of {', '.join(REWARDS)}, or the dotted path of a "
-            f"function, package.module.function.{hint}"
+            f"function, package.module.function{did_you_mean(name, REWARDS)}"
         )
     try:
         module = import_module(module_name)

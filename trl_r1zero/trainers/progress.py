@@ -9,15 +9,7 @@ from transformers.trainer_callback import ProgressCallback as _ProgressCallback
 
 from .run_folder import STEP_NAMES
 
-_SHOWN = {
-    "reward": "reward",
-    "accuracy": "accuracy",
-    "margin": "margin",
-    "nll": "nll",
-    "length/mean": "length",
-    "entropy": "entropy",
-    "loss": "loss",
-}
+_METRICS = ("reward", "accuracy", "margin", "nll", "length/mean", "entropy", "loss")
 
 
 class ProgressCallback(_ProgressCallback):
@@ -37,13 +29,13 @@ class ProgressCallback(_ProgressCallback):
                 f"accuracy {logs['rollout_accuracy']:.3f}, {logs['rollout_seconds']:.1f} s"
             )
         # TRL logs a metric that is NaN as None.
-        shown = {
-            short: "nan" if logs[name] is None else f"{logs[name]:.3g}"
-            for name, short in _SHOWN.items()
+        values = {
+            name.removesuffix("/mean"): "nan" if logs[name] is None else f"{logs[name]:.3g}"
+            for name in _METRICS
             if name in logs
         }
-        if shown:
-            self.training_bar.set_postfix(shown, refresh=False)
+        if values:
+            self.training_bar.set_postfix(values, refresh=False)
 
     def say(self, line: str) -> None:
         """Print a line, above the bar if there is one."""

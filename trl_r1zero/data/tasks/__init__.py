@@ -5,7 +5,6 @@ import typing
 from dataclasses import fields
 from typing import Any
 
-from trl_r1zero.data.naming import unknown_name_message
 from trl_r1zero.data.tasks.alpaca_eval import AlpacaEvalTask
 from trl_r1zero.data.tasks.base import Example, Solution, Task
 from trl_r1zero.data.tasks.chain_arithmetic import ChainArithmeticTask
@@ -14,6 +13,7 @@ from trl_r1zero.data.tasks.gsm8k import Gsm8kTask
 from trl_r1zero.data.tasks.math import MathTask
 from trl_r1zero.data.tasks.mmlu import MmluTask
 from trl_r1zero.data.tasks.simple_safety_tests import SimpleSafetyTestsTask
+from trl_r1zero.naming import unknown_name_message
 
 __all__ = ["TASKS", "Example", "Solution", "Task", "get_task"]
 
