@@ -337,7 +337,7 @@ def test_a_model_that_was_trained_again_is_another_one(
     shown = capsys.readouterr().err
     weights = [model_files(folder)["weights"] for folder in (tiny_model_folder, model)]
     assert f"settings.model_files.weights: '{weights[0]}' there, '{weights[1]}' here" in shown
-    assert "Choose another folder, or delete this one to start anew" in shown
+    assert "Choose another folder, or delete this folder to start anew" in shown
     assert {file.name: file.read_bytes() for file in (tmp_path / "results").iterdir()} == before
 
 

@@ -12,9 +12,8 @@ from .judged_tasks import JUDGED_TASKS, answers_sha256
 from .judgments_folder import (
     JUDGE_FILE,
     JUDGE_SUMMARY_FILE,
-    JUDGMENTS_FILE,
     JUDGMENTS_FOLDER,
-    parse_judgments,
+    read_judgments,
 )
 from .markdown import inline, table, wrapped
 from .metrics import GradedCompletion, mean, standard_error
@@ -149,9 +148,7 @@ def _judge(entry: _Entry, name: str | None) -> None:
     if facts["answers_sha256"] != answers_sha256(entry.folder):
         entry.left_out = f"{found} is of other answers than it has now; judge it again"
         return
-    path = found / JUDGMENTS_FILE
-    rows = parse_judgments(path.read_bytes().splitlines(), path)
-    _set_values(entry, JUDGED_TASKS[entry.folder.task].by_example(rows))
+    _set_values(entry, JUDGED_TASKS[entry.folder.task].by_example(read_judgments(found)))
     names = {
         "win_rate": "win rate",
         "length_controlled_win_rate": "length-controlled",

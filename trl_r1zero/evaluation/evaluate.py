@@ -199,7 +199,7 @@ def evaluate(
     num_rows = len(checked) * num_completions
     context: ResultsFolder | nullcontext[None] = nullcontext()
     if folder is not None:
-        context = ResultsFolder(folder, about, num_completions=num_completions, num_rows=num_rows)
+        context = ResultsFolder(folder, about, num_rows, num_completions)
     with context as results:
         done = {} if results is None else results.rows
         clock = Stopwatch() if results is None else results.clock
@@ -233,7 +233,7 @@ def evaluate(
         rows = [done[number] for number in range(num_rows)]
         summary = summarize_evaluation(rows, num_completions, clock.seconds)
         if results is not None:
-            results.write_summary(rows, summary)
+            results.finish((row.as_row() for row in rows), summary)
             write_evaluation_report(results.folder, rows, summary, results.facts)
     return Evaluation(rows, summary)
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .results_folder import EVALUATION_FILE, RESULTS_FILE, ResultsFolderError
+from .results_folder import EVALUATION_FILE, RESULTS_FILE, ResultsFolderError, parse_rows
 
 # A question and how often it came before: data sets have some questions twice.
 QuestionKey = tuple[str, int]
@@ -44,16 +44,10 @@ class EvaluatedFolder:
             )
         facts = json.loads((path / EVALUATION_FILE).read_text(encoding="utf-8"))
         content = (path / RESULTS_FILE).read_bytes()
+        whole = content[: content.rfind(b"\n") + 1].splitlines()
         rows: dict[tuple[int, int], dict[str, Any]] = {}
-        for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                rows.setdefault((row["example"], row["completion"]), row)
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ResultsFolderError(
-                    f"{path / RESULTS_FILE}:{number}: got {line[:80]!r}, expected one row of an "
-                    "evaluation; remove the line and let `trl-r1zero eval` go on"
-                ) from error
+        for key, row in parse_rows(whole, path / RESULTS_FILE, _keyed, "row of an evaluation"):
+            rows.setdefault(key, row)
         return cls(path, facts, [rows[key] for key in sorted(rows)])
 
     @property
@@ -98,3 +92,7 @@ class EvaluatedFolder:
 def question_of(row: Mapping[str, Any]) -> str:
     """The question of a row; its prompt, where the data has no question."""
     return str(row.get("question") or row["prompt"])
+
+
+def _keyed(row: dict[str, Any]) -> tuple[tuple[int, int], dict[str, Any]]:
+    return (row["example"], row["completion"]), row

@@ -13,7 +13,7 @@ from trl_r1zero.generation.chat_client import ChatReply
 
 from .judge_report import judge_report
 from .judged_tasks import AlpacaEval, JudgedTask, judgment_key
-from .judgments_folder import JUDGMENTS_FOLDER, JudgmentsFolder
+from .judgments_folder import JUDGE_REPORT_FILE, JUDGMENTS_FOLDER, JudgmentsFolder
 
 
 class Judge(Protocol):
@@ -61,7 +61,7 @@ def judge_answers(
     """
     about = {**task.facts, "judge": {"model": judge.model, **judge.body}}
     path = task.folder.path / JUDGMENTS_FOLDER / (name or default_name(task, judge.model))
-    with JudgmentsFolder(path, about, judge.url, num_rows=len(task.asks)) as judgments:
+    with JudgmentsFolder(path, about, len(task.asks), url=judge.url) as judgments:
         for ask in task.asks:
             if ask.settled is not None and judgment_key(ask.columns) not in judgments.rows:
                 verdict = {"verdict": ask.settled, "reply": None, "finish_reason": None}
@@ -90,7 +90,9 @@ def judge_answers(
                     bar.update()
         rows = [judgments.rows[judgment_key(ask.columns)] for ask in task.asks]
         summary = task.summarize(rows)
-        judgments.finish(rows, summary, judge_report(task, rows, summary, judgments.facts))
+        judgments.finish(rows, summary)
+        report = judge_report(task, rows, summary, judgments.facts)
+        (path / JUDGE_REPORT_FILE).write_text(report, encoding="utf-8")
     return Judged(path, summary)
 
 
