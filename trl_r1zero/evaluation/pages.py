@@ -5,15 +5,18 @@ is and cannot end its place or steer the browser or the terminal.
 """
 
 import base64
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 from markupsafe import Markup, escape
 
 from .markdown import fenced, inline, printable, table, without_middle, wrapped
+
+T = TypeVar("T")
 
 CHARACTERS_SHOWN = 10_000  # of one text of an example
 
@@ -70,6 +73,12 @@ class Page:
     cards: Sequence[tuple[str, str]] = ()
     bar: Sequence[tuple[str, float]] = ()
     sections: list[Section] = field(default_factory=list)
+
+
+def some(rows: Sequence[T], count: int) -> list[T]:
+    """Up to `count` of the rows, picked at random, in their order; always the same ones."""
+    chosen = random.Random(0).sample(range(len(rows)), min(count, len(rows)))
+    return [rows[number] for number in sorted(chosen)]
 
 
 def as_markdown(page: Page) -> str:
