@@ -1,0 +1,204 @@
+"""What to evaluate, how to sample, and where to write, as recipes say it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from trl_r1zero.data.naming import unknown_name_message
+
+from .evaluation_backends import BACKENDS, DEFAULT_BATCH_SIZE, KEYS_OF_BACKENDS, DeferredEngine
+from .keys import key
+from .requirements import check_model_path
+from .task_arguments import TaskSelection
+
+# torch and transformers are imported when there is something to evaluate: --help needs neither.
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from trl_r1zero.data.prompts import Prompt
+    from trl_r1zero.data.tasks import Task
+    from trl_r1zero.evaluation.evaluate import GradeFn
+    from trl_r1zero.generation import SamplingConfig
+
+
+@dataclass
+class EvaluationArguments(TaskSelection):
+    """Keys of an evaluation.
+
+    Raises:
+        ValueError: An unknown backend, a key that the backend has no use for, or a value outside
+            its range.
+    """
+
+    model: str = key("Path of a model's folder, or a hub id.", kw_only=True)
+    data: str | None = key(
+        "JSON-lines file or hub id (id, id:split) of the problems.", default=None
+    )
+    split: str | None = key(
+        "Which of its splits; a file of problems has only one. Unset: the task's own, validation "
+        "or test.",
+        default=None,
+    )
+    num_examples: int | None = key("The first so many problems. Unset: all.", default=None)
+    backend: str = key(
+        "What samples. transformers: this process; vllm: a vLLM server of its own; vllm_offline: "
+        "vLLM in this process; vllm_server: the server at server_url.",
+        default="vllm",
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = key(
+        "Of weights and activations. auto: the model's own.", default="auto"
+    )
+    server: dict[str, Any] | None = key(
+        "More settings of vLLM for the backends vllm (the keys of `trl-r1zero serve`) and "
+        "vllm_offline, such as {max_model_len: 2048}.",
+        default=None,
+    )
+    server_url: str | None = key(
+        "Of a running server, for vllm_server, such as http://127.0.0.1:8000.", default=None
+    )
+    batch_size: int | None = key(
+        f"Answers at a time, for transformers. Unset: {DEFAULT_BATCH_SIZE}.", default=None
+    )
+    temperature: float = key("0 is greedy.", default=1.0)
+    top_p: float = key("Nucleus sampling; 1 is all tokens.", default=1.0)
+    top_k: int = key("The likeliest tokens only; 0 is all.", default=0)
+    min_p: float = key(
+        "Tokens of at least this share of the likeliest one's probability.", default=0.0
+    )
+    max_tokens: int = key("An answer ends here at the latest.", default=1024)
+    min_tokens: int = key("An answer may end after so many tokens only.", default=4)
+    n: int = key("Answers to each problem; above 1, for pass@k and maj@k.", default=1)
+    seed: int = key("Seed of the sampling.", default=0)
+    output_dir: str | None = key(
+        "Folder of the results. Unset: runs/eval/MODEL/TASK-PROMPT.", default=None
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.backend not in BACKENDS:
+            raise ValueError(unknown_name_message("backend", self.backend, BACKENDS))
+        for name, backends in KEYS_OF_BACKENDS.items():
+            if getattr(self, name) is not None and self.backend not in backends:
+                raise ValueError(
+                    f"{name}: got {getattr(self, name)!r}, but only the backend "
+                    f"{' or '.join(backends)} uses it, and backend is {self.backend}; remove it"
+                )
+        if self.backend == "vllm_server" and not self.server_url:
+            raise ValueError(
+                "server_url is not set; give the address of the server, or use the backend vllm, "
+                "which starts one of its own"
+            )
+        if self.backend == "vllm_server" and self.dtype != "auto":
+            raise ValueError(
+                f"dtype: got {self.dtype!r}, but the server at server_url has a dtype already; "
+                "remove it"
+            )
+        for name in ("n", "num_examples", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: got {value}, expected at least 1")
+
+    def load(self) -> "LoadedEvaluation":
+        """Read prompt, data and reward; the model is not loaded yet.
+
+        Raises:
+            ValueError: Something that the arguments name does not exist, or a malformed row.
+            OSError: The data cannot be read.
+        """
+        from trl_r1zero.data.rows import build_dataset
+        from trl_r1zero.evaluation.environment import environment
+        from trl_r1zero.generation import SamplingConfig
+
+        if self.backend != "vllm_server":
+            check_model_path(self.model, key="model")
+        engine = BACKENDS[self.backend](self)
+        task, prompt = self.load_task()
+        if task.output_file is not None and self.n > 1:
+            raise ValueError(
+                f"n: got {self.n}, but {task.output_file} of the task {task.name!r} has one answer "
+                "to each question; leave n at 1"
+            )
+        names = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens")
+        sampling = {name: getattr(self, name) for name in names}
+        split = self.split or task.eval_split
+        examples = build_dataset(task.load(self.data, split, limit=self.num_examples), prompt)
+        here = environment()
+        return LoadedEvaluation(
+            task=task,
+            prompt=prompt,
+            examples=examples,
+            sampling=SamplingConfig(**sampling, stop=prompt.stop),
+            engine=engine,
+            folder=Path(self.output_dir or self._default_folder(prompt)),
+            settings=self._settings(split, prompt, here),
+            environment=here,
+            # Started last, so that an error above leaves no processes behind.
+            grade=self._load_grader(task, prompt, examples),
+        )
+
+    def _settings(self, split: str, prompt: "Prompt", here: dict[str, Any]) -> dict[str, Any]:
+        """What identifies the evaluation, as far as it is known; `here`: the environment."""
+        from trl_r1zero.evaluation.model_files import folder_version, model_version
+
+        # A running server may be on another machine, and has loaded its model already.
+        elsewhere = self.backend == "vllm_server"
+        settings = {
+            "model": self.model,
+            **(folder_version(self.model) if elsewhere else model_version(self.model)),
+            "task": self.task,
+            "task_args": self.task_args,
+            "data": self.data,
+            "split": split,
+            "prompt": prompt.name,
+            "backend": self.backend,
+            "dtype": None if elsewhere else self.dtype,
+            "server": self.server,
+            "device": None if elsewhere else here["device"],
+            "versions": {"python": here["python"], **here["packages"]},
+        }
+        return {name: value for name, value in settings.items() if value is not None}
+
+    def _load_grader(self, task: "Task", prompt: "Prompt", examples: "Dataset") -> "GradeFn":
+        from trl_r1zero.evaluation import keep_replies, make_grader
+        from trl_r1zero.evaluation.grading import PooledGrader, check_grader
+
+        # Nothing grades answers to some tasks, unless the recipe has a reward for them.
+        if self.reward is None and task.reward_fn(prompt) is None:
+            return keep_replies(prompt.reply)
+        reward_fn, workers = self.load_reward(task, prompt)
+        grade: GradeFn
+        if workers == 0:
+            grade = make_grader(reward_fn)
+        else:
+            grade = PooledGrader(
+                reward_fn, workers=workers, deadline_seconds=self.reward_deadline_seconds
+            )
+        try:
+            if len(examples) > 0:
+                check_grader(grade, examples[0]["ground_truth"])
+        except BaseException:
+            if isinstance(grade, PooledGrader):
+                grade.close()
+            raise
+        return grade
+
+    def _default_folder(self, prompt: "Prompt") -> Path:
+        path = Path(self.model)
+        # Models of runs are called alike (final, checkpoint-100), so their run's name goes first.
+        parts = path.resolve().parts[-2:] if path.is_dir() else path.parts[-1:]
+        return Path("runs", "eval", "-".join(parts), f"{self.task}-{prompt.name}")
+
+
+@dataclass
+class LoadedEvaluation:
+    """All that an evaluation needs; the engine opens when it is asked for the first answer."""
+
+    task: "Task"
+    prompt: "Prompt"
+    examples: "Dataset"
+    grade: "GradeFn"
+    sampling: "SamplingConfig"
+    engine: DeferredEngine
+    folder: Path
+    settings: dict[str, Any]
+    environment: dict[str, Any]
