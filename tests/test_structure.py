@@ -21,6 +21,7 @@ LAYERS = (
     "data",
     "devices",
     "generation",
+    "grading",
     "evaluation",
     "trainers",
     "recipe",

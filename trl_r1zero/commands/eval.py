@@ -10,7 +10,7 @@ it was. The folder has results.jsonl, summary.json, report.md and report.html.
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from trl_r1zero.recipe import ParsedRecipe, parse_recipe
@@ -27,14 +27,10 @@ if TYPE_CHECKING:
 def run(loaded: LoadedEvaluation, recipe: ParsedRecipe) -> "Evaluation":
     """Sample, grade and write; see `evaluation.evaluate`."""
     from trl_r1zero.evaluation import evaluate
-    from trl_r1zero.evaluation.grading import PooledGrader
     from trl_r1zero.evaluation.results_folder import EVALUATION_FILE
 
     arguments = recipe.instances[0]
-    with ExitStack() as stack:
-        stack.callback(loaded.engine.close)
-        if isinstance(loaded.grade, PooledGrader):
-            stack.callback(loaded.grade.close)
+    with closing(loaded.engine), loaded.grader:
         # Those of the first start stay when the evaluation goes on.
         if not (loaded.folder / EVALUATION_FILE).exists():
             recipe.write(loaded.folder / "recipe.yaml")
@@ -44,7 +40,7 @@ def run(loaded: LoadedEvaluation, recipe: ParsedRecipe) -> "Evaluation":
         evaluation = evaluate(
             loaded.engine,
             loaded.examples,
-            loaded.grade,
+            loaded.grader,
             loaded.sampling,
             num_completions=arguments.n,
             seed=arguments.seed,

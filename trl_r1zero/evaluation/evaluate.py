@@ -8,10 +8,9 @@ where the engine is another process; and an evaluation that was killed goes on w
 import hashlib
 import json
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, fields
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,13 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from trl_r1zero.generation import Completion, Engine, SamplingConfig, row_seeds
-from trl_r1zero.rewards import reward_and_explanation, reward_identity
-from trl_r1zero.rewards.extraction import extract_answer
+from trl_r1zero.grading import Grade, Grader
+from trl_r1zero.rewards import reward_identity
 
 from .metrics import GradedCompletion, is_number, mean
 from .report import write_evaluation_report
 from .results_folder import ResultsFolder, Stopwatch
 from .summary import summarize_evaluation
-
-RewardFn = Callable[[str, Any], dict[str, float]]
-# Parts of the reward (with "reward"), or None if there is none; and further columns, which are no
-# numbers.
-Grade = tuple[dict[str, float] | None, dict[str, Any]]
-GradeFn = Callable[[str, Any], Grade]
 
 # Columns of an example that go into its rows besides prompt and ground truth.
 _GIVEN = ("question", "metadata")
@@ -55,49 +48,6 @@ class Evaluation:
 
     rows: list[GradedCompletion]
     summary: dict[str, Any]
-
-
-def make_grader(reward_fn: RewardFn) -> GradeFn:
-    """A reward function as the `grade` of `evaluate`.
-
-    Args:
-        reward_fn: `(response, ground_truth) -> dict` with the key `reward`, such as
-            `r1_zero_reward_fn`.
-
-    Returns:
-        A function that gives the reward's parts, and the columns `answer` (what the response
-        answers, None if nothing) and, for rewards that can `explain`, the `rule` that decided.
-    """
-
-    def grade(response: str, ground_truth: Any) -> Grade:
-        parts, why = reward_and_explanation(reward_fn, response, ground_truth)
-        if why is not None:
-            return parts, {"rule": why.rule, "answer": why.answer}
-        if not isinstance(parts, dict):
-            raise ValueError(f"a reward must be a dict with the key 'reward', got {parts!r}")
-        # A reward of which nothing more is known: what its format does not admit is no answer.
-        formatted = parts.get("format_reward", 1.0) > 0
-        return parts, {"answer": extract_answer(response) if formatted else None}
-
-    grade.__name__ = _name(reward_fn)
-    grade.__wrapped__ = reward_fn  # type: ignore[attr-defined]  # for reward_identity
-    return grade
-
-
-def keep_replies(reply: Callable[[str], str]) -> GradeFn:
-    """The `grade` of an evaluation whose answers are not graded, but left to a judge or a person.
-
-    Args:
-        reply: What a response says, for the column `answer`; such as `Prompt.reply`.
-    """
-
-    def grade(response: str, ground_truth: Any) -> Grade:
-        return None, {"answer": reply(response)}
-
-    # What evaluations say their reward is.
-    grade.__name__ = grade.__qualname__ = "none"
-    grade.__module__ = ""
-    return grade
 
 
 def graded_completion(
@@ -142,7 +92,7 @@ def graded_completion(
 def evaluate(
     engine: Engine,
     examples: Iterable[Mapping[str, Any]],
-    grade: GradeFn,
+    grader: Grader,
     sampling: SamplingConfig,
     *,
     num_completions: int = 1,
@@ -163,8 +113,7 @@ def evaluate(
         examples: A `datasets.Dataset` (see `build_dataset`) or dicts, each with `prompt` and
             `ground_truth`, and where known `question` and `metadata` (a dict); other columns count
             as metadata.
-        grade: `(response, ground_truth) -> (parts, columns)`; see `make_grader` and `keep_replies`.
-            Its `reward_identity` must be the same when the evaluation goes on.
+        grader: The `reward_identity` of its function must be the same when the evaluation goes on.
         sampling: How to sample.
         num_completions: Completions of each example.
         seed: Seed of the sampling.
@@ -175,8 +124,8 @@ def evaluate(
 
     Raises:
         ValueError: There are no examples, or one lacks a column or has an empty prompt; the folder
-            holds another evaluation, or another process is at work in it; `grade` returned
-            something else than it should.
+            holds another evaluation, or another process is at work in it; the reward function
+            returned something else than it should.
         RuntimeError: The engine left rows out or gave one twice.
     """
     if num_completions < 1:
@@ -193,7 +142,7 @@ def evaluate(
         "seed": seed,
         "sampling": asdict(sampling),
         "engine": engine.name,
-        "reward": reward_identity(grade),
+        "reward": reward_identity(grader.reward_fn),
         "settings": dict(settings or {}),
     }
     num_rows = len(checked) * num_completions
@@ -213,7 +162,7 @@ def evaluate(
                 _progress_bar(progress, num_rows, len(done)) as bar,
                 clock,
                 closing(
-                    _graded(engine, prompt_ids, sampling, seeds, wanted, checked, grade)
+                    _graded(engine, prompt_ids, sampling, seeds, wanted, checked, grader)
                 ) as new,
             ):
                 for position, row in new:
@@ -245,27 +194,24 @@ def _graded(
     seeds: Sequence[int],
     wanted: Sequence[tuple[int, int]],
     examples: Sequence[dict[str, Any]],
-    grade: GradeFn,
+    grader: Grader,
 ) -> Generator[tuple[int, GradedCompletion]]:
     """The engine's stream, graded. `wanted` has the numbers of example and completion of a row."""
-    names = None
     stream = engine.stream(prompt_ids, sampling, seeds)
     try:
         for position, completion in stream:
             index, number = wanted[position]
             example = examples[index]
-            parts, columns = checked_grade(grade(completion.text, example["ground_truth"]))
-            if names is not None and parts.keys() != names:
-                raise ValueError(
-                    f"{_name(grade)} returned the parts {sorted(parts)} for one completion and "
-                    f"{sorted(names)} for another; return the same keys always"
-                )
-            names = parts.keys()
+            (grade,) = grader.grade([(completion.text, example["ground_truth"])])
             given: dict[str, Any] = {key: example[key] for key in _GIVEN if key in example}
             yield (
                 position,
                 graded_completion(
-                    example, completion, parts, {**given, **columns}, numbers=(index, number)
+                    example,
+                    completion,
+                    grade.parts,
+                    {**given, **_columns(grade)},
+                    numbers=(index, number),
                 ),
             )
     finally:
@@ -334,26 +280,18 @@ def _tokenize(
     return [ids[number] for number in wanted]
 
 
-def checked_grade(graded: Any) -> tuple[dict[str, float], dict[str, Any]]:
-    """What a `grade` returned, parts as floats.
+def _columns(grade: Grade) -> dict[str, Any]:
+    """The columns of a row that are the grader's to fill.
 
     Raises:
-        ValueError: It is something else than a grade.
+        ValueError: One of them, or a part of the reward, is somebody else's, or is a number.
     """
-    if not isinstance(graded, tuple) or len(graded) != 2:
-        raise ValueError(
-            f"grade must return (parts of the reward, columns), got {graded!r}; make_grader "
-            "turns a reward function into such a function"
-        )
-    parts, columns = graded
-    if parts is None:
-        parts = {}
-    elif not isinstance(parts, dict) or "reward" not in parts:
-        raise ValueError(f"a reward must be a dict with the key 'reward', got {parts!r}")
-    for name, part in parts.items():
-        if not isinstance(part, Real) or not math.isfinite(part):
-            raise ValueError(f"the part {name!r} of a reward must be a finite number, got {part!r}")
-    taken = sorted((_TAKEN & parts.keys()) | ((_TAKEN | parts.keys()) & columns.keys()))
+    columns = {
+        **({} if grade.rule is None else {"rule": grade.rule}),
+        "answer": grade.answer,
+        **grade.columns,
+    }
+    taken = sorted((_TAKEN & grade.parts.keys()) | ((_TAKEN | grade.parts.keys()) & columns.keys()))
     if taken:
         raise ValueError(f"a grader must not fill the columns {taken}; rename them")
     numbers = sorted(name for name, value in columns.items() if is_number(value))
@@ -361,12 +299,8 @@ def checked_grade(graded: Any) -> tuple[dict[str, float], dict[str, Any]]:
         raise ValueError(
             f"the columns {numbers} of a grade are numbers; return them among the reward's parts"
         )
-    return {name: float(part) for name, part in parts.items()}, columns
+    return columns
 
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__name__", type(function).__name__)

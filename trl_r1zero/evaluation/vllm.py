@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trl_r1zero.generation import Engine, SamplingConfig
 from trl_r1zero.generation.vllm_offline import OfflineVLLMEngine, from_sampling_params
+from trl_r1zero.grading import Grader, RewardFn
 
 from .environment import package_versions
-from .evaluate import RewardFn, evaluate, make_grader
+from .evaluate import evaluate
 from .model_files import folder_version
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def evaluate_vllm(
             {"prompt": prompt, "ground_truth": ground_truth}
             for prompt, ground_truth in zip(prompts, ground_truths, strict=True)
         ],
-        make_grader(reward_fn),
+        Grader(reward_fn),
         sampling,
         num_completions=num_completions,
         seed=seed,

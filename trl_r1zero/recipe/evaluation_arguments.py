@@ -1,5 +1,6 @@
 """What to evaluate, how to sample, and where to write, as recipes say it."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
     from trl_r1zero.data.prompts import Prompt
     from trl_r1zero.data.tasks import Task
-    from trl_r1zero.evaluation.evaluate import GradeFn
     from trl_r1zero.generation import SamplingConfig
+    from trl_r1zero.grading import Grader
 
 
 @dataclass
@@ -133,7 +134,7 @@ class EvaluationArguments(TaskSelection):
             settings=self._settings(split, prompt, here),
             environment=here,
             # Started last, so that an error above leaves no processes behind.
-            grade=self._load_grader(task, prompt, examples),
+            grader=self._load_grader(task, prompt, examples),
         )
 
     def _settings(self, split: str, prompt: "Prompt", here: dict[str, Any]) -> dict[str, Any]:
@@ -158,29 +159,20 @@ class EvaluationArguments(TaskSelection):
         }
         return {name: value for name, value in settings.items() if value is not None}
 
-    def _load_grader(self, task: "Task", prompt: "Prompt", examples: "Dataset") -> "GradeFn":
-        from trl_r1zero.evaluation import keep_replies, make_grader
-        from trl_r1zero.evaluation.grading import PooledGrader, check_grader
+    def _load_grader(self, task: "Task", prompt: "Prompt", examples: "Dataset") -> "Grader":
+        from trl_r1zero.grading import Grader, keep_replies
 
         # Nothing grades answers to some tasks, unless the recipe has a reward for them.
         if self.reward is None and task.reward_fn(prompt) is None:
-            return keep_replies(prompt.reply)
+            return Grader(keep_replies(prompt.reply))
         reward_fn, workers = self.load_reward(task, prompt)
-        grade: GradeFn
-        if workers == 0:
-            grade = make_grader(reward_fn)
-        else:
-            grade = PooledGrader(
-                reward_fn, workers=workers, deadline_seconds=self.reward_deadline_seconds
-            )
-        try:
+        grader = Grader(reward_fn, workers=workers, deadline_seconds=self.reward_deadline_seconds)
+        with ExitStack() as on_error:
+            on_error.callback(grader.close)
             if len(examples) > 0:
-                check_grader(grade, examples[0]["ground_truth"])
-        except BaseException:
-            if isinstance(grade, PooledGrader):
-                grade.close()
-            raise
-        return grade
+                grader.check(examples[0]["ground_truth"])
+            on_error.pop_all()
+        return grader
 
     def _default_folder(self, prompt: "Prompt") -> Path:
         path = Path(self.model)
@@ -196,7 +188,7 @@ class LoadedEvaluation:
     task: "Task"
     prompt: "Prompt"
     examples: "Dataset"
-    grade: "GradeFn"
+    grader: "Grader"
     sampling: "SamplingConfig"
     engine: DeferredEngine
     folder: Path

@@ -113,21 +113,11 @@ def is_correct(parts: Mapping[str, float]) -> bool:
     return parts.get("answer_reward", parts["reward"]) > 0
 
 
-def reward_and_rule(
-    reward_fn: RewardFn, response: str, ground_truth: Any
-) -> tuple[dict[str, float], str | None]:
-    """What `reward_fn` gives, and the rule that decided, from one grading.
-
-    The rule is None for functions that cannot explain themselves.
-    """
-    parts, why = reward_and_explanation(reward_fn, response, ground_truth)
-    return parts, None if why is None else why.rule
-
-
 def reward_and_explanation(
     reward_fn: RewardFn, response: str, ground_truth: Any
 ) -> tuple[dict[str, float], Explanation | None]:
-    """As `reward_and_rule`, with the whole explanation, the graded answer among it."""
+    """What `reward_fn` gives, and why, from one grading; None for functions that cannot explain
+    themselves."""
     explained = _EXPLAINED.get(reward_fn)
     if explained is None:
         return reward_fn(response, ground_truth), None

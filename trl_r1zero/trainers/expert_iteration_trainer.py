@@ -79,7 +79,7 @@ class ExpertIterationTrainer(R1ZeroSFTTrainer):
 
     def _set_up_rows(self, stop: tuple[str, ...]) -> None:
         args = self.args
-        if self.reward is None:
+        if self.grader is None:
             raise ValueError("expert iteration needs a reward_fn to tell which rollouts to keep")
         if len(self.train_dataset) < args.ei_batch_size:
             raise ValueError(
