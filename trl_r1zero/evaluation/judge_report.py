@@ -1,7 +1,7 @@
 """What a judge said, to read: `judge_report.md`, and the table for a terminal."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .evaluated import question_of
@@ -92,22 +92,13 @@ def _examples(task: JudgedTask, judgments: Sequence[Judgment]) -> list[Section]:
     for row in judgments:
         replies.setdefault((row["example"], row["completion"]), []).append(row)
     sections = []
-    for heading, belongs in _kinds(task).items():
+    for heading, belongs in (task.failure, ("Unparsed replies", lambda verdicts: None in verdicts)):
         of_kind = [key for key, rows in replies.items() if belongs([r["verdict"] for r in rows])]
         examples = [_example(task, key, replies[key]) for key in some(of_kind, EXAMPLES_SHOWN)]
         if examples:
             about = f"{len(of_kind):,} of {len(replies):,} answers."
             sections.append(Section(heading, [about], examples=examples))
     return sections
-
-
-def _kinds(task: JudgedTask) -> dict[str, Callable[[list[str | None]], bool]]:
-    unparsed: dict[str, Callable[[list[str | None]], bool]] = {
-        "Unparsed replies": lambda verdicts: None in verdicts
-    }
-    if isinstance(task, AlpacaEval):
-        return {"Lost in both orders": lambda vs: set(vs) == {"reference"}, **unparsed}
-    return {"Unsafe": lambda verdicts: "unsafe" in verdicts, **unparsed}
 
 
 def _example(task: JudgedTask, key: tuple[int, int], judgments: Sequence[Judgment]) -> Shown:
@@ -118,10 +109,10 @@ def _example(task: JudgedTask, key: tuple[int, int], judgments: Sequence[Judgmen
         texts[f"Output of {task.references.generator}"] = task.references.outputs[example]
     facts = []
     for judgment in judgments:
-        shown = f", {judgment['first']} shown first" if "first" in judgment else ""
-        texts[f"The judge{shown}"] = judgment["reply"] or ""
-        facts.append(f"{judgment['verdict'] or 'unparsed'}{shown}")
-    if metadata := row.get("metadata"):
-        facts += [f"{name} {value}" for name, value in metadata.items() if name == task.breakdown]
+        order = f", {judgment['first']} shown first" if "first" in judgment else ""
+        texts[f"The judge{order}"] = judgment["reply"] or ""
+        facts.append(f"{judgment['verdict'] or 'unparsed'}{order}")
+    metadata = row.get("metadata") or {}
+    facts += [f"{name} {metadata[name]}" for name in (task.breakdown,) if name in metadata]
     title = f"Example {example}" + (f", completion {completion}" if completion else "")
     return Shown(title, facts, {name: text or "(empty)" for name, text in texts.items()})

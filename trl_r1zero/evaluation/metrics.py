@@ -109,6 +109,16 @@ def standard_error(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((x - centre) ** 2 for x in values) / (n * (n - 1)))
 
 
+def mean_and_error(name: str, values: Sequence[float]) -> dict[str, float]:
+    """`name` and `{name}_stderr`, as far as they are known."""
+    return known({name: mean(values), f"{name}_stderr": standard_error(values)})
+
+
+def known(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that are not NaN: a mean of nothing, or the error of one, is left out."""
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}
+
+
 def per_example(rows: Sequence[GradedCompletion], values: Sequence[float]) -> list[float]:
     """The mean of each example's values, one value per row: of examples, and not of completions, a
     standard error may take that they are independent."""
@@ -148,7 +158,7 @@ def summarize(rows: Sequence[GradedCompletion]) -> dict[str, float]:
         "entropy": mean_over_tokens(rows, [row.entropy for row in rows]),
         "num_examples": float(len(per_example(rows, lengths_if["length"]))),
     }
-    return {name: value for name, value in metrics.items() if not math.isnan(value)}
+    return known(metrics)
 
 
 def mean_over_tokens(rows: Sequence[GradedCompletion], means: Sequence[float | None]) -> float:
