@@ -215,7 +215,9 @@ def _table(entries: Sequence[_Entry], baseline: _Entry) -> list[str]:
         if entry is not baseline:
             difference, warnings = _difference(entry, baseline)
             notes += warnings
-        about = [inline(text) for text in (str(folder.path), folder.model, folder.prompt)]
+        about = [
+            inline(text) for text in (str(folder.path), folder.model, folder.setting("prompt"))
+        ]
         cells = [entry.cells.get(name, "-") for name in names]
         rows.append([*about, COUNT(len(folder.question_keys)), *cells, *difference])
     header = ["folder", "model", "prompt", "questions", *names, "difference", "common"]

@@ -50,22 +50,16 @@ class EvaluatedFolder:
             rows.setdefault(key, row)
         return cls(path, facts, [rows[key] for key in sorted(rows)])
 
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        settings: Mapping[str, Any] = self.facts["settings"]
-        return settings
+    def setting(self, name: str) -> str:
+        return str(self.facts["settings"].get(name, "unknown"))
 
     @property
     def task(self) -> str:
-        return str(self.settings.get("task", "unknown"))
+        return self.setting("task")
 
     @property
     def model(self) -> str:
-        return str(self.settings.get("model", "unknown"))
-
-    @property
-    def prompt(self) -> str:
-        return str(self.settings.get("prompt", "unknown"))
+        return self.setting("model")
 
     @property
     def num_wanted(self) -> int:
@@ -81,11 +75,9 @@ class EvaluatedFolder:
         """Number of an example -> its key, which is the same in another folder of the same data."""
         keys: dict[int, QuestionKey] = {}
         seen: Counter[str] = Counter()
-        for row in self.rows:
-            if row["example"] not in keys:
-                text = question_of(row)
-                keys[row["example"]] = (text, seen[text])
-                seen[text] += 1
+        for example, text in {row["example"]: question_of(row) for row in self.rows}.items():
+            keys[example] = (text, seen[text])
+            seen[text] += 1
         return keys
 
 

@@ -1,7 +1,7 @@
 """Judge the answers of an evaluation: ask, write, summarise."""
 
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ class Judge(Protocol):
     @property
     def url(self) -> str: ...
 
-    def ask_all(self, prompts: list[str]) -> Iterator[tuple[int, ChatReply]]: ...
+    def ask_all(self, prompts: list[str]) -> Generator[tuple[int, ChatReply]]: ...
 
 
 @dataclass(frozen=True)
@@ -62,32 +62,30 @@ def judge_answers(
     about = {**task.facts, "judge": {"model": judge.model, **judge.body}}
     path = task.folder.path / JUDGMENTS_FOLDER / (name or default_name(task, judge.model))
     with JudgmentsFolder(path, about, len(task.asks), url=judge.url) as judgments:
-        for ask in task.asks:
-            if ask.settled is not None and judgment_key(ask.columns) not in judgments.rows:
+        missing = [ask for ask in task.asks if judgment_key(ask.columns) not in judgments.rows]
+        for ask in missing:
+            if ask.settled is not None:
                 verdict = {"verdict": ask.settled, "reply": None, "finish_reason": None}
                 judgments.add({**ask.columns, **verdict})
-        missing = [ask for ask in task.asks if judgment_key(ask.columns) not in judgments.rows]
-        if missing:
-            replies = judge.ask_all([ask.prompt for ask in missing])
-            with (
-                tqdm(
-                    total=len(task.asks),
-                    initial=len(judgments.rows),
-                    desc=f"Judging {task.folder.path.name}",
-                    unit="verdict",
-                    disable=not progress,
-                ) as bar,
-                closing(_generator(replies)) as stream,
-            ):
-                for position, reply in stream:
-                    ask = missing[position]
-                    verdict = {
-                        "verdict": task.verdict(ask, reply.text),
-                        "reply": reply.text,
-                        "finish_reason": reply.finish_reason,
-                    }
-                    judgments.add({**ask.columns, **verdict})
-                    bar.update()
+        missing = [ask for ask in missing if ask.settled is None]
+        bar = tqdm(
+            total=len(task.asks),
+            initial=len(judgments.rows),
+            desc=f"Judging {task.folder.path.name}",
+            unit="verdict",
+            disable=not progress or not missing,
+        )
+        # Closed, the judge stops asking.
+        with bar, closing(judge.ask_all([ask.prompt for ask in missing])) as replies:
+            for position, reply in replies:
+                ask = missing[position]
+                verdict = {
+                    "verdict": task.verdict(ask, reply.text),
+                    "reply": reply.text,
+                    "finish_reason": reply.finish_reason,
+                }
+                judgments.add({**ask.columns, **verdict})
+                bar.update()
         rows = [judgments.rows[judgment_key(ask.columns)] for ask in task.asks]
         summary = task.summarize(rows)
         judgments.finish(rows, summary)
@@ -102,10 +100,3 @@ def default_name(task: JudgedTask, judge_model: str) -> str:
     if isinstance(task, AlpacaEval) and not task.references.is_of_the_data:
         name += f"-vs-{Path(task.references.generator).name}"
     return re.sub(r"[^\w.+-]+", "_", name).strip(".") or "judge"
-
-
-def _generator(
-    replies: Iterator[tuple[int, ChatReply]],
-) -> Generator[tuple[int, ChatReply]]:
-    # So that it can be closed: the judge stops asking when nobody listens any more.
-    yield from replies

@@ -140,23 +140,18 @@ def summarize(rows: Sequence[GradedCompletion]) -> dict[str, float]:
         nothing that is graded) is left out.
     """
     graded = [row for row in rows if row.graded]
-    lengths_if = {
-        "length": [row.length for row in rows],
-        "length_correct": [row.length for row in graded if row.correct],
-        "length_incorrect": [row.length for row in graded if not row.correct],
-    }
-    correct = per_example(graded, [float(row.correct) for row in graded])
+    formats = [r.rewards["format_reward"] for r in graded if "format_reward" in r.rewards]
+    lengths = [row.length for row in rows]
     metrics = {
-        "accuracy": mean(correct),
-        "accuracy_stderr": standard_error(correct),
+        **mean_and_error("accuracy", per_example(graded, [float(row.correct) for row in graded])),
         "reward": mean([row.rewards["reward"] for row in graded]),
-        "format_reward": mean(
-            [r.rewards["format_reward"] for r in graded if "format_reward" in r.rewards]
-        ),
-        **{name: mean(lengths) for name, lengths in lengths_if.items()},
+        "format_reward": mean(formats),
+        "length": mean(lengths),
+        "length_correct": mean([row.length for row in graded if row.correct]),
+        "length_incorrect": mean([row.length for row in graded if not row.correct]),
         "truncated": mean([float(row.truncated) for row in rows]),
         "entropy": mean_over_tokens(rows, [row.entropy for row in rows]),
-        "num_examples": float(len(per_example(rows, lengths_if["length"]))),
+        "num_examples": float(len(per_example(rows, lengths))),
     }
     return known(metrics)
 

@@ -1,7 +1,9 @@
 """Reference outputs: what the answers to AlpacaEval's instructions are compared with."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trl_r1zero.data.jsonl import read_json
 
@@ -58,18 +60,15 @@ def references_for(folder: EvaluatedFolder, source: str | Path | None = None) ->
 
 
 def _of_the_data(folder: EvaluatedFolder) -> References:
-    outputs: dict[int, str] = {}
-    generators: list[str | None] = []
-    for row in folder.rows:
-        text = row.get("ground_truth")
+    outputs: dict[int, Any] = {row["example"]: row.get("ground_truth") for row in folder.rows}
+    for example, text in outputs.items():
         if not isinstance(text, str):
             raise ValueError(
-                f"{folder.path}: example {row['example']} has no reference output as its "
-                f"ground_truth, got {text!r:.80}; give reference outputs of your own (reference)"
+                f"{folder.path}: example {example} has no reference output as its ground_truth, "
+                f"got {text!r:.80}; give reference outputs of your own (reference)"
             )
-        outputs[row["example"]] = text
-        generators.append((row.get("metadata") or {}).get("generator"))
-    return References(_one_name(generators), outputs, is_of_the_data=True)
+    generators = [(row.get("metadata") or {}).get("generator") for row in folder.rows]
+    return References(_one_name(generators, "the data's reference"), outputs, is_of_the_data=True)
 
 
 def _of_folder(path: Path) -> tuple[dict[QuestionKey, str], str]:
@@ -82,19 +81,18 @@ def _of_folder(path: Path) -> tuple[dict[QuestionKey, str], str]:
 
 def _of_file(path: Path) -> tuple[dict[QuestionKey, str], str]:
     outputs: dict[QuestionKey, str] = {}
+    seen: Counter[str] = Counter()
     generators = []
     for row in read_json(path):
         instruction, output = row.text("instruction"), row.fields.get("output")
         if not isinstance(output, str):  # it may be empty
             raise row.error("output", f"{output!r:.80}", "a string", "correct or remove the row")
-        times = 0
-        while (instruction, times) in outputs:
-            times += 1
-        outputs[instruction, times] = output
+        outputs[instruction, seen[instruction]] = output
+        seen[instruction] += 1
         generators.append(row.optional_text("generator"))
     return outputs, _one_name(generators, path.stem)
 
 
-def _one_name(generators: list[str | None], otherwise: str = "the data's reference") -> str:
+def _one_name(generators: list[str | None], otherwise: str) -> str:
     names = list(dict.fromkeys(name for name in generators if name))
-    return names[0] if len(names) == 1 else " and ".join(names[:3]) or otherwise
+    return " and ".join(names[:3]) or otherwise

@@ -66,12 +66,10 @@ def evaluate_vllm(
         )
     sampling, num_completions, seed = _sampling(eval_sampling_params)
     engine, settings = _engine(vllm_model)
+    pairs = zip(prompts, ground_truths, strict=True)
     evaluation = evaluate(
         engine,
-        [
-            {"prompt": prompt, "ground_truth": ground_truth}
-            for prompt, ground_truth in zip(prompts, ground_truths, strict=True)
-        ],
+        [{"prompt": prompt, "ground_truth": truth} for prompt, truth in pairs],
         Grader(reward_fn),
         sampling,
         num_completions=num_completions,
