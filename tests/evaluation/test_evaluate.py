@@ -396,5 +396,5 @@ def test_the_model_is_as_before(tmp_path):
     engine.model.train()
     examples = [{"prompt": "1", "ground_truth": "2"}]
     grader = Grader(r1_zero_reward_fn)
-    evaluate(engine, examples, grader, SamplingConfig(max_tokens=4), progress=False)
+    evaluate(engine, examples, grader, SamplingConfig(max_tokens=4))
     assert engine.model.training

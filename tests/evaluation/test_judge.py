@@ -36,7 +36,7 @@ def client(server, **settings) -> ChatClient:
 
 def judge(server, folder, reference=None, name=None, **settings):
     task = judged_task(folder, reference)
-    return judge_answers(task, client(server, **settings), name=name, progress=False)
+    return judge_answers(task, client(server, **settings), name=name)
 
 
 # Comparisons
@@ -266,7 +266,7 @@ def test_it_goes_on_after_a_failure(tmp_path):
     with judge_server(answer=fails_after(3)) as server:
         asked = judged_task(broken), client(server)
         with pytest.raises(ChatServerError, match="out of credit") as error:
-            judge_answers(*asked, progress=False)
+            judge_answers(*asked)
     folder = broken / "judgments" / "model"
     assert f"3 of 8 judgments are in {folder / 'judgments.jsonl'}" in error.value.__notes__[0]
     assert {path.name for path in folder.iterdir()} == {"judge.json", "judgments.jsonl"}

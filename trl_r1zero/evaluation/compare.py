@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from .evaluated import EvaluatedFolder, QuestionKey
-from .judged_tasks import JUDGED_TASKS, answers_sha256
-from .judgments_folder import (
+from .judge import (
     JUDGE_FILE,
     JUDGE_SUMMARY_FILE,
     JUDGMENTS_FOLDER,
     read_judgments,
 )
+from .judged_tasks import JUDGED_TASKS, answers_sha256
 from .markdown import inline, table, wrapped
 from .metrics import GradedCompletion, mean, standard_error
 from .numbers import COUNT, plus_minus, with_error

@@ -98,14 +98,13 @@ def evaluate(
     seed: int = 0,
     folder: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
-    progress: bool = True,
 ) -> Evaluation:
     """Sample completions of all examples, grade them, and say what they amount to.
 
     With a folder the rows are in `results.jsonl` as soon as they are graded. The same call after a
     kill generates what is missing; completion k of example i has the same seed in any case. At the
     end there are also `summary.json`, `report.md` and `report.html`. docs/evaluation.md describes
-    them.
+    them. A progress bar is shown unless the environment has TQDM_DISABLE=1.
 
     Args:
         engine: What samples.
@@ -119,7 +118,6 @@ def evaluate(
         folder: Where to write; nothing is written if None.
         settings: What else identifies and describes the evaluation (model, task, prompt, versions),
             as JSON can hold it. It must be the same when the evaluation goes on.
-        progress: Whether to show a progress bar.
 
     Raises:
         ValueError: There are no examples, or one lacks a column or has an empty prompt; the folder
@@ -132,12 +130,12 @@ def evaluate(
     job = _Job(engine, _checked(examples), grader, sampling, num_completions, seed)
     if folder is None:
         done: dict[int, GradedCompletion] = {}
-        seconds = job.fill(done, Stopwatch(), None, progress)
+        seconds = job.fill(done, Stopwatch(), None)
         rows = [done[number] for number in range(job.num_rows)]
         return Evaluation(rows, summarize_evaluation(rows, num_completions, seconds))
     identity = job.identity(settings or {})
     with ResultsFolder(folder, identity, job.num_rows, num_completions) as results:
-        seconds = job.fill(results.rows, results.clock, results.add, progress)
+        seconds = job.fill(results.rows, results.clock, results.add)
         rows = [results.rows[number] for number in range(job.num_rows)]
         summary = summarize_evaluation(rows, num_completions, seconds)
         results.finish((row.as_row() for row in rows), summary)
@@ -181,7 +179,6 @@ class _Job:
         done: dict[int, GradedCompletion],
         clock: Stopwatch,
         write: Callable[[GradedCompletion], None] | None,
-        progress: bool,
     ) -> float:
         """Sample and grade the rows that are missing; return the seconds on the clock."""
         missing = [number for number in range(self.num_rows) if number not in done]
@@ -189,13 +186,7 @@ class _Job:
             return clock.seconds
         prompt_ids = self._prompt_ids([number // self.num_completions for number in missing])
         right = sum(row.graded and row.correct for row in done.values())
-        bar = tqdm(
-            total=self.num_rows,
-            initial=len(done),
-            desc="Evaluation",
-            unit="completion",
-            disable=not progress,
-        )
+        bar = tqdm(total=self.num_rows, initial=len(done), desc="Evaluation", unit="completion")
         with bar, clock, closing(self._graded(missing, prompt_ids)) as rows:
             for number, row in rows:
                 done[number] = row

@@ -1,34 +1,58 @@
-"""Judge the answers of an evaluation: ask, write, summarise."""
+"""Judge the answers of an evaluation: ask, write, summarise.
+
+Everything is in `judgments/NAME` in the folder of the answers; `judge.json` says what was asked of
+whom.
+"""
 
 import re
-from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 
-from trl_r1zero.generation.chat_client import ChatReply
+from trl_r1zero.generation.chat_client import ChatClient
 
 from .judge_report import judge_report
-from .judged_tasks import AlpacaEval, JudgedTask, judgment_key
-from .judgments_folder import JUDGE_REPORT_FILE, JUDGMENTS_FOLDER, JudgmentsFolder
+from .judged_tasks import AlpacaEval, JudgedTask, Judgment, JudgmentKey, judgment_key
+from .results_folder import RowsFolder, parse_rows
+
+JUDGMENTS_FOLDER = "judgments"
+JUDGMENTS_FILE = "judgments.jsonl"
+JUDGE_FILE = "judge.json"
+JUDGE_SUMMARY_FILE = "judge_summary.json"
+JUDGE_REPORT_FILE = "judge_report.md"
 
 
-class Judge(Protocol):
-    """What judges: a `ChatClient`, or anything that replies to prompts."""
+class JudgmentsFolder(RowsFolder):
+    """Judgments of one judge, by `judgment_key`."""
 
-    @property
-    def model(self) -> str: ...
+    facts_file = JUDGE_FILE
+    files = (JUDGMENTS_FILE, JUDGE_SUMMARY_FILE, JUDGE_REPORT_FILE)
+    other = "other judgments, which differ"
+    row_name = "judgment"
+    elsewhere = "choose another name (--name)"
 
-    @property
-    def body(self) -> dict[str, Any]: ...
+    @staticmethod
+    def keyed(row: dict[str, Any]) -> tuple[JudgmentKey, Judgment]:
+        _ = row["verdict"]
+        return judgment_key(row), row
 
-    @property
-    def url(self) -> str: ...
+    def add(self, row: Judgment) -> None:
+        self.rows[judgment_key(row)] = row
+        self.append(row)
 
-    def ask_all(self, prompts: list[str]) -> Generator[tuple[int, ChatReply]]: ...
+
+def read_judgments(folder: Path) -> list[Judgment]:
+    """The judgments in a folder.
+
+    Raises:
+        ResultsFolderError: A line is not a judgment.
+    """
+    path = folder / JUDGMENTS_FILE
+    lines = path.read_bytes().splitlines()
+    return [row for _, row in parse_rows(lines, path, JudgmentsFolder.keyed, "judgment")]
 
 
 @dataclass(frozen=True)
@@ -39,9 +63,7 @@ class Judged:
     summary: dict[str, Any]
 
 
-def judge_answers(
-    task: JudgedTask, judge: Judge, *, name: str | None = None, progress: bool = True
-) -> Judged:
+def judge_answers(task: JudgedTask, judge: ChatClient, *, name: str | None = None) -> Judged:
     """Ask the judge for every verdict that is not there yet, and say what they amount to.
 
     All is written to `judgments/NAME` in the folder of the answers: each judgment as soon as it
@@ -53,7 +75,6 @@ def judge_answers(
         judge: Whom to ask.
         name: Of the judgments. None: after the judge and, if it is not the data's own, the
             reference.
-        progress: Whether to show a progress bar.
 
     Raises:
         ResultsFolderError: There are judgments of that name by another judge, or on other answers.
@@ -73,7 +94,7 @@ def judge_answers(
             initial=len(judgments.rows),
             desc=f"Judging {task.folder.path.name}",
             unit="verdict",
-            disable=not progress or not missing,
+            disable=not missing,
         )
         # Closed, the judge stops asking.
         with bar, closing(judge.ask_all([ask.prompt for ask in missing])) as replies:
