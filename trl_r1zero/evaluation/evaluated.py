@@ -45,9 +45,8 @@ class EvaluatedFolder:
         facts = json.loads((path / EVALUATION_FILE).read_text(encoding="utf-8"))
         content = (path / RESULTS_FILE).read_bytes()
         whole = content[: content.rfind(b"\n") + 1].splitlines()
-        rows: dict[tuple[int, int], dict[str, Any]] = {}
-        for key, row in parse_rows(whole, path / RESULTS_FILE, _keyed, "row of an evaluation"):
-            rows.setdefault(key, row)
+        keyed = parse_rows(whole, path / RESULTS_FILE, _keyed, "row of an evaluation")
+        rows = dict(reversed(keyed))  # of two rows with the same key the first counts
         return cls(path, facts, [rows[key] for key in sorted(rows)])
 
     def setting(self, name: str) -> str:

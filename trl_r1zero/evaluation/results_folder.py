@@ -49,10 +49,8 @@ class RowsFolder(ABC):
     """
 
     facts_file: ClassVar[str]
-    files: ClassVar[Sequence[str]]  # that are written besides, that of the rows first
-    other: ClassVar[str]  # parts of messages
-    row_name: ClassVar[str]
-    elsewhere: ClassVar[str]
+    files: ClassVar[Sequence[str]]  # of the rows, of the summary, others
+    other, row_name, elsewhere = "", "", ""  # parts of messages
 
     def __init__(
         self, folder: str | Path, identity: Mapping[str, Any], num_rows: int, **url: str
@@ -69,26 +67,23 @@ class RowsFolder(ABC):
             ) from error
         self.facts = {**identity, **url, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         self._file: IO[bytes] | None = None
-        if (self.folder / self.facts_file).is_file():
-            self._resume(identity)
+        facts_path = self.folder / self.facts_file
+        if facts_path.is_file():
+            facts = json.loads(facts_path.read_text(encoding="utf-8"))
+            there = {key: value for key, value in facts.items() if key not in _BOOKKEEPING}
+            if differences := differing(there, identity):
+                raise ResultsFolderError(
+                    "\n  ".join([f"{self.folder} holds {self.other} in", *differences])
+                    + f"\n{self.elsewhere.capitalize()}, or delete this folder to start anew, or "
+                    f"go on with the settings in its {self.facts_file}."
+                )
+            self.facts |= {key: facts[key] for key in ("started", "seconds") if key in facts}
         elif present := [name for name in self.files if (self.folder / name).exists()]:
             raise ResultsFolderError(
                 f"{self.folder} has {', '.join(present)} but no {self.facts_file}, so nothing "
                 f"could go on there; {self.elsewhere}, or move them away"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-
-    def _resume(self, identity: Mapping[str, Any]) -> None:
-        facts = json.loads((self.folder / self.facts_file).read_text(encoding="utf-8"))
-        there = {key: value for key, value in facts.items() if key not in _BOOKKEEPING}
-        if differences := differing(there, identity):
-            raise ResultsFolderError(
-                f"{self.folder} holds {self.other} in\n  "
-                + "\n  ".join(differences)
-                + f"\n{self.elsewhere.capitalize()}, or delete this folder to start anew, or go on "
-                f"with the settings in its {self.facts_file}."
-            )
-        self.facts |= {key: facts[key] for key in ("started", "seconds") if key in facts}
 
     def __enter__(self) -> Self:
         self.save_facts()
@@ -99,10 +94,9 @@ class RowsFolder(ABC):
                     f"another process is writing into {self.folder}; wait for it, end it, or "
                     f"{self.elsewhere}"
                 )
-            for key, row in parse_rows(
-                whole_lines(self._file), self.path, self.keyed, self.row_name
-            ):
-                self.rows.setdefault(key, row)
+            lines = whole_lines(self._file)
+            # Of two rows with the same key the first counts.
+            self.rows = dict(reversed(parse_rows(lines, self.path, self.keyed, self.row_name)))
         except BaseException:
             self._file.close()
             raise
