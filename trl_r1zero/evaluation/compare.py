@@ -8,18 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from .evaluated import EvaluatedFolder, QuestionKey
-from .judge import (
-    JUDGE_FILE,
-    JUDGE_SUMMARY_FILE,
-    JUDGMENTS_FOLDER,
-    read_judgments,
-)
+from .judge import JUDGE_FILE, JUDGE_SUMMARY_FILE, JUDGMENTS_FOLDER, read_judgments
 from .judged_tasks import JUDGED_TASKS, answers_sha256
 from .markdown import inline, table, wrapped
-from .metrics import GradedCompletion, mean, standard_error
+from .metrics import GradedCompletion, grouped, mean, standard_error
 from .numbers import COUNT, plus_minus, with_error
-
-__all__ = ["PairedDifference", "compare_folders", "paired_difference"]
 
 # Of a normal distribution, 95% lie within so many standard errors.
 _Z = 1.96
@@ -104,12 +97,9 @@ def compare_folders(
     if all(entry.left_out for entry in entries):
         reasons = "".join(f"\n  {entry.reason}" for entry in entries) or " no folder is given"
         raise ValueError(f"there is nothing to compare:{reasons}")
-    tasks = dict.fromkeys(entry.folder.task for entry in entries)
-    lines = [
-        line
-        for task in tasks
-        for line in _section(task, [e for e in entries if e.folder.task == task], chosen.get(task))
-    ]
+    lines = []
+    for task, group in grouped((entry.folder.task, entry) for entry in entries).items():
+        lines += _section(task, group, chosen.get(task))
     return "\n".join(lines)
 
 
@@ -134,9 +124,8 @@ def _entry(folder: EvaluatedFolder, judgments: str | None) -> _Entry:
 
 
 def _read_grades(entry: _Entry) -> None:
-    correct: dict[int, list[float]] = {}
-    for row in entry.folder.rows:
-        correct.setdefault(row["example"], []).append(float(GradedCompletion.from_row(row).correct))
+    rows = [GradedCompletion.from_row(row) for row in entry.folder.rows]
+    correct = grouped((row.example or 0, float(row.correct)) for row in rows)
     entry.set_values({example: mean(values) for example, values in correct.items()})
     own = list(entry.values.values())
     entry.cells["accuracy"] = plus_minus(mean(own), standard_error(own))

@@ -6,6 +6,7 @@ from typing import Any
 
 from .evaluated import question_of
 from .judged_tasks import AlpacaEval, JudgedTask, Judgment
+from .metrics import grouped
 from .numbers import COUNT, LENGTH, SHARE, metric_rows, metrics_table, with_error
 from .pages import Page, Section, Shown, Table, as_markdown, some
 
@@ -88,9 +89,7 @@ def judge_report(
 
 def _examples(task: JudgedTask, judgments: Sequence[Judgment]) -> list[Section]:
     """Some answers of each kind that one wants to see, the same ones every time."""
-    replies: dict[tuple[int, int], list[Judgment]] = {}
-    for row in judgments:
-        replies.setdefault((row["example"], row["completion"]), []).append(row)
+    replies = grouped(((row["example"], row["completion"]), row) for row in judgments)
     sections = []
     for heading, belongs in (task.failure, ("Unparsed replies", lambda verdicts: None in verdicts)):
         of_kind = [key for key, rows in replies.items() if belongs([r["verdict"] for r in rows])]

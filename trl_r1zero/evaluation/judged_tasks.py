@@ -26,7 +26,7 @@ from .judge_prompts import (
     parse_verdict,
     safety_prompt,
 )
-from .metrics import known, mean, mean_and_error
+from .metrics import grouped, known, mean, mean_and_error
 from .references import References, references_for
 from .win_rate import length_controlled_win_rate, win_rate
 
@@ -102,11 +102,9 @@ class JudgedTask(ABC):
     @classmethod
     def by_example(cls, judgments: Iterable[Judgment]) -> dict[int, float]:
         """The mean of what the verdicts on each example count; only of examples that have any."""
-        counted: dict[int, list[float]] = {}
-        for row in judgments:
-            if row["verdict"] in cls.values:
-                counted.setdefault(row["example"], []).append(cls.values[row["verdict"]])
-        return {example: mean(values) for example, values in counted.items()}
+        counted = [row for row in judgments if row["verdict"] in cls.values]
+        groups = grouped((row["example"], cls.values[row["verdict"]]) for row in counted)
+        return {example: mean(values) for example, values in groups.items()}
 
     def _breakdown(self, judgments: Sequence[Judgment]) -> dict[str, Any]:
         """The main number by the value of a column of the metadata, in order of appearance."""
@@ -114,11 +112,8 @@ class JudgedTask(ABC):
             row["example"]: (row.get("metadata") or {}).get(self.breakdown)
             for row in self.folder.rows
         }
-        groups: dict[str, list[Judgment]] = {}
-        for row in judgments:
-            if of_example[row["example"]] is not None:
-                groups.setdefault(str(of_example[row["example"]]), []).append(row)
-        parts = {name: self._part(rows) for name, rows in groups.items()}
+        groups = grouped((of_example[row["example"]], row) for row in judgments)
+        parts = {str(key): self._part(rows) for key, rows in groups.items() if key is not None}
         return {f"by_{self.breakdown}": parts} if parts else {}
 
     def _part(self, judgments: Sequence[Judgment]) -> dict[str, Any]:
@@ -177,9 +172,7 @@ class AlpacaEval(JudgedTask):
         return first if label == LABELS[0] else ORDERS[1 - ORDERS.index(first)]
 
     def summarize(self, judgments: Sequence[Judgment]) -> dict[str, Any]:
-        pairs: dict[tuple[int, int], list[str | None]] = {}
-        for row in judgments:
-            pairs.setdefault((row["example"], row["completion"]), []).append(row["verdict"])
+        pairs = grouped(((row["example"], row["completion"]), row["verdict"]) for row in judgments)
         preferences = [mean([self.values[v] for v in verdicts]) for verdicts in pairs.values()]
         examples = [example for example, _ in pairs]
         identical = sum("tie" in verdicts for verdicts in pairs.values())

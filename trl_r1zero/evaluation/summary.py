@@ -9,6 +9,7 @@ from trl_r1zero.rewards.mathd import normalize_mathd
 
 from .metrics import (
     GradedCompletion,
+    grouped,
     known,
     mean,
     mean_and_error,
@@ -110,9 +111,8 @@ def majority_is_right(block: Sequence[GradedCompletion]) -> bool:
 def _by_example(
     rows: Sequence[GradedCompletion], num_completions: int
 ) -> list[list[GradedCompletion]]:
-    groups: dict[int | None, list[GradedCompletion]] = {}
-    for row in sorted(rows, key=lambda row: row.completion):
-        groups.setdefault(row.example, []).append(row)
+    in_order = sorted(rows, key=lambda row: row.completion)
+    groups = grouped((row.example, row) for row in in_order)
     for example, group in groups.items():
         if example is None or len(group) != num_completions:
             raise ValueError(
@@ -174,14 +174,11 @@ def _categories(rows: Sequence[GradedCompletion]) -> dict[str, Any]:
 
 def _breakdown(rows: Sequence[GradedCompletion], column: str) -> dict[str, dict[str, float]]:
     """Metrics by the value of a column of the metadata, numbers in their order, then texts."""
-    groups: dict[Any, list[GradedCompletion]] = {}
-    for row in rows:
-        value = row.extra.get("metadata", {}).get(column)
-        if isinstance(value, str | int | float):
-            groups.setdefault(value, []).append(row)
+    groups = grouped((row.extra.get("metadata", {}).get(column), row) for row in rows)
+    values = [value for value in groups if isinstance(value, str | int | float)]
     kept = ("num_examples", "accuracy", "accuracy_stderr", "format_reward", "length")
     breakdown = {}
-    for value in sorted(groups, key=lambda value: (isinstance(value, str), value)):
+    for value in sorted(values, key=lambda value: (isinstance(value, str), value)):
         metrics = summarize(groups[value])
         metrics["num_examples"] = int(metrics["num_examples"])
         breakdown[str(value)] = {name: metrics[name] for name in kept if name in metrics}

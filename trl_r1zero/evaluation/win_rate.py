@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from .metrics import mean, standard_error
+from .metrics import grouped, mean, standard_error
 
 # RIDGE / 2 times the squared coefficients is added to the loss summed over all preferences. The fit
 # stays finite where length tells wins from losses without fail; otherwise it weighs no more than
@@ -132,7 +132,5 @@ def _sigmoid(z: Any) -> Any:
 
 
 def _grouped(values: Any, groups: Sequence[Hashable] | None) -> list[np.ndarray]:
-    rows: dict[Hashable, list[int]] = {}
-    for number, group in enumerate(range(len(values)) if groups is None else groups):
-        rows.setdefault(group, []).append(number)
-    return [np.asarray(values)[numbers] for numbers in rows.values()]
+    keys = range(len(values)) if groups is None else groups
+    return [np.array(group) for group in grouped(zip(keys, values, strict=True)).values()]
