@@ -16,7 +16,7 @@ import numpy as np
 
 from trl_r1zero.data.naming import unknown_name_message
 
-from .evaluated import EvaluatedFolder, question_of
+from .evaluated import EvaluatedFolder, References, question_of, references_for
 from .judge_prompts import (
     LABELS,
     PAIRWISE_PROMPT,
@@ -27,7 +27,6 @@ from .judge_prompts import (
     safety_prompt,
 )
 from .metrics import grouped, known, mean, mean_and_error
-from .references import References, references_for
 from .win_rate import length_controlled_win_rate, win_rate
 
 Judgment = dict[str, Any]
