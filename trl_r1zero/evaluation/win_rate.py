@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
 
 from .metrics import grouped, mean, standard_error
 
@@ -29,8 +31,6 @@ from .metrics import grouped, mean, standard_error
 # stays finite where length tells wins from losses without fail; otherwise it weighs no more than
 # 1/25 of a preference (whose information about the intercept is at most 1/4).
 RIDGE = 0.01
-_MAX_STEPS = 200
-_TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ def length_controlled_win_rate(
     scale = d.std(ddof=1) if len(d) > 1 and np.ptp(d) > 0 else math.inf
     x = np.stack([np.ones_like(d), np.tanh(d / scale)], axis=1)
     beta = _fit(x, y)
-    p = _sigmoid(x @ beta)
-    value = float(_sigmoid(beta[0]))
+    p = expit(x @ beta)
+    value = float(expit(beta[0]))
     sums = np.stack([group.sum(axis=0) for group in _grouped(x * (y - p)[:, None], groups)])
     num_groups = len(sums)
     if num_groups < 2:
@@ -101,34 +101,22 @@ def length_controlled_win_rate(
 
 
 def _fit(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Coefficients of least penalised loss, by Newton's method; the loss is strictly convex."""
-    beta = np.zeros(x.shape[1])
-    for _ in range(_MAX_STEPS):
-        p = _sigmoid(x @ beta)
-        gradient = x.T @ (p - y) + RIDGE * beta
-        if np.abs(gradient).max() < _TOLERANCE * len(y):
-            break
-        step = np.linalg.solve(_hessian(x, p), gradient)
-        # A whole step can go too far where the loss is flat; the half of a descent direction,
-        # often enough, cannot.
-        size, before, slope = 1.0, _loss(x, y, beta), float(gradient @ step)
-        while _loss(x, y, beta - size * step) > before - 1e-4 * size * slope and size > 1e-8:
-            size /= 2
-        beta = beta - size * step
-    return beta
+    """Coefficients of least penalised loss, which is strictly convex."""
 
+    def loss(beta: np.ndarray) -> tuple[float, np.ndarray]:
+        z = x @ beta
+        value = np.sum(np.logaddexp(0, z) - y * z) + RIDGE / 2 * beta @ beta
+        return float(value), x.T @ (expit(z) - y) + RIDGE * beta
 
-def _loss(x: np.ndarray, y: np.ndarray, beta: np.ndarray) -> float:
-    z = x @ beta
-    return float(np.sum(np.logaddexp(0, z) - y * z) + RIDGE / 2 * beta @ beta)
+    def hessian(beta: np.ndarray) -> np.ndarray:
+        return _hessian(x, expit(x @ beta))
+
+    start, options = np.zeros(x.shape[1]), {"gtol": 1e-10}
+    return minimize(loss, start, jac=True, hess=hessian, method="trust-exact", options=options).x
 
 
 def _hessian(x: np.ndarray, p: np.ndarray) -> np.ndarray:
     return (x * (p * (1 - p))[:, None]).T @ x + RIDGE * np.eye(x.shape[1])
-
-
-def _sigmoid(z: Any) -> Any:
-    return np.exp(-np.logaddexp(0, -z))  # no overflow at either end
 
 
 def _grouped(values: Any, groups: Sequence[Hashable] | None) -> list[np.ndarray]:
