@@ -53,7 +53,7 @@ def _commit() -> str | None:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    # An installed package may lie in somebody else's checkout: its own files must be tracked there.
+    # An installed package may lie in another checkout: its own files must be tracked there.
     if not git("ls-files", "."):
         return None
     commit = git("rev-parse", "HEAD")

@@ -1,8 +1,7 @@
 """Sample, grade and write: one evaluation, on any engine.
 
-Everything that is missing goes to the engine in one stream. A completion is graded and written as
-soon as it is there, while the engine goes on with the others, so grading costs no time of its own
-where the engine is another process; and an evaluation that was killed goes on where it was.
+All that is missing goes to the engine in one stream. A completion is graded and written as soon as
+it is there, while the engine goes on with the others.
 """
 
 import hashlib
@@ -38,12 +37,7 @@ _TAKEN = {field.name for field in fields(GradedCompletion)} | {
 
 @dataclass
 class Evaluation:
-    """What came of an evaluation.
-
-    Attributes:
-        rows: The graded completions, those of the first example first, in sampling order.
-        summary: What `summarize_evaluation` says of them.
-    """
+    """The graded completions, those of the first example first, and `summarize_evaluation`'s."""
 
     rows: list[GradedCompletion]
     summary: dict[str, Any]
@@ -57,16 +51,13 @@ def graded_completion(
     *,
     numbers: tuple[int, int] | None = None,
 ) -> GradedCompletion:
-    """The row of a completion.
+    """The row of a completion of an example with `prompt` and `ground_truth`.
 
     Args:
-        example: Has `prompt` and `ground_truth`.
-        completion: What was sampled.
-        parts: Its reward: `reward`, and usually `format_reward` and `answer_reward`; empty if it is
-            not graded.
+        parts: Its reward's, empty if it is not graded; see `GradedCompletion.rewards`.
         extra: Further columns, such as the `rule`.
         numbers: Of the example, and of the completion among those of its example; None where each
-            example has one completion and the order is enough.
+            example has one completion.
     """
     log_probs = completion.log_probs
     number, index = numbers or (None, 0)

@@ -36,13 +36,9 @@ _DIGITS = 16
 def model_version(name: str, key: str = "model") -> dict[str, Any]:
     """What tells a model from another of the same name, as JSON can hold it.
 
-    Of a folder these are the `model_files` (see `model_files`), of a hub id the `model_revision`:
-    the commit that its branch `main` names, as whoever loads the model resolves it. Without a
-    network that is the commit in the cache.
-
-    Args:
-        name: Path of a model's folder, or a hub id.
-        key: What messages call the name.
+    Of a folder these are its `model_files` (see there), of a hub id the `model_revision`: the
+    commit that its branch `main` names; without a network, the commit in the cache. Messages call
+    the name `key`.
 
     Raises:
         ValueError: There is neither a folder with a model nor a hub's model that can be reached.
@@ -58,7 +54,7 @@ def model_version(name: str, key: str = "model") -> dict[str, Any]:
 
 
 def folder_version(name: str) -> dict[str, Any]:
-    """`model_version` of what somebody else has loaded: empty unless it is a folder here."""
+    """`model_version` of a model that is loaded already: empty unless it is a folder here."""
     return {"model_files": model_files(name)} if Path(name).is_dir() else {}
 
 
@@ -68,10 +64,8 @@ def model_files(folder: str | Path) -> dict[str, Any]:
     Each is the first 16 digits of a sha256 over names and contents, so a copy has the same ones. An
     adapter has also the fingerprints of its base model, `base`, where that is a folder.
 
-    All bytes are read, because fine-tuning may leave most of them as they are. That costs about
-    0.7 GiB a second and core: 5 s for 3 GB, and half a minute for 16 GB in one file, less in
-    several, which are hashed at once. It is paid once in an evaluation, and loading the model then
-    finds the files in memory.
+    All bytes are read, because fine-tuning may leave most of them as they are: about 0.7 GiB a
+    second and core, once in an evaluation; loading the model then finds the files in memory.
     """
     folder = Path(folder)
     prints: dict[str, Any] = {}

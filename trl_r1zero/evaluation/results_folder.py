@@ -6,6 +6,7 @@ work goes on in the folder.
 """
 
 import json
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -132,23 +133,21 @@ class RowsFolder(ABC):
 
 
 class Stopwatch:
-    """Seconds spent inside of `with` blocks, `seconds` before the first."""
+    """Seconds spent inside of `with` blocks, `before` the first."""
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        self._before = seconds
-        self._started: float | None = None
+    def __init__(self, before: float = 0.0) -> None:
+        self._before, self._started = before, math.nan
 
     @property
     def seconds(self) -> float:
-        running = 0.0 if self._started is None else time.perf_counter() - self._started
-        return self._before + running
+        running = time.perf_counter() - self._started
+        return self._before if math.isnan(running) else self._before + running
 
-    def __enter__(self) -> "Stopwatch":
+    def __enter__(self) -> None:
         self._started = time.perf_counter()
-        return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._before, self._started = self.seconds, None
+        self._before, self._started = self.seconds, math.nan
 
 
 class ResultsFolder(RowsFolder):
