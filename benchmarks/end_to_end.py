@@ -215,7 +215,7 @@ def make_evaluation(tokenizer: Any, task: Any) -> Callable[[Any], float]:
         was_training = model.training
         model.eval()
         engine = TransformersEngine(model, tokenizer, eos_token_ids=[tokenizer.eos_token_id])
-        rows = evaluate(engine, examples, grader, sampling, progress=False).rows
+        rows = evaluate(engine, examples, grader, sampling).rows
         model.train(was_training)
         return statistics.fmean(row.correct for row in rows)
 

@@ -48,7 +48,6 @@ def evaluate_tiny(
         "num_completions": NUM_COMPLETIONS,
         "folder": folder,
         "settings": {"model": "tiny", "task": "chain_arithmetic"},
-        "progress": False,
     }
     return evaluate(engine or tiny_engine(), **{**arguments, **settings})
 

@@ -13,11 +13,13 @@ from offline_vllm import needs_vllm
 from tiny_models import REPOSITORY, hub_cache, make_tiny_model
 
 from trl_r1zero import cli
-from trl_r1zero.commands.eval import BACKENDS, EvaluationArguments, main
+from trl_r1zero.commands.eval import main
 from trl_r1zero.devices import MachineFacts, visible_devices
 from trl_r1zero.evaluation.model_files import model_files
 from trl_r1zero.generation.vllm_server import VLLMServer
 from trl_r1zero.recipe import parse_recipe
+from trl_r1zero.recipe.evaluation_arguments import EvaluationArguments
+from trl_r1zero.recipe.evaluation_backends import BACKENDS
 
 FILES = {
     "results.jsonl",
@@ -337,7 +339,7 @@ def test_a_model_that_was_trained_again_is_another_one(
     shown = capsys.readouterr().err
     weights = [model_files(folder)["weights"] for folder in (tiny_model_folder, model)]
     assert f"settings.model_files.weights: '{weights[0]}' there, '{weights[1]}' here" in shown
-    assert "Choose another folder, or delete this one to start anew" in shown
+    assert "Choose another folder, or delete this folder to start anew" in shown
     assert {file.name: file.read_bytes() for file in (tmp_path / "results").iterdir()} == before
 
 

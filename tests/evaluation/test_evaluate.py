@@ -253,8 +253,8 @@ def test_another_evaluation_is_refused(uninterrupted):
         "  settings.model: 'tiny' there, 'other' here",
         "  settings.task: 'chain_arithmetic' there, 'nothing' here",
         "  settings.versions.vllm: 'nothing' there, '0.31' here",
-        "Choose another folder, or delete this one to start anew, or go on with it by what its "
-        "evaluation.json says.",
+        "Choose another folder, or delete this folder to start anew, or go on with the settings in "
+        "its evaluation.json.",
     ]
     others = {
         "num_completions": {"num_completions": 2},
@@ -296,7 +296,7 @@ def test_a_folder_at_work_is_refused(tmp_path):
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(ValueError, match="another process is evaluating into"):
+        with pytest.raises(ValueError, match="another process is writing into"):
             evaluate_tiny(tmp_path)
         other.stdin.close()
     evaluate_tiny(tmp_path)
@@ -396,5 +396,5 @@ def test_the_model_is_as_before(tmp_path):
     engine.model.train()
     examples = [{"prompt": "1", "ground_truth": "2"}]
     grader = Grader(r1_zero_reward_fn)
-    evaluate(engine, examples, grader, SamplingConfig(max_tokens=4), progress=False)
+    evaluate(engine, examples, grader, SamplingConfig(max_tokens=4))
     assert engine.model.training

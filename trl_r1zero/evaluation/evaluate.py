@@ -1,22 +1,20 @@
 """Sample, grade and write: one evaluation, on any engine.
 
-Everything that is missing goes to the engine in one stream. A completion is graded and written as
-soon as it is there, while the engine goes on with the others, so grading costs no time of its own
-where the engine is another process; and an evaluation that was killed goes on where it was.
+All that is missing goes to the engine in one stream. A completion is graded and written as soon as
+it is there, while the engine goes on with the others.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from trl_r1zero.generation import Completion, Engine, SamplingConfig, row_seeds
 from trl_r1zero.grading import Grade, Grader
@@ -39,12 +37,7 @@ _TAKEN = {field.name for field in fields(GradedCompletion)} | {
 
 @dataclass
 class Evaluation:
-    """What came of an evaluation.
-
-    Attributes:
-        rows: The graded completions, those of the first example first, in sampling order.
-        summary: What `summarize_evaluation` says of them.
-    """
+    """The graded completions, those of the first example first, and `summarize_evaluation`'s."""
 
     rows: list[GradedCompletion]
     summary: dict[str, Any]
@@ -58,19 +51,16 @@ def graded_completion(
     *,
     numbers: tuple[int, int] | None = None,
 ) -> GradedCompletion:
-    """The row of a completion.
+    """The row of a completion of an example with `prompt` and `ground_truth`.
 
     Args:
-        example: Has `prompt` and `ground_truth`.
-        completion: What was sampled.
-        parts: Its reward: `reward`, and usually `format_reward` and `answer_reward`; empty if it is
-            not graded.
+        parts: Its reward's, empty if it is not graded; see `GradedCompletion.rewards`.
         extra: Further columns, such as the `rule`.
         numbers: Of the example, and of the completion among those of its example; None where each
-            example has one completion and the order is enough.
+            example has one completion.
     """
     log_probs = completion.log_probs
-    number, index = (None, 0) if numbers is None else numbers
+    number, index = numbers or (None, 0)
     return GradedCompletion(
         prompt=example["prompt"],
         response=completion.text,
@@ -99,14 +89,13 @@ def evaluate(
     seed: int = 0,
     folder: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
-    progress: bool = True,
 ) -> Evaluation:
     """Sample completions of all examples, grade them, and say what they amount to.
 
     With a folder the rows are in `results.jsonl` as soon as they are graded. The same call after a
     kill generates what is missing; completion k of example i has the same seed in any case. At the
     end there are also `summary.json`, `report.md` and `report.html`. docs/evaluation.md describes
-    them.
+    them. A progress bar is shown unless the environment has TQDM_DISABLE=1.
 
     Args:
         engine: What samples.
@@ -120,107 +109,133 @@ def evaluate(
         folder: Where to write; nothing is written if None.
         settings: What else identifies and describes the evaluation (model, task, prompt, versions),
             as JSON can hold it. It must be the same when the evaluation goes on.
-        progress: Whether to show a progress bar.
 
     Raises:
         ValueError: There are no examples, or one lacks a column or has an empty prompt; the folder
-            holds another evaluation, or another process is at work in it; the reward function
+            holds another evaluation, or another process writes into it; the reward function
             returned something else than it should.
         RuntimeError: The engine left rows out or gave one twice.
     """
     if num_completions < 1:
         raise ValueError(f"num_completions must be at least 1, got {num_completions}")
+    job = _Job(engine, _checked(examples), grader, sampling, num_completions, seed)
+    if folder is None:
+        done: dict[int, GradedCompletion] = {}
+        seconds = job.fill(done, Stopwatch(), None)
+        rows = [done[number] for number in range(job.num_rows)]
+        return Evaluation(rows, summarize_evaluation(rows, num_completions, seconds))
+    identity = job.identity(settings or {})
+    with ResultsFolder(folder, identity, job.num_rows, num_completions) as results:
+        seconds = job.fill(results.rows, results.clock, results.add)
+        rows = [results.rows[number] for number in range(job.num_rows)]
+        summary = summarize_evaluation(rows, num_completions, seconds)
+        results.finish((row.as_row() for row in rows), summary)
+        write_evaluation_report(results.folder, rows, summary, results.facts)
+    return Evaluation(rows, summary)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is sampled and graded: row `example * num_completions + completion` of `num_rows`."""
+
+    engine: Engine
+    examples: list[dict[str, Any]]
+    grader: Grader
+    sampling: SamplingConfig
+    num_completions: int
+    seed: int
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.examples) * self.num_completions
+
+    def identity(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for example in self.examples:
+            graded_by = [example["prompt"], example["ground_truth"]]
+            digest.update(json.dumps(graded_by, ensure_ascii=False).encode() + b"\n")
+        return {
+            "num_examples": len(self.examples),
+            "examples_sha256": digest.hexdigest(),
+            "num_completions": self.num_completions,
+            "seed": self.seed,
+            "sampling": asdict(self.sampling),
+            "engine": self.engine.name,
+            "reward": reward_identity(self.grader.reward_fn),
+            "settings": dict(settings),
+        }
+
+    def fill(
+        self,
+        done: dict[int, GradedCompletion],
+        clock: Stopwatch,
+        write: Callable[[GradedCompletion], None] | None,
+    ) -> float:
+        """Sample and grade the rows that are missing; return the seconds on the clock."""
+        missing = [number for number in range(self.num_rows) if number not in done]
+        if not missing:
+            return clock.seconds
+        prompt_ids = self._prompt_ids([number // self.num_completions for number in missing])
+        right = sum(row.graded and row.correct for row in done.values())
+        bar = tqdm(total=self.num_rows, initial=len(done), desc="Evaluation", unit="completion")
+        with bar, clock, closing(self._graded(missing, prompt_ids)) as rows:
+            for number, row in rows:
+                done[number] = row
+                if write is not None:
+                    write(row)
+                if row.graded:
+                    right += row.correct
+                    bar.set_postfix_str(f"accuracy {right / len(done):.3f}", refresh=False)
+                bar.update()
+        return clock.seconds
+
+    def _prompt_ids(self, wanted: Sequence[int]) -> list[list[int]]:
+        """Token ids of the prompts of the wanted examples, each of which is tokenised once."""
+        prompts = {number: self.examples[number]["prompt"] for number in wanted}
+        encoded = self.engine.tokenizer(list(prompts.values()))["input_ids"]
+        ids: dict[int, list[int]] = dict(zip(prompts, encoded, strict=True))
+        for number, prompt in prompts.items():
+            if not ids[number]:
+                raise ValueError(
+                    f"example {number}: the prompt {prompt!r} has no tokens; a causal model needs "
+                    "at least one to go on from"
+                )
+        return [ids[number] for number in wanted]
+
+    def _graded(
+        self, missing: Sequence[int], prompt_ids: Sequence[Sequence[int]]
+    ) -> Generator[tuple[int, GradedCompletion]]:
+        """The missing rows by number, each as soon as the engine gives it."""
+        name, left = self.engine.name, set(missing)
+        seeds = row_seeds(self.seed, "eval", 0, missing)
+        stream = self.engine.stream(prompt_ids, self.sampling, seeds)
+        try:
+            for position, completion in stream:
+                if missing[position] not in left:
+                    raise RuntimeError(f"engine {name!r} gave row {position} twice")
+                left.remove(missing[position])
+                numbers = divmod(missing[position], self.num_completions)
+                example = self.examples[numbers[0]]
+                (grade,) = self.grader.grade([(completion.text, example["ground_truth"])])
+                extra = {key: example[key] for key in _GIVEN if key in example} | _columns(grade)
+                yield (
+                    missing[position],
+                    graded_completion(example, completion, grade.parts, extra, numbers=numbers),
+                )
+        finally:
+            if isinstance(stream, Generator):
+                stream.close()  # the engine stops what is still under way
+        if left:
+            raise RuntimeError(f"engine {name!r} left out {len(left)} of {len(missing)} rows")
+
+
+def _checked(examples: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     if isinstance(examples, Dataset):
         examples = examples.to_list()  # ten times as fast as going through it row by row
     checked = [_example(number, example) for number, example in enumerate(examples)]
     if not checked:
         raise ValueError("there is nothing to evaluate: examples is empty")
-    about = {
-        "num_examples": len(checked),
-        "examples_sha256": _fingerprint(checked),
-        "num_completions": num_completions,
-        "seed": seed,
-        "sampling": asdict(sampling),
-        "engine": engine.name,
-        "reward": reward_identity(grader.reward_fn),
-        "settings": dict(settings or {}),
-    }
-    num_rows = len(checked) * num_completions
-    context: ResultsFolder | nullcontext[None] = nullcontext()
-    if folder is not None:
-        context = ResultsFolder(folder, about, num_completions=num_completions, num_rows=num_rows)
-    with context as results:
-        done = {} if results is None else results.rows
-        clock = Stopwatch() if results is None else results.clock
-        missing = [number for number in range(num_rows) if number not in done]
-        if missing:
-            wanted = [divmod(number, num_completions) for number in missing]
-            prompt_ids = _tokenize(engine.tokenizer, checked, [index for index, _ in wanted])
-            seeds = row_seeds(seed, "eval", 0, missing)
-            right = sum(row.graded and row.correct for row in done.values())
-            with (
-                _progress_bar(progress, num_rows, len(done)) as bar,
-                clock,
-                closing(
-                    _graded(engine, prompt_ids, sampling, seeds, wanted, checked, grader)
-                ) as new,
-            ):
-                for position, row in new:
-                    if missing[position] in done:
-                        raise RuntimeError(f"engine {engine.name!r} gave row {position} twice")
-                    done[missing[position]] = row
-                    if results is not None:
-                        results.add(row)
-                    if row.graded:
-                        right += row.correct
-                        bar.set_postfix_str(f"accuracy {right / len(done):.3f}", refresh=False)
-                    bar.update()
-            if len(done) < num_rows:
-                raise RuntimeError(
-                    f"engine {engine.name!r} left out {num_rows - len(done)} of {len(missing)} rows"
-                )
-        rows = [done[number] for number in range(num_rows)]
-        summary = summarize_evaluation(rows, num_completions, clock.seconds)
-        if results is not None:
-            results.write_summary(rows, summary)
-            write_evaluation_report(results.folder, rows, summary, results.facts)
-    return Evaluation(rows, summary)
-
-
-def _graded(
-    engine: Engine,
-    prompt_ids: Sequence[Sequence[int]],
-    sampling: SamplingConfig,
-    seeds: Sequence[int],
-    wanted: Sequence[tuple[int, int]],
-    examples: Sequence[dict[str, Any]],
-    grader: Grader,
-) -> Generator[tuple[int, GradedCompletion]]:
-    """The engine's stream, graded. `wanted` has the numbers of example and completion of a row."""
-    stream = engine.stream(prompt_ids, sampling, seeds)
-    try:
-        for position, completion in stream:
-            index, number = wanted[position]
-            example = examples[index]
-            (grade,) = grader.grade([(completion.text, example["ground_truth"])])
-            given: dict[str, Any] = {key: example[key] for key in _GIVEN if key in example}
-            yield (
-                position,
-                graded_completion(
-                    example,
-                    completion,
-                    grade.parts,
-                    {**given, **_columns(grade)},
-                    numbers=(index, number),
-                ),
-            )
-    finally:
-        if isinstance(stream, Generator):
-            stream.close()  # the engine stops what is still under way
-
-
-def _progress_bar(show: bool, total: int, done: int) -> tqdm:
-    return tqdm(total=total, initial=done, desc="Evaluation", unit="completion", disable=not show)
+    return checked
 
 
 def _example(number: int, example: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,20 +247,16 @@ def _example(number: int, example: Mapping[str, Any]) -> dict[str, Any]:
             "trl_r1zero.data.rows.build_dataset"
         )
     for name, kind in (("prompt", str), ("metadata", dict)):
-        if example.get(name) is not None and not isinstance(example[name], kind):
+        if not isinstance(example.get(name), kind | None):
             raise ValueError(
                 f"example {number}: {name} must be a {kind.__name__}, got "
                 f"{type(example[name]).__name__}: {example[name]!r:.80}"
             )
-    own = ("prompt", "ground_truth", *_GIVEN)
-    checked = {name: example[name] for name in own[:3] if example.get(name) is not None}
-    metadata = {
-        **(example.get("metadata") or {}),
-        **{name: value for name, value in example.items() if name not in own},
-    }
-    known = {name: value for name, value in metadata.items() if value is not None}
-    if known:
-        checked["metadata"] = known
+    own = {name: example.get(name) for name in ("prompt", "ground_truth", *_GIVEN)}
+    others = {name: value for name, value in example.items() if name not in own}
+    metadata = {**(own["metadata"] or {}), **others}
+    own["metadata"] = {name: value for name, value in metadata.items() if value is not None} or None
+    checked = {name: value for name, value in own.items() if value is not None}
     try:
         json.dumps(checked, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
@@ -256,41 +267,14 @@ def _example(number: int, example: Mapping[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def _fingerprint(examples: Sequence[dict[str, Any]]) -> str:
-    digest = hashlib.sha256()
-    for example in examples:
-        graded_by = [example["prompt"], example["ground_truth"]]
-        digest.update(json.dumps(graded_by, ensure_ascii=False).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def _tokenize(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[dict[str, Any]], wanted: Sequence[int]
-) -> list[list[int]]:
-    """Token ids of the prompts of the wanted examples, each of which is tokenised once."""
-    different = list(dict.fromkeys(wanted))
-    encoded = tokenizer([examples[number]["prompt"] for number in different])["input_ids"]
-    ids: dict[int, list[int]] = dict(zip(different, encoded, strict=True))
-    for number in different:
-        if not ids[number]:
-            raise ValueError(
-                f"example {number}: the prompt {examples[number]['prompt']!r} has no tokens; a "
-                "causal model needs at least one to go on from"
-            )
-    return [ids[number] for number in wanted]
-
-
 def _columns(grade: Grade) -> dict[str, Any]:
     """The columns of a row that are the grader's to fill.
 
     Raises:
-        ValueError: One of them, or a part of the reward, is somebody else's, or is a number.
+        ValueError: One of them, or a part of the reward, is filled otherwise, or is a number.
     """
-    columns = {
-        **({} if grade.rule is None else {"rule": grade.rule}),
-        "answer": grade.answer,
-        **grade.columns,
-    }
+    rule = {} if grade.rule is None else {"rule": grade.rule}
+    columns = {**rule, "answer": grade.answer, **grade.columns}
     taken = sorted((_TAKEN & grade.parts.keys()) | ((_TAKEN | grade.parts.keys()) & columns.keys()))
     if taken:
         raise ValueError(f"a grader must not fill the columns {taken}; rename them")

@@ -13,7 +13,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -127,7 +127,7 @@ class ChatClient:
             ) from error
         return ChatReply(text, choice.get("finish_reason"))
 
-    def ask_all(self, prompts: Sequence[str]) -> Iterator[tuple[int, ChatReply]]:
+    def ask_all(self, prompts: Sequence[str]) -> Generator[tuple[int, ChatReply]]:
         """Replies with the positions of their prompts, each as soon as it comes.
 
         After the first failure nothing more is asked, but the replies that are on their way are
