@@ -11,11 +11,11 @@ from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.tasks import get_task
 from trl_r1zero.devices import MachineFacts
 from trl_r1zero.devices.memory import ParameterFacts, trainer_bytes
-from trl_r1zero.experiments.methods import METHODS
 from trl_r1zero.generation.server_placement import resolve_server
 from trl_r1zero.generation.vllm_server import VLLMServerConfig
 from trl_r1zero.recipe import parse_recipe
 from trl_r1zero.recipe.evaluation_arguments import EvaluationArguments
+from trl_r1zero.runs.kinds import METHODS
 from trl_r1zero.trainers.memory_limits import microbatch_limits
 
 # recipes/experiments/ holds experiments, which vary recipes: tests/experiments/test_plan.py.

@@ -81,7 +81,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--json", action="store_true")
     own, rest = parser.parse_known_args(arguments)
     if own.method is not None:
-        from trl_r1zero.experiments.methods import METHODS
+        from trl_r1zero.runs.kinds import METHODS
 
         if own.method not in METHODS:
             parser.error(f"--method: got {own.method!r}, expected one of {', '.join(METHODS)}")

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from trl_r1zero.devices import MachineFacts, VisibleDevices
-from trl_r1zero.experiments.methods import METHODS
 from trl_r1zero.recipe import ParsedRecipe, RecipeError, parse_recipe
+from trl_r1zero.runs.kinds import METHODS
 
 from .launch import Launch
 

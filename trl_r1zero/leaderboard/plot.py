@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from trl_r1zero.reports.plots import BLUE, GREY, ORANGE
+from trl_r1zero.runs.metrics import BLUE, GREY, ORANGE
 
 from .clock import FINISHED, START, VALIDATION, Event, clock_start
 
