@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 from trl_r1zero.devices import MachineFacts, Placement
 from trl_r1zero.devices.ipc import ipc_works, platform_here
 from trl_r1zero.devices.usable import UnusableGPUError, check_accelerator
-from trl_r1zero.generation.server_placement import resolve_server
+from trl_r1zero.generation.connections import is_loopback
+from trl_r1zero.generation.server_placement import TrainerFacts, resolve_server
 from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
-from trl_r1zero.generation.weight_transfer import is_loopback
 
 from .findings import Finding, ok, problem, warning
 from .run import Run
@@ -95,13 +95,15 @@ def place_server(run: Run, trainer_bytes: int | None) -> tuple[Server | None, li
         resolved, placement = resolve_server(
             config,
             run.seen,
-            num_trainers=run.launch.processes_here,
-            trainer_on_cuda=run.on_cuda,
-            server_on_cuda=run.server_on_cuda,
-            trainer_bytes=trainer_bytes or 0,
-            samples_while_training=bool(run.values.get("one_step_off")),
-            # An assumed machine is taken for one where it works.
-            ipc_works=run.machine.assumed or ipc_works(platform_here(run.environment)),
+            TrainerFacts(
+                num_trainers=run.launch.processes_here,
+                trainer_on_cuda=run.on_cuda,
+                server_on_cuda=run.server_on_cuda,
+                trainer_bytes=trainer_bytes or 0,
+                samples_while_training=bool(run.values.get("one_step_off")),
+                # An assumed machine is taken for one where it works.
+                ipc_works=run.machine.assumed or ipc_works(platform_here(run.environment)),
+            ),
         )
     except ValueError as error:
         found, _, advice = str(error).partition("; ")
