@@ -6,9 +6,9 @@ from urllib.parse import urlsplit
 
 from trl_r1zero.devices import Placement
 from trl_r1zero.devices.facts import ipc_works
-from trl_r1zero.generation.server_placement import resolve_server
+from trl_r1zero.generation.connections import is_loopback
+from trl_r1zero.generation.server_placement import TrainerFacts, resolve_server
 from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
-from trl_r1zero.generation.weight_transfer import is_loopback
 
 from .findings import Finding, ok, problem, warning
 from .run import Run
@@ -33,13 +33,15 @@ def place_server(run: Run, trainer_bytes: int | None) -> Server:
     resolved, placement = resolve_server(
         VLLMServerConfig.from_settings(run.values["vllm_server"]),
         run.seen,
-        num_trainers=run.launch.processes_here,
-        trainer_on_cuda=run.on_cuda,
-        server_on_cuda=bool(run.machine.devices) and (run.machine.assumed or not cpu_build),
-        trainer_bytes=trainer_bytes or 0,
-        samples_while_training=bool(run.values.get("one_step_off")),
-        # On an assumed machine it is assumed to work.
-        ipc_works=run.machine.assumed or ipc_works(run.environment),
+        TrainerFacts(
+            num_trainers=run.launch.processes_here,
+            trainer_on_cuda=run.on_cuda,
+            server_on_cuda=bool(run.machine.devices) and (run.machine.assumed or not cpu_build),
+            trainer_bytes=trainer_bytes or 0,
+            samples_while_training=bool(run.values.get("one_step_off")),
+            # On an assumed machine it is assumed to work.
+            ipc_works=run.machine.assumed or ipc_works(run.environment),
+        ),
     )
     return Server(resolved, placement)
 

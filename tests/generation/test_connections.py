@@ -9,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from trl_r1zero.generation.connections import error_message, is_loopback
+
 ROWS = 200
 # Prints how many completions came, or the error. The limits are those of this process alone.
 CLIENT = """
@@ -106,3 +108,34 @@ def test_no_room_at_all_is_an_error_that_names_the_limit(server):
     assert line.startswith("VLLMServerError there is no room for a connection")
     assert "`ulimit -n`" in line
     assert "raise the limit" in line
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("localhost", True),
+        ("::1", True),
+        ("10.0.0.1", False),
+        ("0.0.0.0", False),
+        ("gpu-7", False),
+        ("127.example.org", False),
+    ],
+)
+def test_loopback(host, expected):
+    assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ('{"error": {"message": "no such layer", "code": 400}}', "no such layer"),
+        ('{"error": "no key"}', "no key"),
+        ('{"detail": "x"}', '{"detail": "x"}'),
+        ("EngineCore\n  died", "EngineCore died"),
+        ("", "no reason given"),
+    ],
+)
+def test_the_words_of_an_error(body, message):
+    assert error_message(body) == message
