@@ -34,7 +34,7 @@ from .submission import RECIPE_FILE, SUBMISSION_FILE, judge, write_submission
 
 @dataclass
 class LeaderboardArguments:
-    """Which board a run is for; a ValueError (on `load`): there is none, or its budget is less."""
+    """The board of a run; `load` raises a ValueError if it is unknown, or its budget is less."""
 
     board: str = field(default="math", metadata={"help": "Whose rules hold: math, embedded."})
     entry: str = field(

@@ -194,7 +194,7 @@ def judge(folder: str | Path) -> tuple[dict[str, Any], list[str], str]:
 
 
 def compare_submissions(submissions: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What differs in words between what submissions, by name, state and should have in common."""
+    """What should be the same in submissions (name -> submission.json), and is not, in words."""
     differences = []
     for board in BOARDS.values():
         facts = {name: a["facts"] for name, a in submissions.items() if a["board"] == board.name}
