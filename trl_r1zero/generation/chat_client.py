@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from .connections import error_message, is_loopback, new_session
+from .connections import CONNECT_TIMEOUT_SECONDS, error_message, is_loopback, new_session
 
 __all__ = ["ChatClient", "ChatReply", "ChatServerError"]
 
@@ -56,7 +56,7 @@ class ChatClient:
         body: Further fields of every request, such as `max_tokens`.
         api_key: Sent as a bearer token if given.
         concurrency: Requests at a time.
-        timeout_seconds, connect_timeout_seconds: For a whole answer, and to open a connection.
+        timeout_seconds: For a whole answer.
         retries: How often a request that may go well another time is repeated.
         first_wait_seconds: Before the first repetition; twice as long before each further one, up
             to a minute, but never shorter than the server's `Retry-After`.
@@ -71,7 +71,6 @@ class ChatClient:
         api_key: str | None = None,
         concurrency: int = 16,
         timeout_seconds: float = 300.0,
-        connect_timeout_seconds: float = 10.0,
         retries: int = 6,
         first_wait_seconds: float = 1.0,
     ) -> None:
@@ -86,7 +85,7 @@ class ChatClient:
         self.body = dict(body or {})
         self._api_key = api_key
         self.concurrency = concurrency
-        self._timeouts = (connect_timeout_seconds, timeout_seconds)
+        self._timeouts = (CONNECT_TIMEOUT_SECONDS, timeout_seconds)
         self._retries = retries
         self._first_wait_seconds = first_wait_seconds
         self._threads = threading.local()
@@ -115,7 +114,8 @@ class ChatClient:
         """Replies with the positions of their prompts, each as soon as it comes.
 
         After the first failure nothing more is asked, but the replies that are on their way are
-        still yielded before it is raised."""
+        still yielded before it is raised.
+        """
         self._ending.clear()
         waiting = enumerate(prompts)  # of all threads
         answers: queue.SimpleQueue[Any] = queue.SimpleQueue()  # pairs, errors, None at the end

@@ -141,7 +141,8 @@ class SharedBuffer:
         """Lay the bytes of a bucket side by side into the buffer, as much at a time as it holds.
 
         Yields where in the bucket the piece begins that is in the buffer now, and its bytes. The
-        next one is put there once the receiver has taken this one."""
+        next one is put there once the receiver has taken this one.
+        """
         room, num_bytes = len(self._data), sum(tensor.nbytes for tensor in tensors)
         if num_bytes <= room:
             self._put(bytes_of(tensor) for tensor in tensors)

@@ -23,6 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from . import vllm_compat
 from .connections import (
+    CONNECT_TIMEOUT_SECONDS,
     error_message,
     is_healthy,
     new_session,
@@ -56,8 +57,7 @@ class VLLMServerEngine:
         base_url: Such as `http://127.0.0.1:8000`.
         tokenizer: By default, loaded from where the server loaded the model.
         server: The server's process, if this process started it; `close` stops it.
-        connect_timeout_seconds, read_timeout_seconds: To open a connection, and between two pieces
-            of an answer: for a completion, its whole time.
+        read_timeout_seconds: Between two pieces of an answer: for a completion, its whole time.
         wait_seconds: How long to wait for a server that is not up yet.
     """
 
@@ -69,13 +69,11 @@ class VLLMServerEngine:
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         server: VLLMServer | None = None,
-        connect_timeout_seconds: float = 10.0,
         read_timeout_seconds: float = 600.0,
         wait_seconds: float = 0.0,
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self.server = server
-        self.connect_timeout_seconds = connect_timeout_seconds
         self.read_timeout_seconds = read_timeout_seconds
         self._wait_until_up(wait_seconds)
         model = self.request("GET", "/v1/models")["data"][0]
@@ -223,7 +221,7 @@ class VLLMServerEngine:
     ) -> Any:
         """One request; never repeated, as not every one may be. A VLLMServerError if the server
         refused it, cannot be reached, or cut it off."""
-        timeouts = (self.connect_timeout_seconds, read_timeout_seconds or self.read_timeout_seconds)
+        timeouts = (CONNECT_TIMEOUT_SECONDS, read_timeout_seconds or self.read_timeout_seconds)
         try:
             with new_session() as session:
                 url = self.base_url + path
@@ -278,11 +276,8 @@ class VLLMServerEngine:
         answers: "queue.SimpleQueue[Any]",
         connections: int,
     ) -> None:
-        timeout = aiohttp.ClientTimeout(
-            total=None,
-            sock_connect=self.connect_timeout_seconds,
-            sock_read=self.read_timeout_seconds,
-        )
+        seconds = {"sock_connect": CONNECT_TIMEOUT_SECONDS, "sock_read": self.read_timeout_seconds}
+        timeout = aiohttp.ClientTimeout(total=None, **seconds)
         connector = aiohttp.TCPConnector(limit=max(connections, 1))  # 0 would be any number
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
 

@@ -169,7 +169,8 @@ def serve_environment(
 ) -> dict[str, str]:
     """A server's environment: this process's, without what a launcher set for trainers.
 
-    A ValueError if there are no such devices."""
+    A ValueError if there are no such devices.
+    """
     environment = {
         name: value for name, value in os.environ.items() if not _LAUNCHER_VARIABLES.fullmatch(name)
     }
@@ -202,7 +203,8 @@ class NCCLCommunicator:
     def connect(self, store: dist.Store, world_size: int, device_index: int) -> None:
         """Join the server's workers as rank 0; may block until the last one is there.
 
-        A RuntimeError if vLLM has no NCCL here, or with NCCL's error."""
+        A RuntimeError if vLLM has no NCCL here, or with NCCL's error.
+        """
         from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
         from vllm.distributed.utils import StatelessProcessGroup
 
@@ -236,7 +238,8 @@ class NCCLCommunicator:
         """End what another thread is blocked in, and give up the communicator.
 
         `ncclCommAbort` ends kernels and calls that wait for a peer. A thread that waits for workers
-        within `ncclCommInitRank` has no communicator yet: it is left behind, and blocks nothing."""
+        within `ncclCommInitRank` has no communicator yet: it is left behind, and blocks nothing.
+        """
         group, self._group = self._group, None
         if group is None:
             return

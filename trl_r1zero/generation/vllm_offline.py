@@ -161,7 +161,8 @@ class OfflineVLLMEngine:
     ) -> Iterator[tuple[int, Completion]]:
         """As `Engine.stream`. What is left of it is given up when the iterator is closed.
 
-        A RuntimeError if the model has requests of somebody else, or vLLM gave up on one."""
+        A RuntimeError if the model has requests of somebody else, or vLLM gave up on one.
+        """
         max_model_len = self.llm.model_config.max_model_len
         check_rows(prompt_ids, seeds, sampling.max_tokens, max_model_len)
         engine = self.llm.llm_engine

@@ -46,7 +46,8 @@ def wire_dtype(dtype: torch.dtype, server_dtype: torch.dtype | None) -> torch.dt
 
     The server rounds what it receives to its own dtype, in the same way, so the results are the
     same at half the traffic. (What a model of vLLM's keeps in float32 whatever its dtype, as the
-    router's bias of some mixtures of experts, is rounded too.)"""
+    router's bias of some mixtures of experts, is rounded too.)
+    """
     if server_dtype is None or not (dtype.is_floating_point and server_dtype.is_floating_point):
         return dtype
     return server_dtype if server_dtype.itemsize < dtype.itemsize else dtype
@@ -156,7 +157,8 @@ class WeightSync:
         The first error of the two is raised, the request's if it fails within seconds of the other,
         as it has the reason. An error of the transfer is the server's business, whatever its class:
         gloo and NCCL have none of their own. `work` is given a function that raises the request's
-        error, if there is one already."""
+        error, if there is one already.
+        """
         request = in_thread(lambda: self._request("POST", path, body))
 
         def raise_if_failed() -> None:
@@ -208,7 +210,8 @@ class IPCWeightSync(WeightSync):
 
     Each `/update_weights` announces what lies in the buffer by then. Its answer says that the
     workers have taken it out, so the next bucket may be put there. A SharedMemoryError if this
-    process has no memory to share."""
+    process has no memory to share.
+    """
 
     def __init__(
         self,

@@ -100,7 +100,8 @@ class GlooGroup:
     """A gloo process group of a trainer (rank 0) and a server's workers, which meet at `store`.
 
     `address` is the host name or address whose network interface is used; `timeout_seconds` are
-    those of the meeting and of each broadcast."""
+    those of the meeting and of each broadcast.
+    """
 
     def __init__(
         self, store: dist.Store, address: str, rank: int, world_size: int, timeout_seconds: float
@@ -120,7 +121,8 @@ class GlooGroup:
         """Send a CPU tensor from rank 0 into the other ranks', of the same shape and dtype.
 
         `while_waiting` is called again and again until it is through; what it raises ends the wait.
-        A RuntimeError if a rank is gone, or the timeout is over."""
+        A RuntimeError if a rank is gone, or the timeout is over.
+        """
         work = self._group.broadcast([data], dist.BroadcastOptions())
         while while_waiting is not None and not work.is_completed():
             while_waiting()
@@ -132,7 +134,8 @@ class TrainerRendezvous:
     """The trainer's side of the meeting with a server's workers.
 
     The store listens, at `port` or any free one, before the server is told where: on the loopback
-    interface unless the server is on another machine."""
+    interface unless the server is on another machine.
+    """
 
     def __init__(
         self, server_host: str, num_workers: int, port: int | None, timeout_seconds: float
