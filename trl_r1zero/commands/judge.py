@@ -79,12 +79,8 @@ class JudgeArguments:
             self.results = [self.results]
         if not self.results:
             raise ValueError("results is empty; give folders that `trl-r1zero eval` wrote")
-        for name, least in {
-            "max_tokens": 1,
-            "temperature": 0,
-            "concurrency": 1,
-            "retries": 0,
-        }.items():
+        minima = {"max_tokens": 1, "temperature": 0, "concurrency": 1, "retries": 0}
+        for name, least in minima.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 null = ", or null" if name in ("max_tokens", "temperature") else ""
@@ -104,25 +100,18 @@ class JudgeArguments:
             )
 
     def load(self) -> "tuple[list[JudgedTask], ChatClient]":
-        """Read the folders and find the judge; nothing is asked yet.
-
-        Raises:
-            ValueError: A folder cannot be judged, or the address is none.
-            OSError: The reference cannot be read.
-            ChatServerError: There is no such judge.
-        """
+        """Read the folders and find the judge (ValueError, OSError, ChatServerError if there is
+        none); nothing is asked yet."""
         from trl_r1zero.evaluation.judged_tasks import judged_task
         from trl_r1zero.generation.chat_client import ChatClient
 
         tasks = [judged_task(path, self.reference) for path in self.results]
         fixed = {"max_tokens": self.max_tokens, "temperature": self.temperature}
+        sent = {name: value for name, value in fixed.items() if value is not None}
         client = ChatClient(
             self.judge_url,
             self.judge_model,
-            body={
-                **{key: value for key, value in fixed.items() if value is not None},
-                **(self.request or {}),
-            },
+            body={**sent, **(self.request or {})},
             api_key=os.environ.get(self.api_key_variable),
             concurrency=self.concurrency,
             timeout_seconds=self.timeout_seconds,
@@ -132,12 +121,7 @@ class JudgeArguments:
 
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero judge") -> None:
-    """Judge as a command line says, and print the results.
-
-    Args:
-        argv: The arguments; those of this process by default.
-        program: What messages call the program.
-    """
+    """Judge as a command line says (this process's by default), and print the results."""
     recipe = parse_recipe(
         (JudgeArguments,),
         _folders_as_key(list(sys.argv[1:] if argv is None else argv)),

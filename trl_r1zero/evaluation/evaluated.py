@@ -20,13 +20,7 @@ _NAMED_IN_ERRORS = 5
 
 @dataclass(frozen=True)
 class EvaluatedFolder:
-    """What `trl-r1zero eval` wrote.
-
-    Attributes:
-        path: The folder.
-        facts: What its evaluation.json holds.
-        rows: The rows of its results.jsonl, in the order of the examples and their completions.
-    """
+    """What `trl-r1zero eval` wrote: what evaluation.json holds, and the rows in order."""
 
     path: Path
     facts: dict[str, Any]
@@ -99,13 +93,7 @@ def question_of(row: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class References:
-    """An output for each instruction.
-
-    Attributes:
-        generator: What wrote them.
-        outputs: Text by example number of the folder that is judged.
-        is_of_the_data: Whether they came with the instructions.
-    """
+    """What wrote them, the texts by example number, and whether they came with the data."""
 
     generator: str
     outputs: dict[int, str]

@@ -6,9 +6,8 @@ whom.
 
 import re
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -45,19 +44,14 @@ class JudgmentsFolder(RowsFolder):
 
 
 def read_judgments(folder: Path) -> list[Judgment]:
-    """The judgments in a folder.
-
-    Raises:
-        ResultsFolderError: A line is not a judgment.
-    """
+    """The judgments in a folder; ResultsFolderError if a line is not one."""
     path = folder / JUDGMENTS_FILE
     lines = path.read_bytes().splitlines()
     return [row for _, row in parse_rows(lines, path, JudgmentsFolder.keyed, "judgment")]
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What came of it: where it is written, and the summary."""
+class Judged(NamedTuple):
+    """Where the judgments are written, and their summary."""
 
     folder: Path
     summary: dict[str, Any]

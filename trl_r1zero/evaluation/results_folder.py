@@ -35,14 +35,9 @@ class RowsFolder(ABC):
 
     Args:
         folder: Created if it does not exist.
-        identity: What identifies the work, a dict that JSON can hold; it is compared with that of
-            the work which the folder holds already.
+        identity: What identifies the work, as JSON can hold it.
         num_rows: Rows when all is done.
         url: Where the work is done, if elsewhere; it may change.
-
-    Attributes:
-        rows: The rows that are there, by key.
-        facts: What the file of facts holds.
 
     Raises:
         ResultsFolderError: The folder holds other work, or files that would be overwritten. On
@@ -59,7 +54,7 @@ class RowsFolder(ABC):
         self.folder = Path(folder)
         self.path = self.folder / self.files[0]
         self.num_rows = num_rows
-        self.rows: dict[Any, Any] = {}
+        self.rows: dict[Any, Any] = {}  # those that are there, by key
         try:
             identity = json.loads(json.dumps(identity, allow_nan=False))
         except (TypeError, ValueError) as error:
@@ -115,7 +110,7 @@ class RowsFolder(ABC):
 
     @abstractmethod
     def keyed(self, row: dict[str, Any]) -> tuple[Any, Any]:
-        """A line's key and row; KeyError or TypeError if it is not a row."""
+        """A line's key and row, for `parse_rows`."""
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write a row at once, so that nothing that was computed or paid for is lost."""
@@ -188,11 +183,7 @@ class ResultsFolder(RowsFolder):
 def parse_rows(
     lines: Iterable[bytes], path: Path, parse: Callable[[dict[str, Any]], Any], row_name: str
 ) -> list[Any]:
-    """What `parse` gives for each JSON line.
-
-    Raises:
-        ResultsFolderError: A line is not JSON, or `parse` finds a column missing.
-    """
+    """What `parse` gives for each JSON line; it raises KeyError or TypeError for no row."""
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
