@@ -10,7 +10,13 @@ from typing import Any
 
 from trl_r1zero.data.jsonl import read_json
 
-from .results_folder import EVALUATION_FILE, RESULTS_FILE, ResultsFolderError, parse_rows
+from .results_folder import (
+    EVALUATION_FILE,
+    RESULT_COLUMNS,
+    RESULTS_FILE,
+    ResultsFolderError,
+    parse_rows,
+)
 
 # A question and how often it came before: data sets have some questions twice.
 QuestionKey = tuple[str, int]
@@ -43,13 +49,7 @@ class EvaluatedFolder:
         facts = json.loads((path / EVALUATION_FILE).read_text(encoding="utf-8"))
         content = (path / RESULTS_FILE).read_bytes()
         whole = content[: content.rfind(b"\n") + 1].splitlines()
-        keyed = parse_rows(
-            whole,
-            path / RESULTS_FILE,
-            lambda row: ((row["example"], row["completion"]), row),
-            "row of an evaluation",
-        )
-        rows = dict(reversed(keyed))  # of two rows with the same key the first counts
+        rows = parse_rows(whole, path / RESULTS_FILE, "row of an evaluation", RESULT_COLUMNS)
         return cls(path, facts, [rows[key] for key in sorted(rows)])
 
     def setting(self, name: str) -> str:

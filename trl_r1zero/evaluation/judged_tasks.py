@@ -30,15 +30,8 @@ from .metrics import grouped, known, mean, mean_and_error
 from .win_rate import length_controlled_win_rate, win_rate
 
 Judgment = dict[str, Any]
-# Example, completion, and whose output is shown first ("" where there is only one).
-JudgmentKey = tuple[int, int, str]
-
 # Whose output a comparison shows first; each pair is shown in both orders.
 ORDERS = ("model", "reference")
-
-
-def judgment_key(row: Mapping[str, Any]) -> JudgmentKey:
-    return row["example"], row["completion"], row.get("first", "")
 
 
 @dataclass(frozen=True)
