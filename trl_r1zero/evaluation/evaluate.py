@@ -170,16 +170,12 @@ class _Job:
         write: Callable[[dict[str, Any]], None],
     ) -> list[GradedCompletion]:
         """The rows that are there, and those that are missing, sampled, graded and written."""
-        done = {
-            row["example"] * self.num_completions + row["completion"]: GradedCompletion.from_row(
-                row
-            )
-            for row in there
-        }
+        n = self.num_completions
+        done = {r["example"] * n + r["completion"]: GradedCompletion.from_row(r) for r in there}
         missing = [number for number in range(self.num_rows) if number not in done]
         if not missing:
             return [done[number] for number in range(self.num_rows)]
-        prompt_ids = self._prompt_ids([number // self.num_completions for number in missing])
+        prompt_ids = self._prompt_ids([number // n for number in missing])
         right = sum(row.graded and row.correct for row in done.values())
         bar = tqdm(total=self.num_rows, initial=len(done), desc="Evaluation", unit="completion")
         with bar, clock, closing(self._graded(missing, prompt_ids)) as rows:

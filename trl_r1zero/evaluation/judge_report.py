@@ -7,7 +7,7 @@ from typing import Any
 from .evaluated import question_of
 from .judged_tasks import AlpacaEval, JudgedTask, Judgment
 from .metrics import grouped
-from .numbers import COUNT, LENGTH, SHARE, metric_rows, metrics_table, with_error
+from .numbers import COUNT, LENGTH, SHARE, groups_table, metric_rows, metrics_table
 from .pages import Page, Section, Shown, Table, as_markdown, some
 
 EXAMPLES_SHOWN = 10
@@ -76,13 +76,9 @@ def judge_report(
         ],
     )
     if parts := summary.get(f"by_{task.breakdown}"):
-        rows = [
-            [name, COUNT(p["num_examples"]), with_error(p, task.metric), COUNT(p["unparsed"])]
-            for name, p in parts.items()
-        ]
         column = task.breakdown.replace("_", " ")
-        header_cells = [column, "questions", _RESULTS[task.metric][0], "unparsed"]
-        page.sections.append(Section(f"By {column}", tables=[Table(header_cells, rows)]))
+        metrics = {name: _RESULTS[name] for name in ("num_examples", task.metric, "unparsed")}
+        page.sections.append(Section(f"By {column}", tables=[groups_table(column, parts, metrics)]))
     page.sections += _examples(task, judgments)
     return as_markdown(page)
 

@@ -85,7 +85,8 @@ class RowsFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Self:
-        self.save_facts()
+        if not (self.folder / self.facts_file).exists():
+            self.save_facts()  # before there are rows
         self._file = self.path.open("a+b")
         try:
             if not lock(self._file):
@@ -95,6 +96,7 @@ class RowsFolder:
                 )
             lines = whole_lines(self._file)
             self.rows = parse_rows(lines, self.path, self.row_name, self.columns)
+            self.save_facts()
         except BaseException:
             self._file.close()
             raise
