@@ -46,32 +46,31 @@ class JudgeArguments:
         "Of an OpenAI-compatible server, such as http://127.0.0.1:8000 or https://host/v1. An "
         "address without a path gets /v1."
     )
-    judge_model: str | None = key("Which of its models. Unset: the only one it has.", default=None)
+    judge_model: str | None = key("Which of its models. Unset: the only one it has.", None)
     reference: str | None = key(
         "For alpaca_eval: what to compare with, another folder of an evaluation or a JSON file of "
         "instruction, output and generator. Unset: the data's own outputs.",
-        default=None,
+        None,
     )
     name: str | None = key(
-        "Of the judgments' folder. Unset: the judge's, with the reference's.", default=None
+        "Of the judgments' folder. Unset: the judge's, with the reference's.", None
     )
-    max_tokens: int | None = key("Of the judge's reply at most. null: not sent.", default=1024)
-    temperature: float | None = key("Of the judge; 0 is greedy. null: not sent.", default=0.0)
+    max_tokens: int | None = key("Of the judge's reply at most. null: not sent.", 1024)
+    temperature: float | None = key("Of the judge; 0 is greedy. null: not sent.", 0.0)
     request: dict[str, Any] | None = key(
         "Further fields of each request, such as {structured_outputs: {choice: [X, Y]}} or "
         "{reasoning_effort: low}.",
-        default=None,
+        None,
     )
     api_key_variable: str = key(
-        "Environment variable with the key of the server; sent if it is set.",
-        default=_DEFAULT_KEY_VARIABLE,
+        "Environment variable with the key of the server; sent if it is set.", _DEFAULT_KEY_VARIABLE
     )
-    concurrency: int = key("Requests at a time.", default=16)
-    timeout_seconds: float = key("For one reply.", default=300.0)
+    concurrency: int = key("Requests at a time.", 16)
+    timeout_seconds: float = key("For one reply.", 300.0)
     retries: int = key(
         "How often a request is repeated when the server is busy (429), fails (5xx) or cannot be "
         "reached; after 1, 2, 4, ... seconds, or when it says (Retry-After).",
-        default=6,
+        6,
     )
 
     def __post_init__(self) -> None:

@@ -32,47 +32,41 @@ class EvaluationArguments(TaskSelection):
     """
 
     model: str = key("Path of a model's folder, or a hub id.", kw_only=True)
-    data: str | None = key(
-        "JSON-lines file or hub id (id, id:split) of the problems.", default=None
-    )
+    data: str | None = key("JSON-lines file or hub id (id, id:split) of the problems.", None)
     split: str | None = key(
         "Which of its splits; a file of problems has only one. Unset: the task's own, validation "
         "or test.",
-        default=None,
+        None,
     )
-    num_examples: int | None = key("The first so many problems. Unset: all.", default=None)
+    num_examples: int | None = key("The first so many problems. Unset: all.", None)
     backend: str = key(
         "What samples. transformers: this process; vllm: a vLLM server of its own; vllm_offline: "
         "vLLM in this process; vllm_server: the server at server_url.",
-        default="vllm",
+        "vllm",
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = key(
-        "Of weights and activations. auto: the model's own.", default="auto"
+        "Of weights and activations. auto: the model's own.", "auto"
     )
     server: dict[str, Any] | None = key(
         "More settings of vLLM for the backends vllm (the keys of `trl-r1zero serve`) and "
         "vllm_offline, such as {max_model_len: 2048}.",
-        default=None,
+        None,
     )
     server_url: str | None = key(
-        "Of a running server, for vllm_server, such as http://127.0.0.1:8000.", default=None
+        "Of a running server, for vllm_server, such as http://127.0.0.1:8000.", None
     )
     batch_size: int | None = key(
-        f"Answers at a time, for transformers. Unset: {DEFAULT_BATCH_SIZE}.", default=None
+        f"Answers at a time, for transformers. Unset: {DEFAULT_BATCH_SIZE}.", None
     )
-    temperature: float = key("0 is greedy.", default=1.0)
-    top_p: float = key("Nucleus sampling; 1 is all tokens.", default=1.0)
-    top_k: int = key("The likeliest tokens only; 0 is all.", default=0)
-    min_p: float = key(
-        "Tokens of at least this share of the likeliest one's probability.", default=0.0
-    )
-    max_tokens: int = key("An answer ends here at the latest.", default=1024)
-    min_tokens: int = key("An answer may end after so many tokens only.", default=4)
-    n: int = key("Answers to each problem; above 1, for pass@k and maj@k.", default=1)
-    seed: int = key("Seed of the sampling.", default=0)
-    output_dir: str | None = key(
-        "Folder of the results. Unset: runs/eval/MODEL/TASK-PROMPT.", default=None
-    )
+    temperature: float = key("0 is greedy.", 1.0)
+    top_p: float = key("Nucleus sampling; 1 is all tokens.", 1.0)
+    top_k: int = key("The likeliest tokens only; 0 is all.", 0)
+    min_p: float = key("Tokens of at least this share of the likeliest one's probability.", 0.0)
+    max_tokens: int = key("An answer ends here at the latest.", 1024)
+    min_tokens: int = key("An answer may end after so many tokens only.", 4)
+    n: int = key("Answers to each problem; above 1, for pass@k and maj@k.", 1)
+    seed: int = key("Seed of the sampling.", 0)
+    output_dir: str | None = key("Folder of the results. Unset: runs/eval/MODEL/TASK-PROMPT.", None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
