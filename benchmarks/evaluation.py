@@ -26,14 +26,14 @@ from trl_r1zero.data.rows import build_dataset
 from trl_r1zero.data.tasks.chain_arithmetic import ChainArithmeticTask
 from trl_r1zero.evaluation import evaluate
 from trl_r1zero.generation import SamplingConfig, row_seeds
-from trl_r1zero.generation.vllm_client import _MAX_CONCURRENT_REQUESTS, VLLMServerEngine
+from trl_r1zero.generation.vllm_client import MAX_CONCURRENT_REQUESTS, VLLMServerEngine
 from trl_r1zero.generation.vllm_server import VLLMServerConfig
 from trl_r1zero.grading import Grader
 from trl_r1zero.rewards import r1_zero_reward_fn
 
 
 async def send_and_discard(url: str, bodies: list[dict[str, Any]]) -> None:
-    connector = aiohttp.TCPConnector(limit=_MAX_CONCURRENT_REQUESTS)
+    connector = aiohttp.TCPConnector(limit=MAX_CONCURRENT_REQUESTS)
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
 

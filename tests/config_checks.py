@@ -80,10 +80,10 @@ def check_every_field_of_trl_is_classified(
     assert supported <= field_names(trl_config)
 
 
-def check_every_derived_field_names_knobs_that_exist(config: type[StrictConfig]) -> None:
-    knobs = field_names(config) - set(config.derived_fields) - set(config.unsupported_fields)
+def check_every_derived_field_names_settings_that_exist(config: type[StrictConfig]) -> None:
+    settings = field_names(config) - set(config.derived_fields) - set(config.unsupported_fields)
     for name, instead in config.derived_fields.items():
-        assert knobs & set(instead.replace(",", " ").split()), name
+        assert settings & set(instead.replace(",", " ").split()), name
 
 
 def check_a_derived_field_cannot_be_set(make: Make, name: str, value: Any) -> None:

@@ -10,13 +10,13 @@ from tiny_models import REPOSITORY
 from transformers import TrainingArguments
 from trl import ModelConfig
 
-from trl_r1zero.experiments.methods import METHODS
 from trl_r1zero.leaderboard.runner import LeaderboardArguments
 from trl_r1zero.recipe import parse_recipe
 from trl_r1zero.recipe.evaluation_arguments import EvaluationArguments
 from trl_r1zero.recipe.task_arguments import TaskArguments
+from trl_r1zero.runs.kinds import METHODS
 from trl_r1zero.trainers import R1ZeroGRPOConfig
-from trl_r1zero.trainers.base_config import StrictConfig
+from trl_r1zero.trainers.base_config import CheckedConfig
 
 # What stands for a value of the reader's own.
 PLACEHOLDERS = {"RECIPE": "recipes/quickstart/grpo.yaml", "RANK": "0", "ADDRESS": "127.0.0.1"}
@@ -51,7 +51,7 @@ def as_launched(command: list[str], monkeypatch: pytest.MonkeyPatch):
     launched = _validate_launch_command(launch_command_parser().parse_args(command[2:]))[0]
     # Without a file it depends on the machine; there is one process on a CPU.
     processes = launched.num_processes if launched.config_file else 1
-    monkeypatch.setattr(StrictConfig, "_launched_processes", processes)
+    monkeypatch.setattr(CheckedConfig, "_launched_processes", processes)
     monkeypatch.setattr(TrainingArguments, "world_size", processes)
     recipe = parse_recipe(DATACLASSES[launched.training_script], launched.training_script_args)
     return launched, recipe

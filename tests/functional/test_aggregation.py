@@ -102,7 +102,7 @@ def test_an_unused_normalize_constant_is_an_error(aggregation):
 
 
 def test_unknown_aggregation_and_wrong_shapes():
-    with pytest.raises(ValueError, match=r"allowed: masked_mean, .*Did you mean 'masked_mean'"):
+    with pytest.raises(ValueError, match=r"did you mean 'masked_mean'.* Allowed: masked_mean, "):
         aggregate_loss(LOSS, MASK, "mask_mean", num_sequences=3)
     with pytest.raises(ValueError, match=r"response_mask_BT has shape \(3, 2\)"):
         aggregate_loss(LOSS, MASK[:, :2], num_sequences=3)

@@ -128,7 +128,7 @@ def test_unknown_loss_type_lists_the_allowed_and_the_nearest():
         compute_policy_gradient_loss(POLICY, "grpo-clip", **ALL_ARGUMENTS)
     for name in LOSS_TYPES:
         assert name in str(error.value)
-    assert "Did you mean 'grpo_clip'?" in str(error.value)
+    assert "did you mean 'grpo_clip'?" in str(error.value)
 
 
 def test_loss_types_are_made_of_registered_parts():

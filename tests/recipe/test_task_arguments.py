@@ -17,10 +17,10 @@ from trl_r1zero.recipe.trace_arguments import TraceArguments
         ("--task=mat", "unknown task 'mat'; did you mean 'math'?"),
         ("--prompt=r1", "unknown prompt 'r1'"),
         ("--task_args={sed: 1}", "task 'math': unknown task_arg 'sed'"),
-        ("--reward_workers=-1", "reward_workers: got -1, expected 0 (grade in"),
-        ("--reward_deadline_seconds=0", "reward_deadline_seconds: got 0.0, expected more than 0"),
-        ("--reward_deadline_seconds=-2", "got -2.0, expected more than 0"),
-        ("--reward_deadline_seconds=.nan", "got nan, expected more than 0"),
+        ("--reward_workers=-1", "reward_workers must be at least 0, got -1"),
+        ("--reward_deadline_seconds=0", "reward_deadline_seconds must be above 0, got 0.0"),
+        ("--reward_deadline_seconds=-2", "must be above 0, got -2.0"),
+        ("--reward_deadline_seconds=.nan", "must be above 0, got nan"),
     ],
 )
 def test_a_recipe_with_a_mistake_ends_with_a_message(arguments, given, message, capsys):

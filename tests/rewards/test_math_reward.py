@@ -138,7 +138,7 @@ def test_rewards_are_found_by_name_and_by_path():
     assert resolve_reward("math") is math_reward_fn
     path = "trl_r1zero.rewards.math_reward.math_reward_fn"
     assert resolve_reward(path) is math_reward_fn
-    with pytest.raises(ValueError, match=r"question_only, math, mmlu, .*Did you mean 'r1_zero'"):
+    with pytest.raises(ValueError, match=r"question_only, math, mmlu, .*did you mean 'r1_zero'"):
         resolve_reward("r1zero")
     with pytest.raises(ValueError, match=r"no_such_package"):
         resolve_reward("no_such_package.reward")

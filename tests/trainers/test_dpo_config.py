@@ -71,8 +71,8 @@ def test_every_field_of_trl_is_classified():
     )
 
 
-def test_every_derived_field_names_knobs_that_exist():
-    config_checks.check_every_derived_field_names_knobs_that_exist(R1ZeroDPOConfig)
+def test_every_derived_field_names_settings_that_exist():
+    config_checks.check_every_derived_field_names_settings_that_exist(R1ZeroDPOConfig)
 
 
 @pytest.mark.parametrize("name", DPO_DERIVED_FIELDS)

@@ -191,8 +191,8 @@ def test_the_lists_name_fields_of_trl_only():
     assert set(UNSUPPORTED_FIELDS) <= config_checks.field_names(GRPOConfig)
 
 
-def test_every_derived_field_names_knobs_that_exist():
-    config_checks.check_every_derived_field_names_knobs_that_exist(R1ZeroGRPOConfig)
+def test_every_derived_field_names_settings_that_exist():
+    config_checks.check_every_derived_field_names_settings_that_exist(R1ZeroGRPOConfig)
 
 
 def test_the_examples_are_complete():

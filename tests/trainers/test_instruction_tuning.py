@@ -143,6 +143,7 @@ def test_batch_sizes_that_do_not_fit(tmp_path, settings, message):
 def test_a_config_can_be_replaced(tmp_path):
     config = make_config(tmp_path)
     assert dataclasses.replace(config, learning_rate=1.0).gradient_accumulation_steps == 16
+    assert dataclasses.replace(config, total_batch_size=8).gradient_accumulation_steps == 4
 
 
 def test_validation_needs_chunks(tokenizer, tmp_path, chunks):

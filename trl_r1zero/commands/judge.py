@@ -12,11 +12,11 @@ judge_summary.json and judge_report.md.
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import MISSING, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
+from trl_r1zero.arguments import AT_LEAST_0, Count, NonNegative, Positive, arg, check_ranges
 from trl_r1zero.recipe import parse_recipe
-from trl_r1zero.recipe.keys import key
 
 from .errors import exit_on
 
@@ -39,38 +39,39 @@ class JudgeArguments:
             environment variable that is not set.
     """
 
-    results: list[str] | str = key(
-        "Folders of evaluations; on the command line they may also come first."
+    results: list[str] | str = arg(
+        MISSING, "Folders of evaluations; on the command line they may also come first."
     )
-    judge_url: str = key(
+    judge_url: str = arg(
+        MISSING,
         "Of an OpenAI-compatible server, such as http://127.0.0.1:8000 or https://host/v1. An "
-        "address without a path gets /v1."
+        "address without a path gets /v1.",
     )
-    judge_model: str | None = key("Which of its models. Unset: the only one it has.", None)
-    reference: str | None = key(
+    judge_model: str | None = arg(None, "Which of its models. Unset: the only one it has.")
+    reference: str | None = arg(
+        None,
         "For alpaca_eval: what to compare with, another folder of an evaluation or a JSON file of "
         "instruction, output and generator. Unset: the data's own outputs.",
+    )
+    name: str | None = arg(
+        None, "Of the judgments' folder. Unset: the judge's, with the reference's."
+    )
+    max_tokens: Count | None = arg(1024, "Of the judge's reply at most. null: not sent.")
+    temperature: NonNegative | None = arg(0.0, "Of the judge; 0 is greedy. null: not sent.")
+    request: dict[str, Any] | None = arg(
         None,
-    )
-    name: str | None = key(
-        "Of the judgments' folder. Unset: the judge's, with the reference's.", None
-    )
-    max_tokens: int | None = key("Of the judge's reply at most. null: not sent.", 1024)
-    temperature: float | None = key("Of the judge; 0 is greedy. null: not sent.", 0.0)
-    request: dict[str, Any] | None = key(
         "Further fields of each request, such as {structured_outputs: {choice: [X, Y]}} or "
         "{reasoning_effort: low}.",
-        None,
     )
-    api_key_variable: str = key(
-        "Environment variable with the key of the server; sent if it is set.", _DEFAULT_KEY_VARIABLE
+    api_key_variable: str = arg(
+        _DEFAULT_KEY_VARIABLE, "Environment variable with the key of the server; sent if it is set."
     )
-    concurrency: int = key("Requests at a time.", 16)
-    timeout_seconds: float = key("For one reply.", 300.0)
-    retries: int = key(
+    concurrency: Count = arg(16, "Requests at a time.")
+    timeout_seconds: Positive = arg(300.0, "For one reply.")
+    retries: Annotated[int, AT_LEAST_0] = arg(
+        6,
         "How often a request is repeated when the server is busy (429), fails (5xx) or cannot be "
         "reached; after 1, 2, 4, ... seconds, or when it says (Retry-After).",
-        6,
     )
 
     def __post_init__(self) -> None:
@@ -78,14 +79,7 @@ class JudgeArguments:
             self.results = [self.results]
         if not self.results:
             raise ValueError("results is empty; give folders that `trl-r1zero eval` wrote")
-        minima = {"max_tokens": 1, "temperature": 0, "concurrency": 1, "retries": 0}
-        for name, least in minima.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                null = ", or null" if name in ("max_tokens", "temperature") else ""
-                raise ValueError(f"{name}: got {value}, expected at least {least}{null}")
-        if self.timeout_seconds <= 0:
-            raise ValueError(f"timeout_seconds: got {self.timeout_seconds}, expected above 0")
+        check_ranges(self)
         for name in self.request or {}:
             if name in _TAKEN:
                 raise ValueError(

@@ -1,89 +1,66 @@
-"""The rows of a file, with those that cannot be used by their numbers, not by a traceback."""
+"""The rows of a file, with those that cannot be used listed by line instead of raised."""
 
 import re
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 # A file with more broken rows than this is broken as a whole.
 MOST_BAD_ROWS = 20
 _MOST_BYTES = 200 * 2**20
 
-
-@dataclass(frozen=True)
-class BadRow:
-    """A row that a run would stop at: its line, from 1, and what is wrong with it."""
-
-    line: int
-    message: str
+Load = Callable[[str | None], Sequence[Any]]
 
 
 @dataclass(frozen=True)
-class ReadRows(Generic[T]):
-    """What a source gives.
+class Split:
+    """Training or validation data, row by row; what rows do not have is empty."""
 
-    Attributes:
-        source: The file, folder or hub id; None for what a task generates.
-        rows: Those that can be used.
-        bad: The others.
-        error: Why there is none at all; empty if there are.
-    """
+    name: str  # the recipe's key for it
+    source: str | None = None  # None for what a task generates
+    prompts: Sequence[str] = ()
+    responses: Sequence[str] = ()
+    truths: Sequence[Any] = ()
+    lines: Sequence[int] = ()  # the number of each row in its source, from 1
+    # Line of each row that cannot be used, at which a run would stop -> what is wrong with it.
+    bad: Mapping[int, str] = field(default_factory=dict)
+    error: str = ""  # why there are no rows
+    prompt_tokens: Sequence[int] = ()
+    total_tokens: Sequence[int] = ()  # of prompt and response
 
-    source: str | None
-    rows: Sequence[T]
-    bad: tuple[BadRow, ...] = ()
-    error: str = ""
 
-
-def read_rows(load: Callable[[str | None], Sequence[T]], source: str | None) -> ReadRows[T]:
+def read_split(name: str, source: str | None, load: Load, **columns: Callable[[Any], Any]) -> Split:
     """Read all rows that can be used.
 
-    The readers stop at the first row that is wrong and name its line; here the row is taken out,
-    and the rest is read again.
-
-    Args:
-        load: Reads a source; raises a ValueError that begins with `path:line:` for a wrong row.
-        source: What it reads.
+    `load` raises an error that begins with `path:line:` at the first row that is wrong; the row is
+    taken out, and the rest is read again. `columns` gives the value of each column for a row.
     """
-    try:
-        return ReadRows(source, load(source))
-    except Exception as error:  # also what the hub's libraries raise
-        first = error
-    path = Path(source).expanduser() if source else None
-    lines_wanted = path is not None and path.is_file() and path.suffix == ".jsonl"
-    if path is None or not lines_wanted or path.stat().st_size > _MOST_BYTES:
-        return ReadRows(source, [], error=_message(first))
-    return _without_bad_rows(load, path, first)
-
-
-def _without_bad_rows(
-    load: Callable[[str | None], Sequence[T]], path: Path, error: Exception
-) -> ReadRows[T]:
-    lines = path.read_bytes().splitlines(keepends=True)
+    rows: Sequence[Any] = ()
+    bad: dict[int, str] = {}
+    path = Path(source or "").expanduser()
+    json_lines = path.suffix == ".jsonl" and path.is_file() and path.stat().st_size <= _MOST_BYTES
+    lines = path.read_bytes().splitlines(keepends=True) if json_lines else []
     numbers = list(range(1, len(lines) + 1))
-    bad: list[BadRow] = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / path.name
-        at_fault = path
-        while len(bad) < MOST_BAD_ROWS:
-            match = re.match(rf"{re.escape(str(at_fault))}:(\d+):\s*(.*)", str(error), re.DOTALL)
-            if match is None:
+        while True:
+            try:
+                rows, error = load(str(copy) if bad else source), ""
+                break
+            except Exception as reason:  # also what the hub's libraries raise
+                error = str(reason).strip() or type(reason).__name__
+                error = error.replace(str(copy), str(path))
+            match = re.match(rf"{re.escape(str(path))}:(\d+):\s*(.*)", error)
+            if match is None or not json_lines or len(bad) == MOST_BAD_ROWS:
                 break
             number = numbers.pop(int(match[1]) - 1)
-            bad.append(BadRow(number, match[2].split("\n")[0]))
+            bad[number] = match[2]
+            if not numbers:
+                error = f"{path}: none of the rows can be used"
+                break
             copy.write_bytes(b"".join(lines[number - 1] for number in numbers))
-            at_fault = copy
-            try:
-                return ReadRows(str(path), load(str(copy)), tuple(bad))
-            except Exception as next_error:
-                error = next_error
-    message = _message(error).replace(str(at_fault), str(path))
-    return ReadRows(str(path), [], tuple(bad), message)
-
-
-def _message(error: Exception) -> str:
-    return str(error).strip() or type(error).__name__
+    values = {column: [value(row) for row in rows] for column, value in columns.items()}
+    numbers = numbers if bad else list(range(1, len(rows) + 1))
+    return Split(name, source, lines=numbers, bad=bad, error=error, **values)

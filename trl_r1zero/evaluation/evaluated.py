@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from trl_r1zero.data.jsonl import read_json
+from trl_r1zero.data.files import read_json
 
 from .results_folder import (
     EVALUATION_FILE,

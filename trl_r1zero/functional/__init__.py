@@ -1,29 +1,22 @@
 """Pure functions of tensors: masking, log-probabilities, advantages, losses. Needs torch only."""
 
-from trl_r1zero.functional.advantages import (
+from .advantages import (
     ADVANTAGES,
     compute_group_advantages,
     compute_group_normalized_rewards,
 )
-from trl_r1zero.functional.aggregation import AGGREGATIONS, aggregate_loss
-from trl_r1zero.functional.importance import (
-    SAMPLER_CORRECTIONS,
-    compute_sampler_importance_weights,
-)
-from trl_r1zero.functional.kl import compute_kl_penalty
-from trl_r1zero.functional.log_probs import (
-    compute_entropy,
-    get_response_log_probs,
-    log_probs_from_logits,
-)
-from trl_r1zero.functional.masking import masked_mean, masked_normalize, zero_unselected
-from trl_r1zero.functional.microbatch import (
+from .aggregation import AGGREGATIONS, aggregate_loss
+from .importance import SAMPLER_CORRECTIONS, compute_sampler_importance_weights
+from .kl import compute_kl_penalty
+from .log_probs import compute_entropy, get_response_log_probs, log_probs_from_logits
+from .masking import masked_mean, masked_normalize, zero_unselected
+from .microbatch import (
     grpo_microbatch_loss,
     grpo_microbatch_train_step,
     sft_microbatch_loss,
     sft_microbatch_train_step,
 )
-from trl_r1zero.functional.policy_losses import (
+from .policy_losses import (
     LOSS_TYPES,
     SURROGATES,
     LossType,
@@ -32,7 +25,7 @@ from trl_r1zero.functional.policy_losses import (
     compute_naive_policy_gradient_loss,
     compute_policy_gradient_loss,
 )
-from trl_r1zero.functional.preference_losses import dpo_loss
+from .preference_losses import dpo_loss
 
 __all__ = [
     "ADVANTAGES",

@@ -1,22 +1,21 @@
 """Argument checks shared by the functional modules: registry look-up, shapes, required values."""
 
-import difflib
 import math
 from collections.abc import Mapping
 from typing import TypeVar
 
-import torch
+from torch import Tensor
+
+from trl_r1zero.naming import unknown_name_message
 
 T = TypeVar("T")
 
 
 def look_up(registry: Mapping[str, T], name: str, what: str) -> T:
     """Return `registry[name]`; an unknown name is a ValueError listing the keys and the nearest."""
-    if name in registry:
-        return registry[name]
-    nearest = difflib.get_close_matches(str(name), registry, n=1, cutoff=0.4)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    raise ValueError(f"unknown {what} {name!r}; allowed: {', '.join(registry)}.{hint}")
+    if name not in registry:
+        raise ValueError(unknown_name_message(what, name, registry))
+    return registry[name]
 
 
 def require(value: T | None, argument: str, user: str) -> T:
@@ -35,7 +34,7 @@ def require_positive(value: float | None, argument: str, user: str) -> float:
 
 
 def require_same_shape(
-    tensor: torch.Tensor, argument: str, reference: torch.Tensor, reference_argument: str
+    tensor: Tensor, argument: str, reference: Tensor, reference_argument: str
 ) -> None:
     """Raise a ValueError unless the two tensors have one shape; nothing here broadcasts."""
     if tensor.shape != reference.shape:

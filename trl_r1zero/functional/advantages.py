@@ -7,19 +7,20 @@ responses of a prompt side by side: response g of prompt n at n * G + g.
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
-from trl_r1zero.functional._checks import look_up
+from ._checks import look_up
 
 RewardFn = Callable[[str, str], dict[str, float]]
-AdvantageFn = Callable[[torch.Tensor, float], torch.Tensor]
+AdvantageFn = Callable[[Tensor, float], Tensor]
 
 
-def raw_reward(rewards_NG: torch.Tensor, advantage_eps: float) -> torch.Tensor:
+def raw_reward(rewards_NG: Tensor, advantage_eps: float) -> Tensor:
     """The reward itself, no baseline (REINFORCE, Williams 1992). `advantage_eps` is not used."""
     return rewards_NG.float()
 
 
-def group_mean_baseline(rewards_NG: torch.Tensor, advantage_eps: float) -> torch.Tensor:
+def group_mean_baseline(rewards_NG: Tensor, advantage_eps: float) -> Tensor:
     r"""Reward minus the mean of its group, :math:`r_{ng} - \bar r_n` (Dr. GRPO, arXiv:2503.20783).
 
     A group of equal rewards gets exactly 0. `advantage_eps` is not used.
@@ -30,7 +31,7 @@ def group_mean_baseline(rewards_NG: torch.Tensor, advantage_eps: float) -> torch
     return above_min_NG - above_min_NG.mean(dim=1, keepdim=True)
 
 
-def group_mean_std_baseline(rewards_NG: torch.Tensor, advantage_eps: float) -> torch.Tensor:
+def group_mean_std_baseline(rewards_NG: Tensor, advantage_eps: float) -> Tensor:
     r"""Group mean subtracted, divided by the group's spread: :math:`(r - \bar r)/(s + \epsilon)`.
 
     s is the unbiased standard deviation (G - 1 in the denominator). GRPO: Shao et al. 2024
@@ -53,8 +54,8 @@ ADVANTAGES: dict[str, AdvantageFn] = {
 
 
 def compute_group_advantages(
-    rewards: torch.Tensor, group_size: int, advantage: str, advantage_eps: float
-) -> torch.Tensor:
+    rewards: Tensor, group_size: int, advantage: str, advantage_eps: float
+) -> Tensor:
     """Advantages of flat rewards, group by group, with the named entry of `ADVANTAGES`.
 
     With `group_size` 1 every advantage but "raw" is 0, and nothing is learnt.
@@ -99,14 +100,13 @@ def compute_group_normalized_rewards(
     group_size: int,
     advantage_eps: float,
     normalize_by_std: bool,
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+) -> tuple[Tensor, Tensor, dict[str, float]]:
     r"""Grade rollouts and compare each reward with its group.
 
     .. math:: A_{ng} = \frac{r_{ng} - \bar r_n}{s_n + \epsilon} \quad\text{or, without
               `normalize\_by\_std`,}\quad A_{ng} = r_{ng} - \bar r_n
 
-    with s the unbiased standard deviation; see `group_mean_std_baseline` and
-    `group_mean_baseline`, which this function runs.
+    with s the unbiased standard deviation (`group_mean_std_baseline`, `group_mean_baseline`).
 
     Args:
         reward_fn: (response, ground truth) -> dict with "reward" and, optionally,
@@ -134,10 +134,7 @@ def compute_group_normalized_rewards(
             "repeated_ground_truths; there must be equally many, and at least one (repeat each "
             "ground truth group_size times)"
         )
-    graded = [
-        reward_fn(response, ground_truth)
-        for response, ground_truth in zip(rollout_responses, repeated_ground_truths, strict=True)
-    ]
+    graded = list(map(reward_fn, rollout_responses, repeated_ground_truths))
     raw_rewards = torch.tensor([scores["reward"] for scores in graded], dtype=torch.float32)
     advantage = "group_mean_std" if normalize_by_std else "group_mean"
     advantages = compute_group_advantages(raw_rewards, group_size, advantage, advantage_eps)

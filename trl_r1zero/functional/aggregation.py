@@ -18,71 +18,51 @@ these losses. (`masked_mean` itself is NaN there, as the mean of nothing is.) It
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from trl_r1zero.functional._checks import look_up, require, require_positive, require_same_shape
-from trl_r1zero.functional.masking import masked_normalize
-
-AggregationFn = Callable[
-    [torch.Tensor, torch.Tensor, float | None, float | None, float | None], torch.Tensor
-]
+from ._checks import look_up, require_positive, require_same_shape
+from .masking import masked_normalize
 
 
-def _reject_normalize_constant(normalize_constant: float | None, aggregation: str) -> None:
-    if normalize_constant is not None:
-        raise ValueError(
-            f"aggregation {aggregation!r} does not use normalize_constant, got "
-            f"{normalize_constant}; leave it None or set aggregation to 'masked_normalize'"
-        )
+@dataclass(frozen=True)
+class Denominators:
+    """What the loss of the whole train batch is divided by, where an aggregation needs it."""
+
+    num_sequences: float | None
+    normalize_constant: float | None
+    num_tokens: float | None
+
+    def of(self, name: str, aggregation: str) -> float:
+        """The one of that name, which must be given and above 0."""
+        return require_positive(getattr(self, name), name, f"aggregation {aggregation!r}")
 
 
-def _masked_mean(
-    loss_BT: torch.Tensor,
-    mask_BT: torch.Tensor,
-    num_sequences: float | None,
-    normalize_constant: float | None,
-    num_tokens: float | None,
-) -> torch.Tensor:
-    _reject_normalize_constant(normalize_constant, "masked_mean")
-    denominator = require_positive(num_sequences, "num_sequences", "aggregation 'masked_mean'")
+def _masked_mean(loss_BT: Tensor, mask_BT: Tensor, by: Denominators) -> Tensor:
+    denominator = by.of("num_sequences", "masked_mean")
     sums_B = masked_normalize(loss_BT, mask_BT, 1.0, dim=1)
     # The sum of a row without tokens is 0; dividing it by 1 keeps it 0.
     counts_B = mask_BT.to(torch.bool).sum(dim=1).clamp(min=1)
     return (sums_B / counts_B).sum() / denominator
 
 
-def _masked_normalize(
-    loss_BT: torch.Tensor,
-    mask_BT: torch.Tensor,
-    num_sequences: float | None,
-    normalize_constant: float | None,
-    num_tokens: float | None,
-) -> torch.Tensor:
-    user = "aggregation 'masked_normalize'"
-    denominator = require_positive(normalize_constant, "normalize_constant", user)
-    denominator *= require_positive(num_sequences, "num_sequences", user)
+def _masked_normalize(loss_BT: Tensor, mask_BT: Tensor, by: Denominators) -> Tensor:
+    denominator = by.of("normalize_constant", "masked_normalize")
+    denominator *= by.of("num_sequences", "masked_normalize")
     return masked_normalize(loss_BT, mask_BT, denominator)
 
 
-def _token_mean(
-    loss_BT: torch.Tensor,
-    mask_BT: torch.Tensor,
-    num_sequences: float | None,
-    normalize_constant: float | None,
-    num_tokens: float | None,
-) -> torch.Tensor:
-    _reject_normalize_constant(normalize_constant, "token_mean")
-    user = "aggregation 'token_mean'"
-    tokens = require(num_tokens, "num_tokens", user)
-    if tokens == 0 and not mask_BT.any():
+def _token_mean(loss_BT: Tensor, mask_BT: Tensor, by: Denominators) -> Tensor:
+    if by.num_tokens == 0 and not mask_BT.any():
         # A train batch without one response token: every sequence contributes 0.
-        tokens = 1
-    return masked_normalize(loss_BT, mask_BT, require_positive(tokens, "num_tokens", user))
+        return masked_normalize(loss_BT, mask_BT, 1.0)
+    return masked_normalize(loss_BT, mask_BT, by.of("num_tokens", "token_mean"))
 
 
-# (loss_BT, mask_BT, num_sequences, normalize_constant, num_tokens) -> scalar
-AGGREGATIONS: dict[str, AggregationFn] = {
+# (loss_BT, mask_BT, denominators) -> scalar
+AGGREGATIONS: dict[str, Callable[[Tensor, Tensor, Denominators], Tensor]] = {
     "masked_mean": _masked_mean,
     "masked_normalize": _masked_normalize,
     "token_mean": _token_mean,
@@ -90,17 +70,15 @@ AGGREGATIONS: dict[str, AggregationFn] = {
 
 
 def aggregate_loss(
-    per_token_loss_BT: torch.Tensor,
-    response_mask_BT: torch.Tensor,
+    per_token_loss_BT: Tensor,
+    response_mask_BT: Tensor,
     aggregation: str = "masked_mean",
     *,
     num_sequences: float | None = None,
     normalize_constant: float | None = None,
     num_tokens: float | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     r"""This piece's share of the train-batch loss.
-
-    With loss l, mask m, rows i of this piece:
 
     .. math::
         \text{masked\_mean:}\quad & \tfrac{1}{\text{num\_sequences}}
@@ -109,10 +87,10 @@ def aggregate_loss(
             {\text{normalize\_constant} \cdot \text{num\_sequences}} \\
         \text{token\_mean:}\quad & \frac{\sum_{it} m_{it} l_{it}}{\text{num\_tokens}}
 
-    masked_mean is GRPO's (Shao et al. 2024, arXiv:2402.03300, eq. 3): each response weighs the
-    same, so a token of a long one weighs less. masked_normalize is Dr. GRPO's (Liu et al. 2025,
-    arXiv:2503.20783, section 3.2), token_mean DAPO's (Yu et al. 2025, arXiv:2503.14476, section
-    3.3): each token weighs the same.
+    with loss l, mask m and rows i of this piece. masked_mean is GRPO's (Shao et al. 2024,
+    arXiv:2402.03300, eq. 3): each response weighs the same. masked_normalize is Dr. GRPO's (Liu et
+    al. 2025, arXiv:2503.20783, section 3.2), token_mean DAPO's (Yu et al. 2025, arXiv:2503.14476,
+    section 3.3): each token weighs the same.
 
     Args:
         per_token_loss_BT: (B, T). Half precision is summed in float32. Mask out what may be NaN
@@ -120,11 +98,10 @@ def aggregate_loss(
         response_mask_BT: (B, T), bool or 0/1.
         aggregation: a key of `AGGREGATIONS`.
         num_sequences: sequences of the whole train batch, over all micro-batches and ranks, rows
-            without response tokens included. Needed by masked_mean and masked_normalize.
-        normalize_constant: needed by masked_normalize, for example the maximal response length;
-            an error elsewhere.
-        num_tokens: response tokens of the whole train batch, over all micro-batches and ranks.
-            Needed by token_mean. 0 is allowed only where the mask selects nothing: the loss is 0.
+            without response tokens included. For masked_mean and masked_normalize.
+        normalize_constant: for masked_normalize only, such as the maximal response length.
+        num_tokens: response tokens of the whole train batch, likewise. For token_mean. 0 is allowed
+            only where the mask selects nothing: the loss is 0.
 
     Returns:
         A scalar, in float32 or float64; sum it (and its gradient) over the pieces.
@@ -139,7 +116,13 @@ def aggregate_loss(
         raise ValueError(
             f"per_token_loss_BT must have shape (B, T), got {tuple(per_token_loss_BT.shape)}"
         )
+    if normalize_constant is not None and aggregation != "masked_normalize":
+        raise ValueError(
+            f"aggregation {aggregation!r} does not use normalize_constant, got "
+            f"{normalize_constant}; leave it None or set aggregation to 'masked_normalize'"
+        )
     loss_BT = per_token_loss_BT
     if loss_BT.dtype != torch.float64:
         loss_BT = loss_BT.float()
-    return aggregation_fn(loss_BT, response_mask_BT, num_sequences, normalize_constant, num_tokens)
+    denominators = Denominators(num_sequences, normalize_constant, num_tokens)
+    return aggregation_fn(loss_BT, response_mask_BT, denominators)

@@ -14,9 +14,10 @@ biased and varies far less. Bounds keep a few large weights from deciding the gr
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from trl_r1zero.functional._checks import look_up, require_same_shape
-from trl_r1zero.functional.masking import zero_unselected
+from ._checks import look_up, require_same_shape
+from .masking import zero_unselected
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,13 @@ def _check_bounds(mode: str, clip_min: float | None, clip_max: float | None) -> 
 
 @torch.no_grad()
 def compute_sampler_importance_weights(
-    old_log_probs: torch.Tensor,
-    sampler_log_probs: torch.Tensor,
-    response_mask: torch.Tensor,
+    old_log_probs: Tensor,
+    sampler_log_probs: Tensor,
+    response_mask: Tensor,
     mode: str,
     clip_min: float | None,
     clip_max: float | None,
-) -> torch.Tensor:
+) -> Tensor:
     r"""What each token's loss is multiplied by, because another program sampled it.
 
     With :math:`\rho_{bt} = \pi_{old}(y_{bt}) / \pi_{sampler}(y_{bt})`, or for the sequence modes
@@ -96,20 +97,14 @@ def compute_sampler_importance_weights(
     _check_bounds(mode, clip_min, clip_max)
     require_same_shape(sampler_log_probs, "sampler_log_probs", old_log_probs, "old_log_probs")
     old_BT, sampler_BT = (
-        zero_unselected(
-            log_probs.to(torch.promote_types(log_probs.dtype, torch.float32)), response_mask
-        )
-        for log_probs in (old_log_probs, sampler_log_probs)
+        zero_unselected(x.to(torch.promote_types(x.dtype, torch.float32)), response_mask)
+        for x in (old_log_probs, sampler_log_probs)
     )
     log_ratio = torch.nan_to_num(old_BT - sampler_BT, nan=0.0)
     if correction.per_sequence:
         log_ratio = log_ratio.sum(dim=-1, keepdim=True)
     ratio = log_ratio.exp()
-    if not correction.masks:
-        return ratio.clamp(min=clip_min, max=clip_max)
-    outside = torch.zeros_like(ratio, dtype=torch.bool)
-    if clip_min is not None:
-        outside |= ratio < clip_min
-    if clip_max is not None:
-        outside |= ratio > clip_max
-    return ratio.masked_fill(outside, 0.0)
+    if clip_min is None and clip_max is None:
+        return ratio
+    clamped = ratio.clamp(min=clip_min, max=clip_max)
+    return ratio.masked_fill(ratio != clamped, 0.0) if correction.masks else clamped

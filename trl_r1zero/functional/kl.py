@@ -4,15 +4,16 @@ Shape legend: B batch, T length.
 """
 
 import torch
+from torch import Tensor
 
-from trl_r1zero.functional._checks import require_same_shape
+from ._checks import require_same_shape
 
 
 def compute_kl_penalty(
-    policy_log_probs: torch.Tensor,
-    ref_log_probs: torch.Tensor,
-    old_log_probs: torch.Tensor | None = None,
-) -> torch.Tensor:
+    policy_log_probs: Tensor,
+    ref_log_probs: Tensor,
+    old_log_probs: Tensor | None = None,
+) -> Tensor:
     r"""Estimate of the KL divergence from the policy to the reference, per token.
 
     .. math:: \rho - \ln \rho - 1, \qquad \rho = \pi_{ref}(y_{bt}) / \pi_\theta(y_{bt})

@@ -11,18 +11,19 @@ one chunk at a time, because bfloat16 resolves a log-probability of -10 only to 
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trl_r1zero.functional._checks import require_positive, require_same_shape
+from ._checks import require_positive, require_same_shape
 
 CHUNK_ELEMENTS = 1 << 25
 
 
-def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _scaled(logits_SV: torch.Tensor, temperature: float) -> torch.Tensor:
+def _scaled(logits_SV: Tensor, temperature: float) -> Tensor:
     scaled_SV = _at_least_float32(logits_SV)
     return scaled_SV if temperature == 1.0 else scaled_SV / temperature
 
@@ -31,29 +32,22 @@ def _positions_per_chunk(vocabulary_size: int) -> int:
     return max(1, CHUNK_ELEMENTS // vocabulary_size)
 
 
-def _require_logits(logits: torch.Tensor) -> None:
+def _require_logits(logits: Tensor) -> None:
     if logits.dim() != 3:
         raise ValueError(f"logits must have shape (B, T, V), got {tuple(logits.shape)}")
 
 
-def _entropy_S(logits_SV: torch.Tensor, temperature: float) -> torch.Tensor:
-    scaled_SV = _scaled(logits_SV, temperature)
-    # Without the shift, logits near 1e4 cost three digits: logsumexp(z) and E[z] are then both near
-    # 1e4, where float32 has a spacing of 1e-3, and the entropy is their difference.
-    shifted_SV = scaled_SV - scaled_SV.amax(dim=-1, keepdim=True).detach()
-    probs_SV = shifted_SV.softmax(dim=-1)
-    # An excluded token (logit -inf) has probability 0 and adds 0 ln 0 = 0, not 0 * -inf = NaN.
-    finite_SV = shifted_SV.masked_fill(shifted_SV == -torch.inf, 0.0)
-    return shifted_SV.logsumexp(dim=-1) - (probs_SV * finite_SV).sum(dim=-1)
+def _entropy_S(log_softmax_SV: Tensor) -> Tensor:
+    """-sum p ln p; an excluded token, of probability 0, adds 0 and not 0 * -inf = NaN."""
+    finite_SV = log_softmax_SV.clamp(min=torch.finfo(log_softmax_SV.dtype).min)
+    return -(log_softmax_SV.exp() * finite_SV).sum(dim=-1)
 
 
-def compute_entropy(logits: torch.Tensor, *, temperature: float = 1.0) -> torch.Tensor:
+def compute_entropy(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     r"""Entropy of each next-token distribution, in nats.
 
-    .. math:: H = -\sum_v p_v \ln p_v = \operatorname{logsumexp}(z) - \sum_v p_v z_v,
-              \qquad p = \operatorname{softmax}(z),\ z = \text{logits} / \text{temperature}
-
-    evaluated on z - max(z), which leaves H unchanged and keeps its digits when logits are large.
+    .. math:: H = -\sum_v p_v \ln p_v,
+              \qquad p = \operatorname{softmax}(\text{logits} / \text{temperature})
 
     Args:
         logits: (B, T, V), unnormalised. -inf excludes a token.
@@ -69,9 +63,8 @@ def compute_entropy(logits: torch.Tensor, *, temperature: float = 1.0) -> torch.
     _require_logits(logits)
     require_positive(temperature, "temperature", "compute_entropy")
     chunks = logits.flatten(0, 1).split(_positions_per_chunk(logits.shape[-1]))
-    return torch.cat([_entropy_S(chunk_SV, temperature) for chunk_SV in chunks]).view(
-        logits.shape[:2]
-    )
+    entropies = [_entropy_S(_scaled(chunk, temperature).log_softmax(dim=-1)) for chunk in chunks]
+    return torch.cat(entropies).view(logits.shape[:2])
 
 
 class _LabelLogProbs(torch.autograd.Function):
@@ -86,39 +79,36 @@ class _LabelLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        logits_BTV: torch.Tensor,
-        labels_BT: torch.Tensor,
+        logits_BTV: Tensor,
+        labels_BT: Tensor,
         temperature: float,
         with_entropy: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(logits_BTV, labels_BT)
         ctx.temperature = temperature
         dtype = torch.float64 if logits_BTV.dtype == torch.float64 else torch.float32
         log_probs_BT = logits_BTV.new_empty(labels_BT.shape, dtype=dtype)
         entropy_BT = torch.empty_like(log_probs_BT) if with_entropy else None
-        positions = _positions_per_chunk(logits_BTV.shape[-1])
-        for number, (logits_SV, labels_S, out_S) in enumerate(
-            zip(
-                logits_BTV.flatten(0, 1).split(positions),
-                labels_BT.flatten().split(positions),
-                log_probs_BT.view(-1).split(positions),
-                strict=True,
-            )
+        positions, start = _positions_per_chunk(logits_BTV.shape[-1]), 0
+        for logits_SV, labels_S in zip(
+            logits_BTV.flatten(0, 1).split(positions),
+            labels_BT.flatten().split(positions),
+            strict=True,
         ):
+            chunk = slice(start, start + len(labels_S))
             log_softmax_SV = _scaled(logits_SV, temperature).log_softmax(dim=-1)
-            out_S.copy_(log_softmax_SV.gather(-1, labels_S.unsqueeze(-1)).squeeze(-1))
+            label_log_probs_S1 = log_softmax_SV.gather(-1, labels_S.unsqueeze(-1))
+            log_probs_BT.view(-1)[chunk] = label_log_probs_S1.squeeze(-1)
             if entropy_BT is not None:
-                start = number * positions
-                entropy_BT.view(-1)[start : start + len(out_S)] = _entropy_of(log_softmax_SV)
+                entropy_BT.view(-1)[chunk] = _entropy_S(log_softmax_SV)
+            start = chunk.stop
         if entropy_BT is not None:
             ctx.mark_non_differentiable(entropy_BT)
         return log_probs_BT, entropy_BT
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, grad_BT: torch.Tensor, _: torch.Tensor | None
-    ) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, grad_BT: Tensor, _: Tensor | None) -> tuple[Tensor, None, None, None]:
         logits_BTV, labels_BT = ctx.saved_tensors
         grad_logits_BTV = torch.empty(
             logits_BTV.shape, dtype=logits_BTV.dtype, device=logits_BTV.device
@@ -139,15 +129,7 @@ class _LabelLogProbs(torch.autograd.Function):
         return grad_logits_BTV, None, None, None
 
 
-def _entropy_of(log_softmax_SV: torch.Tensor) -> torch.Tensor:
-    """-sum p ln p; an excluded token, of probability 0, adds 0 and not 0 * -inf = NaN."""
-    finite_SV = log_softmax_SV.clamp(min=torch.finfo(log_softmax_SV.dtype).min)
-    return -(log_softmax_SV.exp() * finite_SV).sum(dim=-1)
-
-
-def log_probs_from_logits(
-    logits: torch.Tensor, labels: torch.Tensor, *, temperature: float = 1.0
-) -> torch.Tensor:
+def log_probs_from_logits(logits: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor:
     r"""Log-probability of each label: :math:`z_{label} - \operatorname{logsumexp}(z)`.
 
     z is logits / temperature. No shift is applied: `logits[b, t]` is the distribution of
@@ -178,36 +160,32 @@ def log_probs_from_logits(
 
 def get_response_log_probs(
     model: torch.nn.Module,
-    input_ids: torch.Tensor,
-    labels: torch.Tensor,
+    input_ids: Tensor,
+    labels: Tensor,
     return_token_entropy: bool = False,
     *,
-    attention_mask: torch.Tensor | None = None,
-    position_ids: torch.Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
     temperature: float = 1.0,
-    positions: torch.Tensor | None = None,
+    positions: Tensor | None = None,
     use_cache: bool | None = None,
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Tensor]:
     r"""Per-token log-probabilities :math:`\ln p_\theta(y_t \mid x_{<t})` under a causal LM.
 
-    `input_ids` and `labels` are already shifted against each other, as `tokenize_prompt_and_output`
-    returns them: `labels[b, t]` is the token after `input_ids[b, t]`. Prompt and padding positions
-    are computed too, unless `positions` leaves them out; mask them with `response_mask`. The mode
-    (train or eval) and the grad context are the caller's.
+    `labels[b, t]` is the token after `input_ids[b, t]`, as `tokenize_prompt_and_output` returns
+    them. Prompt and padding are computed too, unless `positions` leaves them out: mask them with
+    `response_mask`. The mode (train or eval) and the grad context are the caller's.
 
     Args:
         model: returns an object with `.logits` (B, T, V), as a transformers causal LM does.
-        input_ids: (B, T).
-        labels: (B, T).
+        input_ids, labels: (B, T).
         return_token_entropy: also return the entropy of each next-token distribution.
-        attention_mask, position_ids: (B, T), passed to the model only if given. A causal LM on
-            right-padded rows needs neither: no position before the padding sees it.
-        temperature: logits are divided by it before the softmax, as in sampling; 1.0 is the
-            model's own distribution.
-        positions: (S,) columns, ascending; logits of these only are computed, which saves the
-            model's last and widest layer on the others. The model must take `logits_to_keep`.
-        use_cache: passed to the model only if given. False saves models of transformers a copy of
-            all keys and values.
+        attention_mask, position_ids: (B, T), passed on if given. A causal LM on right-padded rows
+            needs neither: no position before the padding sees it.
+        temperature: logits are divided by it before the softmax, as in sampling.
+        positions: (S,) columns, ascending; logits of these only are computed. The model must take
+            `logits_to_keep`.
+        use_cache: passed on if given. False saves transformers a copy of all keys and values.
 
     Returns:
         `log_probs` (B, T) in nats with gradient, and if asked `token_entropy` (B, T) in nats,
@@ -219,13 +197,9 @@ def get_response_log_probs(
     """
     require_same_shape(labels, "labels", input_ids, "input_ids")
     require_positive(temperature, "temperature", "get_response_log_probs")
-    optional = {
-        "attention_mask": attention_mask,
-        "position_ids": position_ids,
-        "use_cache": use_cache,
-        "logits_to_keep": positions,
-    }
-    given = {name: value for name, value in optional.items() if value is not None}
+    options: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": position_ids}
+    options |= {"use_cache": use_cache, "logits_to_keep": positions}
+    given = {name: value for name, value in options.items() if value is not None}
     logits_BSV = model(input_ids, **given).logits
     _require_logits(logits_BSV)
     labels_BS = labels if positions is None else labels[:, positions]
@@ -234,15 +208,11 @@ def get_response_log_probs(
             f"the model returned logits of shape {tuple(logits_BSV.shape)} for labels of shape "
             f"{tuple(labels_BS.shape)}, expected one distribution for each label"
         )
-    log_probs_BS, entropy_BS = _LabelLogProbs.apply(
-        logits_BSV, labels_BS, temperature, return_token_entropy
-    )
-    result = {"log_probs": log_probs_BS}
-    if entropy_BS is not None:
-        result["token_entropy"] = entropy_BS
+    names = ("log_probs", "token_entropy")
+    values = _LabelLogProbs.apply(logits_BSV, labels_BS, temperature, return_token_entropy)
+    result = {n: v for n, v in zip(names, values, strict=True) if v is not None}
     if positions is not None:
-        result = {
-            name: values_BS.new_zeros(labels.shape).index_copy(1, positions, values_BS)
-            for name, values_BS in result.items()
-        }
+        for name, values_BS in result.items():
+            zeros_BT = values_BS.new_zeros(labels.shape)
+            result[name] = zeros_BT.index_copy(1, positions, values_BS)
     return result

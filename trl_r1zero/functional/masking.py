@@ -7,11 +7,12 @@ mask reaches neither the value nor the gradient.
 """
 
 import torch
+from torch import Tensor
 
-from trl_r1zero.functional._checks import require_same_shape
+from ._checks import require_same_shape
 
 
-def zero_unselected(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def zero_unselected(tensor: Tensor, mask: Tensor) -> Tensor:
     """Return `tensor` with exact zeros where `mask` is 0; the gradient there is exactly 0 too.
 
     Apply it *before* a function that can overflow (a ratio's `exp`), and not only after: the chain
@@ -26,11 +27,11 @@ def zero_unselected(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def masked_normalize(
-    tensor: torch.Tensor,
-    mask: torch.Tensor,
+    tensor: Tensor,
+    mask: Tensor,
     normalize_constant: float,
     dim: int | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     r"""Sum of the selected elements, divided by a constant: :math:`\sum_j m_j x_j / c`.
 
     With a constant that does not depend on the sequence, every token of a batch has the same
@@ -53,7 +54,7 @@ def masked_normalize(
     return zero_unselected(tensor, mask).sum(dim=dim) / normalize_constant
 
 
-def masked_mean(tensor: torch.Tensor, mask: torch.Tensor, dim: int | None = None) -> torch.Tensor:
+def masked_mean(tensor: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     r"""Mean of the selected elements: :math:`\sum_j m_j x_j / \sum_j m_j`.
 
     Args:

@@ -15,19 +15,16 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+from torch import Tensor
 
-from trl_r1zero.functional._checks import look_up, require, require_same_shape
+from ._checks import look_up, require, require_same_shape
 
 ClipRange = float | tuple[float, float]
-LossAndMetadata = tuple[torch.Tensor, dict[str, torch.Tensor]]
-SurrogateFn = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor | None, ClipRange | None], LossAndMetadata
-]
+LossAndMetadata = tuple[Tensor, dict[str, Tensor]]
+SurrogateFn = Callable[[Tensor, Tensor, Tensor | None, ClipRange | None], LossAndMetadata]
 
 
-def _require_advantages_B1(
-    advantages: torch.Tensor, argument: str, policy_log_probs: torch.Tensor
-) -> torch.Tensor:
+def _require_advantages_B1(advantages: Tensor, argument: str, policy_log_probs: Tensor) -> Tensor:
     if policy_log_probs.dim() != 2:
         raise ValueError(
             f"policy_log_probs must have shape (B, T), got {tuple(policy_log_probs.shape)}"
@@ -42,27 +39,25 @@ def _require_advantages_B1(
     return advantages.detach()
 
 
-def _ratio_BT(policy_log_probs: torch.Tensor, old_log_probs: torch.Tensor) -> torch.Tensor:
+def _ratio_BT(policy_log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
     require_same_shape(old_log_probs, "old_log_probs", policy_log_probs, "policy_log_probs")
     return torch.exp(policy_log_probs - old_log_probs.detach())
 
 
 def _clip_bounds(cliprange: ClipRange) -> tuple[float, float]:
     """The interval [1 - low, 1 + high] of unclipped ratios."""
-    if isinstance(cliprange, int | float):
-        low, high = float(cliprange), float(cliprange)
-    else:
-        if len(cliprange) != 2:
-            raise ValueError(f"cliprange must be a number or a pair (low, high), got {cliprange!r}")
-        low, high = cliprange
+    bounds = (cliprange, cliprange) if isinstance(cliprange, int | float) else cliprange
+    if len(bounds) != 2:
+        raise ValueError(f"cliprange must be a number or a pair (low, high), got {cliprange!r}")
+    low, high = bounds
     if not (low >= 0 and high >= 0 and math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"cliprange must be finite and at least 0, got {cliprange!r}")
     return 1 - low, 1 + high
 
 
 def compute_naive_policy_gradient_loss(
-    raw_rewards_or_advantages: torch.Tensor, policy_log_probs: torch.Tensor
-) -> torch.Tensor:
+    raw_rewards_or_advantages: Tensor, policy_log_probs: Tensor
+) -> Tensor:
     r"""REINFORCE, per token: :math:`-A_b \ln \pi_\theta(y_{bt})` (Williams 1992).
 
     Its value means nothing; its gradient is minus the policy gradient on on-policy data.
@@ -84,9 +79,9 @@ def compute_naive_policy_gradient_loss(
 
 
 def compute_grpo_clip_loss(
-    advantages: torch.Tensor,
-    policy_log_probs: torch.Tensor,
-    old_log_probs: torch.Tensor,
+    advantages: Tensor,
+    policy_log_probs: Tensor,
+    old_log_probs: Tensor,
     cliprange: ClipRange,
 ) -> LossAndMetadata:
     r"""The clipped importance ratio of PPO, as GRPO uses it, per token.
@@ -124,9 +119,9 @@ def compute_grpo_clip_loss(
 
 
 def compute_grpo_no_clip_loss(
-    advantages: torch.Tensor,
-    policy_log_probs: torch.Tensor,
-    old_log_probs: torch.Tensor,
+    advantages: Tensor,
+    policy_log_probs: Tensor,
+    old_log_probs: Tensor,
 ) -> LossAndMetadata:
     r"""The unclipped importance ratio, per token: :math:`-\rho_{bt} A_b`.
 
@@ -139,35 +134,26 @@ def compute_grpo_no_clip_loss(
 
 
 def _reinforce(
-    advantages: torch.Tensor,
-    policy_log_probs: torch.Tensor,
-    old_log_probs: torch.Tensor | None,
-    cliprange: ClipRange | None,
+    advantages: Tensor, policy: Tensor, old: Tensor | None, cliprange: ClipRange | None
 ) -> LossAndMetadata:
-    return compute_naive_policy_gradient_loss(advantages, policy_log_probs), {}
+    return compute_naive_policy_gradient_loss(advantages, policy), {}
 
 
 def _clipped_ratio(
-    advantages: torch.Tensor,
-    policy_log_probs: torch.Tensor,
-    old_log_probs: torch.Tensor | None,
-    cliprange: ClipRange | None,
+    advantages: Tensor, policy: Tensor, old: Tensor | None, cliprange: ClipRange | None
 ) -> LossAndMetadata:
     user = "surrogate 'clipped_ratio'"
-    old_BT = require(old_log_probs, "old_log_probs", user)
+    old_BT = require(old, "old_log_probs", user)
     # The checker joins the members of the union to `object` when it solves for the type variable.
     bounds = cast(ClipRange, require(cliprange, "cliprange", user))
-    return compute_grpo_clip_loss(advantages, policy_log_probs, old_BT, bounds)
+    return compute_grpo_clip_loss(advantages, policy, old_BT, bounds)
 
 
 def _unclipped_ratio(
-    advantages: torch.Tensor,
-    policy_log_probs: torch.Tensor,
-    old_log_probs: torch.Tensor | None,
-    cliprange: ClipRange | None,
+    advantages: Tensor, policy: Tensor, old: Tensor | None, cliprange: ClipRange | None
 ) -> LossAndMetadata:
-    old_BT = require(old_log_probs, "old_log_probs", "surrogate 'unclipped_ratio'")
-    return compute_grpo_no_clip_loss(advantages, policy_log_probs, old_BT)
+    old_BT = require(old, "old_log_probs", "surrogate 'unclipped_ratio'")
+    return compute_grpo_no_clip_loss(advantages, policy, old_BT)
 
 
 # (advantages (B, 1), policy_log_probs (B, T), old_log_probs (B, T) or None, cliprange or None)
@@ -212,11 +198,11 @@ LOSS_TYPES: dict[str, LossType] = {
 
 
 def compute_policy_gradient_loss(
-    policy_log_probs: torch.Tensor,
+    policy_log_probs: Tensor,
     loss_type: str,
-    raw_rewards: torch.Tensor | None = None,
-    advantages: torch.Tensor | None = None,
-    old_log_probs: torch.Tensor | None = None,
+    raw_rewards: Tensor | None = None,
+    advantages: Tensor | None = None,
+    old_log_probs: Tensor | None = None,
     cliprange: ClipRange | None = None,
 ) -> LossAndMetadata:
     """The per-token loss of a key of `LOSS_TYPES`.
@@ -239,10 +225,8 @@ def compute_policy_gradient_loss(
         ValueError: loss_type is unknown, an argument it needs is missing, or shapes do not fit.
     """
     loss = look_up(LOSS_TYPES, loss_type, "loss_type")
-    argument, weights = (
-        ("raw_rewards", raw_rewards) if loss.advantage == "raw" else ("advantages", advantages)
-    )
-    weights_B1 = _require_advantages_B1(
-        require(weights, argument, f"loss_type {loss_type!r}"), argument, policy_log_probs
-    )
+    argument = "raw_rewards" if loss.advantage == "raw" else "advantages"
+    weights = raw_rewards if loss.advantage == "raw" else advantages
+    given = require(weights, argument, f"loss_type {loss_type!r}")
+    weights_B1 = _require_advantages_B1(given, argument, policy_log_probs)
     return SURROGATES[loss.surrogate](weights_B1, policy_log_probs, old_log_probs, cliprange)

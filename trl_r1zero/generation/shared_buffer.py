@@ -15,20 +15,20 @@ for the trainer keeps it while it trains.
 """
 
 import base64
-import binascii
 import fcntl
 import mmap
 import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from contextlib import suppress
+from dataclasses import astuple, dataclass, fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .weight_transfer import TensorInfo, unpack
+from .weight_transfer import TensorInfo, bytes_of, unpack
 
 # Of 3 GB of weights this makes 23 requests of milliseconds each, and it is little beside a model.
 BUFFER_BYTES = 128 * 2**20
@@ -52,19 +52,24 @@ class Handle:
         proof: Its first bytes as they were when the handle was sent.
     """
 
+    kind: ClassVar[str]
     num_bytes: int
     proof: bytes
 
     def as_json(self) -> dict[str, Any]:
         """For a request's body; `parse_handle` is the inverse."""
-        (kind,) = (name for name, cls in _KINDS.items() if cls is type(self))
-        return {"kind": kind, **{f.name: _encoded(getattr(self, f.name)) for f in fields(self)}}
+        encoded = {
+            name: base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else value
+            for name, value in vars(self).items()
+        }
+        return {"kind": self.kind, **encoded}
 
 
 @dataclass(frozen=True)
 class CPUHandle(Handle):
     """Of memory of this machine: an open file of a process that holds it."""
 
+    kind = "cpu"
     pid: int
     fd: int
 
@@ -74,6 +79,7 @@ class CUDAHandle(Handle):
     """Of memory of a GPU: what torch's storages give for another process, but for the number of the
     device, which may be another one there."""
 
+    kind = "cuda"
     memory_handle: bytes
     storage_bytes: int
     offset_bytes: int
@@ -83,7 +89,7 @@ class CUDAHandle(Handle):
     event_sync_required: bool
 
 
-_KINDS: dict[str, type[Handle]] = {"cpu": CPUHandle, "cuda": CUDAHandle}
+_KINDS: dict[str, type[Handle]] = {cls.kind: cls for cls in (CPUHandle, CUDAHandle)}
 
 
 def parse_handle(body: Any) -> Handle:
@@ -95,31 +101,23 @@ def parse_handle(body: Any) -> Handle:
     if not isinstance(body, Mapping) or body.get("kind") not in _KINDS:
         raise ValueError(f"buffer must be an object whose kind is one of {', '.join(_KINDS)}")
     cls = _KINDS[body["kind"]]
-    names = {f.name for f in fields(cls)}
-    if set(body) != {"kind", *names}:
-        raise ValueError(f"a buffer of kind {body['kind']} has {', '.join(sorted(names))}")
-    handle = cls(**{f.name: _decoded(f.name, body[f.name], f.type) for f in fields(cls)})
+    types = {field.name: field.type for field in fields(cls)}
+    if set(body) != {"kind", *types}:
+        raise ValueError(f"a buffer of kind {body['kind']} has {', '.join(sorted(types))}")
+    handle = cls(**{name: _decoded(name, body[name], kind) for name, kind in types.items()})
     if handle.num_bytes < _PROOF_BYTES or len(handle.proof) != _PROOF_BYTES:
         raise ValueError(f"a buffer has at least {_PROOF_BYTES} bytes, which prove that it is one")
     return handle
 
 
-def _encoded(value: Any) -> Any:
-    return base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else value
-
-
 def _decoded(name: str, value: Any, kind: Any) -> Any:
     if kind is bytes and isinstance(value, str):
-        try:
+        with suppress(ValueError):
             return base64.b64decode(value, validate=True)
-        except binascii.Error:
-            raise ValueError(f"{name} of a buffer must be in base64") from None
-    if kind is bytes or type(value) is not kind or (kind is int and value < 0):
-        raise ValueError(f"{name} of a buffer must be {_WORDS[kind]}, got {value!r:.80}")
-    return value
-
-
-_WORDS = {int: "a number from 0", bytes: "a text in base64", bool: "true or false"}
+    elif type(value) is kind and (kind is bool or value >= 0):
+        return value
+    words = {int: "a number from 0", bytes: "a text in base64", bool: "true or false"}
+    raise ValueError(f"{name} of a buffer must be {words[kind]}, got {value!r:.80}")
 
 
 # The trainer's side
@@ -152,8 +150,7 @@ class SharedBuffer:
             SharedMemoryError: The memory cannot be shared.
         """
         proof = secrets.token_bytes(_PROOF_BYTES)
-        self._data[:_PROOF_BYTES].copy_(torch.frombuffer(bytearray(proof), dtype=torch.uint8))
-        self._synchronize()
+        self._put([torch.frombuffer(bytearray(proof), dtype=torch.uint8)])
         if self._fd is not None:
             return CPUHandle(len(self._data), proof, os.getpid(), self._fd)
         try:
@@ -162,33 +159,26 @@ class SharedBuffer:
             raise SharedMemoryError(f"CUDA does not share memory here: {error}") from error
         return CUDAHandle(len(self._data), proof, *shared)
 
-    def fill(self, tensors: Iterable[Tensor], num_bytes: int) -> Iterator[tuple[int, int]]:
+    def fill(self, tensors: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
         """Lay the bytes of a bucket side by side into the buffer, as much at a time as it holds.
 
         Args:
             tensors: Of the bucket; more than the buffer holds is one tensor alone.
-            num_bytes: Of all of them.
 
         Yields:
             Where in the bucket the piece begins that is in the buffer now, and its bytes. The next
             one is put there once the receiver has taken this one.
         """
-        room = len(self._data)
-        if num_bytes > room:
-            (data,) = (_bytes_of(tensor) for tensor in tensors)
-            for start in range(0, num_bytes, room):
-                piece = data[start : start + room]
-                self._data[: len(piece)].copy_(piece)
-                self._synchronize()
-                yield start, len(piece)
+        room, num_bytes = len(self._data), sum(tensor.nbytes for tensor in tensors)
+        if num_bytes <= room:
+            self._put(bytes_of(tensor) for tensor in tensors)
+            yield 0, num_bytes
             return
-        at = 0
-        for tensor in tensors:
-            data = _bytes_of(tensor)
-            self._data[at : at + len(data)].copy_(data)
-            at += len(data)
-        self._synchronize()
-        yield 0, at
+        (data,) = (bytes_of(tensor) for tensor in tensors)
+        for start in range(0, num_bytes, room):
+            piece = data[start : start + room]
+            self._put([piece])
+            yield start, len(piece)
 
     def close(self) -> None:
         """Let it go; who has it open keeps it."""
@@ -197,14 +187,14 @@ class SharedBuffer:
             os.close(self._fd)
             self._fd = None
 
-    def _synchronize(self) -> None:
-        """What was put into the buffer is there for others, too."""
+    def _put(self, pieces: Iterable[Tensor]) -> None:
+        """Bytes to the beginning of the buffer; they are there for other processes, too, then."""
+        at = 0
+        for piece in pieces:
+            self._data[at : at + len(piece)].copy_(piece)
+            at += len(piece)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _bytes_of(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 # The side of the server's worker
@@ -322,16 +312,8 @@ def _open_cuda(handle: CUDAHandle, device: torch.device) -> Tensor:
     storage_class: Any = torch.UntypedStorage
     try:
         torch.cuda.init()
-        storage = storage_class._new_shared_cuda(
-            torch.cuda.current_device() if device.index is None else device.index,
-            handle.memory_handle,
-            handle.storage_bytes,
-            handle.offset_bytes,
-            handle.ref_counter_handle,
-            handle.ref_counter_offset,
-            handle.event_handle,
-            handle.event_sync_required,
-        )
+        index = torch.cuda.current_device() if device.index is None else device.index
+        storage = storage_class._new_shared_cuda(index, *astuple(handle)[2:])  # without the proof
     except RuntimeError as error:
         raise SharedMemoryError(f"CUDA does not open the trainer's memory: {error}") from error
     return torch.empty(0, dtype=torch.uint8, device=device).set_(storage)[: handle.num_bytes]

@@ -2,7 +2,7 @@
 
 Not imported but started, with nothing but the standard library, so that it is there at once:
 
-    python -I -S vllm_supervisor.py OWNER_PID GRACE_SECONDS COMMAND ...
+    python -I -S vllm_supervisor.py OWNER_PID GRACE_SECONDS PREFIX VARIABLE COMMAND ...
 
 Standard input is a pipe whose other end the owner holds and never writes to: its end means stop,
 be it that the owner closed it or that it was killed. Children that the owner forks may hold it open
@@ -11,10 +11,10 @@ pid; the command itself writes to standard error. The exit status is the command
 signal n).
 
 A server whose engine or worker is killed may go on as if nothing were, with requests that nobody
-will answer; so the end of any process that vLLM gave a name (`VLLM::EngineCore`) is the end of all.
+will answer; so the end of any process whose title begins with PREFIX (`VLLM::`) is the end of all.
 
-vLLM leaves the sockets of its processes behind when it ends. Here they lie in a folder that only
-this user can look into, and that goes with the command.
+vLLM leaves the sockets of its processes behind when it ends. Here they lie in a folder, named by
+the environment's VARIABLE, that only this user can look into, and that goes with the command.
 
 Stopping is SIGTERM to the command, and SIGKILL to whatever is left after the grace time. On Linux
 orphans of the command come back to this process (PR_SET_CHILD_SUBREAPER), so that sessions and
@@ -42,28 +42,27 @@ _ENGINE_SECONDS = 0.5
 _ENGINE_GRACE_SECONDS = 5.0
 # A socket's path has 107 bytes at most on Linux, of which vLLM's name and the folder's take 51.
 _LONGEST_SOCKET_BASE = 56
-_ENGINE_PREFIX = os.environ.get("VLLM_PROCESS_NAME_PREFIX", "VLLM") + "::"
 
 
-def main(owner: int, grace_seconds: float, command: list[str]) -> int:
+def main(owner: str, grace_seconds: str, prefix: str, variable: str, *command: str) -> int:
     """Run the command; see the module."""
-    asked_to_stop: list[bool] = []
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: asked_to_stop.append(True))
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    base = os.environ.get("VLLM_RPC_BASE_PATH", tempfile.gettempdir())
+    base = os.environ.get(variable, tempfile.gettempdir())
     if len(os.fsencode(base)) > _LONGEST_SOCKET_BASE:
         base = "/tmp"
     with tempfile.TemporaryDirectory(
         prefix="vllm-", dir=base, ignore_cleanup_errors=True
     ) as sockets:
-        os.environ["VLLM_RPC_BASE_PATH"] = sockets
-        return _supervise(owner, grace_seconds, command, asked_to_stop)
+        os.environ[variable] = sockets
+        return _supervise(int(owner), float(grace_seconds), _EngineWatch(prefix), command)
 
 
 def _supervise(
-    owner: int, grace_seconds: float, command: list[str], asked_to_stop: list[bool]
+    owner: int, grace_seconds: float, engine: "_EngineWatch", command: tuple[str, ...]
 ) -> int:
+    asked_to_stop: list[bool] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: asked_to_stop.append(True))
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -73,7 +72,6 @@ def _supervise(
         preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),  # noqa: PLW1509
     )
     print(process.pid, flush=True)
-    engine = _EngineWatch()
     while process.poll() is None and not asked_to_stop and not _owner_is_gone(owner):
         if (name := engine.lost()) is not None:
             # Mostly the server notices, says why and ends.
@@ -89,7 +87,9 @@ def _supervise(
             process.wait(grace_seconds)
     _kill_descendants(process)
     status = process.wait()
-    _reap_orphans()
+    with contextlib.suppress(ChildProcessError):  # orphans; a container's first process may not
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
     if ended_by_itself and status < 0:
         name = signal.Signals(-status).name
         print(f"vllm_supervisor.py: the server was ended by {name}", file=sys.stderr)
@@ -99,7 +99,8 @@ def _supervise(
 class _EngineWatch:
     """Remembers the processes below this one that vLLM named; on Linux only."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
         self._names: dict[int, str] = {}
         self._next_look = 0.0
 
@@ -113,7 +114,7 @@ class _EngineWatch:
         for pid in parents:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
                 title = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").rstrip("\0 ")
-                if title.startswith(_ENGINE_PREFIX):
+                if title.startswith(self._prefix):
                     titles[pid] = title
         for pid, title in titles.items():
             # A child that a worker forks to run a program has the worker's name until it does.
@@ -142,13 +143,6 @@ def _kill_descendants(process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.02)
 
 
-def _reap_orphans() -> None:
-    """Take the ended orphans out of the process table; a container's first process may not."""
-    with contextlib.suppress(ChildProcessError):  # none is left
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-
-
 def _descendants(ancestor: int) -> dict[int, int]:
     """All processes below one, each with its parent; those that have ended apart."""
     parents = {}
@@ -171,4 +165,4 @@ def _prctl(option: int, value: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))
+    sys.exit(main(*sys.argv[1:]))

@@ -2,7 +2,7 @@
 
 vLLM's own transfer engines are NCCL and its relatives, for trainers on CUDA. This one is for every
 other trainer: it is rank 0 of a gloo group of its own (no part of any default group of
-`torch.distributed`), and the server's workers are the ranks behind it (`vllm_plugin`).
+`torch.distributed`), and the server's workers are the ranks behind it (`vllm_engine`).
 
 Tensors travel in buckets: consecutive ones are laid side by side as bytes, so a small model is one
 broadcast and a large one never needs a second copy of itself. Both sides compute the buckets from
@@ -22,12 +22,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-BACKEND = "gloo"
-# Memory of a device that both sides use. vLLM has an engine `ipc` of its own, which is another one.
-IPC_BACKEND = "trl_r1zero_ipc"
+from .connections import is_loopback
+
 BUCKET_BYTES = 64 * 2**20
 _READY_KEY = "workers_ready"
 _POLL_SECONDS = 0.0005
+
+NamedTensors = Iterator[tuple[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -74,20 +75,33 @@ def cut_into_buckets(
     return buckets
 
 
+def fill_buckets(
+    infos: Sequence[TensorInfo], tensors: NamedTensors, bucket_bytes: int = BUCKET_BYTES
+) -> Iterator[tuple[list[TensorInfo], list[Tensor]]]:
+    """Each bucket with its tensors; not one more is taken than `infos` announces."""
+    for bucket in cut_into_buckets(infos, bucket_bytes):
+        named = list(islice(tensors, len(bucket)))
+        assert [name for name, _ in named] == [info.name for info in bucket]
+        yield bucket, [tensor for _, tensor in named]
+
+
+def bytes_of(tensor: Tensor) -> Tensor:
+    """A (number of bytes,) uint8 tensor; a view where the tensor is contiguous."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
 def pack(tensors: Iterable[Tensor]) -> Tensor:
     """The tensors' bytes side by side, a (number of bytes,) uint8 tensor on the CPU."""
-    return torch.cat([t.detach().contiguous().cpu().reshape(-1).view(torch.uint8) for t in tensors])
+    return torch.cat([bytes_of(tensor).cpu() for tensor in tensors])
 
 
 def unpack(data: Tensor, bucket: Sequence[TensorInfo]) -> list[tuple[str, Tensor]]:
     """The named tensors of a bucket; copies, as its bytes need not be aligned for every dtype."""
-    named = []
-    start = 0
-    for info in bucket:
-        piece = data[start : start + info.num_bytes].clone()
-        named.append((info.name, piece.view(info.torch_dtype).reshape(info.shape)))
-        start += info.num_bytes
-    return named
+    pieces = data.split([info.num_bytes for info in bucket])
+    return [
+        (info.name, piece.clone().view(info.torch_dtype).reshape(info.shape))
+        for info, piece in zip(bucket, pieces, strict=True)
+    ]
 
 
 class GlooGroup:
@@ -155,7 +169,7 @@ class TrainerRendezvous:
         listener.bind((self.address, port or 0))
         listener.listen(self.world_size)
         self.port: int = listener.getsockname()[1]
-        self._store = dist.TCPStore(
+        self.store = dist.TCPStore(
             self.address,
             self.port,
             self.world_size,
@@ -164,22 +178,13 @@ class TrainerRendezvous:
             wait_for_workers=False,
             master_listen_fd=listener.detach(),
         )
-
-    @property
-    def init_info(self) -> dict[str, Any]:
-        """What the server's `/init_weight_transfer_engine` is told."""
-        return {
+        # What the server's workers are told.
+        self.init_info: dict[str, Any] = {
             "master_address": self.address,
             "master_port": self.port,
             "rank_offset": 1,
             "world_size": self.world_size,
-            "timeout_seconds": self.timeout_seconds,
         }
-
-    @property
-    def store(self) -> dist.Store:
-        """What the workers come to."""
-        return self._store
 
     def await_worker(self, while_waiting: Callable[[], None]) -> None:
         """Until the first of vLLM's own workers, who leave word when they come, is there.
@@ -187,16 +192,16 @@ class TrainerRendezvous:
         Raises:
             TimeoutError: None came.
         """
-        self._await(lambda: self._store.num_keys() > 0, while_waiting)
+        self._await(lambda: self.store.num_keys() > 0, while_waiting)
 
     def join(self, while_waiting: Callable[[], None]) -> GlooGroup:
-        """The group, once all workers are there.
+        """The gloo group, once all workers are there.
 
         Raises:
             TimeoutError: They did not come.
         """
-        self._await(lambda: self._store.add(_READY_KEY, 0) >= self.world_size - 1, while_waiting)
-        return GlooGroup(self._store, self.address, 0, self.world_size, self.timeout_seconds)
+        self._await(lambda: self.store.add(_READY_KEY, 0) >= self.world_size - 1, while_waiting)
+        return GlooGroup(self.store, self.address, 0, self.world_size, self.timeout_seconds)
 
     def _await(self, arrived: Callable[[], bool], while_waiting: Callable[[], None]) -> None:
         deadline = time.monotonic() + self.timeout_seconds
@@ -229,14 +234,12 @@ def join_as_worker(
 def send_weights(
     group: GlooGroup,
     infos: Sequence[TensorInfo],
-    tensors: Iterator[tuple[str, Tensor]],
+    tensors: NamedTensors,
     while_waiting: Callable[[], None],
 ) -> None:
     """Rank 0's half: broadcast `tensors`, which are those announced in `infos`, in their order."""
-    for bucket in cut_into_buckets(infos):
-        named = list(islice(tensors, len(bucket)))
-        assert [name for name, _ in named] == [info.name for info in bucket]
-        group.broadcast(pack(tensor for _, tensor in named), while_waiting)
+    for _, bucket in fill_buckets(infos, tensors):
+        group.broadcast(pack(bucket), while_waiting)
 
 
 def receive_weights(
@@ -247,10 +250,6 @@ def receive_weights(
         data = torch.empty(sum(info.num_bytes for info in bucket), dtype=torch.uint8)
         group.broadcast(data)
         yield unpack(data, bucket)
-
-
-def is_loopback(host: str) -> bool:
-    return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 def _address_towards(host: str) -> str:

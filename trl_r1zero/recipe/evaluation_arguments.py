@@ -1,14 +1,14 @@
 """What to evaluate, how to sample, and where to write, as recipes say it."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trl_r1zero.data.naming import unknown_name_message
+from trl_r1zero.arguments import Count, arg
+from trl_r1zero.naming import unknown_name_message
 
 from .evaluation_backends import BACKENDS, DEFAULT_BATCH_SIZE, KEYS_OF_BACKENDS, DeferredEngine
-from .keys import key
 from .requirements import check_model_path
 from .task_arguments import TaskSelection
 
@@ -31,42 +31,42 @@ class EvaluationArguments(TaskSelection):
             its range.
     """
 
-    model: str = key("Path of a model's folder, or a hub id.", kw_only=True)
-    data: str | None = key("JSON-lines file or hub id (id, id:split) of the problems.", None)
-    split: str | None = key(
+    model: str = arg(MISSING, "Path of a model's folder, or a hub id.", kw_only=True)
+    data: str | None = arg(None, "JSON-lines file or hub id (id, id:split) of the problems.")
+    split: str | None = arg(
+        None,
         "Which of its splits; a file of problems has only one. Unset: the task's own, validation "
         "or test.",
-        None,
     )
-    num_examples: int | None = key("The first so many problems. Unset: all.", None)
-    backend: str = key(
+    num_examples: Count | None = arg(None, "The first so many problems. Unset: all.")
+    backend: str = arg(
+        "vllm",
         "What samples. transformers: this process; vllm: a vLLM server of its own; vllm_offline: "
         "vLLM in this process; vllm_server: the server at server_url.",
-        "vllm",
     )
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = key(
-        "Of weights and activations. auto: the model's own.", "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = arg(
+        "auto", "Of weights and activations. auto: the model's own."
     )
-    server: dict[str, Any] | None = key(
+    server: dict[str, Any] | None = arg(
+        None,
         "More settings of vLLM for the backends vllm (the keys of `trl-r1zero serve`) and "
         "vllm_offline, such as {max_model_len: 2048}.",
-        None,
     )
-    server_url: str | None = key(
-        "Of a running server, for vllm_server, such as http://127.0.0.1:8000.", None
+    server_url: str | None = arg(
+        None, "Of a running server, for vllm_server, such as http://127.0.0.1:8000."
     )
-    batch_size: int | None = key(
-        f"Answers at a time, for transformers. Unset: {DEFAULT_BATCH_SIZE}.", None
+    batch_size: Count | None = arg(
+        None, f"Answers at a time, for transformers. Unset: {DEFAULT_BATCH_SIZE}."
     )
-    temperature: float = key("0 is greedy.", 1.0)
-    top_p: float = key("Nucleus sampling; 1 is all tokens.", 1.0)
-    top_k: int = key("The likeliest tokens only; 0 is all.", 0)
-    min_p: float = key("Tokens of at least this share of the likeliest one's probability.", 0.0)
-    max_tokens: int = key("An answer ends here at the latest.", 1024)
-    min_tokens: int = key("An answer may end after so many tokens only.", 4)
-    n: int = key("Answers to each problem; above 1, for pass@k and maj@k.", 1)
-    seed: int = key("Seed of the sampling.", 0)
-    output_dir: str | None = key("Folder of the results. Unset: runs/eval/MODEL/TASK-PROMPT.", None)
+    temperature: float = arg(1.0, "0 is greedy.")
+    top_p: float = arg(1.0, "Nucleus sampling; 1 is all tokens.")
+    top_k: int = arg(0, "The likeliest tokens only; 0 is all.")
+    min_p: float = arg(0.0, "Tokens of at least this share of the likeliest one's probability.")
+    max_tokens: int = arg(1024, "An answer ends here at the latest.")
+    min_tokens: int = arg(4, "An answer may end after so many tokens only.")
+    n: Count = arg(1, "Answers to each problem; above 1, for pass@k and maj@k.")
+    seed: int = arg(0, "Seed of the sampling.")
+    output_dir: str | None = arg(None, "Folder of the results. Unset: runs/eval/MODEL/TASK-PROMPT.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,10 +88,6 @@ class EvaluationArguments(TaskSelection):
                 f"dtype: got {self.dtype!r}, but the server at server_url has a dtype already; "
                 "remove it"
             )
-        for name in ("n", "num_examples", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: got {value}, expected at least 1")
 
     def load(self) -> "LoadedEvaluation":
         """Read prompt, data and reward; the model is not loaded yet.

@@ -1,7 +1,9 @@
 """Which instruction data to train and to validate on, as recipes say it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from trl_r1zero.arguments import arg
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,23 +20,16 @@ class InstructionArguments:
         ValueError: A malformed row, or not one chunk of tokens (on `load`).
     """
 
-    train_data: str = field(
-        default="data/instructions/train.jsonl.gz",
-        metadata={"help": "JSON-lines file of prompt and response, plain or .gz."},
+    train_data: str = arg(
+        "data/instructions/train.jsonl.gz", "JSON-lines file of prompt and response, plain or .gz."
     )
-    eval_data: str | None = field(
-        default="data/instructions/test.jsonl.gz",
-        metadata={"help": "The same for validation. null: none, with eval_strategy no."},
+    eval_data: str | None = arg(
+        "data/instructions/test.jsonl.gz",
+        "The same for validation. null: none, with eval_strategy no.",
     )
-    seq_length: int = field(default=512, metadata={"help": "Tokens in a chunk (context length)."})
-    shuffle: bool = field(
-        default=True,
-        metadata={"help": "Put the documents of train_data into a random order, by seed."},
-    )
-    cache_dir: str | None = field(
-        default=None,
-        metadata={"help": "Where tokens are kept. Unset: the user's cache folder."},
-    )
+    seq_length: int = arg(512, "Tokens in a chunk (context length).")
+    shuffle: bool = arg(True, "Put the documents of train_data into a random order, by seed.")
+    cache_dir: str | None = arg(None, "Where tokens are kept. Unset: the user's cache folder.")
 
     def load(
         self, tokenizer: "PreTrainedTokenizerBase", seed: int, show_progress: bool = True
@@ -42,23 +37,16 @@ class InstructionArguments:
         """The chunks to train and to validate on; tokenises files that are new."""
         from trl_r1zero.data.packing import PackedSFTDataset
 
-        train = PackedSFTDataset(
-            tokenizer,
-            self.train_data,
-            self.seq_length,
-            self.shuffle,
-            seed=seed,
-            cache_dir=self.cache_dir,
-            show_progress=show_progress,
-        )
-        if self.eval_data is None:
-            return train, None
-        validation = PackedSFTDataset(
-            tokenizer,
-            self.eval_data,
-            self.seq_length,
-            shuffle=False,
-            cache_dir=self.cache_dir,
-            show_progress=show_progress,
-        )
-        return train, validation
+        def pack(path: str, shuffle: bool) -> PackedSFTDataset:
+            return PackedSFTDataset(
+                tokenizer,
+                path,
+                self.seq_length,
+                shuffle,
+                seed=seed,
+                cache_dir=self.cache_dir,
+                show_progress=show_progress,
+            )
+
+        train = pack(self.train_data, self.shuffle)
+        return train, None if self.eval_data is None else pack(self.eval_data, shuffle=False)

@@ -13,21 +13,20 @@ file, and an error names the key, the file and the line.
 
 import copy
 import dataclasses
-import difflib
-import functools
 import inspect
 import re
 import sys
 import textwrap
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from trl_r1zero.arguments import default_of
+from trl_r1zero.naming import did_you_mean
 
 from .types import MISFIT, element_type, fit, members, to_plain, type_name
 from .yaml_files import RecipeError, Setting, dump_yaml, parse_yaml_text, read_recipe
-
-__all__ = ["ParsedRecipe", "RecipeError", "parse_recipe"]
 
 # Keys that belong to the parser; no dataclass may have a field of that name.
 _RESERVED = {
@@ -37,23 +36,18 @@ _RESERVED = {
 _HELP_FLAGS = ("-h", "--help")
 _HELP_HINT = "--help lists all keys"
 _HELP_WIDTH = 100
-_COMMAND_LINE = "command line"
 
 
 @dataclasses.dataclass(frozen=True)
 class ParsedRecipe:
-    """What a recipe and a command line ask for.
+    """What a recipe and a command line ask for."""
 
-    Attributes:
-        instances: one instance per dataclass, in the order in which the dataclasses were given.
-        values: every field that a recipe can set, with the value that its constructor got, which
-            may differ from the instance's: a `__post_init__` derives and converts.
-        places: for each key that was set, where ("recipes/x.yaml:3" or "command line"); the other
-            keys have their defaults.
-    """
-
+    # One per dataclass, in the order in which the dataclasses were given.
     instances: tuple[Any, ...]
+    # Every field that a recipe can set, with the value that its constructor got, which may differ
+    # from the instance's: a `__post_init__` derives and converts.
     values: dict[str, Any]
+    # Each key that was set -> where: "recipes/x.yaml:3" or "command line".
     places: dict[str, str]
 
     def to_yaml(self) -> str:
@@ -65,11 +59,11 @@ class ParsedRecipe:
         sections = []
         for instance in self.instances:
             lines = [f"# {type(instance).__name__}\n"]
-            for field in _settable_fields(type(instance)):
-                if field.name.endswith("_token"):
+            for name in _namespace((type(instance),)):
+                if name.endswith("_token"):
                     continue
-                text = dump_yaml({field.name: to_plain(self.values[field.name])})
-                place = self.places.get(field.name)
+                text = dump_yaml({name: to_plain(self.values[name])})
+                place = self.places.get(name)
                 if place is not None:
                     # A comment cannot stand behind a value of several lines.
                     single = text.count("\n") == 1
@@ -116,131 +110,109 @@ def parse_recipe(
         ValueError: from a dataclass's own `__post_init__`, unchanged.
         TypeError: two dataclasses share a field, or a field has a reserved name.
     """
-    fields = _namespace(dataclass_types)
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = program or Path(sys.argv[0]).name
     if any(flag in arguments for flag in _HELP_FLAGS):
-        print(_help(dataclass_types, fields, description, name))
+        print(_help(dataclass_types, description, name))
         raise SystemExit(0)
     if argv is not None and program is None:
-        return _parse(dataclass_types, fields, arguments)
+        return _parse(dataclass_types, arguments)
     try:
-        return _parse(dataclass_types, fields, arguments)
+        return _parse(dataclass_types, arguments)
     except ValueError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Field:
+class _Key(NamedTuple):
     """A key of the namespace."""
 
-    name: str
+    field: dataclasses.Field
     hint: Any
-    default: Callable[[], Any] | None  # None: the recipe has to set it
+    owner: type
 
-    def is_default(self, value: Any) -> bool:
-        if self.default is None:
-            return False
-        default = self.default()
-        return type(value) is type(default) and bool(value == default)
+    @property
+    def default(self) -> Any:
+        return default_of(self.field)
 
 
-def _settable_fields(dataclass_type: type) -> list[dataclasses.Field]:
-    return [field for field in dataclasses.fields(dataclass_type) if field.init]
-
-
-def _namespace(dataclass_types: tuple[type, ...]) -> dict[str, _Field]:
-    owners: dict[str, type] = {}
-    namespace = {}
-    for dataclass_type in dataclass_types:
-        hints = typing.get_type_hints(dataclass_type)
-        for field in _settable_fields(dataclass_type):
+def _namespace(dataclass_types: tuple[type, ...]) -> dict[str, _Key]:
+    keys: dict[str, _Key] = {}
+    for owner in dataclass_types:
+        hints = typing.get_type_hints(owner)
+        for field in dataclasses.fields(owner):
             name = field.name
+            if not field.init:
+                continue
             if name in _RESERVED:
                 raise TypeError(
-                    f"{dataclass_type.__name__}.{name}: recipes use the key {name!r} themselves; "
+                    f"{owner.__name__}.{name}: recipes use the key {name!r} themselves; "
                     f"rename the field"
                 )
-            if name in owners:
+            if name in keys:
                 raise TypeError(
-                    f"both {owners[name].__name__} and {dataclass_type.__name__} have a field "
+                    f"both {keys[name].owner.__name__} and {owner.__name__} have a field "
                     f"{name!r}, but a recipe's keys are one namespace; rename one of them"
                 )
-            owners[name] = dataclass_type
-            namespace[name] = _Field(name, hints[name], _default_of(field))
-    return namespace
+            keys[name] = _Key(field, hints[name], owner)
+    return keys
 
 
-def _default_of(field: dataclasses.Field) -> Callable[[], Any] | None:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory
-    if field.default is dataclasses.MISSING:
-        return None
-    return lambda: field.default
-
-
-def _parse(
-    dataclass_types: tuple[type, ...], fields: dict[str, _Field], arguments: list[str]
-) -> ParsedRecipe:
+def _parse(dataclass_types: tuple[type, ...], arguments: list[str]) -> ParsedRecipe:
+    keys = _namespace(dataclass_types)
     options = _split_command_line(arguments)
     config = options.pop("config", None)
-    given: dict[str, Any] = {}
+    values = {name: key.default for name, key in keys.items()}
     places: dict[str, str] = {}
     problems: list[str] = []
 
-    def take(key: str, place: str, convert: Callable[[_Field], Any]) -> None:
-        if key not in fields:
-            problems.append(_unknown(key, place, fields))
+    def take(name: str, place: str, convert: Callable[[Any, _Key], Any], value: Any) -> None:
+        if name not in keys:
+            problems.append(_unknown(name, place, keys))
             return
         try:
-            places[key] = place
-            given[key] = convert(fields[key])
+            places[name] = place
+            values[name] = convert(value, keys[name])
         except RecipeError as error:
-            problems.append(f"{place}: {key}: {error}")
+            problems.append(f"{place}: {name}: {error}")
 
     if config is not None:
         if len(config) != 1:
             raise RecipeError(f"--config takes one file, got {len(config)}: {' '.join(config)}")
         for setting in read_recipe(Path(config[0])):
-            take(setting.key, setting.place, functools.partial(_fit_setting, setting))
-    for key, texts in options.items():
-        take(key, _COMMAND_LINE, functools.partial(_fit_texts, texts))
-
-    values = {}
-    for name, field in fields.items():
-        if name in given:
-            values[name] = given[name]
-        elif field.default is not None:
-            values[name] = field.default()
-        elif name not in places:
-            problems.append(f"{name}: no value given, and it has no default ({_HELP_HINT})")
+            take(setting.key, setting.place, _fit_setting, setting)
+    for name, texts in options.items():
+        take(name, "command line", _fit_texts, texts)
+    problems += [
+        f"{name}: no value given, and it has no default ({_HELP_HINT})"
+        for name, value in values.items()
+        if value is dataclasses.MISSING and name not in places
+    ]
     if problems:
         raise RecipeError("\n".join(problems))
 
     instances = []
-    for dataclass_type in dataclass_types:
-        names = [field.name for field in _settable_fields(dataclass_type)]
+    for owner in dataclass_types:
         # A copy, since a __post_init__ may change a mapping or a list in place.
-        instances.append(dataclass_type(**copy.deepcopy({name: values[name] for name in names})))
+        own = copy.deepcopy({name: values[name] for name in keys if keys[name].owner is owner})
+        instances.append(owner(**own))
     return ParsedRecipe(tuple(instances), values, places)
 
 
-def _unknown(key: str, place: str, fields: dict[str, _Field]) -> str:
+def _unknown(key: str, place: str, keys: Iterable[str]) -> str:
     if key in _RESERVED:
         return f"{place}: {key!r} cannot stand here: it is the {_RESERVED[key]}"
-    near = difflib.get_close_matches(key.replace("-", "_"), fields, n=1)
-    suggestion = f"; did you mean {near[0]!r}?" if near else ""
+    suggestion = did_you_mean(key.replace("-", "_"), keys)
     return f"{place}: unknown key {key!r}{suggestion} ({_HELP_HINT})"
 
 
-def _fit_setting(setting: Setting, field: _Field) -> Any:
+def _fit_setting(setting: Setting, key: _Key) -> Any:
     """A value from YAML as the field's type."""
-    value, hint = setting.value, field.hint
+    value, hint, default = setting.value, key.hint, key.default
     fitted = fit(value, hint)
     if fitted is not MISFIT:
         return fitted
-    if field.is_default(value):
+    if type(value) is type(default) and value == default:
         return value
     kinds = {*members(hint), *members(element_type(hint))}
     scalar = value is not None and not isinstance(value, str | list | dict)
@@ -272,16 +244,16 @@ def _split_command_line(arguments: list[str]) -> dict[str, list[str]]:
             options[key] = [value] if has_value else []
             open_values = None if has_value else options[key]
         elif open_values is None:
-            advice = f"give a recipe as --config {argument}" if not options else "quote the value"
+            advice = "quote the value" if options else f"give a recipe as --config {argument}"
             raise RecipeError(f"command line: unexpected argument {argument!r}; {advice}")
         else:
             open_values.append(argument)
     return options
 
 
-def _fit_texts(texts: list[str], field: _Field) -> Any:
+def _fit_texts(texts: list[str], key: _Key) -> Any:
     """The arguments behind a `--key` as the field's type."""
-    hint, item_hint = field.hint, element_type(field.hint)
+    hint, item_hint = key.hint, element_type(key.hint)
     if not texts:
         if bool in members(hint):
             return True
@@ -292,7 +264,9 @@ def _fit_texts(texts: list[str], field: _Field) -> Any:
         value = MISFIT if any(item is MISFIT for item in items) else fit(items, hint)
     if value is MISFIT:
         several = len(texts) > 1 and item_hint is None
-        advice = f"; write a value with blanks in quotes, --{field.name}='...'" if several else ""
+        advice = (
+            f"; write a value with blanks in quotes, --{key.field.name}='...'" if several else ""
+        )
         raise RecipeError(f"got {' '.join(texts)}, expected {type_name(hint)}{advice}")
     return value
 
@@ -313,9 +287,7 @@ def _fit_text(text: str, hint: Any) -> Any:
 # --help.
 
 
-def _help(
-    dataclass_types: tuple[type, ...], fields: dict[str, _Field], description: str, program: str
-) -> str:
+def _help(dataclass_types: tuple[type, ...], description: str, program: str) -> str:
     blocks = [f"usage: {program} [--config RECIPE.yaml] [--key value ...]"]
     if description:
         blocks.append(description.strip())
@@ -326,35 +298,26 @@ def _help(
             "changes. Keys on the command line win over it."
         )
     )
+    left = _namespace(dataclass_types)
     for dataclass_type in dataclass_types:
-        settable = {field.name: field for field in _settable_fields(dataclass_type)}
-        for owner, names in _by_owner(dataclass_type, list(settable)).items():
-            of = "" if owner is dataclass_type else f" (of {dataclass_type.__name__})"
-            blocks.append(f"{owner.__name__}{of}:")
-            blocks += [_help_of(fields[name], settable[name], owner) for name in names]
+        # By the class that declares a field last, the dataclass itself first.
+        for declarer in dataclass_type.__mro__:
+            declared = inspect.get_annotations(declarer)
+            names = [n for n in left if n in declared and left[n].owner is dataclass_type]
+            if names:
+                of = "" if declarer is dataclass_type else f" (of {dataclass_type.__name__})"
+                blocks.append(f"{declarer.__name__}{of}:")
+                blocks += [_help_of(left.pop(name), declarer) for name in names]
     return "\n\n".join(blocks)
 
 
-def _by_owner(dataclass_type: type, names: list[str]) -> dict[type, list[str]]:
-    """The fields by the class that declares them last, the dataclass itself first."""
-    owners: dict[type, list[str]] = {}
-    left = list(names)
-    for owner in dataclass_type.__mro__:
-        declared = inspect.get_annotations(owner)
-        mine = [name for name in left if name in declared]
-        left = [name for name in left if name not in declared]
-        if mine:
-            owners[owner] = mine
-    return owners
-
-
-def _help_of(field: _Field, declared: dataclasses.Field, owner: type) -> str:
-    default = "required"
-    if field.default is not None:
-        flow = dump_yaml([to_plain(field.default())], flow=True).strip()
+def _help_of(key: _Key, declarer: type) -> str:
+    name, default = key.field.name, "required"
+    if key.default is not dataclasses.MISSING:
+        flow = dump_yaml([to_plain(key.default)], flow=True).strip()
         default = f"default {flow[1:-1]}"
-    text = declared.metadata.get("help") or _docstring_entry(owner, field.name)
-    title = f"--{field.name}: {type_name(field.hint)}, {default}"
+    text = key.field.metadata.get("help") or _docstring_entry(declarer, name)
+    title = f"--{name}: {type_name(key.hint)}, {default}"
     return f"{title}\n{_indented(text)}" if text else title
 
 

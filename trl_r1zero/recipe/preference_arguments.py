@@ -1,9 +1,10 @@
 """Which pairs of responses to train and to validate on, as recipes say it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trl_r1zero.arguments import arg
 from trl_r1zero.data.preferences import PreferencePair, load_hh, split_validation
 
 if TYPE_CHECKING:
@@ -19,19 +20,13 @@ class PreferenceArguments:
         ValueError: A malformed row, or not enough pairs (on `load`).
     """
 
-    train_data: str = field(
-        default="data/hh",
-        metadata={
-            "help": "Folder of HH files, or one such file (JSON lines of chosen and rejected "
-            "conversations, plain or .gz). Only single-turn pairs are used."
-        },
+    train_data: str = arg(
+        "data/hh",
+        "Folder of HH files, or one such file (JSON lines of chosen and rejected "
+        "conversations, plain or .gz). Only single-turn pairs are used.",
     )
-    num_eval_pairs: int = field(
-        default=200, metadata={"help": "Pairs held out for validation, with their instructions."}
-    )
-    split_seed: int = field(
-        default=0, metadata={"help": "Which pairs these are. Not the training seed."}
-    )
+    num_eval_pairs: int = arg(200, "Pairs held out for validation, with their instructions.")
+    split_seed: int = arg(0, "Which pairs these are. Not the training seed.")
 
     def load(self) -> tuple["Dataset", "Dataset"]:
         """The pairs to train and to validate on: `instruction`, `chosen`, `rejected`,

@@ -9,14 +9,6 @@ from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-__all__ = [
-    "REQUIREMENTS",
-    "VLLM_REQUIREMENT",
-    "RequirementsError",
-    "check_model_path",
-    "check_requirements",
-]
-
 # The same bounds as in pyproject.toml's dependencies.
 REQUIREMENTS = {
     "torch": ">=2.11",
@@ -33,14 +25,10 @@ class RequirementsError(RuntimeError):
 
 
 def check_requirements() -> None:
-    """Raise unless torch, trl, transformers and accelerate are installed in admitted versions.
+    """Raise a RequirementsError unless torch, trl, transformers and accelerate are installed in
+    admitted versions; pre-releases and local builds (such as 2.13.0+cpu) count by their number.
 
-    Reads the metadata of the installed distributions, so that it costs milliseconds and imports
-    none of them. Pre-releases and local builds (such as 2.13.0+cpu) count by their number.
-
-    Raises:
-        RequirementsError: names each wrong package, the installed and the needed version, and the
-            pip command that installs them.
+    The metadata of the installed distributions say so, in milliseconds and without an import.
     """
     wrong = {}
     for name, specifier in REQUIREMENTS.items():
@@ -64,16 +52,10 @@ def check_requirements() -> None:
 
 
 def check_model_path(model_name_or_path: str | None, key: str = "model_name_or_path") -> None:
-    """Say so where a model is not given, or is the path of a folder that is not there.
+    """Raise a ValueError, which names the recipe's key, where a model is not given, or is the path
+    of a folder that is not there.
 
     A hub id is `name` or `owner/name`; whatever has more parts, or begins like a path, is a path.
-
-    Args:
-        model_name_or_path: What was given.
-        key: The recipe's key for it, for the message.
-
-    Raises:
-        ValueError: There is no name, or no such folder.
     """
     if not model_name_or_path:
         raise ValueError(

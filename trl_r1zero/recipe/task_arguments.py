@@ -1,8 +1,9 @@
 """What to train, validate and evaluate on, as recipes say it."""
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
+from trl_r1zero.arguments import AT_LEAST_0, Positive, arg, check_ranges
 from trl_r1zero.data.prompts import Prompt, load_prompt
 from trl_r1zero.data.tasks import TASKS, Task, get_task
 from trl_r1zero.rewards.registry import REWARDS, RewardFn, resolve_reward
@@ -22,47 +23,30 @@ class TaskSelection:
             range. All is looked up here, so that a recipe with a mistake ends with a message.
     """
 
-    task: str = field(default="math", metadata={"help": f"One of: {', '.join(TASKS)}."})
-    task_args: dict[str, Any] | None = field(
-        default=None, metadata={"help": "Settings of the task, such as {seed: 1}."}
+    task: str = arg("math", f"One of: {', '.join(TASKS)}.")
+    task_args: dict[str, Any] | None = arg(None, "Settings of the task, such as {seed: 1}.")
+    prompt: str | None = arg(
+        None, "A built-in prompt or the path of a .txt file. Unset: the task's own."
     )
-    prompt: str | None = field(
-        default=None,
-        metadata={"help": "A built-in prompt or the path of a .txt file. Unset: the task's own."},
+    reward: str | None = arg(
+        None,
+        "A reward's name, or the dotted path of a function (response, ground_truth) -> "
+        "dict. Unset: the task's own for this prompt.",
     )
-    reward: str | None = field(
-        default=None,
-        metadata={
-            "help": "A reward's name, or the dotted path of a function (response, ground_truth) -> "
-            "dict. Unset: the task's own for this prompt."
-        },
+    reward_workers: Annotated[int, AT_LEAST_0] | None = arg(
+        None,
+        "Processes that grade under a deadline; 0 grades in the recipe's own, without. "
+        "Unset: 0 for the library's own rewards, which are bounded, 2 for a dotted path.",
     )
-    reward_workers: int | None = field(
-        default=None,
-        metadata={
-            "help": "Processes that grade under a deadline; 0 grades in the recipe's own process. "
-            "Unset: 0 for the library's own rewards, which are bounded, 2 for a dotted path."
-        },
-    )
-    reward_deadline_seconds: float = field(
-        default=5.0,
-        metadata={"help": "With workers: a completion that takes longer is graded 0 and counted."},
+    reward_deadline_seconds: Positive = arg(
+        5.0, "With workers: a completion that takes longer is graded 0 and counted."
     )
 
     def __post_init__(self) -> None:
         self.load_task()
         if self.reward:
             resolve_reward(self.reward)
-        if self.reward_workers is not None and self.reward_workers < 0:
-            raise ValueError(
-                f"reward_workers: got {self.reward_workers}, expected 0 (grade in the recipe's own "
-                "process, without a deadline) or more"
-            )
-        if not self.reward_deadline_seconds > 0:
-            raise ValueError(
-                f"reward_deadline_seconds: got {self.reward_deadline_seconds}, expected more than "
-                "0; reward_workers: 0 grades without a deadline"
-            )
+        check_ranges(self)
 
     def load_task(self) -> tuple[Task, Prompt]:
         """The task with its settings, and the prompt."""
@@ -95,13 +79,10 @@ class TaskArguments(TaskSelection):
         ValueError: See `TaskSelection`; a malformed row (on `load`).
     """
 
-    train_data: str | None = field(
-        default=None,
-        metadata={"help": "JSON-lines file or hub id (id, id:split) of the training problems."},
+    train_data: str | None = arg(
+        None, "JSON-lines file or hub id (id, id:split) of the training problems."
     )
-    eval_data: str | None = field(
-        default=None, metadata={"help": "The same for the validation problems."}
-    )
+    eval_data: str | None = arg(None, "The same for the validation problems.")
 
     def load(self) -> "LoadedTask":
         """Read prompt, data and reward."""

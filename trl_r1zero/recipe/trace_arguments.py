@@ -1,9 +1,9 @@
 """What to fine-tune on (reasoning traces) and to validate on, as recipes say it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from trl_r1zero.arguments import arg
 from trl_r1zero.data.prompts import Prompt
 from trl_r1zero.data.tasks.base import GeneratedTask, Task
 from trl_r1zero.data.trace_doctor import TraceReport, examine_traces
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from trl_r1zero.trainers.rewards import TRLReward
 
-T = TypeVar("T")
-
 
 @dataclass
 class TraceArguments(TaskArguments):
@@ -35,44 +33,31 @@ class TraceArguments(TaskArguments):
             rows (on `load_traces`).
     """
 
-    train_data: str | None = field(
-        default=None,
-        metadata={
-            "help": "JSON-lines file or hub id (id, id:split) of the traces: rows of prompt "
-            "(already formatted), response and, for filter_correct, ground_truth; or the task's "
-            "problems with worked solutions. Unset: the task's own."
-        },
+    train_data: str | None = arg(
+        None,
+        "JSON-lines file or hub id (id, id:split) of the traces: rows of prompt "
+        "(already formatted), response and, for filter_correct, ground_truth; or the task's "
+        "problems with worked solutions. Unset: the task's own.",
     )
-    eval_data: str | None = field(
-        default=None,
-        metadata={
-            "help": "The task's validation problems. Unset: those that the task generates; none "
-            "where it reads them."
-        },
+    eval_data: str | None = arg(
+        None,
+        "The task's validation problems. Unset: those that the task generates; none "
+        "where it reads them.",
     )
-    num_examples: int | None = field(
-        default=None,
-        metadata={
-            "help": "Train on so many different questions, with all their traces: 128, 256, 512, "
-            "1024 ... Of two subsets with the same subset_seed, the larger holds the smaller. "
-            "Unset: all."
-        },
+    num_examples: int | None = arg(
+        None,
+        "Train on so many different questions, with all their traces: 128, 256, 512, "
+        "1024 ... Of two subsets with the same subset_seed, the larger holds the smaller. "
+        "Unset: all.",
     )
-    subset_seed: int = field(
-        default=0, metadata={"help": "Which questions num_examples takes. Not the training seed."}
+    subset_seed: int = arg(0, "Which questions num_examples takes. Not the training seed.")
+    filter_correct: bool = arg(
+        False, "Keep only traces whose response the reward accepts (before num_examples)."
     )
-    filter_correct: bool = field(
-        default=False,
-        metadata={
-            "help": "Keep only traces whose response the reward accepts (before num_examples)."
-        },
-    )
-    fix_whitespace: bool = field(
-        default=False,
-        metadata={
-            "help": "Write exactly one space between </think> and <answer>, as the reward asks for "
-            "(before filter_correct)."
-        },
+    fix_whitespace: bool = arg(
+        False,
+        "Write exactly one space between </think> and <answer>, as the reward asks for "
+        "(before filter_correct).",
     )
 
     def load_traces(
@@ -80,19 +65,15 @@ class TraceArguments(TaskArguments):
     ) -> "LoadedTraces":
         """Read prompt, reward, traces and validation problems, and examine the traces.
 
-        Args:
-            tokenizer: Of the model, for lengths.
-            max_length: Tokens of prompt and response beyond which the report counts a trace as too
-                long; nothing is removed for that. None: no limit.
+        Nothing is removed for having more than `max_length` tokens: the report counts it.
         """
         from trl_r1zero.data.rows import build_trace_dataset
         from trl_r1zero.data.tokenization import tokenize_separately
 
         task, prompt = self.load_task()
         reward = self.load_trl_reward(task, prompt)
-        eval_dataset = None
-        if self.eval_data is not None or isinstance(task, GeneratedTask):
-            eval_dataset = self.load_validation(task, prompt)
+        validates = self.eval_data is not None or isinstance(task, GeneratedTask)
+        eval_dataset = self.load_validation(task, prompt) if validates else None
         traces, sizes = self._select(task, prompt)
         # After all workers have started: the tokenizer's threads do not survive a fork.
         prompt_ids, response_ids = tokenize_separately(
@@ -105,14 +86,8 @@ class TraceArguments(TaskArguments):
             max_length=max_length,
             eval_prompts=[] if eval_dataset is None else eval_dataset["prompt"],
         )
-        return LoadedTraces(
-            prompt=prompt,
-            reward=reward,
-            train_dataset=build_trace_dataset(traces),
-            eval_dataset=eval_dataset,
-            report=report,
-            sizes=sizes,
-        )
+        dataset = build_trace_dataset(traces)
+        return LoadedTraces(prompt, reward, dataset, eval_dataset, report, sizes)
 
     def _select(self, task: Task, prompt: Prompt) -> tuple[list[Trace], dict[str, dict[str, int]]]:
         """The traces that are trained on, and how many each step left."""
@@ -122,9 +97,12 @@ class TraceArguments(TaskArguments):
             traces, changed = fix_whitespace(traces)
             sizes["fix_whitespace"] = {**_size(traces), "changed": changed}
         if self.filter_correct:
+            from trl_r1zero.trainers.processes import from_main_process
+
             reward_fn, workers = self.load_reward(task, prompt)
             read = traces
-            traces = _from_first_process(
+            # Where a deadline decides, each process could keep other rows.
+            traces = from_main_process(
                 lambda: keep_correct(
                     read, reward_fn, workers=workers, deadline_seconds=self.reward_deadline_seconds
                 )
@@ -138,24 +116,18 @@ class TraceArguments(TaskArguments):
 
 @dataclass
 class LoadedTraces:
-    """What supervised fine-tuning runs on.
-
-    Attributes:
-        prompt: The task's, for validation.
-        reward: Grades validation.
-        train_dataset: Columns `prompt`, `response`, and `ground_truth` where all traces have one.
-        eval_dataset: Columns `prompt`, `ground_truth` and more; None if there is no validation.
-        report: What is wrong with the traces that are trained on, and their lengths.
-        sizes: `rows` and `questions` after each step that was taken, in their order: `read`,
-            `fix_whitespace` (with `changed`, its number of rows), `filter_correct`,
-            `num_examples`.
-    """
+    """What supervised fine-tuning runs on; prompt and reward are for validation."""
 
     prompt: Prompt
     reward: "TRLReward"
+    # Columns `prompt`, `response`, and `ground_truth` where all traces have one.
     train_dataset: "Dataset"
+    # Columns `prompt`, `ground_truth` and more; None if there is no validation.
     eval_dataset: "Dataset | None"
+    # What is wrong with the traces that are trained on, and their lengths.
     report: TraceReport
+    # `rows` and `questions` after each step that was taken, in their order: `read`,
+    # `fix_whitespace` (with `changed`, its number of rows), `filter_correct`, `num_examples`.
     sizes: dict[str, dict[str, int]]
 
     def to_text(self) -> str:
@@ -169,17 +141,3 @@ class LoadedTraces:
 
 def _size(traces: list[Trace]) -> dict[str, int]:
     return {"rows": len(traces), "questions": count_questions(traces)}
-
-
-def _from_first_process(make: Callable[[], T]) -> T:
-    """What `make` returns in the first process of a distributed run, in all of them.
-
-    Where a deadline decides, each process could keep other rows, and collectives would hang.
-    """
-    import torch.distributed
-
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return make()
-    shared = [make() if torch.distributed.get_rank() == 0 else None]
-    torch.distributed.broadcast_object_list(shared, src=0)
-    return shared[0]  # type: ignore[return-value]  # no None is left

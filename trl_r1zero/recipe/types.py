@@ -7,8 +7,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MISFIT", "element_type", "fit", "members", "to_plain", "type_name"]
-
 # What `fit` returns for a value that is not of the type: None is a value like any other.
 MISFIT = object()
 
@@ -82,17 +80,13 @@ def _to_float(value: Any) -> Any:
 
 
 def _fit_list(value: Any, kind: Any, args: tuple[Any, ...], convert: bool) -> Any:
-    as_tuple = kind is tuple
-    if not isinstance(value, tuple if as_tuple and not convert else list):
+    made = tuple if kind is tuple else list
+    if not isinstance(value, list if convert else made):
         return MISFIT
-    hints: list[Any]
-    if as_tuple and args and args[-1] is not Ellipsis:
-        if len(args) != len(value):
-            return MISFIT
+    hints = [args[0] if args else Any] * len(value)
+    if made is tuple and args and args[-1] is not Ellipsis:
         hints = list(args)
-    else:
-        hints = [args[0] if args else Any] * len(value)
-    return _fit_all(list(value), hints, convert, tuple if as_tuple else list)
+    return _fit_all(list(value), hints, convert, made) if len(hints) == len(value) else MISFIT
 
 
 def _fit_dict(value: Any, args: tuple[Any, ...], convert: bool) -> Any:

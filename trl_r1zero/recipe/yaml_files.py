@@ -13,15 +13,6 @@ from typing import Any
 
 import yaml
 
-__all__ = [
-    "RecipeError",
-    "Setting",
-    "dump_yaml",
-    "parse_yaml_text",
-    "read_recipe",
-    "shown_value",
-]
-
 # What YAML 1.2 reads as a float and 1.1 does not: an exponent without a dot or without a sign.
 _EXPONENT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+")
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)")

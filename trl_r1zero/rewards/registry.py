@@ -1,6 +1,5 @@
 """Reward functions by name, as recipes call them. To add one, add a line to `REWARDS`."""
 
-import difflib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
@@ -9,19 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from trl_r1zero.rewards.benchmarks import (
-    explain_gsm8k,
-    explain_mmlu,
-    gsm8k_reward_fn,
-    mmlu_reward_fn,
-)
-from trl_r1zero.rewards.math_reward import math_reward_fn
-from trl_r1zero.rewards.reward_functions import (
-    Explanation,
-    explain,
-    question_only_reward_fn,
-    r1_zero_reward_fn,
-)
+from trl_r1zero.naming import did_you_mean
+
+from .benchmarks import explain_gsm8k, explain_mmlu, gsm8k_reward_fn, mmlu_reward_fn
+from .math_reward import math_reward_fn
+from .reward_functions import Explanation, explain, question_only_reward_fn, r1_zero_reward_fn
 
 RewardFn = Callable[[str, Any], dict[str, float]]
 
@@ -56,11 +47,9 @@ def resolve_reward(name: str) -> RewardFn:
         return REWARDS[name]
     module_name, dot, attribute = name.rpartition(".")
     if not dot:
-        nearest = difflib.get_close_matches(name, REWARDS, n=1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise ValueError(
             f"reward: got {name!r}, expected one of {', '.join(REWARDS)}, or the dotted path of a "
-            f"function, package.module.function.{hint}"
+            f"function, package.module.function{did_you_mean(name, REWARDS)}"
         )
     try:
         module = import_module(module_name)
@@ -76,11 +65,11 @@ def resolve_reward(name: str) -> RewardFn:
 
 
 def reward_identity(reward_fn: Callable[..., Any]) -> str:
-    """What tells a reward function from others: `module.qualname`, and a partial's arguments.
+    """Identity of a reward function: `module.qualname`, and a partial's arguments.
 
-    It does not depend on how the function was named or is called: wrappers that keep what they
-    wrap in `__wrapped__` count as that, and a function of the script that runs has the script's
-    name for its module, as where the script is imported. Of an instance it is that of its class.
+    Wrappers that keep what they wrap in `__wrapped__` count as that, and a function of the script
+    that runs has the script's name for its module, as where the script is imported. Of an instance
+    it is that of its class.
     """
     function = inspect.unwrap(reward_fn)
     if isinstance(function, partial):

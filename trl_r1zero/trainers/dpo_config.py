@@ -7,16 +7,16 @@ from typing import Any, ClassVar
 import torch
 from trl import DPOConfig
 
+from trl_r1zero.arguments import Count, arg
 from trl_r1zero.devices.facts import visible_here
 
-from .base_config import knob
-from .epochs import EpochSettings
+from .base_config import EpochSettings
 from .memory_limits import DEFAULT_ROWS
 from .trl_fields import DPO_DERIVED_FIELDS, DPO_UNSUPPORTED_FIELDS
 
 
 @dataclass
-class R1ZeroDPOConfig(EpochSettings, DPOConfig):
+class R1ZeroDPOConfig(EpochSettings, DPOConfig):  # type: ignore[misc]
     """All settings of DPO; see each field's help and `DPO_UNSUPPORTED_FIELDS`.
 
     Raises:
@@ -27,34 +27,35 @@ class R1ZeroDPOConfig(EpochSettings, DPOConfig):
     derived_fields: ClassVar = DPO_DERIVED_FIELDS
     unsupported_fields: ClassVar = DPO_UNSUPPORTED_FIELDS
 
-    beta: float = knob(0.1, "How much a deviation from the reference weighs.")
-    train_batch_size: int = knob(64, "Pairs per optimizer update, over all processes.")
-    max_length: int | None = knob(
+    beta: float = arg(0.1, "How much a deviation from the reference weighs.")
+    train_batch_size: Count = arg(64, "Pairs per optimizer update, over all processes.")
+    max_length: Count | None = arg(
         1024, "Tokens of the instruction in its template and a response at most. null: any number."
     )
-    learning_rate: float = knob(1e-6, "Peak learning rate.")
-    optim: str = knob("rmsprop", "Optimizer of transformers; the paper's is RMSprop.")
-    precompute_ref_log_probs: bool = knob(
+    learning_rate: float = arg(1e-6, "Peak learning rate.")
+    optim: str = arg("rmsprop", "Optimizer of transformers; the paper's is RMSprop.")
+    precompute_ref_log_probs: bool = arg(
         True,
         "Compute the reference's log-probabilities before training, so that one model is in memory "
         "while it trains. false: keep the reference in memory, on ref_device.",
     )
-    ref_device: str | None = knob(
+    precompute_ref_batch_size: Count | None = arg(
+        None, "Pairs at a time of that. Unset: those of a micro-batch. Memory only."
+    )
+    ref_device: str | None = arg(
         None,
         "With precompute_ref_log_probs false: device of the reference model, such as cuda:1. "
         "Unset: where the policy is.",
     )
-    eval_every: int | None = knob(
+    eval_every: Count | None = arg(
         50, "Validate every so many optimizer updates, and at start and end. null: never."
     )
-    eval_on_start: bool = knob(True, "Validate before the first update too.")
+    eval_on_start: bool = arg(True, "Validate before the first update too.")
     # Derived: unset here, so that a value that somebody sets is seen.
-    per_device_eval_batch_size: int | None = knob(None, "Derived from train_batch_size.")  # type: ignore[assignment]
+    per_device_eval_batch_size: int | None = arg(None, "Derived from train_batch_size.")  # type: ignore[assignment]
 
     def _check(self) -> None:
-        self.check_rows()
-        self.check_epochs()
-        self._require_at_least(1, "eval_every", "precompute_ref_batch_size")
+        super()._check()
         if not (self.beta > 0 and math.isfinite(self.beta)):
             raise ValueError(f"beta must be finite and above 0, got {self.beta}")
         if self.ref_device is not None:
@@ -95,6 +96,5 @@ class R1ZeroDPOConfig(EpochSettings, DPOConfig):
     def _derived_values(self) -> dict[str, Any]:
         return {
             **super()._derived_values(),
-            **self.evaluation_values(1),
             "per_device_eval_batch_size": self.rows_per_microbatch or DEFAULT_ROWS,
         }

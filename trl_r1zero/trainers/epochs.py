@@ -3,14 +3,12 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from torch import Generator
 from torch.utils.data import DataLoader, IterableDataset
 
-from .base_config import StrictConfig, knob
 from .core_trainer import CoreTrainer
 from .microbatches import Row as SizedRow
 from .microbatches import plan_microbatches
@@ -18,7 +16,6 @@ from .microbatches import plan_microbatches
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-OVERLONG = ("drop", "error")
 
 
 class Row(SizedRow, Protocol):
@@ -30,47 +27,6 @@ class Row(SizedRow, Protocol):
 
 
 R = TypeVar("R", bound=Row)
-
-
-@dataclass
-class EpochSettings(StrictConfig):
-    """Batches, epochs and lengths of a fixed set of rows."""
-
-    num_train_epochs: float = knob(1, "Passes over the rows, a whole number.")
-    train_batch_size: int = knob(32, "Rows per optimizer update, over all processes.")
-    max_length: int | None = knob(1024, "Tokens of prompt and response at most. null: any number.")
-    overlong: str = knob(
-        "drop",
-        "What becomes of rows above max_length, which are never cut: drop (and say how many), or "
-        "error.",
-    )
-    shuffle_dataset: bool = knob(True, "Shuffle the rows, anew for each epoch, by seed.")
-    save_every: int | None = knob(
-        100, "Checkpoint every so many optimizer updates and at the end. null: never."
-    )
-
-    def check_rows(self) -> None:
-        """Raise a ValueError for batch sizes or lengths that cannot work."""
-        self._require_at_least(1, "train_batch_size", "save_every", "max_length")
-        self._check_train_batch(self.train_batch_size)
-        if self.overlong not in OVERLONG:
-            raise ValueError(
-                f"overlong must be one of {', '.join(OVERLONG)}, got {self.overlong!r}"
-            )
-
-    def check_epochs(self) -> None:
-        """Raise a ValueError unless the number of epochs is whole."""
-        epochs = self.num_train_epochs
-        if epochs is None or not epochs >= 1 or not float(epochs).is_integer():
-            raise ValueError(f"num_train_epochs must be 1, 2, 3 ..., got {epochs}")
-
-    def _derived_values(self) -> dict[str, Any]:
-        return {
-            "per_device_train_batch_size": self.train_batch_share,
-            "max_steps": -1,  # the trainer knows, once it has the rows
-            "save_strategy": "no" if self.save_every is None else "steps",
-            "save_steps": 500 if self.save_every is None else self.save_every,
-        }
 
 
 class EpochsMixin(CoreTrainer, Generic[R]):
@@ -154,7 +110,7 @@ def without_overlong(
         rows: The rows.
         lengths: Tokens of each.
         max_length: None for any number.
-        overlong: A member of `OVERLONG`.
+        overlong: `drop` or `error`.
 
     Raises:
         ValueError: A row is too long and `overlong` is `error`, or all are.

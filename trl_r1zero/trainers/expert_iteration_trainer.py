@@ -75,6 +75,7 @@ class ExpertIterationTrainer(R1ZeroSFTTrainer):
 
     args: ExpertIterationConfig
     step_key = "ei_step"
+    step_name = "EI step"
     train_columns = ("prompt", "ground_truth")
 
     def _set_up_rows(self, stop: tuple[str, ...]) -> None:

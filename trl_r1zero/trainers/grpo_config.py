@@ -1,14 +1,15 @@
-"""Configuration of `R1ZeroGRPOTrainer`: the handout's knobs and defaults on TRL's `GRPOConfig`."""
+"""Configuration of `R1ZeroGRPOTrainer`, on TRL's `GRPOConfig`, with the handout's defaults."""
 
-import difflib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from trl import GRPOConfig
 
+from trl_r1zero.arguments import Count, NonNegative, Positive, arg
 from trl_r1zero.functional import AGGREGATIONS, LOSS_TYPES, SAMPLER_CORRECTIONS
 
-from .base_config import SamplingSettings, StrictConfig, default_of, knob
+from .base_config import StrictConfig
+from .sampling_settings import SamplingSettings
 from .trl_fields import DERIVED_FIELDS, TRL_LOSS_TYPES, UNSUPPORTED_FIELDS
 
 # policy: the trainer's model, before the first update on a rollout batch; sampler: whatever sampled
@@ -31,93 +32,93 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
     derived_fields: ClassVar = DERIVED_FIELDS
     unsupported_fields: ClassVar = UNSUPPORTED_FIELDS
 
-    n_grpo_steps: int = knob(200, "GRPO steps: rollout batches that are sampled and trained on.")
-    rollout_batch_size: int = knob(256, "Completions sampled per GRPO step, over all processes.")
-    group_size: int = knob(8, "Completions per prompt, whose rewards are compared (G).")
-    train_batch_size: int = knob(256, "Completions per optimizer update, over all processes.")
-    epochs_per_rollout_batch: int = knob(1, "Passes over each rollout batch.")
-    skip_zero_advantages: bool = knob(
+    n_grpo_steps: Count = arg(200, "GRPO steps: rollout batches that are sampled and trained on.")
+    rollout_batch_size: Count = arg(256, "Completions sampled per GRPO step, over all processes.")
+    group_size: Count = arg(8, "Completions per prompt, whose rewards are compared (G).")
+    train_batch_size: Count = arg(256, "Completions per optimizer update, over all processes.")
+    epochs_per_rollout_batch: Count = arg(1, "Passes over each rollout batch.")
+    skip_zero_advantages: bool = arg(
         True,
         "Leave rows whose advantage is 0 out of forward and backward: their gradient is 0. (Not "
         "with a KL term, which needs them.)",
     )
-    old_log_probs: str = knob(
+    old_log_probs: str = arg(
         "policy",
         f"Where several updates share a rollout batch, old log-probabilities are those of: "
         f"{', '.join(OLD_LOG_PROBS)}.",
     )
-    one_step_off: bool = knob(
+    one_step_off: bool = arg(
         False,
         "With use_vllm: the server samples the next rollout batch while this one trains, so with "
         "weights that are one step old. Needs a loss type with a ratio, and old_log_probs: "
         "sampler.",
     )
-    loss_type: str = knob(
+    loss_type: str = arg(
         "reinforce_with_baseline", f"Which policy gradient: {', '.join(LOSS_TYPES)}."
     )
-    use_std_normalization: bool | None = knob(
+    use_std_normalization: bool | None = arg(
         None,
         "Divide advantages by the group's standard deviation. Unset: yes where the loss type has a "
         "baseline.",
     )
-    advantage_eps: float = knob(1e-6, "Added to the group's standard deviation.")
-    cliprange: float = knob(
+    advantage_eps: NonNegative = arg(1e-6, "Added to the group's standard deviation.")
+    cliprange: NonNegative = arg(
         0.2, "grpo_clip: the ratio is clipped to [1 - cliprange, 1 + cliprange]."
     )
-    cliprange_high: float | None = knob(
+    cliprange_high: NonNegative | None = arg(
         None, "grpo_clip: another upper bound, 1 + cliprange_high (DAPO's clip-higher)."
     )
-    aggregation: str = knob(
+    aggregation: str = arg(
         "masked_mean", f"From per-token losses to one number: {', '.join(AGGREGATIONS)}."
     )
-    normalize_constant: float | None = knob(
+    normalize_constant: Positive | None = arg(
         None, "masked_normalize: the divisor of each sequence's sum. Unset: max_completion_length."
     )
-    max_completion_length: int | None = knob(1024, "New tokens per completion at most.")
-    eval_every: int | None = knob(
+    max_completion_length: int | None = arg(1024, "New tokens per completion at most.")
+    eval_every: Count | None = arg(
         5, "Validate every so many GRPO steps, and at start and end. null: never."
     )
-    save_every: int | None = knob(
+    save_every: Count | None = arg(
         50, "Checkpoint every so many GRPO steps and at the end. null: never."
     )
-    log_rollouts_every: int | None = knob(
+    log_rollouts_every: Count | None = arg(
         10, "Write a table of rollouts every so many GRPO steps, and of the first. null: never."
     )
-    num_rollouts_to_log: int = knob(64, "Rollouts in such a table.")
+    num_rollouts_to_log: Count = arg(64, "Rollouts in such a table.")
     # TRL's and transformers' fields with other defaults.
-    learning_rate: float = knob(1e-5, "Peak learning rate of AdamW.")
-    vllm_mode: str = knob(
+    learning_rate: float = arg(1e-5, "Peak learning rate of AdamW.")
+    vllm_mode: str = arg(
         "server", "With use_vllm: server (one device generates, the others train)."
     )
-    vllm_importance_sampling_correction: bool = knob(
+    vllm_importance_sampling_correction: bool = arg(
         False,
         "With use_vllm: multiply each token's loss by its probability under the trainer's model "
         "over that under vLLM's, bounded.",
     )
-    vllm_importance_sampling_mode: str = knob(
+    vllm_importance_sampling_mode: str = arg(
         "sequence_mask",
         f"With the correction, a ratio per token or per response, clamped to the bounds or 0 "
         f"outside of them: {', '.join(SAMPLER_CORRECTIONS)}.",
     )
-    vllm_importance_sampling_clip_max: float | None = knob(
+    vllm_importance_sampling_clip_max: NonNegative | None = arg(
         3.0, "With the correction, the ratio's upper bound. null: none."
     )
-    vllm_importance_sampling_clip_min: float | None = knob(
+    vllm_importance_sampling_clip_min: NonNegative | None = arg(
         None, "With the correction, the ratio's lower bound. Unset: none."
     )
     # Derived: unset here, so that a value that somebody sets is seen.
-    num_generations: int | None = knob(None, "Derived from group_size.")
-    num_iterations: int | None = knob(None, "Derived from epochs_per_rollout_batch.")  # type: ignore[assignment]
-    num_train_epochs: float | None = knob(None, "Derived from n_grpo_steps.")  # type: ignore[assignment]
-    scale_rewards: str | None = knob(None, "Derived from use_std_normalization.")  # type: ignore[assignment]
-    epsilon: float | None = knob(None, "Derived from cliprange.")  # type: ignore[assignment]
+    num_generations: int | None = arg(None, "Derived from group_size.")
+    num_iterations: int | None = arg(None, "Derived from epochs_per_rollout_batch.")  # type: ignore[assignment]
+    num_train_epochs: float | None = arg(None, "Derived from n_grpo_steps.")  # type: ignore[assignment]
+    scale_rewards: str | None = arg(None, "Derived from use_std_normalization.")  # type: ignore[assignment]
+    epsilon: float | None = arg(None, "Derived from cliprange.")  # type: ignore[assignment]
 
     def _check(self) -> None:
-        self._check_names()
+        self._check_loss()
         self._check_sampler_correction()
         self._check_sampler_filters()
         self._check_one_step_off()
-        self.check_sampling()
+        self._check_server()
         self._check_batch_sizes()
 
     @property
@@ -155,70 +156,49 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
             return self.normalize_constant
         return float(self.max_completion_length or 1)
 
-    def _check_names(self) -> None:
+    def _check_loss(self) -> None:
         if self.loss_type in TRL_LOSS_TYPES:
             raise ValueError(
                 f"loss_type {self.loss_type!r} is TRL's name of a fused combination; here it is "
                 f"{TRL_LOSS_TYPES[self.loss_type]}"
             )
-        for name, allowed in (
-            ("loss_type", LOSS_TYPES),
-            ("aggregation", AGGREGATIONS),
-            ("old_log_probs", OLD_LOG_PROBS),
-            ("vllm_importance_sampling_mode", SAMPLER_CORRECTIONS),
-        ):
-            value = getattr(self, name)
-            if value not in allowed:
-                nearest = difflib.get_close_matches(str(value), allowed, n=1)
-                hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}{hint}")
+        self._check_choice("loss_type", LOSS_TYPES)
+        self._check_choice("aggregation", AGGREGATIONS)
         _ = self.advantage  # a ValueError says so where there is no baseline to normalise
         if self.normalize_constant is not None and self.aggregation != "masked_normalize":
             raise ValueError(
-                f"normalize_constant is used by aggregation masked_normalize only, and aggregation "
+                "normalize_constant is used by aggregation masked_normalize only, and aggregation "
                 f"is {self.aggregation}; remove one"
             )
-        for name in (
-            "cliprange",
-            "cliprange_high",
-            "advantage_eps",
-            "vllm_importance_sampling_clip_max",
-            "vllm_importance_sampling_clip_min",
-        ):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name} must be at least 0, got {value}")
-        if self.normalize_constant is not None and not self.normalize_constant > 0:
-            raise ValueError(f"normalize_constant must be above 0, got {self.normalize_constant}")
         if self.cliprange_high is not None and self.loss_type != "grpo_clip":
             raise ValueError(
                 f"cliprange_high is used by grpo_clip only, and loss_type is {self.loss_type}"
             )
-        if self.use_vllm and self.vllm_mode != "server":
-            raise ValueError(f"vllm_mode must be 'server', got {self.vllm_mode!r}")
 
     def _check_sampler_correction(self) -> None:
+        if self.use_vllm and self.vllm_mode != "server":
+            raise ValueError(f"vllm_mode must be 'server', got {self.vllm_mode!r}")
+        self._check_choice("old_log_probs", OLD_LOG_PROBS)
+        self._check_choice("vllm_importance_sampling_mode", SAMPLER_CORRECTIONS)
         correction = "vllm_importance_sampling_correction"
-        if self.vllm_importance_sampling_correction:
-            if not self.use_vllm:
-                raise ValueError(
-                    f"{correction} needs use_vllm: without it the trainer's own model samples, and "
-                    f"there is nothing to correct; remove it or set use_vllm to true"
-                )
-            if self.old_log_probs == "sampler":
-                raise ValueError(
-                    f"{correction} has no effect with old_log_probs: sampler, whose ratio is "
-                    "already that of the sampler; set it to false, or old_log_probs to policy"
-                )
-            return
-        defaults = {f.name: default_of(f) for f in fields(self)}
-        for part in ("mode", "clip_max", "clip_min"):
-            name = f"vllm_importance_sampling_{part}"
-            if getattr(self, name) != defaults[name]:
-                raise ValueError(
-                    f"{name} is used by {correction} only, and that is off; got "
-                    f"{getattr(self, name)!r}, remove it or set {correction} to true"
-                )
+        if not self.vllm_importance_sampling_correction:
+            for part in ("mode", "clip_max", "clip_min"):
+                name = f"vllm_importance_sampling_{part}"
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ValueError(
+                        f"{name} is used by {correction} only, and that is off; got "
+                        f"{getattr(self, name)!r}, remove it or set {correction} to true"
+                    )
+        elif not self.use_vllm:
+            raise ValueError(
+                f"{correction} needs use_vllm: without it the trainer's own model samples, and "
+                "there is nothing to correct; remove it or set use_vllm to true"
+            )
+        elif self.old_log_probs == "sampler":
+            raise ValueError(
+                f"{correction} has no effect with old_log_probs: sampler, whose ratio is already "
+                "that of the sampler; set it to false, or old_log_probs to policy"
+            )
 
     def _check_sampler_filters(self) -> None:
         """vLLM's log-probabilities are of what is left after the filters, the policy's of all."""
@@ -252,7 +232,7 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
         with_ratio = [name for name, kind in LOSS_TYPES.items() if kind.surrogate != "reinforce"]
         if self.loss_type not in with_ratio:
             raise ValueError(
-                f"one_step_off needs a loss_type that corrects for the older policy by a ratio: "
+                "one_step_off needs a loss_type that corrects for the older policy by a ratio: "
                 f"{', '.join(with_ratio)}; got {self.loss_type}"
             )
         if self.old_log_probs != "sampler":
@@ -262,35 +242,21 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
             )
 
     def _check_batch_sizes(self) -> None:
-        self._require_at_least(
-            1,
-            "n_grpo_steps",
-            "rollout_batch_size",
-            "group_size",
-            "train_batch_size",
-            "epochs_per_rollout_batch",
-            "save_every",
-            "log_rollouts_every",
-            "num_rollouts_to_log",
-        )
         if self.group_size < 2:
             raise ValueError(
                 f"group_size must be at least 2, got {self.group_size}: a baseline needs a group"
             )
-        self._require_divisible("rollout_batch_size", self.group_size, "group_size")
-        self._require_divisible("rollout_batch_size", self.train_batch_size, "train_batch_size")
+        self._require_divisible("rollout_batch_size", "group_size")
+        self._require_divisible("rollout_batch_size", "train_batch_size")
         if self.train_batch_size < self.group_size:
             raise ValueError(
                 f"train_batch_size ({self.train_batch_size}) must be at least group_size "
                 f"({self.group_size})"
             )
-        self._check_train_batch(self.train_batch_size)
-        self.check_min_tokens("max_completion_length")
-        if self.eval_max_completion_length is not None:
-            self.check_min_tokens("eval_max_completion_length")
+        self._check_train_batch()
+        self._check_min_tokens("max_completion_length", "eval_max_completion_length")
 
     def _derived_values(self) -> dict[str, Any]:
-        """What the fields of TRL and transformers must be for ours to hold."""
         updates = self.updates_per_grpo_step
         return {
             "num_generations": self.group_size,
@@ -303,7 +269,6 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
             "scale_rewards": "group" if self.advantage == "group_mean_std" else "none",
             "epsilon": self.cliprange,
             "epsilon_high": self.cliprange_high,
-            **self.evaluation_values(updates),
-            "save_strategy": "no" if self.save_every is None else "steps",
-            "save_steps": 500 if self.save_every is None else self.save_every * updates,
+            **self._evaluation_values(updates),
+            **self._saving_values(self.save_every, updates),
         }

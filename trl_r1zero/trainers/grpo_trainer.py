@@ -87,6 +87,7 @@ class R1ZeroGRPOTrainer(RolloutsAheadMixin, GRPOTrainer):
 
     args: R1ZeroGRPOConfig
     step_key = "grpo_step"
+    step_name = "GRPO step"
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,20 +14,21 @@ from transformers import (
     TrainingArguments,
 )
 
+from trl_r1zero.arguments import Count, arg
 from trl_r1zero.data.packing import PackedSFTDataset
 
-from .base_config import knob
-from .one_device import check_device, check_not_spread, settle_use_cpu, use_one_gpu
+from .base_config import CheckedConfig
+from .one_device import check_device, check_not_spread
 from .optimizer_state import check_second_moment
 from .progress import ProgressCallback, use_progress_callback
 from .run_folder import RunFolderCallback
 from .wandb_axes import use_wandb_axes
 
-STEP_KEY = "tuning_step"
+STEP_KEY, STEP_NAME = "tuning_step", "update"
 
 
 @dataclass
-class InstructionTuningConfig(TrainingArguments):
+class InstructionTuningConfig(CheckedConfig, TrainingArguments):
     """The settings of transformers' `Trainer`, with the handout's defaults.
 
     All of them may be set but `gradient_accumulation_steps`, which follows from
@@ -36,47 +38,42 @@ class InstructionTuningConfig(TrainingArguments):
         ValueError: The batch sizes do not fit one another.
     """
 
-    total_batch_size: int = knob(32, "Chunks per optimizer update, over all processes.")
-    per_device_train_batch_size: int = knob(2, "Chunks that a process sees at a time. Memory only.")
-    gradient_accumulation_steps: int | None = knob(None, "Derived from total_batch_size.")  # type: ignore[assignment]
-    per_device_eval_batch_size: int = knob(8, "The same in validation.")
-    num_train_epochs: float = knob(1, "Passes over the chunks.")
-    learning_rate: float = knob(2e-5, "Peak learning rate of AdamW.")
-    adam_beta2: float = knob(0.95, "AdamW's second beta; 0.999 needs averages in float32.")
-    lr_scheduler_type: str = knob("cosine", "Learning-rate schedule of transformers.")
-    warmup_steps: float = knob(0.03, "Linear warm-up: updates, or below 1 a share of all.")
-    bf16: bool | None = knob(None, "bfloat16 autocast. Unset: where there is an accelerator.")  # type: ignore[assignment]
-    logging_steps: float = knob(1, "Log every so many optimizer updates.")
-    logging_nan_inf_filter: bool = knob(False, "true would hide a NaN loss.")
-    eval_strategy: str = knob("steps", "no, steps or epoch.")
-    eval_steps: float = knob(200, "Validate every so many optimizer updates.")
-    eval_on_start: bool = knob(True, "Validate before the first update too.")
-    save_strategy: str = knob("steps", "no, steps or epoch.")
-    save_steps: float = knob(200, "Checkpoint every so many optimizer updates, and at the end.")
-    save_total_limit: int | None = knob(1, "Checkpoints to keep.")
+    derived_fields: ClassVar = {
+        "gradient_accumulation_steps": "total_batch_size and per_device_train_batch_size"
+    }
 
-    def __post_init__(self) -> None:
-        settle_use_cpu(self)
-        if self.bf16 is None:
-            self.bf16 = not self.use_cpu and not self.fp16
-        given = self.gradient_accumulation_steps
-        self.gradient_accumulation_steps = 1
-        super().__post_init__()
-        use_one_gpu(self)
-        at_a_time = self.per_device_train_batch_size * self.world_size
-        if self.total_batch_size < 1 or self.total_batch_size % at_a_time:
+    total_batch_size: int = arg(32, "Chunks per optimizer update, over all processes.")
+    per_device_train_batch_size: Count = arg(
+        2, "Chunks that a process sees at a time. Memory only."
+    )
+    gradient_accumulation_steps: int | None = arg(  # type: ignore[assignment]
+        None, "Derived from total_batch_size."
+    )
+    per_device_eval_batch_size: int = arg(8, "The same in validation.")
+    num_train_epochs: float = arg(1, "Passes over the chunks.")
+    learning_rate: float = arg(2e-5, "Peak learning rate of AdamW.")
+    lr_scheduler_type: str = arg("cosine", "Learning-rate schedule of transformers.")
+    warmup_steps: float = arg(0.03, "Linear warm-up: updates, or below 1 a share of all.")
+    eval_strategy: str = arg("steps", "no, steps or epoch.")
+    eval_steps: float = arg(200, "Validate every so many optimizer updates.")
+    eval_on_start: bool = arg(True, "Validate before the first update too.")
+    save_strategy: str = arg("steps", "no, steps or epoch.")
+    save_steps: float = arg(200, "Checkpoint every so many optimizer updates, and at the end.")
+
+    def _check(self) -> None:
+        if self.total_batch_size < 1 or self.total_batch_size % self._chunks_at_a_time:
             raise ValueError(
                 f"total_batch_size ({self.total_batch_size}) must be a multiple of "
                 f"per_device_train_batch_size x processes ({self.per_device_train_batch_size} x "
-                f"{self.world_size})"
+                f"{self._launched_processes})"
             )
-        self.gradient_accumulation_steps = self.total_batch_size // at_a_time
-        # What `dataclasses.replace` hands in is what was derived.
-        if given not in (None, self.gradient_accumulation_steps):
-            raise ValueError(
-                "gradient_accumulation_steps follows from another setting; set total_batch_size "
-                "and per_device_train_batch_size instead"
-            )
+
+    def _derived_values(self) -> dict[str, Any]:
+        return {"gradient_accumulation_steps": self.total_batch_size // self._chunks_at_a_time}
+
+    @property
+    def _chunks_at_a_time(self) -> int:
+        return self.per_device_train_batch_size * self._launched_processes
 
 
 def make_instruction_tuning_trainer(
@@ -124,7 +121,7 @@ def make_instruction_tuning_trainer(
     check_second_moment(
         args.optim, args.adam_beta2, model.parameters(), trainer.accelerator.distributed_type
     )
-    use_progress_callback(trainer, ProgressCallback())
+    use_progress_callback(trainer, ProgressCallback(STEP_KEY, STEP_NAME))
     use_wandb_axes(trainer)
     return trainer
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trl_r1zero.data.jsonl import read_jsonl
+from trl_r1zero.data.files import read_jsonl
 from trl_r1zero.evaluation import GradedCompletion
 
 KEPT_FOLDER = "expert_iteration"
@@ -20,12 +20,7 @@ KEPT_FOLDER = "expert_iteration"
 
 @dataclass(frozen=True)
 class KeptRollout:
-    """A completion that is trained on.
-
-    Attributes:
-        prompt, response, ground_truth: The texts.
-        token_ids: The response's tokens as they were sampled.
-    """
+    """A completion that is trained on, with the response's tokens as they were sampled."""
 
     prompt: str
     response: str
@@ -35,18 +30,11 @@ class KeptRollout:
 
 @dataclass(frozen=True)
 class EIStep:
-    """One EI step's place in a run.
+    """One EI step's place in a run, and what was logged of its rollouts."""
 
-    Attributes:
-        number: From 1.
-        first_update: Optimizer updates before it.
-        num_updates: Optimizer updates on its rollouts; 0 if none was kept.
-        metrics: What was logged of its rollouts.
-    """
-
-    number: int
-    first_update: int
-    num_updates: int
+    number: int  # from 1
+    first_update: int  # optimizer updates before it
+    num_updates: int  # on its rollouts; 0 if none was kept
     metrics: dict[str, float]
 
     @property
@@ -64,24 +52,18 @@ def choose_kept(
 ) -> list[KeptRollout]:
     """The correct rollouts, in the order in which they were sampled.
 
-    Args:
-        rows: Rollouts with the number of their question in `example`.
-        token_ids: Their tokens.
-        max_per_question: Keep the first so many of a question. They are drawn independently, so
-            the first ones are as good as any.
-        drop_duplicates: Keep only the first of equal responses to a question.
+    Rows have the number of their question in `example`. The first `max_per_question` of a question
+    are as good as any, as all are drawn independently. Of equal responses to a question,
+    `drop_duplicates` keeps the first.
     """
     kept, seen, counts = [], set(), Counter[int | None]()
     for row, ids in zip(rows, token_ids, strict=True):
-        if not row.correct:
-            continue
-        if drop_duplicates and (row.example, row.response) in seen:
-            continue
-        if max_per_question is not None and counts[row.example] >= max_per_question:
-            continue
-        seen.add((row.example, row.response))
-        counts[row.example] += 1
-        kept.append(KeptRollout(row.prompt, row.response, row.ground_truth, ids))
+        repeated = drop_duplicates and (row.example, row.response) in seen
+        enough = max_per_question is not None and counts[row.example] >= max_per_question
+        if row.correct and not repeated and not enough:
+            seen.add((row.example, row.response))
+            counts[row.example] += 1
+            kept.append(KeptRollout(row.prompt, row.response, row.ground_truth, ids))
     return kept
 
 
@@ -98,9 +80,10 @@ def write_ei_step(run_folder: Path, step: EIStep, kept: Sequence[KeptRollout]) -
 
 
 def read_ei_steps(run_folder: Path, num_updates: int) -> list[EIStep]:
-    """The EI steps that began within the first `num_updates` updates, in order; their files are
-    what a run that goes on from there has. Files of later steps are removed: the run makes them
-    again."""
+    """The EI steps that began within the first `num_updates` updates, in order.
+
+    Files of later steps are removed: a run that goes on from there makes them again.
+    """
     steps = []
     folder = run_folder / KEPT_FOLDER
     for path in sorted(folder.glob("ei_step_*.json")):
@@ -116,10 +99,11 @@ def read_ei_steps(run_folder: Path, num_updates: int) -> list[EIStep]:
                 f"{_path(run_folder, number)}.json does not exist, but later EI steps do; a run "
                 "goes on only where all of its files are. Restore it, or start a new run"
             )
-    if num_updates > (steps[-1].end if steps else 0):
+    end = steps[-1].end if steps else 0
+    if num_updates > end:
         raise ValueError(
-            f"the checkpoint has {num_updates} updates, but the EI steps in {folder} have "
-            f"{steps[-1].end if steps else 0}; go on in the folder of the run that made it"
+            f"the checkpoint has {num_updates} updates, but the EI steps in {folder} have {end}; "
+            "go on in the folder of the run that made it"
         )
     return steps
 

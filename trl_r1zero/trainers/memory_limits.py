@@ -22,8 +22,7 @@ from trl_r1zero.devices.memory import (
     tokens_per_microbatch,
     training_memory,
 )
-from trl_r1zero.devices.model_shape import ModelShape
-from trl_r1zero.devices.training_setup import TrainingSetup
+from trl_r1zero.devices.training_setup import ModelShape, TrainingSetup
 
 from .microbatches import MicroBatchLimits
 
@@ -50,14 +49,8 @@ _MOST_LOGITS = 2**31
 def microbatch_limits(
     rows: int | None, tokens: int | None, budget: int | None, *, packed: bool
 ) -> MicroBatchLimits:
-    """What a micro-batch may hold.
-
-    Args:
-        rows: What `gradient_accumulation_steps` comes to; None if it is unset.
-        tokens: `max_tokens_per_microbatch`; None if it is unset.
-        budget: Tokens that fit into memory; None where that is not known, as on CPUs.
-        packed: Whether rows stand one behind the other, without padding.
-    """
+    """What a micro-batch may hold, from the rows and tokens that are set, if any, and the tokens
+    that fit into memory, where that is known; `packed`: rows one behind the other."""
     tokens = budget if tokens is None else tokens
     if rows is None and tokens is None:
         rows = DEFAULT_ROWS
@@ -65,12 +58,8 @@ def microbatch_limits(
 
 
 def forward_limits(limits: MicroBatchLimits, memory: "TrainingMemory | None") -> MicroBatchLimits:
-    """What a forward without graph may hold, which keeps no activations.
-
-    Args:
-        limits: Of a micro-batch.
-        memory: Of a GPU; None where it is not known, as on CPUs.
-    """
+    """What a forward without graph, which keeps no activations, may hold: from the limits of a
+    micro-batch, or a GPU's memory where that is known."""
     if memory is not None:
         return replace(limits, rows=None, tokens=memory.forward_tokens())
     return replace(limits, rows=limits.rows and max(limits.rows, DEFAULT_FORWARD_ROWS))
@@ -78,25 +67,14 @@ def forward_limits(limits: MicroBatchLimits, memory: "TrainingMemory | None") ->
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """What decides how much fits on the GPU of a trainer's process.
-
-    Attributes:
-        shape: Of the model.
-        setup: How it is trained, and its longest row.
-        device_bytes: What the process may take of its device while it trains, weights, gradients
-            and optimizer included; not what a server has that shares it.
-    """
+    """What decides how much fits on the GPU of a trainer's process."""
 
     shape: ModelShape
     setup: TrainingSetup
-    device_bytes: int
+    device_bytes: int  # for the whole process, but not for a server that shares the device
 
     def microbatch_tokens(self) -> int:
-        """Tokens of a micro-batch at most, padding included.
-
-        Raises:
-            ValueError: Not even the longest row fits.
-        """
+        """Tokens of a micro-batch at most; a ValueError if not even the longest row fits."""
         return tokens_per_microbatch(self.shape, self.setup, self.device_bytes)
 
     def forward_tokens(self) -> int:
@@ -114,53 +92,40 @@ class TrainingMemory:
         return max(min(int(free * _SHARE) // per_token, most), self.setup.longest_row)
 
     def generation_rows(self, tokens: int) -> int:
-        """Completions that transformers may generate at a time, at least 1.
-
-        Args:
-            tokens: Of a row at most, prompt and completion.
-        """
+        """Rows of at most `tokens` that transformers may generate at a time, at least 1."""
         # Under autocast rotary positions make keys float32 again, so the weights' dtype counts.
         keys_and_values = self.shape.kv_values_per_token * self.setup.weight_bytes
         per_row = tokens * keys_and_values + self.shape.vocabulary_size * _SAMPLING_BYTES
         return max(int(self._free() * _SHARE) // per_row, 1)
 
+    @property
+    def _static(self) -> int:
+        return training_memory(self.shape, self.setup).static
+
     def _free(self) -> int:
-        static = training_memory(self.shape, self.setup).static
-        return int(self.device_bytes * (1 - MARGIN)) - static - CONTEXT_BYTES
+        return int(self.device_bytes * (1 - MARGIN)) - self._static - CONTEXT_BYTES
 
     def in_words(self) -> str:
         """For the log: what is there, and what is taken for good."""
-        static = training_memory(self.shape, self.setup).static
         return (
             f"{self.device_bytes / GIB:.1f} GiB for this process, of which weights, gradients and "
-            f"optimizer take {static / GIB:.1f}"
+            f"optimizer take {self._static / GIB:.1f}"
         )
 
 
 def training_memory_of(
-    model: Any,
-    args: Any,
-    device_bytes: int,
-    *,
-    longest_row: int,
-    **rest: Any,
+    model: Any, args: Any, device_bytes: int, *, longest_row: int, **rest: Any
 ) -> TrainingMemory | None:
-    """What is known of the memory of a loaded model and the config that it is trained with.
+    """What is known of the memory of a model, not wrapped, and the config that it is trained with.
 
-    Args:
-        model: Of transformers, not wrapped for several processes; PEFT's is fine.
-        args: A config of `trl_r1zero.trainers`.
-        device_bytes: See `TrainingMemory`.
-        longest_row: Tokens of the longest row that may come, prompt and completion.
-        rest: `reference_model`, `processes` and `sharding` of `TrainingSetup`.
-
-    Returns:
-        None, and a line in the log, for an architecture or optimizer whose memory is not known.
+    `rest` are `reference_model`, `processes` and `sharding` of `TrainingSetup`. None, and a line in
+    the log, for an architecture or optimizer whose memory is not known.
     """
     try:
         shape = ModelShape.from_config(model.config)
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        everything = all(p.requires_grad for p in model.parameters())
+        parameters = list(model.parameters())
+        everything = all(p.requires_grad for p in parameters)
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
         setup = TrainingSetup.from_arguments(
             args,
             str(model.dtype).removeprefix("torch."),
@@ -191,10 +156,9 @@ def bytes_to_train_with(device: torch.device) -> int | None:
 
 
 def out_of_memory(limits: MicroBatchLimits, error: torch.OutOfMemoryError) -> str:
-    """What to tell somebody whose micro-batch did not fit."""
-    if limits.tokens is None:
-        held, fewer = f"{limits.rows} rows", "tokens of fewer rows"
-    else:
+    """The message where a micro-batch did not fit."""
+    held, fewer = f"{limits.rows} rows", "tokens of fewer rows"
+    if limits.tokens is not None:
         held, fewer = f"{limits.tokens:,} tokens at most", f"fewer, such as {limits.tokens // 2}"
     return (
         f"{error}\nMicro-batches hold {held}. Set max_tokens_per_microbatch to {fewer} (the "

@@ -33,13 +33,8 @@ def settle_use_cpu(args: "TrainingArguments") -> None:
     asked = args.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
     args.cpu_was_asked_for = asked  # type: ignore[attr-defined]
     args.use_cpu = asked or not torch.accelerator.is_available()
-    if not args.use_cpu and torch.cuda.is_available():
-        _check_local_rank(int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def _check_local_rank(rank: int) -> None:
-    visible = visible_here()
-    if rank >= len(visible):
+    rank, visible = int(os.environ.get("LOCAL_RANK", "0")), visible_here()
+    if not args.use_cpu and torch.cuda.is_available() and rank >= len(visible):
         raise ValueError(
             f"this machine's training process number {rank} wants GPU {rank}, but "
             f"{visible.in_words()}, counted from 0; start fewer processes "
@@ -77,12 +72,8 @@ def check_device(args: "TrainingArguments") -> None:
 def loaded_onto_one_device(args: Any, model: Any) -> Iterator[None]:
     """Within it, TRL loads policy and reference whole, for transformers to move to the device.
 
-    Args:
-        args: A config of TRL's, whose `model_init_kwargs` are changed meanwhile.
-        model: What the trainer was given: a model, or the path or hub id of one.
-
-    Raises:
-        ValueError: `model_init_kwargs` has a `device_map`, or the model is spread over devices.
+    `model_init_kwargs` of `args` are changed meanwhile. A ValueError if they have a `device_map`,
+    or if the model that the trainer was given is spread over devices.
     """
     given = args.model_init_kwargs
     if (given or {}).get("device_map") is not None:

@@ -26,13 +26,8 @@ def check_second_moment(
 
     The average loses a share 1 - beta2 of itself at each update. Kept in a dtype whose relative
     spacing is wider than that (2^-7 in bfloat16), it loses nothing or too much: with beta2 0.999 it
-    stays at the largest gradients ever seen, and the updates stay small.
-
-    Args:
-        optim: transformers' name of the optimizer.
-        beta2: Its second beta.
-        parameters: Those of the model; what is trained of them counts.
-        distributed_type: accelerate's.
+    stays at the largest gradients ever seen, and the updates stay small. `optim` is transformers'
+    name of the optimizer, `distributed_type` accelerate's; only trained parameters count.
     """
     if optim not in _AVERAGES_LIKE_WEIGHTS or distributed_type in _FLOAT32_AVERAGES:
         return
@@ -59,7 +54,7 @@ def make_averages(optimizer: Optimizer) -> None:
         return
     for group in optimizer.param_groups:
         on_device = group["fused"] or group["capturable"]
-        names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
+        names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 3 if group["amsgrad"] else 2]
         for parameter in group["params"]:
             if not parameter.requires_grad or optimizer.state.get(parameter):
                 continue

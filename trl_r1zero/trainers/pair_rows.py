@@ -5,7 +5,8 @@ minus one.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,21 +18,15 @@ from .microbatches import PaddedRows
 
 @dataclass(frozen=True)
 class PairRow:
-    """A pair without padding.
-
-    Attributes:
-        shared_ids, chosen_ids, rejected_ids: Its tokens; see `encode_pair`.
-        ref_chosen, ref_rejected: Log-probabilities of the responses under the reference, in nats;
-            None where they are not known beforehand.
-        in_loss: False for a row that only fills up a process's micro-batches.
-    """
+    """A pair without padding: its tokens (see `encode_pair`), and the responses' log-probabilities
+    under the reference, in nats, where they are known beforehand."""
 
     shared_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
     ref_chosen: float | None = None
     ref_rejected: float | None = None
-    in_loss: bool = True
+    in_loss: bool = True  # False for a row that only fills up a process's micro-batches
 
     @property
     def num_tokens(self) -> int:
@@ -46,27 +41,19 @@ class PairRow:
 
 @dataclass
 class PairMicroBatch(PaddedRows):
-    """Tensors of some pairs: 2B rows.
+    """Tensors of some pairs: 2B rows."""
 
-    Attributes:
-        ref_log_probs: (2B,) of the responses under the reference, in nats; None if not known.
-        in_loss: (B,) bool.
-    """
-
-    ref_log_probs: Tensor | None
-    in_loss: Tensor
+    ref_log_probs: Tensor | None  # (2B,) of the responses under the reference, in nats, if known
+    in_loss: Tensor  # (B,) bool
 
     def to(self, device: torch.device) -> "PairMicroBatch":
         """The same on another device."""
-        ref = self.ref_log_probs
-        return PairMicroBatch(
-            input_ids=self.input_ids.to(device),
-            labels=self.labels.to(device),
-            response_mask=self.response_mask.to(device),
-            lengths=self.lengths,
-            ref_log_probs=None if ref is None else ref.to(device),
-            in_loss=self.in_loss.to(device),
-        )
+        tensors: dict[str, Any] = {
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
 
 
 def make_pair_microbatch(
@@ -75,13 +62,10 @@ def make_pair_microbatch(
     """Tensors of some pairs, padded to their own longest sequence."""
     responses = [row.chosen_ids for row in rows] + [row.rejected_ids for row in rows]
     shared = [row.shared_ids for row in rows] * 2
-    tensors = pad_and_shift(shared, responses, pad_token_id)
     ref = [row.ref_chosen for row in rows] + [row.ref_rejected for row in rows]
     return PairMicroBatch(
-        input_ids=tensors["input_ids"].to(device),
-        labels=tensors["labels"].to(device),
-        response_mask=tensors["response_mask"].to(device),
+        **pad_and_shift(shared, responses, pad_token_id),
         lengths=[len(a) + len(b) - 1 for a, b in zip(shared, responses, strict=True)],
-        ref_log_probs=None if None in ref else torch.tensor(ref, device=device),
-        in_loss=torch.tensor([row.in_loss for row in rows], device=device),
-    )
+        ref_log_probs=None if None in ref else torch.tensor(ref),
+        in_loss=torch.tensor([row.in_loss for row in rows]),
+    ).to(device)

@@ -10,13 +10,12 @@ where a response begins with a line break, which many byte-level tokenizers join
 that ends the template.
 
 The reference sums log-probabilities over all tokens of both sequences. Here only those tokens count
-that stand behind the beginning which the ids of the prompt, of the chosen and of the rejected text
-have in common. Almost always this beginning is the prompt, and what counts is the response. Where a
-token spans the border, the end of the prompt counts too, in both sequences. What is left out has
-the same log-probability in both, as it has the same tokens before it, so it cancels: loss and
+that follow the beginning which the ids of the prompt, of the chosen and of the rejected text have
+in common: almost always the responses; where a token spans the border, the end of the prompt too,
+in both sequences. What is left out has the same log-probability in both, so it cancels: loss and
 gradient are those of the sums over all tokens, without the rounding of a long sum and, where
-dropout is on, without its noise. A mask by the number of the prompt's own tokens would not be as
-good: a token across the border in one of the sequences would fall out of that one only.
+dropout is on, without its noise. (With a mask by the number of the prompt's own tokens, a token
+across the border in one of the sequences would be missing from that one only.)
 """
 
 from collections.abc import Sequence
@@ -31,15 +30,6 @@ from trl_r1zero.functional import dpo_loss, get_response_log_probs, masked_norma
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-__all__ = [
-    "EncodedPair",
-    "compute_per_instance_dpo_loss",
-    "encode_pair",
-    "response_log_probs",
-    "sum_over_responses",
-    "tokenize_preferences",
-]
 
 
 def compute_per_instance_dpo_loss(
@@ -98,22 +88,12 @@ def tokenize_preferences(
     rejected: Sequence[str],
     tokenizer: "PreTrainedTokenizerBase",
 ) -> dict[str, torch.Tensor]:
-    """Returns B pairs in the Alpaca template as one right-padded batch of 2B sequences.
+    """B pairs in the Alpaca template as one right-padded batch of 2B sequences, the chosen ones
+    first: `input_ids` and `labels` (2B, T) long and `response_mask` (2B, T) bool, as
+    `pad_and_shift` returns them.
 
-    Args:
-        prompts: B instructions, without the template.
-        chosen: B responses that are preferred.
-        rejected: the B others.
-        tokenizer: a transformers tokenizer with an end-of-text token.
-
-    Returns:
-        `input_ids` (2B, T) long, `labels` (2B, T) long and `response_mask` (2B, T) bool, as
-        `pad_and_shift` returns them, the chosen sequences first. The mask is True on the tokens
-        that count (see the module's docstring), the end-of-text token among them.
-
-    Raises:
-        ValueError: lists of unequal length, no rows; the tokenizer has no end-of-text token, or
-            appends special tokens itself.
+    The mask is True on the tokens that count (see the module's docstring), the end-of-text token
+    among them. A ValueError says what is wrong with the lists or the tokenizer.
     """
     if not len(prompts) == len(chosen) == len(rejected):
         raise ValueError(
@@ -144,17 +124,8 @@ class EncodedPair(NamedTuple):
 def encode_pair(
     prompt: str, chosen: str, rejected: str, tokenizer: "PreTrainedTokenizerBase"
 ) -> EncodedPair:
-    """Returns a pair in the Alpaca template, tokenised as the module's docstring says.
-
-    Args:
-        prompt: the instruction, without the template.
-        chosen: the response that is preferred.
-        rejected: the other one.
-        tokenizer: a transformers tokenizer with an end-of-text token.
-
-    Raises:
-        ValueError: the tokenizer has no end-of-text token, or appends special tokens itself.
-    """
+    """A pair in the Alpaca template, tokenised as the module's docstring says; a ValueError if the
+    tokenizer has no end-of-text token, or appends special tokens itself."""
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "got a tokenizer whose eos_token_id is None, expected one that can end a response; set "
@@ -165,48 +136,31 @@ def encode_pair(
         [*_encode(format_alpaca(prompt, response), tokenizer), tokenizer.eos_token_id]
         for response in (chosen, rejected)
     )
-    shared = _num_shared(template_ids, chosen_ids, rejected_ids)
+    columns = zip(template_ids, chosen_ids, rejected_ids, strict=False)
+    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
     return EncodedPair(chosen_ids[:shared], chosen_ids[shared:], rejected_ids[shared:])
 
 
 def response_log_probs(
     model: torch.nn.Module, batch: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the log-probabilities (B,) of the chosen and of the rejected responses, in nats.
-
-    Summed over the tokens that the response mask marks, on the model's device, with graph unless
-    the caller forbids it.
-
-    Args:
-        model: a causal LM.
-        batch: from `tokenize_preferences`; on any device.
-    """
+    """`sum_over_responses` of a batch of `tokenize_preferences`, on any device, under a causal LM;
+    on its device, with graph unless the caller forbids it."""
     device = next(model.parameters()).device
     log_probs_BT = get_response_log_probs(
         model, batch["input_ids"].to(device), batch["labels"].to(device)
     )["log_probs"]
-    chosen_B, rejected_B = sum_over_responses(log_probs_BT, batch["response_mask"])
-    return chosen_B.to(device), rejected_B.to(device)
+    return sum_over_responses(log_probs_BT, batch["response_mask"])
 
 
 def sum_over_responses(
     log_probs: torch.Tensor, response_mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the log-probabilities (B,) of the chosen and of the rejected responses, in nats.
-
-    Args:
-        log_probs: (2B, T), of tokens, the chosen sequences first.
-        response_mask: (2B, T) bool; on any device.
-    """
+    """The log-probabilities (B,) of the chosen and of the rejected responses, in nats: sums over
+    the tokens (2B, T) that the mask, on any device, marks; the chosen sequences first."""
     sums_2B = masked_normalize(log_probs, response_mask.to(log_probs.device), 1.0, dim=1)
     chosen_B, rejected_B = sums_2B.chunk(2)
     return chosen_B, rejected_B
-
-
-def _num_shared(*sequences: Sequence[int]) -> int:
-    """Returns how many tokens all sequences have in common at their beginning."""
-    columns = zip(*sequences, strict=False)
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def _encode(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:

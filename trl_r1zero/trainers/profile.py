@@ -13,14 +13,9 @@ _NOT_ADDED = {"step", *PARTS_OF_GENERATION}
 
 
 class ProfileCallback(TrainerCallback):
-    """Prints a line for each logged update: seconds and shares of its parts.
-
-    The parts are those that the trainer logs as `seconds/...`, the optimizer's step, and what is
-    left (clipping, logging).
-
-    Args:
-        progress: Its bar, if there is one, is not to be torn apart.
-    """
+    """Prints a line for each logged update, above the progress bar: seconds and shares of the parts
+    that the trainer logs as `seconds/...`, of the optimizer's step, and of the rest (clipping,
+    logging)."""
 
     def __init__(self, progress: ProgressCallback) -> None:
         self._progress = progress
@@ -40,18 +35,12 @@ class ProfileCallback(TrainerCallback):
         if not state.is_world_process_zero or not logs or f"{_SECONDS}step" not in logs:
             return
         total = time.perf_counter() - self._began
-        logged = {
-            name.removeprefix(_SECONDS): seconds
-            for name, seconds in logs.items()
-            if name.startswith(_SECONDS)
-        }
         parts = {
-            name.replace("_", " "): seconds
-            for name, seconds in logged.items()
-            if name not in _NOT_ADDED
+            name.removeprefix(_SECONDS).replace("_", " "): seconds
+            for name, seconds in logs.items()
+            if name.startswith(_SECONDS) and name.removeprefix(_SECONDS) not in _NOT_ADDED
         }
         parts["optimizer"] = self._optimizer
         parts["rest"] = max(0.0, total - sum(parts.values()))
         shares = ", ".join(f"{n} {s:.2f} s ({s / total:.0%})" for n, s in parts.items() if s)
-        line = f"update {state.global_step:>4}: {total:.2f} s: {shares}"
-        self._progress.say(line)
+        self._progress.say(f"update {state.global_step:>4}: {total:.2f} s: {shares}")

@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 
 from trl import SFTConfig
 
-from trl_r1zero.generation import SamplingConfig
+from trl_r1zero.arguments import Count, Positive, arg
 
-from .base_config import SamplingSettings, knob
-from .epochs import EpochSettings
+from .base_config import EpochSettings
+from .sampling_settings import SamplingSettings
 from .trl_fields import (
     EI_DERIVED_FIELDS,
     EI_UNSUPPORTED_FIELDS,
@@ -32,46 +32,26 @@ class R1ZeroSFTConfig(EpochSettings, SamplingSettings, SFTConfig):  # type: igno
     derived_fields: ClassVar = SFT_DERIVED_FIELDS
     unsupported_fields: ClassVar = SFT_UNSUPPORTED_FIELDS
 
-    normalize_constant: float = knob(
+    normalize_constant: Positive = arg(
         1.0, "Divisor of each response's sum of token losses (the loss is then averaged over rows)."
     )
-    append_eos: bool = knob(
+    append_eos: bool = arg(
         False, "End each response with the end-of-sequence token (not needed after </answer>)."
     )
-    learning_rate: float = knob(2e-5, "Peak learning rate of AdamW.")
-    eval_every: int | None = knob(
+    learning_rate: float = arg(2e-5, "Peak learning rate of AdamW.")
+    eval_every: Count | None = arg(
         16, "Validate every so many optimizer updates, and at start and end. null: never."
     )
-    eval_max_completion_length: int | None = knob(1024, "Validation: new tokens at most.")
-
-    def validation_sampling(self, stop: tuple[str, ...] = ()) -> SamplingConfig:
-        """How validation samples, with the prompt's stop strings."""
-        return SamplingConfig(
-            temperature=self.eval_temperature,
-            top_p=self.eval_top_p,
-            max_tokens=self._validation_length,
-            min_tokens=self.min_tokens,
-            stop=stop,
-        )
-
-    @property
-    def _validation_length(self) -> int:
-        return self.eval_max_completion_length or 0
+    eval_max_completion_length: Count | None = arg(1024, "Validation: new tokens at most.")
 
     def _check(self) -> None:
-        self.check_sampling()
-        self.check_rows()
-        if not self.normalize_constant > 0:
-            raise ValueError(f"normalize_constant must be above 0, got {self.normalize_constant}")
-        self._check_run()
+        super()._check()
+        self._check_server()
+        self._check_lengths()
         self.validation_sampling()  # a ValueError says what is out of range
 
-    def _check_run(self) -> None:
-        self.check_epochs()
-        self.check_min_tokens("eval_max_completion_length")
-
-    def _derived_values(self) -> dict[str, Any]:
-        return {**super()._derived_values(), **self.evaluation_values(1)}
+    def _check_lengths(self) -> None:
+        self._check_min_tokens("eval_max_completion_length")
 
 
 @dataclass
@@ -88,36 +68,36 @@ class ExpertIterationConfig(R1ZeroSFTConfig):
     derived_fields: ClassVar = EI_DERIVED_FIELDS
     unsupported_fields: ClassVar = EI_UNSUPPORTED_FIELDS
 
-    n_ei_steps: int = knob(5, "EI steps: sample, keep what is correct, train on it.")
-    ei_batch_size: int = knob(512, "Questions sampled per EI step.")
-    group_size: int = knob(8, "Completions per question (G).")
-    sft_epochs_per_step: int = knob(1, "Passes over the kept completions of each EI step.")
-    max_per_question: int | None = knob(
+    n_ei_steps: Count = arg(5, "EI steps: sample, keep what is correct, train on it.")
+    ei_batch_size: Count = arg(512, "Questions sampled per EI step.")
+    group_size: Count = arg(8, "Completions per question (G).")
+    sft_epochs_per_step: Count = arg(1, "Passes over the kept completions of each EI step.")
+    max_per_question: Count | None = arg(
         None, "Keep at most so many completions of a question, the first ones. Unset: all."
     )
-    drop_duplicates: bool = knob(
+    drop_duplicates: bool = arg(
         False, "Keep only the first of equal completions of a question in an EI step."
     )
-    temperature: float = knob(1.0, "Rollouts: temperature.")
-    top_p: float = knob(1.0, "Rollouts: top-p.")
-    top_k: int = knob(0, "Rollouts: top-k (0: all tokens).")
-    min_p: float = knob(0.0, "Rollouts: min-p.")
-    max_completion_length: int = knob(1024, "New tokens per completion at most.")
-    eval_max_completion_length: int | None = knob(
+    temperature: float = arg(1.0, "Rollouts: temperature.")
+    top_p: float = arg(1.0, "Rollouts: top-p.")
+    top_k: int = arg(0, "Rollouts: top-k (0: all tokens).")
+    min_p: float = arg(0.0, "Rollouts: min-p.")
+    max_completion_length: int = arg(1024, "New tokens per completion at most.")
+    eval_max_completion_length: Count | None = arg(
         None, "Validation: new tokens at most. Unset: max_completion_length."
     )
-    eval_every: int | None = knob(
+    eval_every: Count | None = arg(
         1, "Validate every so many EI steps, and at start and end. null: never."
     )
-    save_every: int | None = knob(
+    save_every: Count | None = arg(
         1, "Checkpoint every so many EI steps and at the end. null: never."
     )
-    save_every_updates: int | None = knob(
+    save_every_updates: Count | None = arg(
         None, "Checkpoint every so many optimizer updates too, inside of EI steps. Unset: never."
     )
-    num_rollouts_to_log: int = knob(64, "Rollouts in the table that each EI step writes.")
+    num_rollouts_to_log: Count = arg(64, "Rollouts in the table that each EI step writes.")
     # Derived: unset here, so that a value that somebody sets is seen.
-    num_train_epochs: float | None = knob(None, "Derived from sft_epochs_per_step.")  # type: ignore[assignment]
+    num_train_epochs: float | None = arg(None, "Derived from sft_epochs_per_step.")  # type: ignore[assignment]
 
     @property
     def max_updates(self) -> int:
@@ -126,50 +106,23 @@ class ExpertIterationConfig(R1ZeroSFTConfig):
         rows = self.ei_batch_size * kept
         return self.n_ei_steps * self.sft_epochs_per_step * -(-rows // self.train_batch_size)
 
-    @property
-    def _validation_length(self) -> int:
-        return self.eval_max_completion_length or self.max_completion_length
-
-    def rollout_sampling(self, stop: tuple[str, ...] = ()) -> SamplingConfig:
-        """How rollouts are sampled, with the prompt's stop strings."""
-        return SamplingConfig(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            max_tokens=self.max_completion_length,
-            min_tokens=self.min_tokens,
-            stop=stop,
-        )
-
-    def _check_run(self) -> None:
-        self._require_at_least(
-            1,
-            "n_ei_steps",
-            "ei_batch_size",
-            "group_size",
-            "sft_epochs_per_step",
-            "max_per_question",
-            "save_every_updates",
-            "num_rollouts_to_log",
-        )
+    def _check(self) -> None:
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0 to explore, got {self.temperature}")
-        if self.lr_scheduler_type not in ENDLESS_SCHEDULES:
-            raise ValueError(
-                f"lr_scheduler_type must be one of {', '.join(ENDLESS_SCHEDULES)}, got "
-                f"{self.lr_scheduler_type!r}: the number of updates depends on how many rollouts "
-                "are correct, and is not known beforehand"
-            )
+        not_known = "is not known beforehand, as it depends on how many rollouts are correct"
+        self._check_choice(
+            "lr_scheduler_type", ENDLESS_SCHEDULES, f": the number of updates {not_known}"
+        )
         if 0 < self.warmup_steps < 1:
             raise ValueError(
                 f"warmup_steps must be a number of updates, got {self.warmup_steps}: a share of "
-                "them is not known beforehand"
+                f"them {not_known}"
             )
-        self.check_min_tokens("max_completion_length")
-        if self.eval_max_completion_length is not None:
-            self.check_min_tokens("eval_max_completion_length")
+        super()._check()
         self.rollout_sampling()  # a ValueError says what is out of range
+
+    def _check_lengths(self) -> None:
+        self._check_min_tokens("max_completion_length", "eval_max_completion_length")
 
     def _derived_values(self) -> dict[str, Any]:
         # Validation and checkpoints come at the end of EI steps, which the trainer tells.

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-# Parts of the generation: the server wakes up, weights are sent, or rollouts under way awaited,
-# before it ends.
+# Parts of the generation.
 PARTS_OF_GENERATION = ("weight_sync", "rollout_wait", "server_wake")
 
 

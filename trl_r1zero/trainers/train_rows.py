@@ -15,16 +15,11 @@ from .microbatches import PaddedRows
 
 @dataclass(frozen=True)
 class TrainRow:
-    """A row without padding.
-
-    Attributes:
-        prompt_ids, response_ids: Its tokens.
-        in_loss: False for a row that only fills up a process's micro-batches.
-    """
+    """The tokens of a row, without padding."""
 
     prompt_ids: list[int]
     response_ids: list[int]
-    in_loss: bool = True
+    in_loss: bool = True  # False for a row that only fills up a process's micro-batches
 
     @property
     def num_tokens(self) -> int:
@@ -33,13 +28,10 @@ class TrainRow:
 
 @dataclass
 class SFTMicroBatch(PaddedRows):
-    """Tensors of some rows.
+    """Tensors of some rows."""
 
-    Attributes:
-        num_sequences: Rows of the train batch over all processes, divided by the number of
-            processes: the denominator with which the mean over processes is the loss.
-    """
-
+    # Rows of the train batch over all processes, divided by the number of processes: with this
+    # denominator the mean over processes is the loss.
     num_sequences: float
 
 

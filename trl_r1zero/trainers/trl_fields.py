@@ -4,18 +4,25 @@ Two tables for each trainer: fields that follow from ours (name -> what to set i
 that are not supported (name -> why).
 """
 
-# Of every trainer.
-_DERIVED = {
-    "do_eval": "eval_every",
-    "eval_strategy": "eval_every",
-    "eval_steps": "eval_every",
-    "save_strategy": "save_every",
-    "save_steps": "save_every",
-    "metric_for_best_model": "save_best (the best checkpoint is the one of best accuracy)",
-    "greater_is_better": "save_best (the best checkpoint is the one of best accuracy)",
-    "load_best_model_at_end": "save_best (the best model is in <output_dir>/best)",
-    "data_seed": "seed",
-}
+from collections.abc import Mapping
+
+
+def _by_name(names_of: Mapping[str, str]) -> dict[str, str]:
+    """Texts with the names that they are about -> name -> text."""
+    return {name: text for text, names in names_of.items() for name in names.split()}
+
+
+_DERIVED = _by_name(
+    {
+        "eval_every": "do_eval eval_strategy eval_steps",
+        "save_every": "save_strategy save_steps",
+        "save_best (the best checkpoint is the one of best accuracy)": "metric_for_best_model "
+        "greater_is_better",
+        "save_best (the best model is in <output_dir>/best)": "load_best_model_at_end",
+        "seed": "data_seed",
+        "train_batch_size and gradient_accumulation_steps": "per_device_train_batch_size",
+    }
+)
 _UNSUPPORTED = {
     "router_aux_loss_coef": "mixture-of-experts load balancing is not part of the loss",
     "auto_find_batch_size": "the batch sizes are part of the algorithm",
@@ -31,7 +38,6 @@ _UNSUPPORTED = {
 DERIVED_FIELDS = {
     **_DERIVED,
     "num_generations": "group_size",
-    "per_device_train_batch_size": "train_batch_size and gradient_accumulation_steps",
     "generation_batch_size": "rollout_batch_size",
     "steps_per_generation": "rollout_batch_size and train_batch_size",
     "num_iterations": "epochs_per_rollout_batch",
@@ -44,48 +50,40 @@ DERIVED_FIELDS = {
     "log_completions": "log_rollouts_every",
     "num_completions_to_print": "num_rollouts_to_log",
 }
-
 _NOT_AN_AXIS = (
     "it is not one of this trainer's surrogates, see SURROGATES in functional/policy_losses.py"
 )
 _FIXED_LOSS = "the loss is advantage x surrogate x aggregation; this term is part of none of them"
-_COLOCATE = "it is for a vLLM inside of the trainer's process; see vllm_server for a server"
 UNSUPPORTED_FIELDS = {
     **_UNSUPPORTED,
-    "delta": f"two-sided clipping: {_NOT_AN_AXIS}",
-    "importance_sampling_level": f"sequence-level ratios: {_NOT_AN_AXIS}",
-    "sapo_temperature_neg": f"SAPO: {_NOT_AN_AXIS}",
-    "sapo_temperature_pos": f"SAPO: {_NOT_AN_AXIS}",
-    "vespo_k_pos": f"VESPO: {_NOT_AN_AXIS}",
-    "vespo_lambda_pos": f"VESPO: {_NOT_AN_AXIS}",
-    "vespo_k_neg": f"VESPO: {_NOT_AN_AXIS}",
-    "vespo_lambda_neg": f"VESPO: {_NOT_AN_AXIS}",
-    "top_entropy_quantile": f"entropy mask: {_FIXED_LOSS}",
-    "entropy_coef": f"entropy bonus: {_FIXED_LOSS}",
-    "use_adaptive_entropy": f"entropy bonus: {_FIXED_LOSS}",
-    "entropy_coef_min": f"entropy bonus: {_FIXED_LOSS}",
-    "entropy_coef_max": f"entropy bonus: {_FIXED_LOSS}",
-    "entropy_coef_delta": f"entropy bonus: {_FIXED_LOSS}",
-    "entropy_target": f"entropy bonus: {_FIXED_LOSS}",
-    "off_policy_mask_threshold": f"off-policy sequence mask: {_FIXED_LOSS}",
+    **_by_name(
+        {
+            f"two-sided clipping: {_NOT_AN_AXIS}": "delta",
+            f"sequence-level ratios: {_NOT_AN_AXIS}": "importance_sampling_level",
+            f"SAPO: {_NOT_AN_AXIS}": "sapo_temperature_neg sapo_temperature_pos",
+            f"VESPO: {_NOT_AN_AXIS}": "vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg",
+            f"entropy mask: {_FIXED_LOSS}": "top_entropy_quantile",
+            f"entropy bonus: {_FIXED_LOSS}": "entropy_coef use_adaptive_entropy entropy_coef_min "
+            "entropy_coef_max entropy_coef_delta entropy_target",
+            f"off-policy sequence mask: {_FIXED_LOSS}": "off_policy_mask_threshold",
+            "it is for a vLLM inside of the trainer's process; see vllm_server for a server": (
+                "vllm_tensor_parallel_size vllm_gpu_memory_utilization vllm_max_model_length "
+                "vllm_enable_sleep_mode vllm_model_impl"
+            ),
+            "the transformers backend has its own decoding loop": "cache_implementation "
+            "use_transformers_continuous_batching transformers_continuous_batching_config "
+            "use_transformers_paged",
+            "rollouts are written to <output_dir>/rollouts only": "log_completions_hub_repo "
+            "log_unique_prompts",
+        }
+    ),
     "multi_objective_aggregation": "rewards are weighted and summed before the group baseline",
     "vllm_importance_sampling_cap": "it is an older name; set vllm_importance_sampling_clip_max",
-    "vllm_tensor_parallel_size": _COLOCATE,
-    "vllm_gpu_memory_utilization": _COLOCATE,
-    "vllm_max_model_length": _COLOCATE,
-    "vllm_enable_sleep_mode": _COLOCATE,
-    "vllm_model_impl": _COLOCATE,
     "repetition_penalty": "the policy's log-probabilities would not be those it was sampled from",
     "generation_kwargs": "sampling is set by temperature, top_p, top_k, min_p, min_tokens and "
     "max_completion_length; stop strings come from the prompt",
-    "cache_implementation": "the transformers backend has its own decoding loop",
-    "use_transformers_continuous_batching": "the transformers backend has its own decoding loop",
-    "transformers_continuous_batching_config": "the transformers backend has its own decoding loop",
-    "use_transformers_paged": "the transformers backend has its own decoding loop",
     "max_tool_calling_iterations": "there are no tools: a rollout is one completion",
-    "log_completions_hub_repo": "rollouts are written to <output_dir>/rollouts only",
     "log_multimodal": "prompts are text",
-    "log_unique_prompts": "rollouts are written to <output_dir>/rollouts only",
     "chat_template_kwargs": "prompts are formatted by a prompt file, not by a chat template",
 }
 
@@ -103,35 +101,34 @@ TRL_LOSS_TYPES = {
 }
 
 # SFT
-SFT_DERIVED_FIELDS = {
-    **_DERIVED,
-    "per_device_train_batch_size": "train_batch_size and gradient_accumulation_steps",
-    "max_steps": "num_train_epochs",
-}
-_OWN_ROWS = "rows are a prompt and a response, tokenised as `tokenize_prompt_and_output` does"
-_NO_PACKING = "rows stand alone: each micro-batch is as wide as its own longest row"
-SFT_UNSUPPORTED_FIELDS = {
+SFT_DERIVED_FIELDS = {**_DERIVED, "max_steps": "num_train_epochs"}
+# Of all trainers that train for epochs over rows.
+_UNSUPPORTED_WITH_ROWS = {
     **_UNSUPPORTED,
-    "chat_template_path": "prompts are formatted by a prompt file, not by a chat template",
-    "dataset_text_field": _OWN_ROWS,
-    "dataset_num_proc": _OWN_ROWS,
-    "dataset_kwargs": _OWN_ROWS,
     "dataloader_drop_last": "a short train batch at the end of an epoch is trained on",
-    "dataloader_num_workers": _OWN_ROWS,
     "train_sampling_strategy": "shuffle_dataset says it",
-    "prediction_loss_only": "validation samples answers",
     "ignore_data_skip": "a resumed run goes on at its own place in the data",
-    "eos_token": "append_eos ends responses with the tokenizer's own end-of-sequence token",
     "pad_token": "set the tokenizer's pad_token",
     "truncation_mode": "a row is never cut; max_length and overlong say what becomes of long rows",
-    "packing": _NO_PACKING,
-    "packing_strategy": _NO_PACKING,
-    "padding_free": _NO_PACKING,
-    "eval_packing": _NO_PACKING,
-    "completion_only_loss": "the loss is that of the response's tokens",
-    "assistant_only_loss": "the loss is that of the response's tokens",
-    "loss_type": "the loss is the negative log-likelihood over normalize_constant",
     "activation_offloading": "the training step is this trainer's own",
+}
+SFT_UNSUPPORTED_FIELDS = {
+    **_UNSUPPORTED_WITH_ROWS,
+    **_by_name(
+        {
+            "rows are a prompt and a response, tokenised as `tokenize_prompt_and_output` does": (
+                "dataset_text_field dataset_num_proc dataset_kwargs dataloader_num_workers"
+            ),
+            "rows stand alone: each micro-batch is as wide as its own longest row": (
+                "packing packing_strategy padding_free eval_packing"
+            ),
+            "the loss is that of the response's tokens": "completion_only_loss assistant_only_loss",
+        }
+    ),
+    "chat_template_path": "prompts are formatted by a prompt file, not by a chat template",
+    "prediction_loss_only": "validation samples answers",
+    "eos_token": "append_eos ends responses with the tokenizer's own end-of-sequence token",
+    "loss_type": "the loss is the negative log-likelihood over normalize_constant",
 }
 
 # Expert iteration
@@ -150,35 +147,23 @@ EI_UNSUPPORTED_FIELDS = {
 
 # DPO
 DPO_DERIVED_FIELDS = {
-    **_DERIVED,
-    "per_device_train_batch_size": "train_batch_size and gradient_accumulation_steps",
+    **SFT_DERIVED_FIELDS,
     "per_device_eval_batch_size": "train_batch_size and gradient_accumulation_steps",
-    "max_steps": "num_train_epochs",
 }
-_OWN_PAIRS = "rows are an instruction and two responses, in the Alpaca template"
-_SIGMOID = "the loss is that of `dpo_loss` (Rafailov et al. 2023, eq. 7)"
-_FIXED_REFERENCE = "the reference is the model that the run began with"
 DPO_UNSUPPORTED_FIELDS = {
-    **_UNSUPPORTED,
-    "dataset_num_proc": _OWN_PAIRS,
-    "dataloader_drop_last": "a short train batch at the end of an epoch is trained on",
-    "dataloader_num_workers": _OWN_PAIRS,
-    "train_sampling_strategy": "shuffle_dataset says it",
+    **_UNSUPPORTED_WITH_ROWS,
+    **_by_name(
+        {
+            "rows are an instruction and two responses, in the Alpaca template": (
+                "dataset_num_proc dataloader_num_workers"
+            ),
+            "the loss is that of `dpo_loss` (Rafailov et al. 2023, eq. 7)": "loss_type "
+            "loss_weights ld_alpha f_divergence_type f_alpha_divergence_coef label_smoothing "
+            "use_weighting discopop_tau",
+            "the reference is the model that the run began with": "sync_ref_model "
+            "ref_model_mixup_alpha ref_model_sync_steps",
+        }
+    ),
     "prediction_loss_only": "validation has metrics of its own",
-    "ignore_data_skip": "a resumed run goes on at its own place in the data",
-    "pad_token": "set the tokenizer's pad_token",
-    "truncation_mode": "a row is never cut; max_length and overlong say what becomes of long rows",
     "padding_free": "each micro-batch is padded to its own longest sequence",
-    "loss_type": _SIGMOID,
-    "loss_weights": _SIGMOID,
-    "ld_alpha": _SIGMOID,
-    "f_divergence_type": _SIGMOID,
-    "f_alpha_divergence_coef": _SIGMOID,
-    "label_smoothing": _SIGMOID,
-    "use_weighting": _SIGMOID,
-    "discopop_tau": _SIGMOID,
-    "activation_offloading": "the training step is this trainer's own",
-    "sync_ref_model": _FIXED_REFERENCE,
-    "ref_model_mixup_alpha": _FIXED_REFERENCE,
-    "ref_model_sync_steps": _FIXED_REFERENCE,
 }

@@ -39,9 +39,8 @@ class UpdateMetrics:
     def add_values(self, name: str, values: Tensor) -> None:
         """Add values, any number of them, of a key of `_STATISTICS`."""
         values = values.detach().float().flatten()
-        self.add(
-            **{f"{name}/sum": values.sum(), f"{name}/count": torch.tensor(float(values.numel()))}
-        )
+        count = torch.tensor(float(values.numel()))
+        self.add(**{f"{name}/sum": values.sum(), f"{name}/count": count})
         self._raise_maximum(f"{name}/max", values)
         self._raise_maximum(f"{name}/-min", -values)
 
@@ -53,41 +52,35 @@ class UpdateMetrics:
         self._maxima[name] = torch.cat(candidates).max()
 
     def collect(self, rows: Sequence[Rollout], accelerator: Accelerator) -> dict[str, float]:
-        """Means over all processes since the last call.
-
-        Args:
-            rows: This process's rows of the train batch.
-            accelerator: Reduces over processes (a collective call).
-
-        Returns:
-            What `collect_sums` does, with means over rows of the rewards and of `truncated`, and
-            `length/correct` and `length/incorrect`.
-        """
+        """`collect_sums` of this process's rows, with the means of their rewards and `truncated`,
+        and `length/correct` and `length/incorrect`."""
         return self.collect_sums(_row_sums(rows), [row.length for row in rows], accelerator)
 
     def collect_sums(
         self, row_sums: Mapping[str, float], lengths: Sequence[int], accelerator: Accelerator
     ) -> dict[str, float]:
-        """Means over all processes since the last call.
+        """Means over all processes since the last call; a collective call.
 
         Args:
             row_sums: Of this process's rows: `rows` (their number), `tokens`, and where known
                 `correct`, `length_correct`, `truncated` and the rewards.
             lengths: Response tokens of each row.
-            accelerator: Reduces over processes (a collective call).
+            accelerator: Reduces over processes.
 
         Returns:
-            Means over trained tokens (`entropy` and, where added, `nll`, `ratio`, `clip_fraction`,
-            `kl`), means over rows of what `row_sums` has, `length/mean`, `length/max`, `tokens`,
-            the number of tokens of the rows, and what `_STATISTICS` names of the values that were
-            added (nothing where there were none).
+            Means over trained tokens of what was added, means over rows of what `row_sums` has,
+            `length/mean`, `length/max`, `tokens`, the number of tokens of the rows, and what
+            `_STATISTICS` names of the values that were added (nothing where there were none).
         """
         sums_of_rows = {**row_sums, "length": sum(lengths)}
         self.add(**{name: torch.tensor(float(value)) for name, value in sums_of_rows.items()})
         self._raise_maximum("length/max", torch.tensor([float(length) for length in lengths]))
-        names, local = _stack(self._sums, accelerator.device)
+        # In an order that all processes have.
+        names = sorted(self._sums)
+        local = torch.stack([self._sums[name].to(accelerator.device) for name in names])
         sums = dict(zip(names, accelerator.reduce(local, "sum").tolist(), strict=True))
-        names, local = _stack(self._maxima, accelerator.device)
+        names = sorted(self._maxima)
+        local = torch.stack([self._maxima[name].to(accelerator.device) for name in names])
         maxima_WN = accelerator.gather(local).view(-1, len(names))  # W processes
         maxima = dict(zip(names, maxima_WN.amax(dim=0).tolist(), strict=True))
         self._sums.clear()
@@ -98,12 +91,12 @@ class UpdateMetrics:
         metrics |= {name: sums[name] / n for name in (*_REWARDS, "truncated") if name in sums}
         metrics["length/mean"] = sums["length"] / n
         metrics["length/max"] = maxima["length/max"]
-        correct = sums.get("correct")
-        if correct:
-            metrics["length/correct"] = sums["length_correct"] / correct
-        if correct is not None and correct < n:
-            incorrect = sums["length"] - sums["length_correct"]
-            metrics["length/incorrect"] = incorrect / (n - correct)
+        if "correct" in sums:
+            correct, length_correct = sums["correct"], sums["length_correct"]
+            if correct:
+                metrics["length/correct"] = length_correct / correct
+            if correct < n:
+                metrics["length/incorrect"] = (sums["length"] - length_correct) / (n - correct)
         metrics["tokens"] = sums["tokens"]
         for name, statistics in _STATISTICS.items():
             count = sums.get(f"{name}/count", 0.0)
@@ -117,25 +110,17 @@ class UpdateMetrics:
         return metrics
 
 
-def _stack(values: dict[str, Tensor], device: torch.device) -> tuple[list[str], Tensor]:
-    """The names, in an order that all processes have, and their values in one tensor."""
-    names = sorted(values)
-    return names, torch.stack([values[name].to(device) for name in names])
-
-
 def _row_sums(rows: Sequence[Rollout]) -> dict[str, float]:
     graded = [graded_rollout(row) for row in rows]
-    sums: dict[str, float] = {
+    known = [name for name in _REWARDS if all(name in row.rewards for row in rows)]
+    return {
         "rows": len(rows),
         "tokens": sum(row.num_tokens for row in rows),
         "length_correct": sum(g.length for g in graded if g.correct),
         "correct": sum(g.correct for g in graded),
         "truncated": sum(g.truncated for g in graded),
+        **{name: sum(row.rewards[name] for row in rows) for name in known},
     }
-    for name in _REWARDS:
-        if all(name in row.rewards for row in rows):
-            sums[name] = sum(row.rewards[name] for row in rows)
-    return sums
 
 
 def graded_rollout(row: Rollout) -> GradedCompletion:

@@ -1,11 +1,10 @@
-"""The tasks by name. To add one: a module with a `Task` dataclass, and a line in `TASKS`."""
+"""The tasks by name. To add one: a module with a dataclass, and its place in `TASKS`."""
 
 import types
 import typing
 from dataclasses import fields
 from typing import Any
 
-from trl_r1zero.data.naming import unknown_name_message
 from trl_r1zero.data.tasks.alpaca_eval import AlpacaEvalTask
 from trl_r1zero.data.tasks.base import Example, Solution, Task
 from trl_r1zero.data.tasks.chain_arithmetic import ChainArithmeticTask
@@ -14,18 +13,20 @@ from trl_r1zero.data.tasks.gsm8k import Gsm8kTask
 from trl_r1zero.data.tasks.math import MathTask
 from trl_r1zero.data.tasks.mmlu import MmluTask
 from trl_r1zero.data.tasks.simple_safety_tests import SimpleSafetyTestsTask
+from trl_r1zero.naming import unknown_name_message
 
 __all__ = ["TASKS", "Example", "Solution", "Task", "get_task"]
 
-TASKS: dict[str, type[Task]] = {
-    "math": MathTask,
-    "gsm8k": Gsm8kTask,
-    "countdown": CountdownTask,
-    "chain_arithmetic": ChainArithmeticTask,
-    "mmlu": MmluTask,
-    "alpaca_eval": AlpacaEvalTask,
-    "simple_safety_tests": SimpleSafetyTestsTask,
-}
+_ALL: list[type[Task]] = [
+    MathTask,
+    Gsm8kTask,
+    CountdownTask,
+    ChainArithmeticTask,
+    MmluTask,
+    AlpacaEvalTask,
+    SimpleSafetyTestsTask,
+]
+TASKS = {task.name: task for task in _ALL}
 
 
 def get_task(name: str, **task_args: Any) -> Task:
