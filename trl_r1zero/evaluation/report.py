@@ -8,7 +8,7 @@ from typing import Any
 
 from .metrics import GradedCompletion
 from .numbers import COUNT, LENGTH, SHARE, groups_table, metric_rows, metrics_table, with_error
-from .pages import Page, Section, Shown, Table, as_html, as_markdown, some
+from .pages import Example, Page, Section, Table, as_html, as_markdown, pick
 from .results_folder import REPORT_FILES
 from .summary import BREAKDOWNS, category
 
@@ -179,12 +179,12 @@ def _categories(summary: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
-def _some(rows: Sequence[GradedCompletion], num_completions: int) -> list[Shown]:
+def _some(rows: Sequence[GradedCompletion], num_completions: int) -> list[Example]:
     """Up to ten of the rows, in their order; the same rows give the same ones."""
-    return [_example(row, num_completions) for row in some(rows, EXAMPLES_PER_CATEGORY)]
+    return [_example(row, num_completions) for row in pick(rows, EXAMPLES_PER_CATEGORY)]
 
 
-def _example(row: GradedCompletion, num_completions: int) -> Shown:
+def _example(row: GradedCompletion, num_completions: int) -> Example:
     title = f"Example {row.example}"
     if num_completions > 1:
         title += f", completion {row.completion}"
@@ -202,4 +202,4 @@ def _example(row: GradedCompletion, num_completions: int) -> Shown:
         "Response": row.response,
         truth_name: _in_words(row.ground_truth),
     }
-    return Shown(title, facts, texts)
+    return Example(title, facts, texts)
