@@ -243,7 +243,7 @@ def test_with_a_server_of_its_own(served_model_folder, tmp_path, monkeypatch):
         ({"temprature": 1}, "did you mean 'temperature'"),
         ({"model": None}, "model: no value given"),
         ({"top_p": 0}, "top_p must be in (0, 1], got 0"),
-        ({"n": 0}, "n: got 0, expected at least 1"),
+        ({"n": 0}, "n must be at least 1, got 0"),
         ({"reward": "no.such.reward"}, "reward: got 'no.such.reward'"),
         ({"reward": "r1_zer0"}, "reward: got 'r1_zer0', expected one of"),
         ({"reward": "json.loads"}, "reward: json.loads cannot grade a response against"),
