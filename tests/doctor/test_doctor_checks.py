@@ -7,6 +7,7 @@ from doctor_runs import make_run, qwen_math_model
 
 from trl_r1zero.devices.memory import GIB, training_memory
 from trl_r1zero.doctor.launch import Launch
+from trl_r1zero.doctor.machine import place_server
 from trl_r1zero.doctor.memory import (
     bytes_for_training,
     check_rollouts,
@@ -19,7 +20,6 @@ from trl_r1zero.doctor.memory import (
 )
 from trl_r1zero.doctor.reward import check_reward
 from trl_r1zero.doctor.rows import Split
-from trl_r1zero.doctor.server import place_server
 from trl_r1zero.doctor.settings import (
     check_beta2,
     check_disk,

@@ -96,7 +96,7 @@ def test_a_file_that_is_missing_is_a_problem(tmp_path, paths):
 def test_the_file_itself_is_not_touched(tmp_path):
     path = write_rows(tmp_path / "bad.jsonl", [*math_rows(2), {"problem": "x", "answer": ""}])
     before = path.read_bytes()
-    read_split("train_data", str(path), get_task("math").load)
+    read_split("train_data", str(path), get_task("math").load, {})
     assert path.read_bytes() == before
 
 

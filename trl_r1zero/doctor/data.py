@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -12,58 +13,43 @@ from trl_r1zero.data.tasks.base import GeneratedTask
 from trl_r1zero.data.traces import load_traces
 
 from .findings import Finding, ok, problem, warning
-from .rows import Split, read_split
+from .rows import Columns, Split, read_split
 from .run import Run
 
 _LISTED = 5
+_PAIR: Columns = {"prompts": itemgetter(0), "responses": itemgetter(1)}
 
 
 def load_data(run: Run) -> list[Split]:
     """Training and, where a run validates, validation data, with all rows that can be used."""
     train, validation = run.data.train_data, getattr(run.data, "eval_data", None)
     if run.method == "dpo":
-        longer = {"responses": lambda pair: max(pair.chosen, pair.rejected, key=len)}
-        prompts = attrgetter("instruction")
-        return [read_split("train_data", train, _load_pairs, prompts=prompts, **longer)]
+        return [read_split("train_data", train, _load_pairs, _PAIR)]
     if run.method == "instruction_tuning":
-        columns = {"prompts": itemgetter(0), "responses": itemgetter(1)}
         sources = {"train_data": train, "eval_data": validation}
         return [
-            read_split(name, source, _load_instructions, **columns)
+            read_split(name, source, _load_instructions, _PAIR)
             for name, source in sources.items()
             if source is not None
         ]
     task, prompt = run.data.load_task()
-
-    def examples(name: str, source: str | None, split: str) -> Split:
-        return read_split(
-            name,
-            source,
-            lambda source: task.load(source, split),
-            prompts=lambda example: prompt.format(example.question),
-            truths=attrgetter("ground_truth"),
-        )
-
-    if run.method != "sft":
-        return [
-            examples("train_data", train, "train"),
-            examples("eval_data", validation, "validation"),
-        ]
-    traces = read_split(
-        "train_data",
-        train,
-        lambda source: load_traces(task, prompt, source),
-        prompts=attrgetter("prompt"),
-        responses=attrgetter("response"),
-        truths=attrgetter("ground_truth"),
-    )
-    if validation is None and not isinstance(task, GeneratedTask):
-        return [traces]
-    return [traces, examples("eval_data", validation, "validation")]
+    truths = attrgetter("ground_truth")
+    example: Columns = {"prompts": lambda row: prompt.format(row.question), "truths": truths}
+    if run.method == "sft":
+        load = partial(load_traces, task, prompt)
+        trace: Columns = {"prompts": attrgetter("prompt"), "responses": attrgetter("response")}
+        splits = [read_split("train_data", train, load, trace | {"truths": truths})]
+        if validation is None and not isinstance(task, GeneratedTask):
+            return splits
+    else:
+        splits = [read_split("train_data", train, partial(task.load, split="train"), example)]
+    load = partial(task.load, split="validation")
+    return [*splits, read_split("eval_data", validation, load, example)]
 
 
-def _load_pairs(source: str | None) -> Sequence[Any]:
-    return load_hh(source or "")
+def _load_pairs(source: str | None) -> list[tuple[str, str]]:
+    pairs = load_hh(source or "")
+    return [(pair.instruction, max(pair.chosen, pair.rejected, key=len)) for pair in pairs]
 
 
 def _load_instructions(source: str | None) -> list[tuple[str, str]]:
@@ -151,13 +137,11 @@ def check_context(run: Run, splits: Sequence[Split], context: int | None) -> Ite
     if run.own_server and (wanted := run.values["vllm_server"].get("max_model_len")):
         limit, whose = wanted, "the server's max_model_len"
         if context is not None and wanted > context:
-            yield problem(
-                "data/max_model_len",
+            found = (
                 f"vllm_server has max_model_len {wanted:,}, but the model's context is {context:,} "
-                "tokens",
-                f"at most {context:,}",
-                "lower it",
+                "tokens"
             )
+            yield problem("data/max_model_len", found, f"at most {context:,}", "lower it")
     for split in splits:
         if not split.prompt_tokens:
             continue

@@ -12,6 +12,7 @@ MOST_BAD_ROWS = 20
 _MOST_BYTES = 200 * 2**20
 
 Load = Callable[[str | None], Sequence[Any]]
+Columns = dict[str, Callable[[Any], Any]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Split:
     total_tokens: Sequence[int] = ()  # of prompt and response
 
 
-def read_split(name: str, source: str | None, load: Load, **columns: Callable[[Any], Any]) -> Split:
+def read_split(name: str, source: str | None, load: Load, columns: Columns) -> Split:
     """Read all rows that can be used.
 
     `load` raises an error that begins with `path:line:` at the first row that is wrong; the row is

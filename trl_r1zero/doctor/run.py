@@ -44,12 +44,11 @@ class Run:
         if self.launch.gpu_ids is None or self.launch.use_cpu:
             return self.machine
         # Both are the machine's own numbers, or UUIDs.
-        visible = self.machine.visible.names
-        names = tuple(name for name in split_names(self.launch.gpu_ids) if name in visible)
-        devices = tuple(self.machine.devices[visible.index(name)] for name in names)
-        return replace(
-            self.machine, devices=devices, visible=VisibleDevices(names, self.launch.gpu_ids)
-        )
+        all_names = self.machine.visible.names
+        names = tuple(name for name in split_names(self.launch.gpu_ids) if name in all_names)
+        devices = tuple(self.machine.devices[all_names.index(name)] for name in names)
+        visible = VisibleDevices(names, self.launch.gpu_ids)
+        return replace(self.machine, devices=devices, visible=visible)
 
     @property
     def use_cpu(self) -> bool:
