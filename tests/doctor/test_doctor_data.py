@@ -6,15 +6,16 @@ from doctor_runs import make_run, math_rows, write_rows
 from trl_r1zero.data.embedded_tokenizer import build_embedded_tokenizer
 from trl_r1zero.data.tasks import get_task
 from trl_r1zero.doctor.data import (
+    MOST_BAD_ROWS,
     check_context,
     check_duplicates,
     check_overlap,
     check_rows,
     load_data,
     longest_row,
+    read_split,
     with_lengths,
 )
-from trl_r1zero.doctor.rows import MOST_BAD_ROWS, read_split
 
 
 @pytest.fixture

@@ -92,11 +92,7 @@ def training_memory(shape: ModelShape, setup: TrainingSetup) -> MemoryParts:
 def tokens_per_microbatch(shape: ModelShape, setup: TrainingSetup, free_bytes: int) -> int:
     """The most tokens of a micro-batch, padding included, that fit.
 
-    Args:
-        shape: Of the model.
-        setup: Its `tokens` and `logit_positions` do not count.
-        free_bytes: For the process, weights, gradients and optimizer state included. A tenth of
-            it stays free.
+    Of `free_bytes`, in which weights, gradients and optimizer state count, a tenth stays free.
 
     Returns:
         A multiple of 1,024 from 2,048 on, of 256 below; or the longest row, if that is more. At
@@ -122,9 +118,6 @@ def checkpoint_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     return model_bytes(shape, setup) + _optimizer(shape, replace(setup, sharding="none"))
 
 
-# What stays from step to step
-
-
 def model_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     """One copy of what is trained, and a saved model; PEFT keeps adapters in float32."""
     if setup.trainable_parameters is None:
@@ -137,9 +130,6 @@ def _optimizer(shape: ModelShape, setup: TrainingSetup) -> int:
     master_weights = setup.sharding != "none" and setup.weight_bytes < 4
     size = model_bytes(shape, setup) // number
     return int(number * state_bytes(setup.optimizer, size, master_weights)) // setup.shards
-
-
-# What comes and goes with a micro-batch
 
 
 def layer_activation_bytes(shape: ModelShape, setup: TrainingSetup) -> int:

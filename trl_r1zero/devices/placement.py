@@ -102,12 +102,8 @@ def memory_share(
 ) -> float:
     """Which share of its devices' memory the server may take (`gpu_memory_utilization`).
 
-    Args:
-        placement: From `place`.
-        total_bytes: Memory of the smallest of the server's devices.
-        trainer_bytes: Weights and optimizer state that a trainer keeps there meanwhile.
-        sleep_level: The server's; 0 if it stays awake.
-        others_bytes: Memory of other programs there, such as a display.
+    Of `total_bytes` of the smallest device, a trainer keeps `trainer_bytes` for weights and
+    optimizer state, and other programs, such as a display, have `others_bytes`.
 
     Raises:
         ValueError: The trainer leaves no room for a server.

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 import psutil
 
 from . import data, machine, memory, reward, settings
+from .data import Split
 from .findings import Finding, ok, problem_of, warning
 from .model import Model, load_model
-from .rows import Split
 from .run import Run
 
 
@@ -92,4 +92,4 @@ def _memory(run: Run, model: Model | None, splits: Sequence[Split]) -> Iterator[
     if placed is not None:
         yield from memory.check_server(run, shape, model.dtype, placed, text)
     yield from memory.check_rollouts(run, shape, setup, text)
-    yield settings.check_disk(run, shape, setup, settings.free_bytes(run.values.get("output_dir")))
+    yield memory.check_disk(run, shape, setup, memory.free_bytes(run.values.get("output_dir")))

@@ -7,13 +7,13 @@ from urllib.parse import urlsplit
 from trl_r1zero.devices import Placement
 from trl_r1zero.devices.facts import ipc_works
 from trl_r1zero.devices.usable import UnusableGPUError, check_accelerator
-from trl_r1zero.devices.visible import VARIABLE
+from trl_r1zero.devices.visible import VARIABLE, device_names
 from trl_r1zero.generation.server_placement import resolve_server
 from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
 from trl_r1zero.generation.weight_transfer import is_loopback
 
 from .findings import Finding, ok, problem, warning
-from .run import Run, split_names
+from .run import Run
 
 
 def check_machine(run: Run) -> Finding:
@@ -75,7 +75,7 @@ def check_gpu_ids(run: Run, listed: str | None) -> Iterator[Finding]:
         return
     where, launchers = "machine/gpu_ids", f"the launcher's gpu_ids ({ids})"
     advice = f"remove gpu_ids from {run.launch.path}; {VARIABLE} says which devices a run may use"
-    if listed is not None and split_names(listed) != split_names(ids):
+    if listed is not None and device_names(listed) != device_names(ids):
         found = (
             f"{launchers} replaces {VARIABLE}={listed}: the run would be on devices that may be "
             "somebody else's"

@@ -18,16 +18,11 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 class Model:
     """What is known of a model."""
 
-    config: Any
+    context: int | None  # tokens of the longest text that it is made for
     tokenizer: Any  # None if it cannot be loaded
     shape: ModelShape | None  # None for an architecture whose memory is not known
     dtype: str  # in which weights are loaded
     trainable_parameters: int | None  # with adapters; None: all
-
-    @property
-    def context(self) -> int | None:
-        """Tokens of the longest text that it is made for."""
-        return getattr(self.config, "max_position_embeddings", None)
 
 
 def load_model(model_args: Any) -> tuple[Model | None, list[Finding]]:
@@ -69,7 +64,8 @@ def load_model(model_args: Any) -> tuple[Model | None, list[Finding]]:
             f"{shape.max_positions:,} tokens, trained in {dtype} weights"
         )
         findings.append(ok("model/model", found))
-    return Model(config, tokenizer, shape, dtype, _count_adapters(model_args, config)), findings
+    context = getattr(config, "max_position_embeddings", None)
+    return Model(context, tokenizer, shape, dtype, _count_adapters(model_args, config)), findings
 
 
 def check_tokenizer(tokenizer: Any, config: Any) -> Iterator[Finding]:
