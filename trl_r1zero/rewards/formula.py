@@ -17,7 +17,7 @@ import unicodedata
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from .bounds import LIMITS, BoundHit
+from .bounds import check_limits
 
 Node = tuple[Any, ...]
 
@@ -54,8 +54,7 @@ _TOKEN = re.compile(
 
 def parse_formula(text: str) -> Node:
     """The tree of `text`; FormulaError if it is none, BoundHit if it is too long or too deep."""
-    if len(text) > LIMITS["formula_chars"]:
-        raise BoundHit("formula_chars")
+    check_limits(formula_chars=len(text))
     return _Parser(_tokens(text)).parse()
 
 
@@ -72,8 +71,7 @@ def _tokens(text: str) -> list[_Token]:
             tokens.append(_Token(match.group(), match.group()))
         elif kind not in ("blank", "comment"):
             tokens.append(_Token(kind, match.group()))
-    if len(tokens) > LIMITS["formula_tokens"]:
-        raise BoundHit("formula_tokens")
+    check_limits(formula_tokens=len(tokens))
     tokens.append(_Token("end", ""))
     return tokens
 
@@ -139,8 +137,7 @@ class _Parser:
         while self.peek() in ("+", "-"):
             sign += self.take().kind == "-"
             self.skip_newlines()
-            if sign > LIMITS["formula_depth"]:
-                raise BoundHit("formula_depth")
+            check_limits(formula_depth=sign)
         factors = self.power()
         for _ in range(sign):
             factors[0] = ("neg", factors[0])
@@ -165,8 +162,7 @@ class _Parser:
 
     def enter(self) -> None:
         self.depth += 1
-        if self.depth > LIMITS["formula_depth"]:
-            raise BoundHit("formula_depth")
+        check_limits(formula_depth=self.depth)
 
     def atom(self) -> list[Node]:
         token = self.take()
@@ -235,8 +231,7 @@ def _product(factors: list[Node]) -> Node:
 
 
 def _check_digits(text: str) -> None:
-    if len(text) > LIMITS["literal_digits"]:
-        raise BoundHit("literal_digits")
+    check_limits(literal_digits=len(text))
 
 
 def _integer(text: str) -> Node:
@@ -256,8 +251,7 @@ def _number(text: str) -> list[Node]:
     _check_digits(text)
     literal = text.replace("_", "").lower()
     exponent = literal.partition("e")[2]
-    if exponent and abs(int(exponent)) > LIMITS["power_exponent"]:
-        raise BoundHit("power_exponent")
+    check_limits(power_exponent=abs(int(exponent or 0)))
     return [("float", literal)]
 
 

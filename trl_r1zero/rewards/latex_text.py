@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
-from .bounds import LIMITS, BoundHit
+from .bounds import BoundHit, check_limits
 
 
 class UnrenderableError(Exception):
@@ -31,8 +31,7 @@ class _Unsupported(Exception):
 def latex_to_text(text: str) -> str:
     """Plain text of `text`; UnrenderableError where pylatexenc raises, BoundHit where a limit is
     reached."""
-    if len(text) > LIMITS["latex_chars"]:
-        raise BoundHit("latex_chars")
+    check_limits(latex_chars=len(text))
     if _NEEDS_PYLATEXENC.search(text):
         return _pylatexenc_text(text)
     try:
@@ -69,8 +68,7 @@ class _Reader:
     def read_nodes(self, closing: str) -> str:
         """Text of everything up to `closing` ("}", "]", or "" for the end of the text)."""
         self.depth += 1
-        if self.depth > LIMITS["latex_depth"]:
-            raise BoundHit("latex_depth")
+        check_limits(latex_depth=self.depth)
         text = self.text
         out: list[str] = []
         while True:
@@ -106,8 +104,7 @@ class _Reader:
 
     def step(self) -> None:
         self.steps += 1
-        if self.steps > LIMITS["latex_steps"]:
-            raise BoundHit("latex_steps")
+        check_limits(latex_steps=self.steps)
 
     def read_char(self) -> str:
         self.pos += 1
@@ -281,8 +278,7 @@ def _budgeted_walker() -> Any:
 
         def get_token(self, *args: Any, **kwargs: Any) -> Any:
             self.tokens_read += 1
-            if self.tokens_read > LIMITS["latex_steps"]:
-                raise BoundHit("latex_steps")
+            check_limits(latex_steps=self.tokens_read)
             return super().get_token(*args, **kwargs)
 
     return BudgetedWalker
@@ -291,10 +287,8 @@ def _budgeted_walker() -> Any:
 def _pylatexenc_text(text: str) -> str:
     from pylatexenc import latex2text
 
-    if _depth(text) > LIMITS["latex_depth"]:
-        raise BoundHit("latex_depth")
-    if _matrix_chars(text) > LIMITS["latex_matrix_chars"]:
-        raise BoundHit("latex_matrix_chars")
+    check_limits(latex_depth=_depth(text))
+    check_limits(latex_matrix_chars=_matrix_chars(text))
     walker = _budgeted_walker()(text, latex_context=_databases()[0])
     try:
         nodes = walker.get_latex_nodes()[0]

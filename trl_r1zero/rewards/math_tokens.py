@@ -5,7 +5,7 @@ For `math_parser` only; the reference's route has its own tokenizer (`formula`).
 
 import re
 
-from .bounds import LIMITS, BoundHit
+from .bounds import check_limits
 from .formula import FormulaError
 
 _UNIT_WORDS = (
@@ -88,8 +88,7 @@ def _tokens(text: str) -> list[tuple[str, str]]:
             tokens.append((kind, token.replace(",", "")))
         else:
             tokens.append(("other", token.partition("{")[0].strip() if len(token) > 2 else token))
-    if len(tokens) > LIMITS["formula_tokens"]:
-        raise BoundHit("formula_tokens")
+    check_limits(formula_tokens=len(tokens))
     return _join_words(tokens)
 
 
