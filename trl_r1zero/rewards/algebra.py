@@ -89,8 +89,7 @@ def _call_budget(calls_left: list[int]) -> Iterator[None]:
 
 
 def _is_irrational_plus_decimal(expression: Any) -> bool:
-    """Whether it is a decimal plus an exact irrational number: sympy never evaluates such a sum,
-    however small it is."""
+    """Whether it is a decimal plus an exact irrational number, a sum that sympy never evaluates."""
     if not expression.is_Add or not any(term.is_Float for term in expression.args):
         return False
     rest = expression.func(*(term for term in expression.args if not term.is_Float))
@@ -159,8 +158,7 @@ def _float(literal: str) -> Any:
 
 
 def _check_size(program: list[Step]) -> None:
-    """Raise BoundHit where the expression would grow beyond the limits of bits, degree, terms or
-    radicals."""
+    """Raise BoundHit where the expression would grow beyond the limits."""
     check_limits(algebra_nodes=len(program))
     stack: list[_Size] = []
     radicals = factorials = 0
@@ -218,11 +216,7 @@ _EXPONENT_BITS = 12
 @dataclass(frozen=True, slots=True)
 class _Size:
     """Upper estimates for a sub-expression: bits of its integers, degree, number of terms when
-    expanded.
-
-    `exact` is its value while it is a rational constant of moderate size; `has_radical` says that
-    a root is in it.
-    """
+    expanded; `exact` is its value while it is a rational constant of moderate size."""
 
     bits: int
     degree: int

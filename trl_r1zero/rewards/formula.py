@@ -97,8 +97,7 @@ class _Parser:
         return token
 
     def skip_newlines(self) -> None:
-        # Inside parentheses a line break means nothing, except that no factor may follow it
-        # without a sign.
+        # In parentheses a line break means nothing, but no factor may follow without a sign.
         while self.peek() == "newline" and self.depth:
             self.index += 1
 
@@ -131,8 +130,7 @@ class _Parser:
             tree = _product([("mul" if kind == "*" else "div", tree, factors[0]), *factors[1:]])
 
     def signed(self) -> list[Node]:
-        """A factor with its signs; a name of several letters gives several factors, the sign
-        belongs to the first."""
+        """A factor with its signs, which belong to the first of a name's several factors."""
         sign = 0
         while self.peek() in ("+", "-"):
             sign += self.take().kind == "-"
@@ -144,8 +142,7 @@ class _Parser:
         return factors
 
     def power(self) -> list[Node]:
-        """`a**b`; of several factors the last one is the base, and the exponent is the first of
-        its factors."""
+        """`a**b`: the last of several factors is the base, the first the exponent."""
         factors = self.atom()
         behind = self.index
         self.skip_newlines()

@@ -29,8 +29,7 @@ class _Unsupported(Exception):
 
 
 def latex_to_text(text: str) -> str:
-    """Plain text of `text`; UnrenderableError where pylatexenc raises, BoundHit where a limit is
-    reached."""
+    """Plain text of `text`; UnrenderableError where pylatexenc raises, BoundHit at a limit."""
     check_limits(latex_chars=len(text))
     if _NEEDS_PYLATEXENC.search(text):
         return _pylatexenc_text(text)
@@ -149,8 +148,7 @@ class _Reader:
         try:
             arguments = [self.read_argument(kind) for kind in macro.arguments]
         except _EndOfText:
-            # The macro then has no arguments, and what was read for them is read again as plain
-            # content.
+            # The macro then has none, and what was read for them is read again as plain content.
             self.pos = start
             self.depth = depth
             return macro.bare()
@@ -192,8 +190,7 @@ def _without_trailing_blanks(text: str) -> str:
 
 
 class _Macro(NamedTuple):
-    """How one macro is read and rendered: its arguments (a string of "{" and "["), its text with
-    and without them."""
+    """A macro: its arguments (a string of "{" and "["), its text with and without them."""
 
     arguments: str
     render: Callable[[list[str]], str]
@@ -271,8 +268,7 @@ def _budgeted_walker() -> Any:
     from pylatexenc import latexwalker
 
     class BudgetedWalker(latexwalker.LatexWalker):
-        """Counts tokens: a text whose macros lack their last argument is read again, once per
-        level of nesting."""
+        """Counts tokens: text of macros that lack their last argument is read again and again."""
 
         tokens_read = 0
 

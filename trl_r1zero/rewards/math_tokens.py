@@ -54,9 +54,7 @@ def tokenize(text: str) -> list[tuple[str, str]]:
 
 
 def _prepared(text: str) -> str:
-    text = (
-        text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
-    )
+    text = re.sub(r"\\[dtc]frac", r"\\frac", text)
     text = re.sub(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree", "", text)
     text = text.replace("{,}", "")
     text = re.sub(r"\\\$|,\\!\s*|\\%|%", lambda m: {",": ""}.get(m.group()[0], " "), text)
@@ -93,8 +91,7 @@ def _tokens(text: str) -> list[tuple[str, str]]:
 
 
 def _join_words(tokens: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Letters that spell a function or a constant become one token; letters otherwise are
-    symbols."""
+    """Letters that spell a function or a constant become one token; others are symbols."""
     joined: list[tuple[str, str]] = []
     index = 0
     while index < len(tokens):

@@ -37,8 +37,7 @@ _RENAMES = {
 
 
 class _Abort(Exception):
-    """A step that the reference leaves with an exception: the text stays as it was before all
-    steps."""
+    """A step that the reference leaves with an exception: the text stays as it was before."""
 
 
 def mathd_equal(answer: str, ground_truth: str) -> bool:
@@ -92,20 +91,16 @@ def _strip_string(text: str) -> str:
 
 
 def _drop_trailing_text(text: str) -> str:
-    """Remove everything from the first `\\text{` on if the whole ends with a brace, unless nothing
-    would be left."""
+    """Drop all from the first `\\text{` on if the whole ends with a brace and something is left."""
     start = text.find("\\text{")
     inside = text[:start] if start >= 0 and text.endswith("}") else text
     return inside.strip() or text
 
 
 def _drop_units(text: str) -> str:
-    """Two rounds over the unit words, each deleted where it stands between two characters that are
-    no word characters.
-
-    A deletion joins no two words, so a unit can only match if its first word is a whole word of
-    the text at the start.
-    """
+    """Two rounds over the unit words, each deleted between two characters of no word."""
+    # A deletion joins no two words, so a unit can only match if its first word is a whole word of
+    # the text at the start.
     words = set(_WORD.findall(text))
     rules = sorted(rule for word in words & _RULES_BY_WORD.keys() for rule in _RULES_BY_WORD[word])
     for _ in range(2):

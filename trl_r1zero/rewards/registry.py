@@ -106,10 +106,7 @@ def is_correct(parts: Mapping[str, float]) -> bool:
 def reward_and_rule(
     reward_fn: RewardFn, response: str, ground_truth: Any
 ) -> tuple[dict[str, float], str | None]:
-    """What `reward_fn` gives, and the rule that decided, from one grading.
-
-    The rule is None for functions that cannot explain themselves.
-    """
+    """What `reward_fn` gives, and the rule that decided (None if it cannot explain itself)."""
     parts, why = reward_and_explanation(reward_fn, response, ground_truth)
     return parts, None if why is None else why.rule
 
