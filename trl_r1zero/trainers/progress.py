@@ -13,8 +13,8 @@ _METRICS = ("reward", "accuracy", "margin", "nll", "length/mean", "entropy", "lo
 
 
 class ProgressCallback(_ProgressCallback):
-    """One bar over the optimizer updates, with the newest numbers behind it, and one line for each
-    validation, instead of all metrics of all updates (they are in `metrics.jsonl`)."""
+    """One bar over the optimizer updates with the newest numbers, and one line for each validation,
+    instead of all metrics of all updates (they are in `metrics.jsonl`)."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or self.training_bar is None or not logs:
@@ -43,7 +43,7 @@ class ProgressCallback(_ProgressCallback):
         print(line, flush=True) if bar is None else bar.write(line)
 
     def expect(self, num_updates: float) -> None:
-        """Let the bar end at so many optimizer updates."""
+        """Let the bar end at this number of optimizer updates."""
         if self.training_bar is not None:
             self.training_bar.total = num_updates
             self.training_bar.refresh()
