@@ -250,7 +250,7 @@ def test_with_a_server_of_its_own(served_model_folder, tmp_path, monkeypatch):
         ({"reward": "json.loads", "reward_workers": 0}, "(TypeError: loads() takes 1 pos"),
         ({"model": "run/finale"}, "model: there is no folder 'run/finale', and no such model"),
         ({"task_args": "{seed: one}"}, "seed: got 'one' (str), expected int"),
-        ({"reward_workers": -1}, "reward_workers: got -1, expected 0"),
+        ({"reward_workers": -1}, "reward_workers must be at least 0, got -1"),
         ({"reward_deadline_seconds": 0}, "reward_deadline_seconds must be above 0, got 0.0"),
     ],
 )
