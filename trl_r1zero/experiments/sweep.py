@@ -47,12 +47,9 @@ DONE = ("finished", "diverged")
 
 @dataclass
 class _Running:
-    """A run that is running.
-
-    Attributes:
-        lock: Held by the run's own process too, so that a sweep that is started while the run is
-            still there, its first sweep having been killed, does not start it twice.
-    """
+    """A run that is running. The lock is held by its own process too, so that a sweep that is
+    started while the run is still there, its first sweep having been killed, does not start it
+    twice."""
 
     run: PlannedRun
     slot: Slot
