@@ -149,7 +149,7 @@ class Sweep:
                         ended += 1
                         self._say(f"[{ended}/{total}] {one.record(*outcome)}")
         except BaseException:
-            # Somebody who is impatient must not leave runs behind that hold their GPUs.
+            # A second Ctrl-C must not leave runs behind that hold their GPUs.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             if running:
@@ -216,7 +216,8 @@ def _locked(folder: Path) -> IO[bytes] | None:
 
 
 def _end_processes(process: subprocess.Popen) -> None:
-    """End a run's process, its group, and what it started in groups of their own; kindly first."""
+    """End a run's process, its group, and what it started in groups of their own: by SIGTERM, and
+    after a minute by SIGKILL."""
     started: list[psutil.Process] = []
     if process.poll() is None:
         started = psutil.Process(process.pid).children(recursive=True)
