@@ -38,7 +38,10 @@ LAYERS = (
 )
 # Except that these two know nothing of one another.
 INDEPENDENT = {("functional", "rewards"), ("rewards", "functional")}
-MAX_LINES = 500
+MAX_PACKAGE_LINES = 31_000
+MAX_LINES = 400
+MAX_FUNCTION_LINES = 60
+MAX_PARAMETERS = 8
 
 
 def layer(module: str) -> str:
@@ -130,10 +133,57 @@ def test_import_without_torch(statement):
     assert done.stdout == "set()\n"
 
 
+# Sizes
+
+
+def functions(path: Path) -> list[ast.FunctionDef]:
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return [node for node in nodes if isinstance(node, ast.FunctionDef)]
+
+
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_a_module_is_readable_in_one_sitting(path):
+def test_modules_and_functions_are_short(path):
     lines = path.read_text(encoding="utf-8").count("\n")
     assert lines <= MAX_LINES, f"{lines} lines; split it"
+    lengths = {node.name: 1 + (node.end_lineno or 0) - node.lineno for node in functions(path)}
+    assert {name: n for name, n in lengths.items() if n > MAX_FUNCTION_LINES} == {}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_functions_have_few_parameters(path):
+    """What the handout names has its parameters, and so have formulas and trainers."""
+    exempt = {*PUBLIC_NAMES, "__init__"}
+    if layer(module_name(path)) == "functional":
+        return
+    for node in functions(path):
+        names = [arg.arg for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+        count = len([name for name in names if name not in ("self", "cls")])
+        assert count <= MAX_PARAMETERS or node.name in exempt, f"{node.name}: {count} parameters"
+
+
+def test_the_package_grows_knowingly():
+    total = sum(path.read_text(encoding="utf-8").count("\n") for path in MODULES)
+    assert total <= MAX_PACKAGE_LINES
+
+
+def test_no_module_imports_itself_through_others():
+    """Neither at the top nor within functions."""
+    names = {module_name(path) for path in MODULES}
+    graph = {
+        module_name(path): {name for name in imports(path) if name in names} for path in MODULES
+    }
+    # Names of packages stand for their __init__, which imports what it exports.
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join((*way[way.index(name) :], name))
+        if name not in done:
+            for other in sorted(graph[name] - {name}):
+                visit(other, (*way, name))
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, ())
 
 
 # Public names
