@@ -7,7 +7,7 @@ from doctor_runs import make_run, qwen_math_model
 
 from trl_r1zero.devices.memory import GIB, training_memory
 from trl_r1zero.doctor.data import Split
-from trl_r1zero.doctor.launch import Launch
+from trl_r1zero.doctor.launch import Launch, check_versions, needed_packages
 from trl_r1zero.doctor.machine import place_server
 from trl_r1zero.doctor.memory import (
     bytes_for_training,
@@ -27,7 +27,6 @@ from trl_r1zero.doctor.settings import (
     check_learning_rate,
     spacing,
 )
-from trl_r1zero.doctor.versions import check_versions, needed_packages
 from trl_r1zero.rewards import r1_zero_reward_fn
 
 BF16 = "--dtype=bfloat16"

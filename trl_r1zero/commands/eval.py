@@ -290,7 +290,7 @@ def _device() -> str:
     from accelerate.utils import parse_flag_from_env
 
     from trl_r1zero.devices import machine_facts
-    from trl_r1zero.devices.usable import check_accelerator
+    from trl_r1zero.devices.facts import check_accelerator
 
     machine, use_cpu = machine_facts(), parse_flag_from_env("ACCELERATE_USE_CPU")
     warning = check_accelerator(machine, use_cpu, setting="ACCELERATE_USE_CPU=true")

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from trl_r1zero.devices import Placement
-from trl_r1zero.devices.facts import ipc_works
-from trl_r1zero.devices.usable import UnusableGPUError, check_accelerator
+from trl_r1zero.devices.facts import UnusableGPUError, check_accelerator, ipc_works
 from trl_r1zero.devices.visible import VARIABLE, device_names
 from trl_r1zero.generation.server_placement import resolve_server
 from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
@@ -108,9 +107,6 @@ def check_trainers(run: Run) -> Iterator[Finding]:
         free = len(seen.devices) - 1
         found = f"one process uses GPU 0 alone; {free} more are free for a server"
         yield ok("machine/single_process", found)
-
-
-# The server
 
 
 @dataclass(frozen=True)
