@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from doctor_runs import make_run, qwen_math_model
+from doctor_runs import levels, make_run, qwen_math_model
 
 from trl_r1zero.devices.memory import GIB, training_memory
 from trl_r1zero.doctor.data import Split
@@ -31,10 +31,6 @@ from trl_r1zero.rewards import r1_zero_reward_fn
 
 BF16 = "--dtype=bfloat16"
 SERVER = ("--use_vllm=true", "--vllm_server={}")
-
-
-def levels(findings):
-    return {finding.check: finding.level for finding in findings}
 
 
 # Versions

@@ -185,4 +185,4 @@ def check_network(run: Run) -> Iterator[Finding]:
         needed = "a network that is yours, and ports that are open between the two"
         advice = "keep to one machine where you can: vllm_server: {}"
         yield warning("server/remote", found, needed, advice)
-    yield ok("server/other", f"the run connects to {host}; whether it answers is not looked at")
+    yield ok("server/other", f"the run connects to {host}; whether it answers is not checked")
