@@ -156,7 +156,9 @@ def test_functions_have_few_parameters(path):
     if layer(module_name(path)) == "functional":
         return
     for node in functions(path):
-        names = [arg.arg for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+        names = [
+            arg.arg for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+        ]
         count = len([name for name in names if name not in ("self", "cls")])
         assert count <= MAX_PARAMETERS or node.name in exempt, f"{node.name}: {count} parameters"
 
