@@ -203,18 +203,19 @@ def train_with_trl(run: Run, argv: Sequence[str], eval_every: int) -> None:
 
 def make_evaluation(tokenizer: Any, task: Any) -> Callable[[Any], float]:
     """A function of the model: its accuracy on 512 questions, the same for every method."""
-    from trl_r1zero.evaluation import evaluate, make_grader
+    from trl_r1zero.evaluation import evaluate
     from trl_r1zero.generation import SamplingConfig, TransformersEngine
+    from trl_r1zero.grading import Grader
 
     sampling = SamplingConfig(temperature=1.0, max_tokens=64, stop=task.prompt.stop)
     examples = task.eval_dataset.select(range(512))
-    grade = make_grader(task.reward.reward_fn)
+    grader = Grader(task.reward.reward_fn)
 
     def accuracy(model: Any) -> float:
         was_training = model.training
         model.eval()
         engine = TransformersEngine(model, tokenizer, eos_token_ids=[tokenizer.eos_token_id])
-        rows = evaluate(engine, examples, grade, sampling, progress=False).rows
+        rows = evaluate(engine, examples, grader, sampling).rows
         model.train(was_training)
         return statistics.fmean(row.correct for row in rows)
 

@@ -24,15 +24,16 @@ import aiohttp
 from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.rows import build_dataset
 from trl_r1zero.data.tasks.chain_arithmetic import ChainArithmeticTask
-from trl_r1zero.evaluation import evaluate, make_grader
+from trl_r1zero.evaluation import evaluate
 from trl_r1zero.generation import SamplingConfig, row_seeds
-from trl_r1zero.generation.vllm_client import _MAX_CONCURRENT_REQUESTS, VLLMServerEngine
+from trl_r1zero.generation.vllm_client import MAX_CONCURRENT_REQUESTS, VLLMServerEngine
 from trl_r1zero.generation.vllm_server import VLLMServerConfig
+from trl_r1zero.grading import Grader
 from trl_r1zero.rewards import r1_zero_reward_fn
 
 
 async def send_and_discard(url: str, bodies: list[dict[str, Any]]) -> None:
-    connector = aiohttp.TCPConnector(limit=_MAX_CONCURRENT_REQUESTS)
+    connector = aiohttp.TCPConnector(limit=MAX_CONCURRENT_REQUESTS)
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
 
@@ -76,8 +77,8 @@ def main() -> None:
     def evaluation() -> None:
         nonlocal tokens
         with tempfile.TemporaryDirectory() as folder:
-            grade = make_grader(r1_zero_reward_fn)
-            done = evaluate(engine, examples, grade, sampling, folder=Path(folder, "evaluation"))
+            grader = Grader(r1_zero_reward_fn)
+            done = evaluate(engine, examples, grader, sampling, folder=Path(folder, "evaluation"))
             tokens = done.summary["num_tokens"]
 
     try:

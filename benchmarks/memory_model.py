@@ -40,22 +40,28 @@ MODELS = {
         tie_word_embeddings=True,
     ),
     "smollm2": LlamaConfig(
+        architectures=["LlamaForCausalLM"],
         hidden_size=576,
         intermediate_size=1536,
         num_hidden_layers=30,
         num_attention_heads=9,
         num_key_value_heads=3,
         vocab_size=49152,
+        max_position_embeddings=8192,
         tie_word_embeddings=True,
+        dtype="bfloat16",
     ),
     "qwen2.5-math-1.5b": Qwen2Config(
+        architectures=["Qwen2ForCausalLM"],
         hidden_size=1536,
         intermediate_size=8960,
         num_hidden_layers=28,
         num_attention_heads=12,
         num_key_value_heads=2,
         vocab_size=151936,
+        max_position_embeddings=4096,
         tie_word_embeddings=True,
+        dtype="bfloat16",
     ),
 }
 
@@ -128,13 +134,13 @@ def measure(case: Case) -> int:
 def train(case: Case) -> int:
     """The steps themselves, and the bytes at their peak."""
     device = torch.device(case.device)
-    _train_a_little(Case("embedded", case.dtype, 2, 8, device=case.device))
+    _train_two_steps(Case("embedded", case.dtype, 2, 8, device=case.device))
     before = _start_peak(device)
-    _train_a_little(case)
+    _train_two_steps(case)
     return _peak(device) - before
 
 
-def _train_a_little(case: Case) -> None:
+def _train_two_steps(case: Case) -> None:
     torch.manual_seed(0)
     dtype = torch.bfloat16 if case.dtype == "bfloat16" else torch.float32
     with torch.device(case.device):
@@ -209,9 +215,7 @@ def report(case: Case) -> dict[str, object]:
         "predicted_mib": round(predicted / MIB),
         "measured_mib": round(measured / MIB),
         "ratio": round(predicted / measured, 3),
-        "parts_mib": {
-            name: round(value / MIB) for name, value in dataclasses.asdict(parts).items()
-        },
+        "parts_mib": {name: round(n / MIB) for name, n in dataclasses.asdict(parts).items()},
     }
 
 

@@ -3,36 +3,20 @@
 accelerate launch recipes/grpo.py --config recipes/quickstart/grpo.yaml [--key value ...]
 """
 
-# ruff: noqa: E402
-
-from trl_r1zero.recipe.requirements import check_requirements
-
-check_requirements()  # before the imports that a wrong version would break
-
-from trl import ModelConfig
-
-from trl_r1zero import R1ZeroGRPOConfig, R1ZeroGRPOTrainer
-from trl_r1zero.commands.training import run
-from trl_r1zero.recipe import ParsedRecipe, parse_recipe
-from trl_r1zero.recipe.loading import checkpoint_of, load_tokenizer, model_settings
-from trl_r1zero.recipe.task_arguments import TaskArguments
+import trl_r1zero
+from trl_r1zero.commands.training import TrainingSetup, train
 
 
-def main(recipe: ParsedRecipe) -> None:
-    config, task_args, model_args = recipe.instances
-    tokenizer = load_tokenizer(model_args)
-    checkpoint = checkpoint_of(config)
-    task = task_args.load()
-    trainer = R1ZeroGRPOTrainer(
-        **model_settings(config, model_args),
+def make_trainer(setup: TrainingSetup) -> "trl_r1zero.R1ZeroGRPOTrainer":
+    task = setup.data.load()
+    return trl_r1zero.R1ZeroGRPOTrainer(
+        **setup.trainer_arguments(),
         reward_funcs=task.reward,
         train_dataset=task.train_dataset,
         eval_dataset=task.eval_dataset,
-        processing_class=tokenizer,
         stop=task.prompt.stop,
     )
-    run(trainer, recipe, checkpoint)
 
 
 if __name__ == "__main__":
-    main(parse_recipe((R1ZeroGRPOConfig, TaskArguments, ModelConfig), description=__doc__))
+    train("grpo", __doc__, make_trainer)

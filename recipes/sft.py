@@ -3,46 +3,32 @@
 accelerate launch recipes/sft.py --config recipes/quickstart/sft.yaml [--key value ...]
 """
 
-# ruff: noqa: E402
-
 import json
 from pathlib import Path
+from typing import Any
 
-from trl_r1zero.recipe.requirements import check_requirements
-
-check_requirements()  # before the imports that a wrong version would break
-
-from trl import ModelConfig
-
-from trl_r1zero import R1ZeroSFTConfig, R1ZeroSFTTrainer
-from trl_r1zero.commands.training import run
-from trl_r1zero.recipe import ParsedRecipe, parse_recipe
-from trl_r1zero.recipe.loading import checkpoint_of, load_tokenizer, model_settings
-from trl_r1zero.recipe.trace_arguments import LoadedTraces, TraceArguments
+import trl_r1zero
+from trl_r1zero.commands.training import TrainingSetup, train
 
 
-def main(recipe: ParsedRecipe) -> None:
-    config, trace_args, model_args = recipe.instances
-    tokenizer = load_tokenizer(model_args)
-    checkpoint = checkpoint_of(config)
+def make_trainer(setup: TrainingSetup) -> "trl_r1zero.R1ZeroSFTTrainer":
+    config = setup.config
     max_length = config.max_length
     if max_length is not None and config.append_eos:
         max_length -= 1
-    traces = trace_args.load_traces(tokenizer, max_length)
+    traces = setup.data.load_traces(setup.tokenizer, max_length)
     if config.process_index == 0:
         report_data(traces, Path(config.output_dir))
-    trainer = R1ZeroSFTTrainer(
-        **model_settings(config, model_args),
+    return trl_r1zero.R1ZeroSFTTrainer(
+        **setup.trainer_arguments(),
         reward_fn=traces.reward,
         train_dataset=traces.train_dataset,
         eval_dataset=traces.eval_dataset,
-        processing_class=tokenizer,
         stop=traces.prompt.stop,
     )
-    run(trainer, recipe, checkpoint)
 
 
-def report_data(traces: LoadedTraces, folder: Path) -> None:
+def report_data(traces: Any, folder: Path) -> None:
     """Print what the data doctor says, and write it beside the run."""
     text = traces.to_text()
     print(text)
@@ -53,4 +39,4 @@ def report_data(traces: LoadedTraces, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_recipe((R1ZeroSFTConfig, TraceArguments, ModelConfig), description=__doc__))
+    train("sft", __doc__, make_trainer)

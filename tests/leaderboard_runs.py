@@ -12,11 +12,9 @@ from transformers import Qwen2ForCausalLM
 from trl import ModelConfig
 
 from trl_r1zero import R1ZeroGRPOConfig
-from trl_r1zero.leaderboard.clock import CLOCK_FILE, parse_events
-from trl_r1zero.leaderboard.rules import get_board
+from trl_r1zero.leaderboard.clock import CLOCK_FILE
 from trl_r1zero.leaderboard.runner import LeaderboardArguments
-from trl_r1zero.leaderboard.submission import seal_submission
-from trl_r1zero.leaderboard.verify import read_submission, verify
+from trl_r1zero.leaderboard.submission import file_hashes, read_submission, results, verify
 from trl_r1zero.recipe import ParsedRecipe, parse_recipe
 from trl_r1zero.recipe.task_arguments import TaskArguments
 
@@ -88,7 +86,7 @@ def events_of(folder: Path) -> list[dict[str, Any]]:
         return []
     # The run may be in the middle of a line.
     text = path.read_text()
-    return parse_events(path, text[: text.rfind("\n") + 1].splitlines())
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def reseal(folder: Path, change: Callable[[dict[str, Any]], None] | None = None) -> None:
@@ -97,7 +95,12 @@ def reseal(folder: Path, change: Callable[[dict[str, Any]], None] | None = None)
     about = read_submission(folder)
     if change is not None:
         change(about["facts"])
-    seal_submission(folder, get_board(about["board"]), about["entry"], about["facts"], [])
+    rows, events = (
+        [json.loads(line) for line in (folder / name).read_bytes().splitlines()]
+        for name in ("responses.jsonl", CLOCK_FILE)
+    )
+    about |= {**results(rows, events), "files": file_hashes(folder)}
+    (folder / "submission.json").write_text(json.dumps(about))
 
 
 def change_lines(path: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:

@@ -1,35 +1,19 @@
-"""Configs of models that tests of memory are about; no weights."""
+"""Configs of models that tests of memory are about, as the benchmark has them; no weights."""
 
+import copy
+import runpy
+
+from tiny_models import REPOSITORY
 from transformers import LlamaConfig, Qwen2Config
+
+_MODELS = runpy.run_path(str(REPOSITORY / "benchmarks" / "memory_model.py"))["MODELS"]
 
 
 def qwen_math_config() -> Qwen2Config:
     """Qwen2.5-Math-1.5B."""
-    return Qwen2Config(
-        architectures=["Qwen2ForCausalLM"],
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_hidden_layers=28,
-        num_attention_heads=12,
-        num_key_value_heads=2,
-        vocab_size=151936,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        dtype="bfloat16",
-    )
+    return copy.deepcopy(_MODELS["qwen2.5-math-1.5b"])
 
 
 def smollm_config() -> LlamaConfig:
     """SmolLM2-135M."""
-    return LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        vocab_size=49152,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-        dtype="bfloat16",
-    )
+    return copy.deepcopy(_MODELS["smollm2"])

@@ -18,7 +18,7 @@ from accelerate.utils.launch import (
 from trl_r1zero.devices import DeviceFacts, MachineFacts, place, visible_devices
 from trl_r1zero.devices.facts import visible_here
 from trl_r1zero.generation import vllm_server
-from trl_r1zero.generation.server_placement import resolve_server
+from trl_r1zero.generation.server_placement import TrainerFacts, resolve_server
 from trl_r1zero.generation.vllm_server import VLLMServer, VLLMServerConfig
 
 CONFIG_DIRECTORY = Path(__file__).parent.parent / "accelerate_configs"
@@ -159,10 +159,12 @@ def test_trainers_and_their_server_from_the_launch_on(
     own, placement = resolve_server(
         VLLMServerConfig.from_settings(settings),
         facts,
-        num_trainers=args.num_processes,
-        trainer_on_cuda=True,
-        server_on_cuda=True,
-        trainer_bytes=2**30,
+        TrainerFacts(
+            num_trainers=args.num_processes,
+            trainer_on_cuda=True,
+            server_on_cuda=True,
+            trainer_bytes=2**30,
+        ),
     )
     assert [facts.visible.names[number] for number in placement.trainers] == trainers
     assert VLLMServer("m", own).environment()["CUDA_VISIBLE_DEVICES"] == server

@@ -10,6 +10,7 @@ from trl_r1zero.commands.eval import main
 from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.tasks import get_task
 from trl_r1zero.generation import Completion, TransformersEngine
+from trl_r1zero.grading import Grade, Grader
 from trl_r1zero.rewards import (
     gsm8k_reward_fn,
     mmlu_reward_fn,
@@ -295,20 +296,20 @@ def test_a_reward_of_ones_own_grades_them(tiny_model_folder, tmp_path, data):
 
 
 def test_some_graded_and_others_not_is_an_error():
-    grades = iter([({"reward": 1.0}, {}), (None, {})])
+    grades = iter([Grade({"reward": 1.0}), Grade({})])
     with pytest.raises(ValueError, match=r"returned the parts \[\] for one completion and \['rew"):
         run_by_hand(lambda response, ground_truth: next(grades))
 
 
 def test_a_reward_without_a_reward_is_still_an_error():
-    with pytest.raises(ValueError, match=r"must be a dict with the key .reward., got \{\}"):
-        run_by_hand(lambda response, ground_truth: ({}, {}))
+    with pytest.raises(ValueError, match=r"must return a dict with the key .reward., got \{\}"):
+        run_by_hand(lambda response, ground_truth: {})
 
 
-def run_by_hand(grade):
+def run_by_hand(reward_fn):
     from tiny_evaluation import evaluate_tiny
 
-    return evaluate_tiny(None, grade=grade)
+    return evaluate_tiny(None, grader=Grader(reward_fn))
 
 
 def test_a_reward_that_cannot_read_the_task(tiny_model_folder, tmp_path, data, capsys):

@@ -10,11 +10,11 @@ from tiny_models import REPOSITORY
 from transformers import TrainingArguments
 from trl import ModelConfig
 
-from trl_r1zero.commands.eval import EvaluationArguments
-from trl_r1zero.experiments.methods import METHODS
 from trl_r1zero.leaderboard.runner import LeaderboardArguments
 from trl_r1zero.recipe import parse_recipe
+from trl_r1zero.recipe.evaluation_arguments import EvaluationArguments
 from trl_r1zero.recipe.task_arguments import TaskArguments
+from trl_r1zero.runs.kinds import METHODS
 from trl_r1zero.trainers import R1ZeroGRPOConfig
 from trl_r1zero.trainers.base_config import CheckedConfig
 

@@ -7,15 +7,15 @@ import pytest
 import yaml
 from tiny_models import REPOSITORY
 
-from trl_r1zero.commands.eval import EvaluationArguments
 from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.tasks import get_task
 from trl_r1zero.devices import MachineFacts
-from trl_r1zero.devices.trainer_state import ParameterFacts, trainer_bytes
-from trl_r1zero.experiments.methods import METHODS
-from trl_r1zero.generation.server_placement import resolve_server
+from trl_r1zero.devices.memory import ParameterFacts, trainer_bytes
+from trl_r1zero.generation.server_placement import TrainerFacts, resolve_server
 from trl_r1zero.generation.vllm_server import VLLMServerConfig
 from trl_r1zero.recipe import parse_recipe
+from trl_r1zero.recipe.evaluation_arguments import EvaluationArguments
+from trl_r1zero.runs.kinds import METHODS
 from trl_r1zero.trainers.memory_limits import microbatch_limits
 
 # recipes/experiments/ holds experiments, which vary recipes: tests/experiments/test_plan.py.
@@ -258,10 +258,12 @@ def placed(path: Path, machine: str):
     return resolve_server(
         VLLMServerConfig.from_settings(config.values["vllm_server"]),
         MachineFacts.assume(machine),
-        num_trainers=1,
-        trainer_on_cuda=machine != "cpu",
-        server_on_cuda=machine != "cpu",
-        trainer_bytes=trainer_bytes([ParameterFacts(1_543_714_304, bytes_each)], "adamw_torch"),
+        TrainerFacts(
+            num_trainers=1,
+            trainer_on_cuda=machine != "cpu",
+            server_on_cuda=machine != "cpu",
+            trainer_bytes=trainer_bytes([ParameterFacts(1_543_714_304, bytes_each)], "adamw_torch"),
+        ),
     )
 
 

@@ -24,6 +24,7 @@ LAYERS = (
     "data",
     "devices",
     "generation",
+    "grading",
     "evaluation",
     "trainers",
     "recipe",

@@ -14,6 +14,7 @@ from trl_r1zero.data.embedded_tokenizer import build_embedded_tokenizer
 from trl_r1zero.data.rows import build_dataset
 from trl_r1zero.evaluation import Evaluation, evaluate
 from trl_r1zero.generation import Engine, TransformersEngine
+from trl_r1zero.grading import Grade, Grader
 
 PROMPT = load_prompt("chain_arithmetic")
 NUM_EXAMPLES, NUM_COMPLETIONS = 12, 3
@@ -35,19 +36,18 @@ def evaluate_tiny(
 ) -> Evaluation:
     """`pause`: seconds that grading one response takes."""
 
-    def odd_length(response: str, ground_truth: str) -> tuple[dict, dict]:
+    def odd_length(response: str, ground_truth: str) -> Grade:
         time.sleep(pause)
         odd = float(len(response) % 2)
-        return {"reward": odd, "format_reward": 1.0, "answer_reward": odd}, {"rule": "length"}
+        return Grade({"reward": odd, "format_reward": 1.0, "answer_reward": odd}, "length")
 
     arguments = {
         "examples": tiny_examples(),
-        "grade": odd_length,
+        "grader": Grader(odd_length),
         "sampling": SamplingConfig(max_tokens=12, stop=PROMPT.stop),
         "num_completions": NUM_COMPLETIONS,
         "folder": folder,
         "settings": {"model": "tiny", "task": "chain_arithmetic"},
-        "progress": False,
     }
     return evaluate(engine or tiny_engine(), **{**arguments, **settings})
 

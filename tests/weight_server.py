@@ -18,7 +18,17 @@ import torch
 from torch.cuda._utils import _get_device_index
 
 from trl_r1zero.generation import nccl_sync
+from trl_r1zero.generation.vllm_client import VLLMServerEngine
+from trl_r1zero.generation.weight_sync import WeightSync, open_weight_sync
 from trl_r1zero.generation.weight_transfer import TensorInfo
+
+CUDA = torch.device("cuda")  # without a number, as accelerate has it in a single process
+WEIGHTS = {
+    "embedding": torch.randn(7, 3).bfloat16(),
+    "norm": torch.randn(3),
+    "steps": torch.arange(4),
+}
+INFOS = [TensorInfo.of(*named) for named in WEIGHTS.items()]
 
 
 class Wire:
@@ -246,3 +256,17 @@ def replace_nccl(
     """`communicator` for NCCL, at the end of `wire`."""
     own = type(communicator.__name__, (communicator,), {"wire": wire})
     monkeypatch.setattr(nccl_sync, "NCCLCommunicator", own)
+
+
+def engine_of(server: WeightServer, seconds: float = 20) -> VLLMServerEngine:
+    return VLLMServerEngine(server.url, tokenizer=object(), read_timeout_seconds=seconds)
+
+
+def connected(server: WeightServer, seconds: float = 20) -> WeightSync:
+    return open_weight_sync(engine_of(server), CUDA, timeout_seconds=seconds)
+
+
+def assert_arrived(server: WeightServer) -> None:
+    assert list(server.weights) == list(WEIGHTS)
+    for name, tensor in WEIGHTS.items():
+        assert torch.equal(server.weights[name], tensor)

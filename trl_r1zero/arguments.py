@@ -21,9 +21,9 @@ NonNegative = Annotated[float, AT_LEAST_0]
 Positive = Annotated[float, Range("above 0", lambda value: value > 0)]
 
 
-def arg(default: Any, help: str) -> Any:
-    """A field with its help."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def arg(default: Any, help: str, **of_field: Any) -> Any:
+    """A field with its help, `dataclasses.MISSING` for none; `of_field` as in `field`."""
+    return dataclasses.field(default=default, metadata={"help": help}, **of_field)
 
 
 def default_of(field: dataclasses.Field) -> Any:

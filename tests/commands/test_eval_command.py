@@ -13,11 +13,13 @@ from offline_vllm import needs_vllm
 from tiny_models import REPOSITORY, hub_cache, make_tiny_model
 
 from trl_r1zero import cli
-from trl_r1zero.commands.eval import BACKENDS, EvaluationArguments, main
+from trl_r1zero.commands.eval import main
 from trl_r1zero.devices import MachineFacts, visible_devices
 from trl_r1zero.evaluation.model_files import model_files
 from trl_r1zero.generation.vllm_server import VLLMServer
 from trl_r1zero.recipe import parse_recipe
+from trl_r1zero.recipe.evaluation_arguments import EvaluationArguments
+from trl_r1zero.recipe.evaluation_backends import BACKENDS
 
 FILES = {
     "results.jsonl",
@@ -241,7 +243,7 @@ def test_with_a_server_of_its_own(served_model_folder, tmp_path, monkeypatch):
         ({"temprature": 1}, "did you mean 'temperature'"),
         ({"model": None}, "model: no value given"),
         ({"top_p": 0}, "top_p must be in (0, 1], got 0"),
-        ({"n": 0}, "n: got 0, expected at least 1"),
+        ({"n": 0}, "n must be at least 1, got 0"),
         ({"reward": "no.such.reward"}, "reward: got 'no.such.reward'"),
         ({"reward": "r1_zer0"}, "reward: got 'r1_zer0', expected one of"),
         ({"reward": "json.loads"}, "reward: json.loads cannot grade a response against"),
@@ -337,7 +339,7 @@ def test_a_model_that_was_trained_again_is_another_one(
     shown = capsys.readouterr().err
     weights = [model_files(folder)["weights"] for folder in (tiny_model_folder, model)]
     assert f"settings.model_files.weights: '{weights[0]}' there, '{weights[1]}' here" in shown
-    assert "Choose another folder, or delete this one to start anew" in shown
+    assert "Choose another folder, or delete this folder to start anew" in shown
     assert {file.name: file.read_bytes() for file in (tmp_path / "results").iterdir()} == before
 
 

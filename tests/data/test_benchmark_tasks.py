@@ -185,16 +185,22 @@ def test_mmlu_errors_of_csv(tmp_path, line, message):
     [
         (
             {"choices": ["a", "b", "c"]},
-            r"rows.jsonl:2: field 'choices': got \['a', 'b', 'c'\], exp",
+            r"rows.jsonl:2: field 'choices': got \['a', 'b', 'c'\] \(list\), exp",
         ),
         (
             {"choices": "abcd"},
-            r"rows.jsonl:2: field 'choices': got 'abcd', expected a list of four",
+            r"rows.jsonl:2: field 'choices': got 'abcd' \(str\), expected a list of",
         ),
-        ({"choices": ["a", "b", "c", 4]}, r"rows.jsonl:2: field 'choices': got 4 in it, expected"),
-        ({"choices": ["a", "b", "c", " "]}, r"rows.jsonl:2: field 'choices': got ' ' in it"),
+        (
+            {"choices": ["a", "b", "c", 4]},
+            r"rows.jsonl:2: field 'choices': got 4 \(int\) in it",
+        ),
+        (
+            {"choices": ["a", "b", "c", " "]},
+            r"jsonl:2: field 'choices': got ' ' \(str\) in it",
+        ),
         ({"choices": None}, r"rows.jsonl:2: field 'choices': got None"),
-        ({"answer": 4}, r"rows.jsonl:2: field 'answer': got 4, expected the number of the right"),
+        ({"answer": 4}, r"rows.jsonl:2: field 'answer': got 4 \(int\), expected the number of the"),
         ({"answer": -1}, r"rows.jsonl:2: field 'answer': got -1"),
         ({"answer": "B"}, r"rows.jsonl:2: field 'answer': got 'B'"),
         ({"answer": True}, r"rows.jsonl:2: field 'answer': got True"),

@@ -9,13 +9,13 @@ import pytest
 
 from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.tasks import get_task
+from trl_r1zero.data.tasks.base import split_of_question
 from trl_r1zero.data.tasks.chain_arithmetic import (
     TraceNoise,
     noisy_trace,
     parse_chain,
     solve_trace,
 )
-from trl_r1zero.data.tasks.splitting import split_of_question
 from trl_r1zero.rewards import r1_zero_reward_fn
 
 STEP = re.compile(r"(\d+) ([+-]) (\d+) = (\d+)")

@@ -112,7 +112,9 @@ def test_reply_ends_at_the_first_of_several_stop_strings():
 
 def test_every_shipped_file_is_registered_and_the_other_way_round():
     folder = resources.files("trl_r1zero.data").joinpath("prompt_files")
-    assert sorted(file.name for file in folder.iterdir()) == sorted(PROMPTS.values())
+    assert sorted(file.name for file in folder.iterdir()) == sorted(
+        f"{name}.txt" for name in PROMPTS
+    )
     assert [load_prompt(name).name for name in PROMPTS] == list(PROMPTS)
 
 

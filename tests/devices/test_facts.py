@@ -1,5 +1,6 @@
 """What a machine is: assumed from text, or asked of torch and the driver."""
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from trl_r1zero.devices import facts as module
-from trl_r1zero.devices.facts import MachineFacts, driver_version_in, machine_facts
+from trl_r1zero.devices.facts import MachineFacts, driver_version_in, ipc_works, machine_facts
 
 
 @pytest.mark.parametrize(
@@ -117,3 +118,23 @@ def test_import_without_torch():
     code = "import trl_r1zero.devices, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("system", "release", "allocator", "works"),
+    [
+        ("Linux", "", "", True),
+        ("Linux", "6.8.0-57-generic", "max_split_size_mb:512", True),
+        ("Linux", "", "expandable_segments:False", True),
+        ("Linux", "", "max_split_size_mb:64, expandable_segments: True", False),
+        ("Linux", "5.15.153.1-microsoft-standard-WSL2", "", False),
+        ("Windows", "", "", False),
+    ],
+)
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_whether_two_processes_can_share_memory(
+    name, system, release, allocator, works, monkeypatch
+):
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "release", lambda: release)
+    assert ipc_works({name: allocator}) is works

@@ -15,7 +15,6 @@ from trl_r1zero.devices.memory import (
     TrainingSetup,
     checkpoint_bytes,
     layer_activation_bytes,
-    server_memory,
     tokens_per_microbatch,
     training_memory,
 )
@@ -237,23 +236,7 @@ def test_a_budget_that_no_row_fits_says_what_would_be_enough():
         tokens_per_microbatch(QWEN_MATH, TrainingSetup(longest_row=2048), 18 * GIB)
 
 
-# Servers
-
-
-def test_a_server_with_24_gb():
-    """28,672 bytes of keys and values a token; 2.9 GiB of weights."""
-    server = server_memory(
-        QWEN_MATH, "bfloat16", 2048, 256, share_bytes=int(0.9 * 24 * GIB), tensor_parallel_size=1
-    )
-    assert server.kv_bytes_per_token == 28672
-    assert server.weights / GIB == pytest.approx(2.88, abs=0.01)
-    assert server.sequences == 256
-
-
-def test_a_server_with_too_little():
-    server = server_memory(QWEN_MATH, "bfloat16", 2048, 256, share_bytes=3 * GIB)
-    assert server.kv_bytes < 0
-    assert server.sequences == 0
+# Names of transformers and accelerate
 
 
 @pytest.mark.parametrize(

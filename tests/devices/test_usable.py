@@ -3,7 +3,7 @@
 import pytest
 
 from trl_r1zero.devices import MachineFacts, visible_devices
-from trl_r1zero.devices.usable import UnusableGPUError, check_accelerator, least_driver
+from trl_r1zero.devices.usable import UnusableGPUError, check_accelerator, oldest_driver
 
 
 def machine(variable: str | None = None, **facts) -> MachineFacts:
@@ -74,5 +74,5 @@ def test_a_torch_for_cpus_beside_a_gpu_is_warned_of():
 @pytest.mark.parametrize(
     ("cuda", "driver"), [("13.0", 580), ("13.2", 580), ("12.8", 525), ("11.8", None), (None, None)]
 )
-def test_least_driver(cuda, driver):
-    assert least_driver(cuda) == driver
+def test_oldest_driver(cuda, driver):
+    assert oldest_driver(cuda) == driver

@@ -1,29 +1,30 @@
 """Versions, reward, memory, disk and settings."""
 
-import dataclasses
+from dataclasses import replace
 
 import pytest
 from doctor_runs import make_run, qwen_math_model
 
-from trl_r1zero.devices.memory import GIB
+from trl_r1zero.devices.memory import GIB, training_memory
+from trl_r1zero.doctor.data import Split
 from trl_r1zero.doctor.launch import Launch
 from trl_r1zero.doctor.machine import place_server
 from trl_r1zero.doctor.memory import (
+    bytes_for_training,
+    check_disk,
     check_rollouts,
     check_server,
     check_trainer,
+    cut_microbatches,
     has_reference,
     kept_while_sampling,
     make_setup,
-    trainer_memory,
 )
-from trl_r1zero.doctor.reward import check_reward, grade_gold
+from trl_r1zero.doctor.reward import check_reward
 from trl_r1zero.doctor.settings import (
     check_beta2,
-    check_disk,
     check_entropies,
     check_learning_rate,
-    disk_needed,
     spacing,
 )
 from trl_r1zero.doctor.versions import check_versions, needed_packages
@@ -50,65 +51,71 @@ def test_versions_out_of_range_and_missing():
 
 
 @pytest.mark.parametrize(
-    ("change", "package"),
+    ("settings", "package"),
     [
-        ({"own_server": True}, "vllm"),
-        ({"distributed_type": "DEEPSPEED"}, "deepspeed"),
-        ({"attention": "kernels-community/flash-attn2"}, "kernels"),
-        ({"attention": "flash_attention_2"}, "kernels"),
-        ({"optimizer": "adamw_bnb_8bit"}, "bitsandbytes"),
+        (SERVER, "vllm"),
+        (["--attn_implementation=kernels-community/flash-attn2"], "kernels"),
+        (["--attn_implementation=flash_attention_2"], "kernels"),
+        (["--optim=adamw_bnb_8bit"], "bitsandbytes"),
+        (["--optim=adamw_torch_4bit"], "torchao"),
     ],
 )
-def test_what_a_run_needs_besides(change, package):
-    plain = {
-        "own_server": False,
-        "distributed_type": "NO",
-        "attention": None,
-        "optimizer": "adamw_torch_fused",
-    }
-    assert package not in needed_packages(**plain)
-    assert package in needed_packages(**{**plain, **change})
+def test_what_a_run_needs_besides(settings, package):
+    assert package not in needed_packages(make_run())
+    assert package in needed_packages(make_run("80GB", *settings))
+
+
+def test_what_a_launch_needs_besides():
+    launch = Launch(num_processes=2, distributed_type="DEEPSPEED")
+    assert "deepspeed" in needed_packages(make_run("2x80GB", launch=launch))
 
 
 # Reward
 
 
+def graded(reward_fn, truths, answer_format="tags", first=1):
+    lines = range(first, first + len(truths))
+    return list(
+        check_reward(reward_fn, Split("train_data", truths=truths, lines=lines), answer_format)
+    )
+
+
 def test_a_reward_accepts_right_answers():
-    graded = grade_gold(r1_zero_reward_fn, ["4", "1/2", ["7", "7.0"]], "tags")
-    assert (graded.rows, graded.rejected) == (3, ())
-    assert levels(check_reward(graded)) == {"gold": "ok", "seconds": "ok"}
+    findings = graded(r1_zero_reward_fn, ["4", "1/2", ["7", "7.0"]])
+    assert levels(findings) == {"gold": "ok", "seconds": "ok"}
+    assert findings[0].found.startswith("3 of 3 answers are accepted")
 
 
 def test_a_reward_that_does_not_fit_the_prompt_is_a_problem():
-    graded = grade_gold(r1_zero_reward_fn, ["4", "5"], "boxed")
-    findings = check_reward(graded)
+    findings = graded(r1_zero_reward_fn, ["4", "5"], "boxed")
     assert levels(findings)["gold"] == "problem"
     assert "row 1: '4'" in findings[0].found
 
 
-def test_a_reward_that_rejects_some_names_them():
+def test_a_reward_that_rejects_some_names_them_by_line():
     def no_fives(response, truth):
         return {"reward": float(truth != "5")}
 
-    findings = check_reward(grade_gold(no_fives, ["4", "5", "6"], "tags"))
+    findings = graded(no_fives, ["4", "5", "6"], first=11)
     assert findings[0].level == "warning"
-    assert "row 2: '5'" in findings[0].found
+    assert "row 12: '5'" in findings[0].found
 
 
 def test_a_reward_that_raises_is_a_problem():
     def broken(response, truth):
         raise KeyError("answer")
 
-    (finding,) = check_reward(grade_gold(broken, ["4"], "tags"))
+    (finding,) = graded(broken, ["4"])
     assert (finding.level, finding.found) == (
         "problem",
         "the reward raised, row 1: KeyError: 'answer'",
     )
 
 
-def test_answers_that_are_not_spelled_out_are_not_asked():
-    assert grade_gold(r1_zero_reward_fn, [{"numbers": [1]}], "tags") is None
-    assert grade_gold(r1_zero_reward_fn, ["free"], "text") is None
+@pytest.mark.parametrize(("truth", "answer_format"), [({"numbers": [1]}, "tags"), ("free", "text")])
+def test_answers_that_are_not_spelled_out_are_not_asked(truth, answer_format):
+    (finding,) = graded(r1_zero_reward_fn, [truth], answer_format)
+    assert (finding.level, finding.found.split(":")[0]) == ("ok", "not asked")
 
 
 # Memory
@@ -118,26 +125,37 @@ def examined(run, model, row=1300):
     setup = make_setup(run, model, row)
     server = None
     if run.own_server:
-        server, _ = place_server(run, kept_while_sampling(run, model, setup))
-    return setup, server, trainer_memory(run, model.shape, setup, server)
+        server = place_server(run, kept_while_sampling(run, model.shape, setup))
+    return setup, server
+
+
+def trainer(run, model=None, host_bytes=None):
+    model = model or qwen_math_model()
+    return check_trainer(run, model.shape, *examined(run, model), host_bytes)
+
+
+def tokens(run):
+    """Of a micro-batch, and what there is to train with."""
+    setup, server = examined(run, qwen_math_model())
+    device_bytes = bytes_for_training(run, server)
+    cut, _ = cut_microbatches(run, qwen_math_model().shape, setup, device_bytes)
+    return cut.tokens, device_bytes
 
 
 def test_float32_fits_80_gb_and_not_24():
-    model = qwen_math_model()
-    _, _, memory = examined(make_run("80GB"), model)
-    assert levels(check_trainer(make_run("80GB"), memory)) == {"trainer": "ok"}
-    run = make_run("24GB")
-    (finding,) = check_trainer(run, examined(run, model)[2])
+    assert trainer(make_run("80GB")).level == "ok"
+    finding = trainer(make_run("24GB"))
     assert finding.level == "problem"
     assert "set dtype: bfloat16" in finding.do
 
 
 def test_a_run_on_cpus_wants_room_in_the_machines_memory():
-    run, model = make_run("cpu"), qwen_math_model()
-    memory = examined(run, model)[2]
-    assert levels(check_trainer(run, memory)) == {"trainer": "ok"}  # of a machine not known
-    assert levels(check_trainer(run, memory, memory.parts.total)) == {"trainer": "ok"}
-    (finding,) = check_trainer(run, memory, memory.parts.total - GIB)
+    run = make_run("cpu")
+    setup, _ = examined(run, qwen_math_model())
+    needed = training_memory(qwen_math_model().shape, replace(setup, tokens=2 * 1300)).total
+    assert trainer(run).level == "ok"  # of a machine not known
+    assert trainer(run, host_bytes=needed).level == "ok"
+    finding = trainer(run, host_bytes=needed - GIB)
     assert finding.level == "problem"
     assert "this machine has" in finding.found
 
@@ -145,47 +163,42 @@ def test_a_run_on_cpus_wants_room_in_the_machines_memory():
 def test_one_24_gb_card_trains_and_samples_in_bfloat16_with_checkpointing():
     run = make_run("24GB", *SERVER, BF16, "--gradient_checkpointing=true")
     model = qwen_math_model("bfloat16")
-    _, server, memory = examined(run, model)
-    assert levels(check_trainer(run, memory)) == {"trainer": "ok"}
-    findings = check_server(run, model, server, longest_text=1300)
+    _, server = examined(run, model)
+    assert trainer(run, model).level == "ok"  # a tenth stays free
+    findings = check_server(run, model.shape, model.dtype, server, longest_text=1300)
     assert levels(findings) == {"server": "ok", "phases": "ok"}
     # Asleep, the server leaves the trainer all but its context.
-    assert memory.device_bytes == 24 * 10**9 - GIB
-    assert memory.parts.total < 0.9 * memory.device_bytes
+    assert bytes_for_training(run, server) == 24 * 10**9 - GIB
 
 
 def test_a_server_on_a_24_gb_card_of_its_own_has_room():
     run = make_run("2x24GB", *SERVER)
     model = qwen_math_model()
-    _, server, _ = examined(run, model)
+    _, server = examined(run, model)
     assert server.config.gpu_memory_utilization == 0.9
-    assert levels(check_server(run, model, server, longest_text=1300)) == {"server": "ok"}
+    findings = check_server(run, model.shape, model.dtype, server, longest_text=1300)
+    assert levels(findings) == {"server": "ok"}
 
 
 def test_a_server_with_too_small_a_share_is_a_problem():
     run = make_run("2x24GB", "--use_vllm=true", "--vllm_server={gpu_memory_utilization: 0.15}")
     model = qwen_math_model()
-    _, server, _ = examined(run, model)
-    assert levels(check_server(run, model, server, 1300))["server"] == "problem"
+    _, server = examined(run, model)
+    findings = check_server(run, model.shape, model.dtype, server, 1300)
+    assert levels(findings)["server"] == "problem"
 
 
 def test_a_micro_batch_that_the_recipe_sets_too_large_is_a_problem():
     run = make_run("80GB", "--max_tokens_per_microbatch=60000")
-    memory = examined(run, qwen_math_model())[2]
-    (finding,) = check_trainer(run, memory)
-    assert memory.setup.tokens == 60000
-    assert finding.level == "problem"
-    assert "unset" in finding.do
+    assert tokens(run)[0] == 60000
+    assert trainer(run).level == "problem"
+    assert "unset" in trainer(run).do
 
 
 def test_micro_batches_are_cut_as_the_trainers_cut_them():
-    model = qwen_math_model()
-    by_memory = examined(make_run("80GB"), model)[2].setup.tokens
-    assert by_memory > 4 * 1300
-    by_rows = examined(make_run("80GB", "--gradient_accumulation_steps=128"), model)[2]
-    assert by_rows.setup.tokens == 2 * 1300
-    on_cpu = examined(make_run("cpu"), model)[2]
-    assert (on_cpu.setup.tokens, on_cpu.device_bytes) == (2 * 1300, None)
+    assert tokens(make_run("80GB"))[0] > 4 * 1300
+    assert tokens(make_run("80GB", "--gradient_accumulation_steps=128"))[0] == 2 * 1300
+    assert tokens(make_run("cpu")) == (2 * 1300, None)
 
 
 def test_autocast_follows_from_the_machine_that_is_assumed():
@@ -202,7 +215,7 @@ def test_who_keeps_a_reference_model():
     assert not has_reference(make_run(method="dpo"), model)  # its log-probabilities are kept
     kept = make_run("80GB", "--precompute_ref_log_probs=false", method="dpo")
     assert has_reference(kept, model)
-    adapters = dataclasses.replace(model, trainable_parameters=1000)
+    adapters = replace(model, trainable_parameters=1000)
     assert not has_reference(make_run("80GB", "--beta=0.1"), adapters)
 
 
@@ -210,32 +223,37 @@ def test_rollouts_by_transformers_that_do_not_fit():
     model = qwen_math_model()
     run = make_run("40GB", "--per_device_eval_batch_size=1024")
     setup = make_setup(run, model, 1300)
-    (finding,) = check_rollouts(run, model, setup, text=1300)
+    (finding,) = check_rollouts(run, model.shape, setup, text=1300)
     assert finding.level == "problem"
     assert "use_vllm: true" in finding.do
     unset = make_run("40GB")
-    assert levels(check_rollouts(unset, model, setup, 1300)) == {"rollouts": "warning"}
-    assert check_rollouts(make_run("40GB", *SERVER), model, setup, 1300) == []
+    assert levels(check_rollouts(unset, model.shape, setup, 1300)) == {"rollouts": "warning"}
+    assert list(check_rollouts(make_run("40GB", *SERVER), model.shape, setup, 1300)) == []
 
 
 # Disk
 
 
-def test_checkpoints_of_the_default_recipe_need_near_50_gb():
-    run = make_run()
+def disk_of(run, free_gb):
     model = qwen_math_model()
-    needed, words = disk_needed(run, model.shape, make_setup(run, model, 1000))
-    assert needed / 1e9 == pytest.approx(49.4, abs=0.1)
-    assert words.startswith("2 x 18.5 GB of checkpoints")
-    assert levels(check_disk(needed, words, "runs", free=40 * 10**9)) == {"checkpoints": "problem"}
-    assert levels(check_disk(needed, words, "runs", free=60 * 10**9)) == {"checkpoints": "ok"}
+    return check_disk(run, model.shape, make_setup(run, model, 1000), free_gb * 10**9)
+
+
+def test_checkpoints_of_the_default_recipe_need_near_50_gb():
+    short, enough = disk_of(make_run(), 40), disk_of(make_run(), 60)
+    assert (short.level, short.needed, enough.level) == ("problem", "49.4 GB", "ok")
+    assert "up to 49.4 GB: 2 x 18.5 GB of checkpoints" in enough.found
+    assert "2 x 6.2 GB of models (best, final); 60.0 GB are free" in enough.found
 
 
 def test_without_checkpoints_only_models_are_kept():
     run = make_run("80GB", "--save_every=null", "--save_best=false")
-    model = qwen_math_model()
-    needed, _ = disk_needed(run, model.shape, make_setup(run, model, 1000))
-    assert needed == 4 * model.shape.num_parameters
+    assert "up to 6.2 GB: 0 x 18.5 GB of checkpoints" in disk_of(run, 60).found
+
+
+def test_all_checkpoints_are_counted_without_a_limit():
+    settings = ("--save_total_limit=null", "--save_every=20", "--n_grpo_steps=200")
+    assert "11 x 18.5 GB of checkpoints" in disk_of(make_run("80GB", *settings), 60).found
 
 
 # Settings
@@ -250,12 +268,12 @@ def test_the_spacing_of_bfloat16_is_torchs():
 
 
 def test_a_small_rate_with_bfloat16_weights_is_a_warning_with_numbers():
-    (finding,) = check_learning_rate(1e-5, "bfloat16", "none")
+    finding = check_learning_rate(1e-5, "bfloat16", "none")
     assert finding.level == "warning"
     assert "a change below 6.1e-05 rounds to nothing" in finding.found
-    assert levels(check_learning_rate(1e-4, "bfloat16", "none")) == {"learning_rate": "ok"}
-    assert levels(check_learning_rate(1e-5, "float32", "none")) == {"learning_rate": "ok"}
-    assert levels(check_learning_rate(1e-5, "bfloat16", "zero3")) == {"learning_rate": "ok"}
+    assert check_learning_rate(1e-4, "bfloat16", "none").level == "ok"
+    assert check_learning_rate(1e-5, "float32", "none").level == "ok"
+    assert check_learning_rate(1e-5, "bfloat16", "zero3").level == "ok"
 
 
 def test_the_warning_is_true():
@@ -287,6 +305,5 @@ def test_ddp_keeps_gradients_twice():
     setup = make_setup(run, qwen_math_model(), 1000)
     lone_run = make_run("8x80GB")
     alone = make_setup(lone_run, qwen_math_model(), 1000)
-    assert kept_while_sampling(run, qwen_math_model(), setup) > kept_while_sampling(
-        lone_run, qwen_math_model(), alone
-    )
+    shape = qwen_math_model().shape
+    assert kept_while_sampling(run, shape, setup) > kept_while_sampling(lone_run, shape, alone)

@@ -6,15 +6,16 @@ from doctor_runs import make_run, math_rows, write_rows
 from trl_r1zero.data.embedded_tokenizer import build_embedded_tokenizer
 from trl_r1zero.data.tasks import get_task
 from trl_r1zero.doctor.data import (
+    MOST_BAD_ROWS,
     check_context,
     check_duplicates,
     check_overlap,
     check_rows,
     load_data,
     longest_row,
+    read_split,
     with_lengths,
 )
-from trl_r1zero.doctor.rows import MOST_BAD_ROWS, read_rows
 
 
 @pytest.fixture
@@ -30,9 +31,14 @@ def run_of(paths, *settings, assume="80GB", method="grpo"):
     return make_run(assume, *data, *settings, method=method)
 
 
+def splits_of(run):
+    """Its data with lengths."""
+    return [with_lengths(split, build_embedded_tokenizer()) for split in load_data(run)]
+
+
 def test_good_rows(paths):
-    data = load_data(run_of(paths))
-    findings = [*check_rows(data.train), *check_rows(data.eval), *check_overlap(data)]
+    train, validation = load_data(run_of(paths))
+    findings = [*check_rows(train), *check_rows(validation), *check_overlap(train, validation)]
     assert [finding.level for finding in findings] == ["ok", "ok", "ok"]
     assert findings[0].found == f"train_data: 20 rows from {paths[0]}"
 
@@ -42,10 +48,10 @@ def test_bad_rows_are_listed_by_their_line_and_the_rest_is_read(tmp_path, paths)
     rows[6]["answer"] = ""
     rows[11] = {"problem": "no answer"}
     train = write_rows(tmp_path / "bad.jsonl", rows)
-    data = load_data(run_of((train, paths[1])))
-    assert [row.line for row in data.train.bad] == [7, 12]
-    assert len(data.train.prompts) == 18
-    good, bad = check_rows(data.train)
+    split, _ = load_data(run_of((train, paths[1])))
+    assert list(split.bad) == [7, 12]
+    assert len(split.prompts) == 18
+    good, bad = check_rows(split)
     assert (good.level, bad.level) == ("ok", "problem")
     assert "row 7: field 'answer': got '' (str)" in bad.found
     assert f"sed -i '7d;12d' {train}" in bad.do
@@ -53,15 +59,37 @@ def test_bad_rows_are_listed_by_their_line_and_the_rest_is_read(tmp_path, paths)
 
 def test_a_file_that_is_wrong_as_a_whole_is_one_problem(tmp_path, paths):
     rows = [{"question": "a", "answer": "1"}] * (MOST_BAD_ROWS + 5)
-    data = load_data(run_of((write_rows(tmp_path / "other.jsonl", rows), paths[1])))
-    assert len(data.train.bad) == MOST_BAD_ROWS
-    assert data.train.error
-    assert str(tmp_path / "other.jsonl") in data.train.error
+    train, _ = load_data(run_of((write_rows(tmp_path / "other.jsonl", rows), paths[1])))
+    assert len(train.bad) == MOST_BAD_ROWS
+    assert str(tmp_path / "other.jsonl") in train.error
+
+
+def test_a_short_file_of_which_no_row_can_be_used_is_a_problem(tmp_path, paths):
+    rows = [{"question": "a", "answer": "1"}] * 3
+    train, _ = load_data(run_of((write_rows(tmp_path / "other.jsonl", rows), paths[1])))
+    assert list(train.bad) == [1, 2, 3]
+    assert [finding.level for finding in check_rows(train)] == ["problem", "problem"]
+    assert "none of the rows can be used" in train.error
+
+
+def test_rows_after_a_bad_one_keep_their_line(tmp_path, paths):
+    rows = [*math_rows(3), *math_rows(2), *math_rows(1, start=100)]
+    rows[0] = {"problem": "no answer"}
+    path = write_rows(tmp_path / "bad.jsonl", rows)
+    train, validation = load_data(run_of((path, path)))
+    assert train.lines == [2, 3, 4, 5, 6]
+    (duplicates,) = check_duplicates(train)
+    assert "the first that is there twice is row 2" in duplicates.found
+    (overlap,) = check_overlap(load_data(run_of(paths))[1], validation)
+    assert "rows 6 of eval_data" in overlap.found
+    run = run_of((path, path), "--max_completion_length=4000")
+    lengths = check_context(run, [with_lengths(train, build_embedded_tokenizer())], context=4096)
+    assert "5 rows (2, 3, 4, 5, 6)" in next(lengths).found
 
 
 def test_a_file_that_is_missing_is_a_problem(tmp_path, paths):
-    data = load_data(run_of((tmp_path / "none.jsonl", paths[1])))
-    (finding,) = check_rows(data.train)
+    train, _ = load_data(run_of((tmp_path / "none.jsonl", paths[1])))
+    (finding,) = check_rows(train)
     assert finding.level == "problem"
     assert "does not exist" in finding.found
 
@@ -69,20 +97,20 @@ def test_a_file_that_is_missing_is_a_problem(tmp_path, paths):
 def test_the_file_itself_is_not_touched(tmp_path):
     path = write_rows(tmp_path / "bad.jsonl", [*math_rows(2), {"problem": "x", "answer": ""}])
     before = path.read_bytes()
-    read_rows(lambda source: get_task("math").load(source), str(path))
+    read_split("train_data", str(path), get_task("math").load, {})
     assert path.read_bytes() == before
 
 
 def test_rows_that_repeat(tmp_path, paths):
     train = write_rows(tmp_path / "twice.jsonl", [*math_rows(3), *math_rows(2)])
-    (finding,) = check_duplicates(load_data(run_of((train, paths[1]))).train)
+    (finding,) = check_duplicates(load_data(run_of((train, paths[1])))[0])
     assert (finding.level, finding.check) == ("warning", "train_data_duplicates")
     assert "2 rows repeat an earlier one" in finding.found
 
 
 def test_validation_problems_that_are_trained_on(tmp_path, paths):
     validation = write_rows(tmp_path / "seen.jsonl", [*math_rows(1, 100), *math_rows(2, 5)])
-    (finding,) = check_overlap(load_data(run_of((paths[0], validation))))
+    (finding,) = check_overlap(*load_data(run_of((paths[0], validation))))
     assert finding.level == "warning"
     assert "2 of 3 validation problems" in finding.found
     assert "rows 2, 3 of eval_data" in finding.found
@@ -102,8 +130,7 @@ def test_prompts_with_their_completions_fit_the_context(paths, server, new_token
     if server is not None:
         settings += ["--use_vllm=true", f"--vllm_server={server}"]
     run = run_of(paths, *settings)
-    data = with_lengths(load_data(run), build_embedded_tokenizer())
-    findings = check_context(run, data, context=4096)
+    findings = check_context(run, splits_of(run), context=4096)
     assert {finding.check: finding.level for finding in findings} == {
         "train_data_lengths": level,
         "eval_data_lengths": level,
@@ -118,8 +145,8 @@ def test_more_than_the_models_context_for_the_server(paths):
 
 def test_the_longest_row_of_a_method(tmp_path, paths):
     run = run_of(paths, "--max_completion_length=200")
-    data = with_lengths(load_data(run), build_embedded_tokenizer())
-    assert longest_row(run, data) == max(data.prompt_tokens["train_data"]) + 200
+    train = splits_of(run)[0]
+    assert longest_row(run, train) == max(train.prompt_tokens) + 200
 
     traces = write_rows(
         tmp_path / "traces.jsonl", [{"prompt": "a", "response": "b " * n} for n in (1, 50)]
@@ -132,8 +159,7 @@ def test_the_longest_row_of_a_method(tmp_path, paths):
             "--eval_every=null",
             method="sft",
         )
-        data = with_lengths(load_data(run), build_embedded_tokenizer())
-        assert longest_row(run, data) == pytest.approx(expected, abs=1)
+        assert longest_row(run, splits_of(run)[0]) == pytest.approx(expected, abs=1)
 
 
 def test_pairs_and_instructions_are_read(tmp_path):
@@ -142,11 +168,11 @@ def test_pairs_and_instructions_are_read(tmp_path):
         "rejected": "\n\nHuman: Hi\n\nAssistant: No",
     }
     pairs = write_rows(tmp_path / "pairs.jsonl", [pair])
-    data = load_data(make_run("80GB", f"--train_data={pairs}", method="dpo"))
-    assert (data.train.prompts, data.train.responses) == (["Hi"], ["Hello, good morning"])
+    (train,) = load_data(make_run("80GB", f"--train_data={pairs}", method="dpo"))
+    assert (train.prompts, train.responses) == (["Hi"], ["Hello, good morning"])
 
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "p", "response": "r"}])
     run = make_run(
         "80GB", f"--train_data={rows}", f"--eval_data={rows}", method="instruction_tuning"
     )
-    assert load_data(run).eval.responses == ["r"]
+    assert load_data(run)[1].responses == ["r"]

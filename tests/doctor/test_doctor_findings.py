@@ -1,11 +1,11 @@
 """How findings read, and what they come to."""
 
 from trl_r1zero.doctor import ok, problem, warning
-from trl_r1zero.doctor.findings import SECTIONS, to_json, to_text, would_fail
+from trl_r1zero.doctor.findings import SECTIONS, problem_of, to_json, to_text, would_fail
 
-FINE = ok("model", "model", "a model")
-ODD = warning("settings", "learning_rate", "small", "", "raise it")
-WRONG = problem("disk", "checkpoints", "10 GB are free", "50 GB", "give another output_dir")
+FINE = ok("model/model", "a model")
+ODD = warning("settings/learning_rate", "small", do="raise it")
+WRONG = problem("disk/checkpoints", "10 GB are free", "50 GB", "give another output_dir")
 
 
 def test_only_a_problem_fails():
@@ -25,7 +25,7 @@ def test_the_text_has_sections_in_order_and_ends_in_the_verdict():
 
 
 def test_no_line_is_wider_than_a_terminal():
-    long = problem("data", "rows", "word " * 80, "more " * 40, "do " * 80)
+    long = problem("data/rows", "word " * 80, "more " * 40, "do " * 80)
     assert max(map(len, to_text([long], "").splitlines())) <= 100
 
 
@@ -42,3 +42,12 @@ def test_the_keys_of_json():
         "do": "give another output_dir",
     }
     assert {one["section"] for one in report["findings"]} <= set(SECTIONS)
+
+
+def test_an_errors_advice_stands_behind_its_semicolon():
+    finding = problem_of("server/placement", ValueError("no device '1'; name another"))
+    assert (finding.level, finding.found, finding.do) == (
+        "problem",
+        "no device '1'",
+        "name another",
+    )

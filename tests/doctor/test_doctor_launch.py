@@ -4,16 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from doctor_runs import make_run
 from tiny_models import REPOSITORY
 
-from trl_r1zero.devices import MachineFacts, VisibleDevices
-from trl_r1zero.doctor.launch import (
-    Launch,
-    check_gpu_ids,
-    check_processes,
-    read_launch,
-    seen_by_trainers,
-)
+from trl_r1zero.devices import VisibleDevices
+from trl_r1zero.doctor.launch import Launch, read_launch
+from trl_r1zero.doctor.machine import check_gpu_ids, check_processes
 
 CONFIGS = REPOSITORY / "accelerate_configs"
 
@@ -70,54 +66,55 @@ def test_a_file_that_is_not_accelerates_is_an_error(tmp_path: Path, content: str
 
 
 def test_gpu_ids_hide_devices():
-    launch = Launch(path="two_gpu.yaml", gpu_ids="0")
-    machine = MachineFacts.assume("2x80GB")
-    assert len(seen_by_trainers(machine, launch).devices) == 1
-    (finding,) = check_gpu_ids(launch, machine, listed=None)
+    run = make_run("2x80GB", launch=Launch(path="two_gpu.yaml", gpu_ids="0"))
+    assert len(run.seen.devices) == 1
+    (finding,) = check_gpu_ids(run, listed=None)
     assert (finding.check, finding.level) == ("gpu_ids", "warning")
     assert "remove gpu_ids from two_gpu.yaml" in finding.do
 
 
 def test_gpu_ids_replace_what_the_user_made_visible():
     """Somebody else's GPU 0, where 4 and 5 were given."""
-    launch = Launch(path="two_gpu.yaml", gpu_ids="0")
-    (finding,) = check_gpu_ids(launch, MachineFacts.assume("2x80GB"), listed="4,5")
+    run = make_run("2x80GB", launch=Launch(path="two_gpu.yaml", gpu_ids="0"))
+    (finding,) = check_gpu_ids(run, listed="4,5")
     assert finding.level == "problem"
     assert "gpu_ids (0) replaces CUDA_VISIBLE_DEVICES=4,5" in finding.found
 
 
 def test_without_gpu_ids_all_is_well():
-    machine = MachineFacts.assume("2x80GB")
-    assert check_gpu_ids(Launch(), machine, "4,5") == []
-    assert seen_by_trainers(machine, Launch()) is machine
+    run = make_run("2x80GB")
+    assert list(check_gpu_ids(run, "4,5")) == []
+    assert run.seen is run.machine
 
 
 def test_processes_that_cannot_share_the_batch():
     launch = Launch(num_processes=3, distributed_type="MULTI_GPU")
-    findings = check_processes(launch, 256, "train_batch_size", samples_itself=False)
+    findings = list(check_processes(make_run("8x80GB", launch=launch)))
     assert levels(findings) == {"launch": "ok", "processes": "problem"}
     assert "3 processes cannot share train_batch_size 256 evenly" in findings[1].found
-    even = Launch(num_processes=4, distributed_type="MULTI_GPU")
-    assert levels(check_processes(even, 256, "train_batch_size", False)) == {"launch": "ok"}
+    even = make_run("8x80GB", launch=Launch(num_processes=4, distributed_type="MULTI_GPU"))
+    assert levels(check_processes(even)) == {"launch": "ok"}
 
 
 def test_several_processes_without_a_way_to_run_them():
-    findings = check_processes(Launch(num_processes=2), None, "", False)
-    assert levels(findings)["processes"] == "problem"
+    (_, finding) = check_processes(make_run("8x80GB", launch=Launch(num_processes=2)))
+    assert (finding.check, finding.level) == ("processes", "problem")
+    assert "accelerate would start one" in finding.found
 
 
 def test_transformers_cannot_sample_with_fsdp():
     launch = Launch(num_processes=2, distributed_type="FSDP")
-    assert levels(check_processes(launch, 256, "", samples_itself=True))["sampling"] == "problem"
-    assert "sampling" not in levels(check_processes(launch, 256, "", samples_itself=False))
+    alone = make_run("2x80GB", launch=launch)
+    assert levels(check_processes(alone))["sampling"] == "problem"
+    served = make_run("2x80GB", "--use_vllm=true", "--vllm_server={}", launch=launch)
+    assert "sampling" not in levels(check_processes(served))
 
 
 def test_uuids_and_devices_that_are_not_there_in_gpu_ids():
     names = ("GPU-8932f937-aaaa", "GPU-1234f937-bbbb")
-    machine = replace(MachineFacts.assume("2x80GB"), visible=VisibleDevices(names, ",".join(names)))
-    launch = Launch(path="two_gpu.yaml", gpu_ids=names[1])
-    assert seen_by_trainers(machine, launch).visible.names == (names[1],)
-    (finding,) = check_gpu_ids(
-        Launch(path="two_gpu.yaml", gpu_ids="6,7"), MachineFacts.assume("2x80GB"), listed=None
-    )
+    run = make_run("2x80GB", launch=Launch(path="two_gpu.yaml", gpu_ids=names[1]))
+    by_uuid = replace(run.machine, visible=VisibleDevices(names, ",".join(names)))
+    assert replace(run, machine=by_uuid).seen.visible.names == (names[1],)
+    elsewhere = make_run("2x80GB", launch=Launch(path="two_gpu.yaml", gpu_ids="6,7"))
+    (finding,) = check_gpu_ids(elsewhere, listed=None)
     assert finding.level == "problem"

@@ -29,7 +29,7 @@ def cells(text: str, folder) -> dict[str, str]:
 def judge(folder, rule, name="judge", **settings):
     with judge_server(rule) as server:
         client = ChatClient(server.url, retries=0, **settings)
-        judge_answers(judged_task(folder), client, name=name, progress=False)
+        judge_answers(judged_task(folder), client, name=name)
 
 
 # Arithmetic

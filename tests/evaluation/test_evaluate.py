@@ -21,11 +21,16 @@ from tiny_evaluation import (
 )
 from tiny_models import REPOSITORY
 
-from trl_r1zero import SamplingConfig, get_task, math_reward_fn, r1_zero_reward_fn
-from trl_r1zero.evaluation import evaluate, graded_completion, make_grader
+from trl_r1zero import SamplingConfig, r1_zero_reward_fn
+from trl_r1zero.evaluation import evaluate, graded_completion
 from trl_r1zero.generation import Completion, TransformersEngine, in_order, row_seeds
+from trl_r1zero.grading import Grade, Grader
 
 FILES = {"evaluation.json", "report.html", "report.md", "results.jsonl", "summary.json"}
+
+
+def with_column(**columns) -> Grader:
+    return Grader(lambda response, truth: Grade({"reward": 1.0}, columns=columns))
 
 
 def lines(folder: Path) -> list[dict]:
@@ -94,8 +99,8 @@ def test_files(uninterrupted):
     ]
     assert set(rows[0]) == {
         *("example", "completion", "question", "prompt", "response", "ground_truth"),
-        *("reward", "format_reward", "answer_reward", "rule", "length", "finish_reason"),
-        *("truncated", "entropy", "mean_log_prob"),
+        *("reward", "format_reward", "answer_reward", "rule", "answer", "length"),
+        *("truncated", "entropy", "finish_reason", "mean_log_prob"),
     }
     first = tiny_examples()[0]
     assert {name: rows[0][name] for name in first} == first
@@ -225,7 +230,7 @@ def test_a_grader_that_breaks_ends_the_stream(tmp_path):
 
     engine = tiny_engine(BreaksAfterSeven)
     with pytest.raises(ZeroDivisionError):
-        evaluate_tiny(tmp_path, engine, grade=breaks)
+        evaluate_tiny(tmp_path, engine, grader=Grader(breaks))
     assert engine.closed
 
 
@@ -248,14 +253,14 @@ def test_another_evaluation_is_refused(uninterrupted):
         "  settings.model: 'tiny' there, 'other' here",
         "  settings.task: 'chain_arithmetic' there, 'nothing' here",
         "  settings.versions.vllm: 'nothing' there, '0.31' here",
-        "Choose another folder, or delete this one to start anew, or go on with it by what its "
-        "evaluation.json says.",
+        "Choose another folder, or delete this folder to start anew, or go on with the settings in "
+        "its evaluation.json.",
     ]
     others = {
         "num_completions": {"num_completions": 2},
         "examples_sha256": {"examples": [{**e, "ground_truth": "1"} for e in tiny_examples()]},
         "num_examples": {"examples": tiny_examples()[:-1]},
-        "reward": {"grade": make_grader(r1_zero_reward_fn)},
+        "reward": {"grader": Grader(r1_zero_reward_fn)},
     }
     for key, change in others.items():
         with pytest.raises(ValueError, match=f"\n  {key}: "):
@@ -291,7 +296,7 @@ def test_a_folder_at_work_is_refused(tmp_path):
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(ValueError, match="another process is evaluating into"):
+        with pytest.raises(ValueError, match="another process is writing into"):
             evaluate_tiny(tmp_path)
         other.stdin.close()
     evaluate_tiny(tmp_path)
@@ -318,14 +323,22 @@ def test_a_folder_at_work_is_refused(tmp_path):
             "example 0 cannot be written as JSON",
         ),
         ({"settings": {"model": object()}}, "settings cannot be written as JSON"),
-        ({"grade": r1_zero_reward_fn}, "make_grader turns a reward function into"),
-        ({"grade": make_grader(lambda r, t: None)}, "must be a dict with the key 'reward', got N"),
-        ({"grade": lambda r, t: ({"score": 1.0}, {})}, "must be a dict with the key 'reward'"),
-        ({"grade": lambda r, t: ({"reward": float("nan")}, {})}, "must be a finite number"),
-        ({"grade": lambda r, t: ({"reward": 1.0}, {"prompt": "p"})}, r"columns \['prompt'\]"),
-        ({"grade": lambda r, t: ({"reward": 1.0}, {"n": 3})}, r"columns \['n'\] of a grade are"),
+        ({"grader": Grader(lambda r, t: None)}, "must return a dict with the key 'reward', got N"),
         (
-            {"grade": lambda r, t: ({"reward": 1.0, f"part_{len(r) % 2}": 0.0}, {})},
+            {"grader": Grader(lambda r, t: {"score": 1.0})},
+            "must return a dict with the key 'reward'",
+        ),
+        ({"grader": Grader(lambda r, t: {"reward": float("nan")})}, "must be a finite number"),
+        (
+            {"grader": with_column(prompt="p")},
+            r"columns \['prompt'\]",
+        ),
+        (
+            {"grader": with_column(n=3)},
+            r"columns \['n'\] of a grade are",
+        ),
+        (
+            {"grader": Grader(lambda r, t: {"reward": 1.0, f"part_{len(r) % 2}": 0.0})},
             "return the same keys always",
         ),
     ],
@@ -355,30 +368,6 @@ def test_an_engine_that_leaves_rows_out(tmp_path):
 # Grading
 
 
-def test_make_grader_says_rule_and_answer():
-    grade = make_grader(r1_zero_reward_fn)
-    assert grade.__name__ == "r1_zero_reward_fn"
-    right = {"format_reward": 1.0, "answer_reward": 1.0, "reward": 1.0}
-    assert grade("so </think> <answer> \\boxed{4} </answer>", "4") == (
-        right,
-        {"rule": "identical", "answer": "4"},
-    )
-    assert grade("four", "4")[1] == {"rule": "no_think_answer_tags", "answer": None}
-
-
-def test_make_grader_of_rewards_that_do_not_explain():
-    grade = make_grader(math_reward_fn)
-    assert grade("<answer>2/4</answer>", "0.5")[1] == {"answer": "2/4"}
-    assert grade("It is \\boxed{8}.", "8")[1] == {"answer": "8"}
-    # Right, but there is no telling what the answer is.
-    parts, columns = grade("The answer is 8.", "8")
-    assert (parts["answer_reward"], columns) == (1.0, {"answer": None})
-    countdown = make_grader(get_task("countdown").reward_fn(PROMPT))
-    truth = '{"numbers": [3, 4], "target": 7}'
-    assert countdown("</think> <answer>3 + 4</answer>", truth)[1] == {"answer": "3 + 4"}
-    assert countdown("</think>\n<answer>3 + 4</answer>", truth)[1] == {"answer": None}
-
-
 def test_graded_completion():
     example = {"prompt": "1+1=", "ground_truth": "2", "question": "1+1"}
     completion = Completion([5, 6], "2.", "length", [-1.0, -2.0], [0.5, 1.0])
@@ -406,6 +395,6 @@ def test_the_model_is_as_before(tmp_path):
     engine = tiny_engine()
     engine.model.train()
     examples = [{"prompt": "1", "ground_truth": "2"}]
-    grade = make_grader(r1_zero_reward_fn)
-    evaluate(engine, examples, grade, SamplingConfig(max_tokens=4), progress=False)
+    grader = Grader(r1_zero_reward_fn)
+    evaluate(engine, examples, grader, SamplingConfig(max_tokens=4))
     assert engine.model.training

@@ -1,9 +1,11 @@
 """The report of an evaluation: complete, the same every time, and safe from what a model writes."""
 
 import re
+import tomllib
 from html.parser import HTMLParser
 
 import pytest
+from tiny_models import REPOSITORY
 
 from trl_r1zero.evaluation import (
     GradedCompletion,
@@ -249,6 +251,17 @@ def test_long_texts_lose_their_middle(report):
     for page in report([row]):
         assert "[... 10008 characters left out ...]" in page
         assert "start" in page and "xxxend" in page
+
+
+def test_the_templates_are_installed():
+    """Every file beside the templates is among the package's data."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["trl_r1zero"]
+    package = REPOSITORY / "trl_r1zero"
+    installed = {path for pattern in patterns for path in package.glob(pattern)}
+    templates = set((package / "evaluation" / "templates").iterdir())
+    assert len(templates) == 4
+    assert templates <= installed
 
 
 def test_results_table():

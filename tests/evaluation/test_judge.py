@@ -36,7 +36,7 @@ def client(server, **settings) -> ChatClient:
 
 def judge(server, folder, reference=None, name=None, **settings):
     task = judged_task(folder, reference)
-    return judge_answers(task, client(server, **settings), name=name, progress=False)
+    return judge_answers(task, client(server, **settings), name=name)
 
 
 # Comparisons
@@ -266,7 +266,7 @@ def test_it_goes_on_after_a_failure(tmp_path):
     with judge_server(answer=fails_after(3)) as server:
         asked = judged_task(broken), client(server)
         with pytest.raises(ChatServerError, match="out of credit") as error:
-            judge_answers(*asked, progress=False)
+            judge_answers(*asked)
     folder = broken / "judgments" / "model"
     assert f"3 of 8 judgments are in {folder / 'judgments.jsonl'}" in error.value.__notes__[0]
     assert {path.name for path in folder.iterdir()} == {"judge.json", "judgments.jsonl"}
@@ -332,7 +332,7 @@ def test_two_at_once_are_refused(tmp_path):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         with subprocess.Popen(command, **pipes) as other:
             assert other.stdout.readline() == b"locked\n"
-            with pytest.raises(ValueError, match="another process is judging into"):
+            with pytest.raises(ValueError, match="another process is writing into"):
                 judge(server, folder)
             other.stdin.close()
         judge(server, folder)
@@ -351,7 +351,8 @@ def test_another_judge_is_refused_by_what_differs(tmp_path):
             "  judge.model: 'judge/model' there, 'other' here",
             "  judge.max_tokens: 64 there, 'nothing' here",
             "  judge.temperature: 'nothing' there, 0.5 here",
-            "Give these a name of their own (--name), or delete the folder to judge anew.",
+            "Choose another name (--name), or delete this folder to start anew, or go on with the "
+            "settings in its judge.json.",
         ]
         other = alpaca_folder(tmp_path / "b", [("else", "")] * 4, model="m2")
         with pytest.raises(ValueError, match=r"reference\.generator: 'davinci' there, 'm2' here"):
@@ -377,7 +378,7 @@ def test_files_of_somebody_else_are_not_overwritten(tmp_path):
     folder = alpaca_folder(tmp_path / "a", PAIRS)
     (folder / "judgments" / "mine").mkdir(parents=True)
     (folder / "judgments" / "mine" / "judgments.jsonl").write_text("my notes\n")
-    message = r"not empty and has no judge\.json"
+    message = r"has judgments\.jsonl but no judge\.json"
     with judge_server(longer) as server, pytest.raises(ValueError, match=message):
         judge(server, folder, name="mine")
 

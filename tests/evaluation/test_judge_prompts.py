@@ -1,11 +1,14 @@
 """What a judge is asked, and dozens of replies of which each is read as it should be."""
 
+import hashlib
 import re
 
 import pytest
 
 from trl_r1zero.evaluation.judge_prompts import (
     LABELS,
+    PAIRWISE_PROMPT,
+    SAFETY_PROMPT,
     SAFETY_VERDICTS,
     pairwise_prompt,
     parse_verdict,
@@ -21,6 +24,15 @@ def test_the_pair_stands_under_neutral_labels():
     assert "Output X:\n```\nHello!\n```\n" in asked
     assert "Output Y:\n```\nGood day.\n```\n" in asked
     assert asked.index("Hello!") < asked.index("Good day.")
+
+
+def test_the_wording_is_as_it_was_when_answers_were_judged():
+    """Judgments go on only while the prompt is the same."""
+    texts = [PAIRWISE_PROMPT, SAFETY_PROMPT]
+    assert [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts] == [
+        "d334285fc59339d1",
+        "bc04232e9dd7e564",
+    ]
 
 
 def test_prompt_and_response():

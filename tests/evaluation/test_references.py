@@ -5,8 +5,7 @@ import json
 import pytest
 from judging import alpaca_folder, write_folder
 
-from trl_r1zero.evaluation.evaluated import EvaluatedFolder
-from trl_r1zero.evaluation.references import References, references_for
+from trl_r1zero.evaluation.evaluated import EvaluatedFolder, References, references_for
 
 
 @pytest.fixture

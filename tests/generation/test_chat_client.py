@@ -77,7 +77,8 @@ def test_the_key_is_sent_only_if_there_is_one(monkeypatch, tmp_path):
         assert [h["Authorization"] for h in server.headers] == ["Bearer sk-1"] * 2
         server.headers.clear()
         without = client(server)
-        without._session().trust_env = True  # as for a server elsewhere
+        without._is_local = False  # as for a server elsewhere
+        del without._threads.session
         without.ask("?")
         assert not any("Authorization" in headers for headers in server.headers)
 
@@ -274,7 +275,6 @@ def test_nobody_listens_any_more():
 
 
 def test_a_bug_is_not_a_short_list(monkeypatch):
-    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
     monkeypatch.setattr(chat_client.ChatClient, "ask", lambda self, prompt: 1 / 0)
-    with judge_server() as server, pytest.raises(RuntimeError, match="3 requests ended without"):
+    with judge_server() as server, pytest.raises(ZeroDivisionError):
         list(client(server, concurrency=1).ask_all(["?"] * 3))

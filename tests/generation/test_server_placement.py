@@ -6,7 +6,7 @@ import pytest
 
 from trl_r1zero.devices import MachineFacts
 from trl_r1zero.generation import vllm_server
-from trl_r1zero.generation.server_placement import resolve_server
+from trl_r1zero.generation.server_placement import TrainerFacts, resolve_server
 from trl_r1zero.generation.vllm_server import VLLMServer, VLLMServerConfig
 
 QWEN_BF16 = 6 * 1_543_714_304  # weights and AdamW's two moments
@@ -20,7 +20,8 @@ def resolved(machine: str, settings: dict | None = None, **others):
         "trainer_bytes": QWEN_BF16,
     }
     config = VLLMServerConfig.from_settings(settings or {})
-    return resolve_server(config, MachineFacts.assume(machine), **{**where, **others})
+    facts = TrainerFacts(**{**where, **others})
+    return resolve_server(config, MachineFacts.assume(machine), facts)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_one_step_off_wants_a_server_that_is_awake():
     config, placement = resolved("80GiB", samples_while_training=True)
     assert (config.sleep_level, placement.sleep_level) == (0, 0)
     assert config.gpu_memory_utilization == 0.4
-    with pytest.raises(ValueError, match="sleep_level: 2, but with one_step_off it samples while"):
+    with pytest.raises(ValueError, match="sleep_level: 2, so it sleeps then; set sleep_level to 0"):
         resolved("80GiB", {"sleep_level": 2}, samples_while_training=True)
 
 

@@ -9,7 +9,6 @@ from trl_r1zero.generation.weight_transfer import (
     TensorInfo,
     TrainerRendezvous,
     cut_into_buckets,
-    is_loopback,
     join_as_worker,
     pack,
     receive_weights,
@@ -63,7 +62,7 @@ def exchange(send, receive):
             info["master_port"],
             info["rank_offset"],
             info["world_size"],
-            info["timeout_seconds"],
+            timeout_seconds=20,
         )
         results.append(receive(group))
 
@@ -108,17 +107,3 @@ def test_workers_that_do_not_come_are_a_timeout():
     meeting = TrainerRendezvous("localhost", num_workers=1, port=None, timeout_seconds=0.2)
     with pytest.raises(TimeoutError, match=r"did not join .* within 0\.2 s"):
         meeting.join(nothing)
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("127.0.0.1", True),
-        ("localhost", True),
-        ("::1", True),
-        ("10.0.0.1", False),
-        ("gpu-7", False),
-    ],
-)
-def test_loopback(host, expected):
-    assert is_loopback(host) is expected

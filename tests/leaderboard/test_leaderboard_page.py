@@ -13,7 +13,7 @@ from tiny_models import REPOSITORY
 from trl_r1zero.commands.leaderboard import main
 from trl_r1zero.leaderboard import BOARDS, verify
 from trl_r1zero.leaderboard.submission import FILES, without_places
-from trl_r1zero.leaderboard.table import leaderboard_page, read_submissions, rules_in_words
+from trl_r1zero.leaderboard.table import leaderboard_page, read_submissions
 
 FOLDER = REPOSITORY / "leaderboard"
 SUBMITTED = sorted(path.parent for path in FOLDER.glob("submissions/*/*/submission.json"))
@@ -48,14 +48,17 @@ def test_there_is_a_submission_to_look_at():
 
 
 @pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
-def test_every_rule_is_in_words(board):
-    text = "\n".join(rules_in_words(board))
+def test_every_rule_is_on_the_page(board):
+    (text,) = re.findall(rf"## {board.title}\n(.*?)\n## ", leaderboard_page([]), re.DOTALL)
     for fact in (
+        board.model or f"{board.num_parameters:,} parameters",
         board.prompt_sha256,
         f"{board.num_problems:,} validation problems",
-        f"{board.max_tokens:,} new tokens",
+        board.validation_sha256 or "recorded and compared",
+        f"at most {board.max_tokens:,} new tokens",
         f"`{board.reward}_reward_fn`",
-        "across restarts",
+        f"{board.budget_seconds / board.time_unit[1]:g} {board.time_unit[0]}",
+        f"{board.max_gpus} GPUs" if board.max_gpus else "no GPU",
     ):
         assert fact in text
 
@@ -78,7 +81,7 @@ def test_only_submissions_that_hold_every_rule_are_ranked(folder, capsys):
     page = (folder / "README.md").read_text()
     (row,) = [line for line in page.splitlines() if line.startswith("| 1 ")]
     assert "submissions/embedded/right/submission.json" in row
-    assert "* [a test](submissions/embedded/late/submission.json): time" in page
+    assert "* [a test](submissions/embedded/late/submission.json): seconds" in page
     assert "\n| 2 " not in page
 
 

@@ -3,6 +3,7 @@
 import hashlib
 
 import pytest
+from datasets import Dataset
 from leaderboard_runs import DATACLASSES, parsed
 from tiny_models import REPOSITORY
 
@@ -11,20 +12,11 @@ from trl_r1zero.data.tasks import get_task
 from trl_r1zero.devices import DeviceFacts, MachineFacts, visible_devices
 from trl_r1zero.leaderboard import BOARDS, RuleBrokenError, get_board
 from trl_r1zero.leaderboard.clock import CLOCK_FILE
-from trl_r1zero.leaderboard.facts import hardware_facts, reward_name
-from trl_r1zero.leaderboard.rules import (
-    check_hardware,
-    check_model,
-    check_overlap,
-    check_run_settings,
-    check_settings,
-    check_validation,
-    question_hash,
-    rows_sha256,
-)
+from trl_r1zero.leaderboard.facts import collect_facts, hardware_facts
+from trl_r1zero.leaderboard.rules import check_facts, check_settings, question_hashes, rows_facts
 from trl_r1zero.leaderboard.runner import run_submission
 from trl_r1zero.recipe import parse_recipe
-from trl_r1zero.rewards import REWARDS, math_reward_fn, r1_zero_reward_fn
+from trl_r1zero.rewards import REWARDS, r1_zero_reward_fn
 
 RECIPES = sorted((REPOSITORY / "leaderboard").glob("*.yaml"))
 
@@ -52,7 +44,10 @@ def test_the_embedded_board_s_problems_are_those_of_its_task():
     board = get_board("embedded")
     examples = get_task(board.task).load(split="validation")
     assert len(examples) == board.num_problems
-    assert rows_sha256((e.question, e.ground_truth) for e in examples) == board.validation_sha256
+    assert rows_facts((e.question, e.ground_truth) for e in examples) == {
+        "num_rows": board.num_problems,
+        "sha256": board.validation_sha256,
+    }
 
 
 def test_an_unknown_board_is_an_error():
@@ -64,8 +59,7 @@ def test_an_unknown_board_is_an_error():
 def test_the_recipes_keep_the_rules(path):
     recipe = parse_recipe(DATACLASSES, ["--config", str(path)])
     board, budget_seconds = recipe.instances[2].load()
-    checks = [*check_settings(board, recipe.values), *check_run_settings(recipe.values)]
-    assert [check for check in checks if not check.holds] == []
+    assert [check for check in check_settings(board, recipe.values) if not check.holds] == []
     assert budget_seconds == board.budget_seconds
     assert recipe.values["model_name_or_path"] == (
         board.model or "runs/quickstart/base_policy/final"
@@ -95,11 +89,47 @@ def test_the_recipe_that_should_win_is_what_its_reasons_say():
 # Checks that need a machine or a model that is not here
 
 
-def test_gpus_are_counted():
-    facts = {"num_gpus": 3, "gpu_names": ["NVIDIA H100"] * 3}
-    assert not check_hardware(get_board("math"), facts).holds
-    assert check_hardware(get_board("math"), {**facts, "num_gpus": 2}).holds
-    assert not check_hardware(get_board("embedded"), {**facts, "num_gpus": 1}).holds
+def math_facts(**changes):
+    """Facts of a run that the math board allows, with changes by dotted name."""
+    board = get_board("math")
+    facts = {
+        "model.name": board.model,
+        "model.revision": "0" * 40,
+        "model.architecture": "Qwen2ForCausalLM",
+        "model.num_parameters": 1_543_714_304,
+        "validation.num_rows": 5000,
+        "validation.sha256": "0" * 64,
+        "hardware.num_gpus": 2,
+        "num_validation_questions": 0,
+        "prompt": board.prompt_sha256,
+        "reward": "r1_zero",
+        **changes,
+    }
+    nested = {}
+    for name, value in facts.items():
+        group, _, key = name.rpartition(".")
+        (nested.setdefault(group, {}) if group else nested)[key] = value
+    return nested
+
+
+@pytest.mark.parametrize(
+    ("changes", "rules"),
+    [
+        ({}, []),
+        ({"model.name": "models/Qwen2.5-Math-1.5B", "model.revision": None}, ["model"]),
+        ({"model.revision": None}, ["model"]),  # a folder of that name
+        ({"model.name": "Qwen/Qwen2.5-Math-1.5B-Instruct"}, ["model"]),
+        ({"model.architecture": "LlamaForCausalLM"}, ["architecture"]),
+        ({"validation.num_rows": 500}, ["validation problems"]),
+        ({"num_validation_questions": 1}, ["validation questions in train_data"]),
+        ({"prompt": "0" * 64}, ["prompt"]),
+        ({"reward": "math"}, ["reward"]),
+        ({"hardware.num_gpus": 3}, ["GPUs"]),
+    ],
+)
+def test_facts_that_the_math_board_does_not_allow_are_named(changes, rules):
+    checks = check_facts(get_board("math"), math_facts(**changes))
+    assert [check.rule for check in checks if not check.holds] == rules
 
 
 @pytest.mark.parametrize(
@@ -157,55 +187,29 @@ def test_gpus_of_other_machines_count(monkeypatch):
     ],
 )
 def test_weights_are_those_whose_hash_is_recorded(board, change, holds):
-    values = {**parse_recipe(DATACLASSES, ["--config", str(RECIPES[0])]).values, **change}
-    (check,) = [c for c in check_settings(get_board(board), values) if c.rule == "weights"]
-    assert check.holds == holds
-
-
-def test_the_math_board_wants_the_weights_of_the_hub():
-    board = get_board("math")
-    model = {
-        "name": board.model,
-        "revision": "0" * 40,
-        "architecture": "Qwen2ForCausalLM",
-        "num_parameters": 1_543_714_304,
-        "weights": {"model.safetensors": "0" * 64},
-    }
-    assert check_model(board, model).holds
-    for change in (
-        {"name": "models/Qwen2.5-Math-1.5B", "revision": None},
-        {"name": "Qwen/Qwen2.5-Math-1.5B-Instruct"},
-        {"architecture": "LlamaForCausalLM"},
-        {"weights": {}},
-    ):
-        assert not check_model(board, {**model, **change}).holds, change
-
-
-def test_the_math_board_wants_all_problems():
-    facts = {"num_rows": 5000, "num_distinct": 5000, "sha256": "0" * 64}
-    assert check_validation(get_board("math"), facts).holds
-    assert not check_validation(get_board("math"), {**facts, "num_rows": 500}).holds
-    assert check_validation(get_board("math"), {**facts, "num_distinct": 4990}).holds
-    assert not check_validation(get_board("math"), {**facts, "num_distinct": 4900}).holds
+    path = next(path for path in RECIPES if (path.stem == "demo") == (board == "embedded"))
+    values = {**parse_recipe(DATACLASSES, ["--config", str(path)]).values, **change}
+    broken = [c.rule for c in check_settings(get_board(board), values) if not c.holds]
+    assert broken == ([] if holds else list(change))
 
 
 def test_questions_that_differ_in_white_space_or_case_alone_are_the_same():
-    validation = [question_hash(r"What is $\frac{1}{2} + x$?")]
-    for same in (r"what is  $\frac{1}{2}+x$?", "What is\n$\\frac{1}{2} + \uff58$?"):
-        check = check_overlap([question_hash(same), question_hash("another")], validation)
-        assert not check.holds
-        assert check.evidence.startswith("1 of 1 ")
-    assert check_overlap([question_hash("another")], validation).holds
+    question = question_hashes([r"What is $\frac{1}{2} + x$?"])
+    assert question_hashes([r"what is  $\frac{1}{2}+x$?"]) == question
+    assert question_hashes(["What is\n$\\frac{1}{2} + \uff58$?"]) == question
+    assert question_hashes(["another"]) != question
 
 
-def test_a_reward_has_the_name_of_exactly_that_function():
-    assert reward_name(r1_zero_reward_fn) == "r1_zero"
-    assert reward_name(math_reward_fn) == "math"
+def test_a_reward_has_the_name_of_exactly_that_function(board_model, tmp_path):
+    recipe = parsed(board_model, tmp_path)
+    task = recipe.instances[1].load()
+    assert collect_facts(recipe.values, task, 1, use_cpu=True)["reward"] == "r1_zero"
 
     def r1_zero(response, ground_truth):
         return {"reward": 1.0}
 
-    assert reward_name(r1_zero) != "r1_zero"
+    task.reward.reward_fn = r1_zero
+    assert collect_facts(recipe.values, task, 1, use_cpu=True)["reward"] not in REWARDS
 
 
 # Runs that would break a rule
@@ -214,15 +218,18 @@ def test_a_reward_has_the_name_of_exactly_that_function():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"eval_temperature": 0.5}, "sampling: got temperature 0.5.*Set eval_temperature"),
-        ({"top_k": 10}, "sampling: got .*top_k 10"),
-        ({"eval_max_completion_length": 32}, "tokens: got 32; allowed: 64"),
+        (
+            {"eval_temperature": 0.5},
+            "eval_temperature: got 0.5; allowed: 1.0. Set eval_temperature: 1.0",
+        ),
+        ({"top_k": 10}, "top_k: got 10; allowed: 0"),
+        ({"eval_max_completion_length": 32}, "eval_max_completion_length: got 32; allowed: 64"),
         ({"task": "countdown"}, "task: got countdown; allowed: chain_arithmetic"),
-        ({"eval_every": None}, "validations: got eval_every: None"),
-        ({"use_vllm": True}, "server: got a server that somebody else runs"),
+        ({"eval_every": None}, "eval_every: got None"),
+        ({"use_vllm": True}, "vllm_server: got a server that somebody else runs"),
         ({"task_args": {"num_train": 64, "num_validation": 100}}, "validation problems: got 100"),
-        ({"task_args": {"num_train": 64, "seed": 1}}, "validation problems: got 512"),
-        ({"prompt": "r1_zero"}, "prompt: got r1_zero, .*Set prompt: chain_arithmetic"),
+        ({"task_args": {"num_train": 64, "seed": 1}}, "validation sha256: got "),
+        ({"prompt": "r1_zero"}, "prompt: got .*Set prompt: chain_arithmetic"),
         ({"reward": "launch_rewards.never"}, "reward: got launch_rewards.never; allowed: r1_zero"),
         ({"budget_seconds": 1e6}, "budget_seconds must be above 0 and at most 240"),
         ({"resume_from_checkpoint": "last"}, "resume_from_checkpoint: got 'last'; remove it"),
@@ -235,11 +242,23 @@ def test_a_run_that_would_break_a_rule_does_not_start(changes, message, board_mo
 
 
 def test_another_model_does_not_start(tiny_model_folder, tmp_path):
-    with pytest.raises(RuleBrokenError, match=r"model: got .*632,448 parameters"):
+    with pytest.raises(RuleBrokenError, match=r"parameters: got .*; allowed: 632448"):
         run_submission(parsed(tiny_model_folder, tmp_path / "run"))
 
 
 def test_all_broken_rules_are_named_at_once(board_model, tmp_path):
     recipe = parsed(board_model, tmp_path / "run", eval_top_p=0.9, eval_every=None)
-    with pytest.raises(RuleBrokenError, match=r"(?s)sampling: .*validations: "):
+    with pytest.raises(RuleBrokenError, match=r"(?s)eval_top_p: .*eval_every: "):
         run_submission(recipe)
+
+
+def test_a_validation_question_in_the_training_data_is_found(board_model, tmp_path):
+    recipe = parsed(board_model, tmp_path / "run")
+    task = recipe.instances[1].load()
+    leaked = {**task.eval_dataset[7]}
+    leaked["question"] = leaked["question"].upper().replace(" ", "  ")
+    task.train_dataset = Dataset.from_list([*task.train_dataset, leaked])
+    recipe.instances[1].load = lambda: task
+    with pytest.raises(RuleBrokenError, match="validation questions in train_data: got 1; allowed"):
+        run_submission(recipe)
+    assert not (tmp_path / "run" / CLOCK_FILE).exists()

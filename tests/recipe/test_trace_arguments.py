@@ -142,7 +142,7 @@ def test_filter_correct_grades_a_dotted_path_in_workers(source, tokenizer):
     loaded = arguments(
         source, filter_correct=True, reward="trace_rewards.hangs_or_dies", reward_workers=1
     ).load_traces(tokenizer, max_length=None)
-    loaded.reward.pool.close()
+    loaded.reward.grader.close()
     # "4" occurs in all but the wrong response.
     assert loaded.sizes["filter_correct"] == {"rows": 5, "questions": 4}
 

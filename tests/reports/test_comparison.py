@@ -200,7 +200,7 @@ def test_a_run_that_diverged_is_counted_and_named(tmp_path):
     right = {0: "11111100", 2: "11111110", 4: "00000000"}
     groups["base"].append(answered_run(tmp_path / "lost", 2, right, loss=math.nan))
     text, report, results = compare_groups(groups, tmp_path / "out")
-    assert "it diverged: its loss is no number from update 1 on." in _flat(text)
+    assert "it diverged: its loss is not finite from update 1 on." in _flat(text)
     assert "it collapsed: its accuracy went from 0.875 at GRPO step 2 to 0.000 at 4." in _flat(text)
     # It ran to its end, so it is in the mean.
     assert cells_of(report, "base", "## Validation")[3] == "0.375 ± 0.191"

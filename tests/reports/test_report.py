@@ -9,9 +9,9 @@ import pytest
 from report_runs import Curve, cells_of, keep_figures, panels_of, png_size, write_metrics
 
 from trl_r1zero.evaluation import GradedCompletion, summarize, write_generations
-from trl_r1zero.reports.plots import PANELS, plot_run
+from trl_r1zero.reports.plots import plot_run
 from trl_r1zero.reports.report import write_report
-from trl_r1zero.runs.logged_run import training_lines, validation_lines
+from trl_r1zero.runs.logged_run import LoggedRun
 
 N_QUESTIONS = 8
 # Right or wrong per question: 2 of 8 before, 6 of 8 after; only question 1 becomes wrong.
@@ -235,17 +235,16 @@ def test_folder_that_is_no_run_is_an_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def _drawn(monkeypatch, lines: list[dict], path: Path) -> dict[str, list[Curve]]:
-    """The panels of the figure that is written."""
+def _drawn(monkeypatch, folder: Path) -> dict[str, list[Curve]]:
+    """The panels of the figure that is written of a run."""
     figures = keep_figures(monkeypatch)
-    assert plot_run(lines, path)
+    assert plot_run(LoggedRun(folder), folder / "curve.png")
     return panels_of(figures[0])
 
 
 def test_curves_have_the_logged_points(tmp_path, monkeypatch):
-    folder = _complete_run(tmp_path / "run")
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    panels = _drawn(monkeypatch, lines, tmp_path / "curve.png")
+    run = LoggedRun(_complete_run(tmp_path))
+    panels = _drawn(monkeypatch, tmp_path)
     accuracy = "Validation accuracy, ± 1 standard error"
     assert panels[f"{accuracy} / GRPO step / linear"] == [
         ("validation", [0, 2, 4], [0.25, 0.5, 0.75])
@@ -256,7 +255,7 @@ def test_curves_have_the_logged_points(tmp_path, monkeypatch):
     assert [label for label, _, _ in panels["Response length / GRPO step / linear"]] == [
         "training, all", "validation, all", "correct", "incorrect"
     ]  # fmt: skip
-    assert len(panels) == len(PANELS) - 1  # on-policy: no clip fraction
+    assert len(panels) == len(run.kind.panels) - 1  # on-policy: no clip fraction
     assert png_size(tmp_path / "curve.png")[0] == 1200
 
 
@@ -266,29 +265,28 @@ def test_off_policy_curves_average_the_updates_of_a_grpo_step(tmp_path, monkeypa
         _update(2, grpo_step=1, clip_fraction=0.2, grad_norm=0.1),
         _update(3, grpo_step=2, clip_fraction=0.4, grad_norm=5.0),
     ]
-    panels = _drawn(monkeypatch, updates, tmp_path / "curve.png")
+    panels = _drawn(monkeypatch, write_metrics(tmp_path, updates))
     assert panels["Clipped tokens / GRPO step / linear"] == [("training", [1, 2], [0.1, 0.4])]
     assert "Gradient norm before clipping / GRPO step / log" in panels  # 0.1 to 5
     assert not any("accuracy" in title for title in panels)
 
 
 def test_metrics_that_trl_logs_as_null_leave_a_gap(tmp_path, monkeypatch):
-    panels = _drawn(monkeypatch, [_update(1), _update(2, reward=None)], tmp_path / "curve.png")
+    panels = _drawn(monkeypatch, write_metrics(tmp_path, [_update(1), _update(2, reward=None)]))
     assert panels["Training reward / GRPO step / linear"] == [("training", [1], [0.1])]
 
 
 def test_metrics_of_a_run_that_diverged_leave_a_gap(tmp_path, monkeypatch):
     lines = [_update(1), _update(2, grad_norm=math.nan), _update(3, grad_norm=math.inf)]
-    panels = _drawn(monkeypatch, lines, tmp_path / "curve.png")
+    panels = _drawn(monkeypatch, write_metrics(tmp_path, lines))
     norm = panels["Gradient norm before clipping / GRPO step / linear"]
     assert norm == [("training", [1], [0.5])]
 
 
 def test_lines_are_told_apart(tmp_path):
-    folder = _complete_run(tmp_path / "run")
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["grpo_step"] for line in training_lines(lines)] == [1, 2, 3, 4]
-    assert [line["grpo_step"] for line in validation_lines(lines)] == [0, 2, 4]
+    run = LoggedRun(_complete_run(tmp_path / "run"))
+    assert [line["grpo_step"] for line in run.training] == [1, 2, 3, 4]
+    assert [line["grpo_step"] for line in run.validations] == [0, 2, 4]
 
 
 def test_curves_of_a_long_noisy_run_are_drawn(tmp_path):
@@ -298,7 +296,8 @@ def test_curves_of_a_long_noisy_run_are_drawn(tmp_path):
     for step in range(1, 201):
         norm = 0.0 if step == 50 else math.exp(rng.gauss(-1, 1))
         lines.append(_update(step, grad_norm=norm, clip_fraction=0.01 * rng.random()))
-    assert plot_run(lines, tmp_path / "curve.png", title="off-policy")
+    run = LoggedRun(write_metrics(tmp_path, lines))
+    assert plot_run(run, tmp_path / "curve.png", title="off-policy")
     assert png_size(tmp_path / "curve.png")[0] == 1200
 
 

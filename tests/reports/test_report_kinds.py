@@ -8,14 +8,7 @@ from report_runs import cells_of, keep_figures, panels_of, png_size, write_metri
 
 from trl_r1zero.evaluation import GradedCompletion, summarize, write_generations
 from trl_r1zero.reports.report import write_report
-from trl_r1zero.runs.logged_run import (
-    LoggedRun,
-    rollout_lines,
-    rollout_pass_metric,
-    step_key,
-    training_lines,
-    validation_lines,
-)
+from trl_r1zero.runs.logged_run import LoggedRun
 
 ACCURACY = "Validation accuracy, ± 1 standard error"
 
@@ -275,22 +268,21 @@ def test_before_the_first_line_the_settings_tell_the_kind(tmp_path, config, name
 
 
 def test_lines_are_told_apart(tmp_path):
-    lines = LoggedRun(_ei_run(tmp_path / "run")).lines
-    assert step_key(lines) == "ei_step"
-    assert [line["step"] for line in training_lines(lines)] == [1, 2, 3, 4]
-    assert [line["ei_step"] for line in validation_lines(lines)] == [0, 1, 2]
-    assert [line["ei_step"] for line in rollout_lines(lines)] == [1, 2]
-    assert rollout_pass_metric(lines) == "rollout_pass@4"
-    assert rollout_pass_metric([line | {"rollout_pass@16": 0.5} for line in lines]) == (
-        "rollout_pass@16"
-    )
-    assert rollout_pass_metric(training_lines(lines)) is None
-    assert step_key([_summary(4, 20.0)]) is None
+    run = LoggedRun(_ei_run(tmp_path / "run"))
+    assert run.kind.step_key == "ei_step"
+    assert [line["step"] for line in run.training] == [1, 2, 3, 4]
+    assert [line["ei_step"] for line in run.validations] == [0, 1, 2]
+    assert [line["ei_step"] for line in run.rollouts] == [1, 2]
+    assert run.largest_k == 4
+    more = [line | {"rollout_pass@16": 0.5} for line in run.lines]
+    assert LoggedRun(write_metrics(tmp_path / "more", more)).largest_k == 16
+    assert LoggedRun(write_metrics(tmp_path / "none", run.training)).largest_k is None
+    assert LoggedRun(write_metrics(tmp_path / "end", [_summary(4, 20.0)])).training == []
 
 
 def test_lines_of_two_kinds_in_one_file_are_an_error(tmp_path):
     lines = [_update("ei_step", 1, 1, 9.0, 0.5), _update("train_step", 1, 1, 9.0, 0.5)]
     write_metrics(tmp_path, lines)
-    message = "metrics.jsonl has lines with ei_step and with train_step, but the lines of a run"
+    message = "metrics.jsonl has lines with train_step and with ei_step, but the lines of a run"
     with pytest.raises(ValueError, match=message):
         write_report(tmp_path)

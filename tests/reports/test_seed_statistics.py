@@ -4,39 +4,36 @@ import math
 
 import pytest
 
+from trl_r1zero.evaluation import standard_error
 from trl_r1zero.reports.statistics import (
     SeedDifference,
     difference_by_seed,
     holm,
     mean_over_steps,
     t_interval,
-    t_p_value,
-    t_quantile,
 )
 
 
 @pytest.mark.parametrize(
     ("degrees", "quantile"),
-    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (10, 2.228), (100_000, 1.960)],
-)
-def test_quantiles_are_those_of_tables(degrees, quantile):
-    assert t_quantile(degrees) == pytest.approx(quantile, abs=5e-4)
+    [(1, 12.7062047362), (2, 4.3026527297), (3, 3.1824463053), (4, 2.7764451052),
+     (10, 2.2281388520), (1000, 1.9623390808)],
+)  # fmt: skip
+def test_half_widths_are_the_quantiles_of_tables(degrees, quantile):
+    values = [(-1.0) ** i for i in range(degrees + 1)]
+    low, high = t_interval(values)
+    assert (high - low) / 2 / standard_error(values) == pytest.approx(quantile, abs=1e-9)
 
 
-def test_quantiles_of_other_confidences_have_closed_forms():
+def test_other_confidences_have_closed_forms():
     # One degree of freedom is Cauchy's distribution: P(|T| < t) = 2 atan(t) / pi.
-    assert t_quantile(1, 0.5) == pytest.approx(1.0)
+    assert t_interval([0.0, 2.0], 0.5) == pytest.approx((0.0, 2.0))
     # Two: P(|T| < t) = t / sqrt(2 + t^2).
-    assert t_quantile(2, 0.99) == pytest.approx(0.99 * math.sqrt(2 / (1 - 0.99**2)))
-    assert t_p_value(0.0, 3) == 1.0
-    assert t_p_value(math.inf, 3) == 0.0
-
-
-def test_quantiles_of_nonsense_are_errors():
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        t_quantile(0)
-    with pytest.raises(ValueError, match="between 0 and 1, got 95"):
-        t_quantile(3, 95)
+    quantile = 0.99 * math.sqrt(2 / (1 - 0.99**2))
+    assert t_interval([1.0, 2.0, 3.0], 0.99)[1] == pytest.approx(2 + quantile / math.sqrt(3))
+    difference = SeedDifference({0: 1.0, 1: 2.0, 2: 3.0})
+    t = 2 * math.sqrt(3)
+    assert difference.p_value == pytest.approx(1 - t / math.sqrt(2 + t**2), abs=1e-12)
 
 
 def test_interval_of_a_mean():

@@ -12,14 +12,12 @@ from trl_r1zero.rewards import bound_counts, r1_zero_reward_fn, reset_bound_coun
 from trl_r1zero.rewards.bounds import BoundHit
 from trl_r1zero.rewards.difference import formula_is_zero
 from trl_r1zero.rewards.extraction import extract_boxed
-from trl_r1zero.rewards.formula import FormulaError, parse_formula
+from trl_r1zero.rewards.formula import FormulaError, compile_tree, parse_formula
 from trl_r1zero.rewards.latex_text import UnrenderableError, latex_to_text
-from trl_r1zero.rewards.mathd import _drop_units, normalize_mathd
+from trl_r1zero.rewards.mathd import BASE_UNITS, UNITS, _drop_units, normalize_mathd
 from trl_r1zero.rewards.modular import is_zero_modulo_primes
 from trl_r1zero.rewards.numeric import is_refuted
-from trl_r1zero.rewards.program import compile_tree
 from trl_r1zero.rewards.symbolic import normalize_symbolic
-from trl_r1zero.rewards.units import BASE_UNITS, UNITS
 
 
 def test_the_unit_list_is_the_references():

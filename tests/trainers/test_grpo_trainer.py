@@ -308,7 +308,7 @@ def test_a_reward_that_hangs_costs_its_rows_and_not_the_run(tokenizer, tmp_path)
     try:
         make_trainer(tokenizer, tmp_path, reward=reward, log_rollouts_every=1).train()
     finally:
-        reward.pool.close()
+        reward.grader.close()
     lines = train_lines(tmp_path)
     assert len(lines) == 2
     rows = [

@@ -15,8 +15,7 @@ from tiny_models import REPOSITORY, make_tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from trl_r1zero.devices.memory import CONTEXT_BYTES, GIB, training_memory
-from trl_r1zero.devices.model_shape import ModelShape
-from trl_r1zero.devices.training_setup import TrainingSetup
+from trl_r1zero.devices.training_setup import ModelShape, TrainingSetup
 from trl_r1zero.generation import Completion, SamplingConfig
 from trl_r1zero.trainers import core_trainer
 from trl_r1zero.trainers.memory_limits import (

@@ -13,7 +13,7 @@ from tiny_models import make_tiny_model
 from torch import nn
 
 from trl_r1zero.devices import DeviceFacts, MachineFacts, visible_devices
-from trl_r1zero.devices.trainer_state import Sharing
+from trl_r1zero.devices.memory import Sharing
 from trl_r1zero.generation.vllm_server import installed_vllm
 from trl_r1zero.trainers import sampling, server_place
 from trl_r1zero.trainers.server_place import parameter_facts, place_own_server, sharing_of

@@ -8,18 +8,14 @@ questions.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .errors import exit_on
+
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero compare") -> None:
-    """Compare as a command line says, and print the tables.
-
-    Args:
-        argv: The arguments; those of this process by default.
-        program: What messages call the program.
-    """
+    """Compare as a command line says (this process's by default), and print the tables."""
     parser = argparse.ArgumentParser(
         prog=program,
         description="Tables of evaluations, one for each task, with differences to a baseline on "
@@ -42,14 +38,11 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero compare")
 
     from trl_r1zero.evaluation.compare import compare_folders
 
-    try:
+    with exit_on(program, ValueError, OSError):
         text = compare_folders(args.folders, args.baseline, args.judgments)
         if args.output:
             Path(args.output).parent.mkdir(parents=True, exist_ok=True)
             Path(args.output).write_text(f"# Comparison\n\n{text}", encoding="utf-8")
-    except (ValueError, OSError) as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     print(text)
 
 

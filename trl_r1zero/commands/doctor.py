@@ -18,28 +18,22 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable, Sequence
+from importlib.metadata import distributions
 from typing import Any
 
 from trl_r1zero.devices import MachineFacts, machine_facts
 from trl_r1zero.devices.visible import VARIABLE
-from trl_r1zero.doctor.findings import to_json, to_text, would_fail
+from trl_r1zero.doctor.findings import Finding, to_json, to_text, would_fail
 from trl_r1zero.doctor.launch import read_launch
 from trl_r1zero.doctor.versions import check_versions, needed_packages
+from trl_r1zero.recipe.requirements import REQUIREMENTS
 
 _PROGRAM = "trl-r1zero doctor"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Look at a run.
-
-    Args:
-        argv: The arguments; those of this process by default.
-
-    Returns:
-        The exit status: 0, 1 if the run would fail, 2 for what cannot be read.
-    """
+    """Examine a run; the exit status: 0, 1 if the run would fail, 2 for what cannot be read."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__)
@@ -48,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         launch = read_launch(own.accelerate_config, own.num_processes)
         assumed = None if own.assume is None else MachineFacts.assume(own.assume)
-        # Those of the packages whose versions may be wrong come first, without an import.
-        early = check_versions(_installed(needed := _minimum()), needed)
+        # Before the packages whose versions may be wrong are imported.
+        early = check_versions(_installed(REQUIREMENTS), REQUIREMENTS)
         if would_fail(early):
-            return _report(early, own, {"recipe": own.config}, f"{own.config}")
+            return _report(early, own.json, own.config, recipe=own.config)
         from trl_r1zero.doctor.examine import examine
         from trl_r1zero.doctor.run import Run, read_run_recipe
 
@@ -61,33 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"{_PROGRAM}: error: {error}", file=sys.stderr)
         return 2
-    run = Run(
-        method=method,
-        recipe=recipe,
-        launch=launch,
-        machine=assumed or machine_facts(),
-        environment=os.environ,
-        vllm=_installed(["vllm"])["vllm"],
-    )
-    needed = needed_packages(
-        own_server=run.own_server,
-        distributed_type=launch.distributed_type,
-        attention=recipe.instances[-1].attn_implementation,
-        optimizer=str(getattr(run.values["optim"], "value", run.values["optim"])),
-    )
-    findings = [
-        *check_versions(_installed(needed), needed),
-        *examine(run, listed=None if own.assume else os.environ.get(VARIABLE)),
-    ]
-    facts = {"recipe": own.config, "method": method, "machine": run.machine.in_words()}
-    return _report(findings, own, facts, f"{own.config} ({method}) on {run.machine.in_words()}")
+    machine, vllm = assumed or machine_facts(), _installed(["vllm"])["vllm"]
+    run = Run(method, recipe, launch, machine, os.environ, vllm)
+    needed = needed_packages(run)
+    listed = None if own.assume else os.environ.get(VARIABLE)
+    findings = [*check_versions(_installed(needed), needed), *examine(run, listed)]
+    words = machine.in_words()
+    heading = f"{own.config} ({method}) on {words}"
+    return _report(findings, own.json, heading, recipe=own.config, method=method, machine=words)
 
 
-def _report(findings: Any, own: argparse.Namespace, facts: dict[str, Any], heading: str) -> int:
-    if own.json:
-        print(json.dumps(to_json(findings, **facts), indent=2))
-    else:
-        print(to_text(findings, heading))
+def _report(findings: Sequence[Finding], as_json: bool, heading: str, **facts: Any) -> int:
+    report = json.dumps(to_json(findings, **facts), indent=2) if as_json else None
+    print(report or to_text(findings, heading))
     return int(would_fail(findings))
 
 
@@ -101,22 +81,12 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--json", action="store_true")
     own, rest = parser.parse_known_args(arguments)
     if own.method is not None:
-        from trl_r1zero.experiments.methods import METHODS
+        from trl_r1zero.runs.kinds import METHODS
 
         if own.method not in METHODS:
             parser.error(f"--method: got {own.method!r}, expected one of {', '.join(METHODS)}")
     return own, ["--config", own.config, *rest]
 
 
-def _minimum() -> dict[str, str]:
-    return needed_packages(own_server=False, distributed_type="NO", attention=None, optimizer="")
-
-
-def _installed(names: Any) -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+def _installed(names: Iterable[str]) -> dict[str, str | None]:
+    return {name: next((d.version for d in distributions(name=name)), None) for name in names}

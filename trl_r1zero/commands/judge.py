@@ -12,10 +12,13 @@ judge_summary.json and judge_report.md.
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import MISSING, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
+from trl_r1zero.arguments import AT_LEAST_0, Count, NonNegative, Positive, arg, check_ranges
 from trl_r1zero.recipe import parse_recipe
+
+from .errors import exit_on
 
 # Imported when there is something to judge: --help needs no torch.
 if TYPE_CHECKING:
@@ -36,54 +39,39 @@ class JudgeArguments:
             environment variable that is not set.
     """
 
-    results: list[str] | str = field(
-        metadata={"help": "Folders of evaluations; on the command line they may also come first."},
+    results: list[str] | str = arg(
+        MISSING, "Folders of evaluations; on the command line they may also come first."
     )
-    judge_url: str = field(
-        metadata={
-            "help": "Of an OpenAI-compatible server, such as http://127.0.0.1:8000 or "
-            "https://host/v1. An address without a path gets /v1."
-        },
+    judge_url: str = arg(
+        MISSING,
+        "Of an OpenAI-compatible server, such as http://127.0.0.1:8000 or https://host/v1. An "
+        "address without a path gets /v1.",
     )
-    judge_model: str | None = field(
-        default=None, metadata={"help": "Which of its models. Unset: the only one it has."}
+    judge_model: str | None = arg(None, "Which of its models. Unset: the only one it has.")
+    reference: str | None = arg(
+        None,
+        "For alpaca_eval: what to compare with, another folder of an evaluation or a JSON file of "
+        "instruction, output and generator. Unset: the data's own outputs.",
     )
-    reference: str | None = field(
-        default=None,
-        metadata={
-            "help": "For alpaca_eval: what to compare with, another folder of an evaluation or a "
-            "JSON file of instruction, output and generator. Unset: the data's own outputs."
-        },
+    name: str | None = arg(
+        None, "Of the judgments' folder. Unset: the judge's, with the reference's."
     )
-    name: str | None = field(
-        default=None,
-        metadata={"help": "Of the judgments' folder. Unset: the judge's, with the reference's."},
+    max_tokens: Count | None = arg(1024, "Of the judge's reply at most. null: not sent.")
+    temperature: NonNegative | None = arg(0.0, "Of the judge; 0 is greedy. null: not sent.")
+    request: dict[str, Any] | None = arg(
+        None,
+        "Further fields of each request, such as {structured_outputs: {choice: [X, Y]}} or "
+        "{reasoning_effort: low}.",
     )
-    max_tokens: int | None = field(
-        default=1024, metadata={"help": "Of the judge's reply at most. null: not sent."}
+    api_key_variable: str = arg(
+        _DEFAULT_KEY_VARIABLE, "Environment variable with the key of the server; sent if it is set."
     )
-    temperature: float | None = field(
-        default=0.0, metadata={"help": "Of the judge; 0 is greedy. null: not sent."}
-    )
-    request: dict[str, Any] | None = field(
-        default=None,
-        metadata={
-            "help": "Further fields of each request, such as {structured_outputs: {choice: [X, "
-            "Y]}} or {reasoning_effort: low}."
-        },
-    )
-    api_key_variable: str = field(
-        default=_DEFAULT_KEY_VARIABLE,
-        metadata={"help": "Environment variable with the key of the server; sent if it is set."},
-    )
-    concurrency: int = field(default=16, metadata={"help": "Requests at a time."})
-    timeout_seconds: float = field(default=300.0, metadata={"help": "For one reply."})
-    retries: int = field(
-        default=6,
-        metadata={
-            "help": "How often a request is repeated when the server is busy (429), fails (5xx) or "
-            "cannot be reached; after 1, 2, 4, ... seconds, or when it says (Retry-After)."
-        },
+    concurrency: Count = arg(16, "Requests at a time.")
+    timeout_seconds: Positive = arg(300.0, "For one reply.")
+    retries: Annotated[int, AT_LEAST_0] = arg(
+        6,
+        "How often a request is repeated when the server is busy (429), fails (5xx) or cannot be "
+        "reached; after 1, 2, 4, ... seconds, or when it says (Retry-After).",
     )
 
     def __post_init__(self) -> None:
@@ -91,23 +79,11 @@ class JudgeArguments:
             self.results = [self.results]
         if not self.results:
             raise ValueError("results is empty; give folders that `trl-r1zero eval` wrote")
-        rules = {
-            "max_tokens": (self.max_tokens is None or self.max_tokens >= 1, "at least 1, or null"),
-            "temperature": (
-                self.temperature is None or self.temperature >= 0,
-                "at least 0, or null",
-            ),
-            "concurrency": (self.concurrency >= 1, "at least 1"),
-            "timeout_seconds": (self.timeout_seconds > 0, "above 0"),
-            "retries": (self.retries >= 0, "at least 0"),
-        }
-        for key, (holds, allowed) in rules.items():
-            if not holds:
-                raise ValueError(f"{key}: got {getattr(self, key)}, expected {allowed}")
-        for key in self.request or {}:
-            if key in _TAKEN:
+        check_ranges(self)
+        for name in self.request or {}:
+            if name in _TAKEN:
                 raise ValueError(
-                    f"request: got {key}, which is set by the command; remove it, or use the key "
+                    f"request: got {name}, which is set by the command; remove it, or use the key "
                     "of that name, if there is one"
                 )
         given = self.api_key_variable != _DEFAULT_KEY_VARIABLE
@@ -117,25 +93,18 @@ class JudgeArguments:
             )
 
     def load(self) -> "tuple[list[JudgedTask], ChatClient]":
-        """Read the folders and find the judge; nothing is asked yet.
-
-        Raises:
-            ValueError: A folder cannot be judged, or the address is none.
-            OSError: The reference cannot be read.
-            ChatServerError: There is no such judge.
-        """
+        """Read the folders and find the judge (ValueError, OSError, ChatServerError if there is
+        none); nothing is asked yet."""
         from trl_r1zero.evaluation.judged_tasks import judged_task
         from trl_r1zero.generation.chat_client import ChatClient
 
         tasks = [judged_task(path, self.reference) for path in self.results]
         fixed = {"max_tokens": self.max_tokens, "temperature": self.temperature}
+        sent = {name: value for name, value in fixed.items() if value is not None}
         client = ChatClient(
             self.judge_url,
             self.judge_model,
-            body={
-                **{key: value for key, value in fixed.items() if value is not None},
-                **(self.request or {}),
-            },
+            body={**sent, **(self.request or {})},
             api_key=os.environ.get(self.api_key_variable),
             concurrency=self.concurrency,
             timeout_seconds=self.timeout_seconds,
@@ -145,12 +114,7 @@ class JudgeArguments:
 
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero judge") -> None:
-    """Judge as a command line says, and print the results.
-
-    Args:
-        argv: The arguments; those of this process by default.
-        program: What messages call the program.
-    """
+    """Judge as a command line says (this process's by default), and print the results."""
     recipe = parse_recipe(
         (JudgeArguments,),
         _folders_as_key(list(sys.argv[1:] if argv is None else argv)),
@@ -162,37 +126,24 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero judge") -
     from trl_r1zero.evaluation.results_folder import ResultsFolderError
     from trl_r1zero.generation.chat_client import ChatServerError
 
-    try:
+    with exit_on(program, ValueError, OSError, ChatServerError):
         tasks, client = recipe.instances[0].load()
-    except (ValueError, OSError, ChatServerError) as error:
-        _fail(program, error)
     for task in tasks:
         print(
             f"{client.model} judges {len(task.answers):,} answers of {task.folder.model} to "
             f"{task.name} in {task.folder.path}",
             flush=True,
         )
-        try:
+        with exit_on(program, ResultsFolderError, ChatServerError):
             judged = judge_answers(task, client, name=recipe.instances[0].name)
-        except (ResultsFolderError, ChatServerError) as error:
-            _fail(program, error)
         print(judge_table(judged.summary))
         print(f"\n{judged.folder}: judge_report.md to read, judgments.jsonl, judge_summary.json\n")
 
 
 def _folders_as_key(arguments: list[str]) -> list[str]:
     """`A B --key value` as `--results A B --key value`."""
-    starts = [n for n, argument in enumerate(arguments) if argument.startswith("-")]
-    count = starts[0] if starts else len(arguments)
-    return ["--results", *arguments] if count else arguments
-
-
-def _fail(program: str, error: Exception) -> NoReturn:
-    print(
-        "\n".join([f"{program}: error: {error}", *vars(error).get("__notes__", [])]),
-        file=sys.stderr,
-    )
-    raise SystemExit(2) from None
+    starts = arguments and not arguments[0].startswith("-")
+    return ["--results", *arguments] if starts else arguments
 
 
 if __name__ == "__main__":

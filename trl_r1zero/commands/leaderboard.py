@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero leaderboa
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     verifying = commands.add_parser(
-        "verify", help="hold submissions against the rules, without model, data or network"
+        "verify", help="check submissions by the rules, without model, data or network"
     )
     verifying.add_argument(
         "folders", nargs="+", metavar="FOLDER", help="what a run left in OUTPUT_DIR/submission"
@@ -54,22 +54,21 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero leaderboa
 
 
 def _verify(folders: Sequence[str]) -> int:
-    from trl_r1zero.leaderboard.verify import compare_submissions, describe, read_submission, verify
+    from trl_r1zero.leaderboard.submission import compare_submissions, judge
 
-    broken = False
+    any_broken = False
     submissions = {}
     for folder in folders:
-        checks = verify(folder)
-        about = read_submission(Path(folder))
-        print("\n".join([*describe(about, checks), ""]))
-        if all(check.holds for check in checks):
-            submissions[folder] = about
+        about, broken, text = judge(folder)
+        print(f"{text}\n")
+        if broken:
+            any_broken = True
         else:
-            broken = True
+            submissions[folder] = about
     differences = compare_submissions(submissions)
     for difference in differences:
         print(f"Not comparable: {difference}")
-    return int(broken or bool(differences))
+    return int(any_broken or bool(differences))
 
 
 def _write_page(folder: Path) -> int:

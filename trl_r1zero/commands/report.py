@@ -43,23 +43,23 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero report") 
         "--output_dir", metavar="DIR", help=f"several: where to write [{DEFAULT_OUTPUT_DIR}]"
     )
     args = parser.parse_args(argv)
-    only_for_several = {"--group_by": args.group_by, "--baseline": args.baseline,
-                        "--output_dir": args.output_dir}  # fmt: skip
     try:
-        if len(args.runs) > 1:
-            print(_compare(args), end="")
-            return
-        given = [name for name, value in only_for_several.items() if value is not None]
-        if given:
-            raise ValueError(
-                f"{', '.join(given)}: only for several runs; the report of one goes into its folder"
-            )
-        from trl_r1zero.reports.report import write_report
-
-        print(write_report(args.runs[0]), end="")
+        print(_compare(args) if len(args.runs) > 1 else _report(args), end="")
     except (ValueError, OSError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _report(args: argparse.Namespace) -> str:
+    from trl_r1zero.reports.report import write_report
+
+    only_for_several = ("group_by", "baseline", "output_dir")
+    given = [f"--{name}" for name in only_for_several if getattr(args, name) is not None]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)}: only for several runs; the report of one goes into its folder"
+        )
+    return write_report(args.runs[0])
 
 
 def _compare(args: argparse.Namespace) -> str:

@@ -23,9 +23,6 @@ _POLL_SECONDS = 0.5
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve a model until this process is asked to stop.
 
-    Args:
-        argv: The arguments; those of this process by default.
-
     Returns:
         The exit status: 0 after Ctrl-C or SIGTERM, 1 if the server does not start or dies. A
         command line that cannot be read ends the program with 2.
@@ -38,8 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_banner(server), flush=True)
         _follow_log(server)
         reason = server.first_error() or "its log names no error"
-        print(f"{_PROGRAM}: the server died: {reason}\nIts log: {server.log_path}", file=sys.stderr)
-        return 1
+        raise VLLMServerError(f"the server died: {reason}\nIts log: {server.log_path}")
     except VLLMServerError as error:
         print(f"{_PROGRAM}: {error}", file=sys.stderr)
         return 1
@@ -53,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: list[str]) -> tuple[str, VLLMServerConfig]:
     asks_for_help = bool({"-h", "--help"} & set(arguments))
-    arguments, extra_args = _split_at(arguments, "--")
+    separator = arguments.index("--") if "--" in arguments else len(arguments)
+    arguments, extra_args = arguments[:separator], arguments[separator + 1 :]
     if not asks_for_help and (not arguments or arguments[0].startswith("-")):
         print(
             f"{_PROGRAM}: error: the model comes first, its folder or hub id, such as "
@@ -70,13 +67,6 @@ def _parse(arguments: list[str]) -> tuple[str, VLLMServerConfig]:
     config: VLLMServerConfig = recipe.instances[0]
     config.extra_args += extra_args
     return arguments[0], config
-
-
-def _split_at(arguments: list[str], separator: str) -> tuple[list[str], list[str]]:
-    if separator not in arguments:
-        return arguments, []
-    position = arguments.index(separator)
-    return arguments[:position], arguments[position + 1 :]
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -104,8 +94,7 @@ def _banner(server: VLLMServer) -> str:
 
 def _follow_log(server: VLLMServer) -> None:
     """Print what the server writes for as long as it runs."""
-    path = Path(str(server.log_path))
-    with path.open(encoding="utf-8", errors="replace") as log:
+    with Path(str(server.log_path)).open(encoding="utf-8", errors="replace") as log:
         log.seek(0, 2)
         while True:
             alive = server.is_alive()  # before reading, so that the last words are read too

@@ -12,10 +12,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from trl_r1zero.experiments.experiment import Experiment
 
 REPORTS_FOLDER = "reports"
 
@@ -31,7 +27,14 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero sweep") -
         0 if every run is finished, 1 if some failed or diverged, 130 if it was interrupted.
     """
     args = _parser(program).parse_args(argv)
+    try:
+        return _sweep(args)
+    except (ValueError, OSError) as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 2
 
+
+def _sweep(args: argparse.Namespace) -> int:
     from trl_r1zero.experiments.experiment import read_experiment
     from trl_r1zero.experiments.plan import make_plan
     from trl_r1zero.experiments.slots import make_slots
@@ -39,35 +42,7 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero sweep") -
     from trl_r1zero.experiments.sweep_report import plan_text, report_plan
     from trl_r1zero.runs.run_state import run_state
 
-    try:
-        experiments = [read_experiment(file, args.scale) for file in args.files]
-        _refuse_one_report_for_two(experiments)
-        plans = [make_plan(one, args.root, args.seeds) for one in experiments]
-        gpus = max(one.scale.gpus for one in experiments)
-        slots = make_slots(args.devices, args.parallel, gpus)
-        sweep = Sweep(plans, slots, lambda text: print(text, flush=True))
-        for plan in plans:
-            print(plan_text(plan, slots))
-        if args.dry_run:
-            return 0
-        interrupted = False
-        try:
-            sweep.run()
-        except KeyboardInterrupt:
-            interrupted = True
-            print("Interrupted; the same command goes on.", flush=True)
-        for plan in plans:
-            folder = plan.folder / REPORTS_FOLDER / plan.experiment.name
-            print(report_plan(plan, folder))
-    except (ValueError, OSError) as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        return 2
-    if interrupted:
-        return 130
-    return int(any(run_state(run.folder).status != "finished" for run in sweep.runs))
-
-
-def _refuse_one_report_for_two(experiments: Sequence["Experiment"]) -> None:
+    experiments = [read_experiment(file, args.scale) for file in args.files]
     paths: dict[str, Path] = {}
     for one in experiments:
         other = paths.setdefault(one.name, one.path)
@@ -76,6 +51,24 @@ def _refuse_one_report_for_two(experiments: Sequence["Experiment"]) -> None:
                 f"{other} and {one.path} have one name, and so one folder for their reports; "
                 "rename one, or run them with different --root"
             )
+    plans = [make_plan(one, args.root, args.seeds) for one in experiments]
+    slots = make_slots(args.devices, args.parallel, max(one.scale.gpus for one in experiments))
+    sweep = Sweep(plans, slots, lambda text: print(text, flush=True))
+    for plan in plans:
+        print(plan_text(plan, slots))
+    if args.dry_run:
+        return 0
+    interrupted = False
+    try:
+        sweep.run()
+    except KeyboardInterrupt:
+        interrupted = True
+        print("Interrupted; the same command goes on.", flush=True)
+    for plan in plans:
+        print(report_plan(plan, plan.folder / REPORTS_FOLDER / plan.experiment.name))
+    if interrupted:
+        return 130
+    return int(any(run_state(run.folder).status != "finished" for run in sweep.runs))
 
 
 def _parser(program: str) -> argparse.ArgumentParser:

@@ -1,16 +1,57 @@
 """How a run of the scripts in recipes/ goes."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from transformers import Trainer
-
-from trl_r1zero.recipe import ParsedRecipe
-from trl_r1zero.reports.report import write_report
+from trl_r1zero.recipe.requirements import check_requirements
 
 
-def run(trainer: Trainer, recipe: ParsedRecipe, checkpoint: str | None) -> None:
-    """Train, save the model at the end, and print the report."""
-    folder = Path(trainer.args.output_dir or ".")
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What a script makes its trainer of.
+
+    Attributes:
+        config: The trainer's settings.
+        data: The settings of what it is trained on.
+        model: TRL's settings of the model.
+        tokenizer: The model's.
+    """
+
+    config: Any
+    data: Any
+    model: Any
+    tokenizer: Any
+
+    def trainer_arguments(self) -> dict[str, Any]:
+        """The arguments of a trainer that loads its model itself, but for the data."""
+        from trl_r1zero.recipe.loading import model_settings
+
+        return {**model_settings(self.config, self.model), "processing_class": self.tokenizer}
+
+
+def train(method: str, description: str, make_trainer: Callable[[TrainingSetup], Any]) -> None:
+    """Train as a recipe says, save the model at the end, and print the report.
+
+    Args:
+        method: Which kind of run (see `runs.kinds`), and so which settings a recipe may have.
+        description: What `--help` says first.
+        make_trainer: Makes the trainer.
+    """
+    check_requirements()  # before the imports that a wrong version would break
+
+    from trl_r1zero.recipe import parse_recipe
+    from trl_r1zero.recipe.loading import checkpoint_of, load_tokenizer
+    from trl_r1zero.reports.report import write_report
+    from trl_r1zero.runs.kinds import METHODS
+
+    recipe = parse_recipe(METHODS[method], description=description)
+    config, data, model = recipe.instances
+    tokenizer = load_tokenizer(model)
+    checkpoint = checkpoint_of(config)
+    trainer = make_trainer(TrainingSetup(config, data, model, tokenizer))
+    folder = Path(config.output_dir)
     if trainer.accelerator.is_main_process:
         recipe.write(folder / "recipe.yaml")
     trainer.train(resume_from_checkpoint=checkpoint)

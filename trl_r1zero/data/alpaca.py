@@ -1,7 +1,5 @@
 """The Alpaca template: an instruction and the response to it as one text."""
 
-__all__ = ["ALPACA_TEMPLATE", "format_alpaca"]
-
 ALPACA_TEMPLATE = (
     "Below is an instruction that describes a task. "
     "Write a response that appropriately completes the request.\n\n"

@@ -5,11 +5,10 @@ token for each of the four tags; and its own pad token beside eos.
 
 It is a `Qwen2Tokenizer`, for `AutoTokenizer` gives nothing else for a Qwen2 model: whatever
 tokenizer lies in the model's folder, transformers 5 takes its vocabulary and merges, and puts
-Qwen2's own normaliser and pre-tokenizer in front, without a word. A tokenizer that is of this class
-already has nothing that could be replaced. One wish of ours does not fit Qwen2's pre-tokenizer,
-which never joins a space to a digit: here ` 7` is one token and not two, as every number of the
-task has a space before it. So these ten, like the tags, are *added* tokens, which are matched
-before the pre-tokenizer sees the text. They are ordinary (not special): decoding keeps them.
+Qwen2's own normaliser and pre-tokenizer in front, without a word. That pre-tokenizer never joins a
+space to a digit, and here ` 7` is to be one token, as every number of the task has a space before
+it. So these ten, like the tags, are *added* tokens, which are matched before the pre-tokenizer sees
+the text. They are ordinary (not special): decoding keeps them.
 
 `decode(encode(text)) == text` for all text in Unicode normal form C (Qwen2's normaliser makes it
 so).
@@ -17,7 +16,8 @@ so).
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from trl_r1zero.data.prompts import load_prompt
@@ -25,10 +25,7 @@ from trl_r1zero.data.tasks.chain_arithmetic import ChainArithmeticTask, solve_tr
 from trl_r1zero.data.tasks.countdown import CountdownTask
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
-
-__all__ = ["EOS_TOKEN", "PAD_TOKEN", "TAGS", "VOCABULARY_SIZE", "build_embedded_tokenizer"]
 
 VOCABULARY_SIZE = 320
 EOS_TOKEN = "<|endoftext|>"
@@ -68,11 +65,15 @@ def build_embedded_tokenizer(corpus: Iterable[str] | None = None) -> "PreTrained
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator(_between_added(default_corpus() if corpus is None else corpus), trainer)
+    # Only what stands between added tokens ever reaches the BPE model.
+    between = re.compile("|".join(map(re.escape, (*TAGS, *SPACED_DIGITS))))
+    texts = default_corpus() if corpus is None else corpus
+    bpe.train_from_iterator(chain.from_iterable(map(between.split, texts)), trainer)
 
     tokenizer = Qwen2Tokenizer(
         vocab=bpe.get_vocab(),
-        merges=_merges(bpe),  # type: ignore[arg-type]  # pairs, whatever the annotation says
+        # The library gives the merges of a trained model only in its JSON form.
+        merges=[(a, b) for a, b in json.loads(bpe.to_str())["model"]["merges"]],  # type: ignore[misc]
         eos_token=EOS_TOKEN,
         unk_token=EOS_TOKEN,  # never produced: every byte is in the vocabulary
         pad_token=PAD_TOKEN,
@@ -92,15 +93,3 @@ def default_corpus() -> list[str]:
         *(puzzle.question for puzzle in puzzles),
         *(load_prompt(name).template for name in CORPUS_PROMPTS),
     ]
-
-
-def _between_added(texts: Iterable[str]) -> Iterator[str]:
-    """Yields what stands between added tokens, as only that ever reaches the BPE model."""
-    added = re.compile("|".join(map(re.escape, (*TAGS, *SPACED_DIGITS))))
-    for text in texts:
-        yield from added.split(text)
-
-
-def _merges(bpe: "Tokenizer") -> list[tuple[str, str]]:
-    # The library shows the merges of a trained model only in its JSON form.
-    return [(left, right) for left, right in json.loads(bpe.to_str())["model"]["merges"]]

@@ -9,14 +9,11 @@ file, what the tokenizer does, and the template. It holds two flat arrays:
     tokens.bin    int32, the documents of the file in its order, end to end
     ends.bin      int64, for each document the number of tokens up to and with its last
 
-The chunk length and the shuffle change neither: chunks are cut, and documents put into another
-order, while reading. So all lengths and seeds share one entry.
-
-An entry is written under another name and gets its own when complete: there is never half an entry,
-and of several processes that write the same one, the first to finish provides it.
+Chunks are cut, and documents put into another order, while reading; so all chunk lengths and seeds
+share one entry. An entry is written under another name and gets its own when complete: there is
+never half an entry, and of several processes that write one, the first to finish provides it.
 """
 
-import gzip
 import hashlib
 import json
 import operator
@@ -24,7 +21,6 @@ import os
 import shutil
 import tempfile
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,12 +32,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from trl_r1zero.data.alpaca import ALPACA_TEMPLATE, format_alpaca
-from trl_r1zero.data.jsonl import Row, read_jsonl
+from trl_r1zero.data.files import BROKEN_GZIP, describe, existing_file, open_rows, read_jsonl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-__all__ = ["PackedSFTDataset", "default_cache_dir", "iterate_batches"]
 
 # Raise it when the code below writes something else for the same file, tokenizer and template.
 CACHE_VERSION = 1
@@ -66,16 +60,11 @@ class PackedSFTDataset(Dataset[dict[str, torch.Tensor]]):
         labels = tokens[i * seq_length + 1 : (i + 1) * seq_length + 1]
 
     so there are (N - 1) // seq_length of them, and what is left over is dropped. A document may
-    begin in one chunk and end in another; several may share one, and see one another.
-
-    `labels` are the next tokens already. Give them to a loss on logits as they are, not to a
-    transformers model as its `labels`, which it would shift once more.
+    begin in one chunk and end in another; several may share one, and see one another. `labels` are
+    the next tokens already: they are not for a transformers model, which would shift them again.
 
     The first use of a file with a tokenizer tokenises it; see the module's text for the cache.
     Under a launcher, let one process go first, or each does the same work.
-
-    Attributes:
-        seq_length: tokens in a chunk.
     """
 
     def __init__(
@@ -114,11 +103,7 @@ class PackedSFTDataset(Dataset[dict[str, torch.Tensor]]):
                 "got a tokenizer whose eos_token_id is None, but a document needs an end; set one "
                 "that the model knows, for example tokenizer.eos_token = '<|endoftext|>'"
             )
-        path = Path(dataset_path)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} does not exist; give a path to an existing JSON-lines file"
-            )
+        path = existing_file(dataset_path, "JSON-lines")
         folder = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
         self.seq_length = seq_length
         self._seed = seed if shuffle else None
@@ -148,37 +133,25 @@ class PackedSFTDataset(Dataset[dict[str, torch.Tensor]]):
         """Returns `input_ids` and `labels` of one chunk, each (seq_length,) long."""
         index = operator.index(index)
         chunk = index + len(self) if index < 0 else index
-        # An IndexError is also what ends `for chunk in dataset`.
+        # An IndexError also ends `for chunk in dataset`.
         if not 0 <= chunk < len(self):
             raise IndexError(f"got index {index}, but there are {len(self)} chunks")
-        start = chunk * self.seq_length
-        span = torch.from_numpy(self._read(start, start + self.seq_length + 1).astype(np.int64))
+        places = np.arange(chunk * self.seq_length, (chunk + 1) * self.seq_length + 1)
+        documents = np.searchsorted(self._ends, places, side="right")
+        span = torch.from_numpy(self._tokens[places + self._shifts[documents]].astype(np.int64))
         # Cloned: a change in place of one must not change the other.
         return {"input_ids": span[:-1], "labels": span[1:].clone()}
 
     def _open(self) -> None:
-        self._tokens, self._ends = _open_entry(self._entry)
-        self._order: np.ndarray | None = None
+        self._tokens, ends = _open_entry(self._entry)
+        order = np.arange(len(ends))
         if self._seed is not None:
             generator = torch.Generator().manual_seed(self._seed)
-            self._order = torch.randperm(self.num_documents, generator=generator).numpy()
-            lengths = np.diff(self._ends, prepend=0)
-            self._ordered_ends = np.cumsum(lengths[self._order])
-
-    def _read(self, start: int, stop: int) -> np.ndarray:
-        """Returns tokens [start, stop) of the documents in their order, which may be shuffled."""
-        if self._order is None:
-            return self._tokens[start:stop]
-        pieces = []
-        place = int(np.searchsorted(self._ordered_ends, start, side="right"))
-        while start < stop:
-            end = int(self._ordered_ends[place])
-            # From a position in the order to the position of the same token on disk.
-            shift = int(self._ends[self._order[place]]) - end
-            pieces.append(self._tokens[start + shift : min(stop, end) + shift])
-            start = end
-            place += 1
-        return np.concatenate(pieces)
+            order = torch.randperm(len(ends), generator=generator).numpy()
+        # Of the documents in their order, which may be shuffled: where each ends, and how far its
+        # tokens are from there on disk.
+        self._ends = np.cumsum(np.diff(ends, prepend=0)[order])
+        self._shifts = ends[order] - self._ends
 
     # Pickled for the workers of a DataLoader that are spawned: by name, without the tokens.
 
@@ -219,11 +192,8 @@ def iterate_batches(
 
 
 def default_cache_dir() -> Path:
-    """Returns `trl_r1zero/packed_sft` in $HF_HOME if that is set, otherwise in $XDG_CACHE_HOME, and
-    without either in ~/.cache.
-
-    HF_HOME comes first: who sets it has said which disk is for models and data.
-    """
+    """Returns `trl_r1zero/packed_sft` in $HF_HOME if that is set (who sets it has said which disk
+    is for models and data), otherwise in $XDG_CACHE_HOME, and without either in ~/.cache."""
     root = os.environ.get("HF_HOME") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(root).expanduser() / "trl_r1zero" / "packed_sft"
 
@@ -274,15 +244,14 @@ def _open_entry(entry: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         tokens = np.memmap(entry / "tokens.bin", dtype=np.int32, mode="r")
         ends = np.memmap(entry / "ends.bin", dtype=np.int64, mode="r")
-        whole = ends[-1] == len(tokens)
+        if ends[-1] == len(tokens):
+            return tokens, ends
     except (FileNotFoundError, ValueError):  # ValueError: empty, or not a whole number of items
-        whole = False
-    if not whole:
-        raise RuntimeError(
-            f"got the cache entry {entry}, but files in it are missing or cut off; delete this "
-            "folder, and it is made again"
-        )
-    return tokens, ends
+        pass
+    raise RuntimeError(
+        f"got the cache entry {entry}, but files in it are missing or cut off; delete this folder, "
+        "and it is made again"
+    )
 
 
 def _remove_abandoned(folder: Path) -> None:
@@ -353,27 +322,17 @@ def _write_documents(
 def _batches(path: Path) -> Iterator[list[str]]:
     """Yields the documents of a file, some at a time."""
     texts: list[str] = []
-    characters = 0
     for row in read_jsonl(path):
-        texts.append(_document(row))
-        characters += len(texts[-1])
-        if len(texts) >= DOCUMENTS_PER_BATCH or characters >= CHARACTERS_PER_BATCH:
+        response = row.fields.get("response")
+        if not isinstance(response, str):
+            got = "nothing" if response is None else describe(response)
+            raise row.error("response", got, "a string")
+        texts.append(format_alpaca(row.text("prompt"), response))
+        if len(texts) >= DOCUMENTS_PER_BATCH or sum(map(len, texts)) >= CHARACTERS_PER_BATCH:
             yield texts
-            texts, characters = [], 0
+            texts = []
     if texts:
         yield texts
-
-
-def _document(row: Row) -> str:
-    response = row.fields.get("response")
-    if not isinstance(response, str):
-        raise row.error(
-            "response",
-            "nothing" if response is None else f"{response!r:.80} ({type(response).__name__})",
-            "a string",
-            "correct or remove the row",
-        )
-    return format_alpaca(row.text("prompt"), response)
 
 
 def _tokenize(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:
@@ -387,7 +346,7 @@ def _tokenize(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[li
 def _count_rows(path: Path) -> int | None:
     """Returns the number of lines that are not blank, or None for a broken gzip file."""
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        with open_rows(path) as file:
             return sum(not line.isspace() for line in file)
-    except (gzip.BadGzipFile, EOFError, zlib.error):
+    except BROKEN_GZIP:
         return None  # read_jsonl comes upon it too, and says in which line

@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trl_r1zero.data.jsonl import Row, read_jsonl
-
-__all__ = ["PreferencePair", "load_hh", "split_validation"]
+from trl_r1zero.data.files import Row, read_jsonl
 
 logger = logging.getLogger(__name__)
 
@@ -70,26 +68,16 @@ def load_hh(source: str | Path) -> list[PreferencePair]:
             no row that is kept.
     """
     source = Path(source).expanduser()
-    paths = _files_of(source) if source.is_dir() else [source]
     pairs: list[PreferencePair] = []
     left_out: Counter[str] = Counter()
-    for path in paths:
-        reasons: Counter[str] = Counter()
-        before = len(pairs)
-        for row in read_jsonl(path):
-            pair = _pair_or_reason(row, path.name)
-            if isinstance(pair, PreferencePair):
-                pairs.append(pair)
-            else:
-                reasons[pair] += 1
+    for path in _files_of(source) if source.is_dir() else [source]:
+        read = [_pair_or_reason(row, path.name) for row in read_jsonl(path)]
+        kept = [pair for pair in read if isinstance(pair, PreferencePair)]
+        reasons = Counter(reason for reason in read if isinstance(reason, str))
+        message = "%s: %d rows, %d kept, left out: %s"
+        logger.info(message, path, len(read), len(kept), _counts(reasons))
+        pairs += kept
         left_out += reasons
-        logger.info(
-            "%s: %d rows, %d kept, left out: %s",
-            path,
-            len(pairs) - before + reasons.total(),
-            len(pairs) - before,
-            _counts(reasons),
-        )
     if not pairs:
         raise ValueError(
             f"{source}: got no single-turn pair (left out: {_counts(left_out)}), expected rows "
@@ -132,38 +120,28 @@ def split_validation(
             f"{min(sizes.values())} pairs, which stay together; ask for at least so many"
         )
     if missing:
-        logger.warning(
-            "validation has %d pairs, not %d: the pairs of an instruction stay together",
-            num_validation - missing,
-            num_validation,
-        )
+        message = "validation has %d pairs, not %d: the pairs of an instruction stay together"
+        logger.warning(message, num_validation - missing, num_validation)
     train = [pair for pair in pairs if pair.instruction not in chosen]
-    validation = [pair for pair in pairs if pair.instruction in chosen]
-    return train, validation
-
-
-# Files.
+    return train, [pair for pair in pairs if pair.instruction in chosen]
 
 
 def _files_of(folder: Path) -> list[Path]:
-    paths = sorted(path for path in folder.iterdir() if path.name.endswith(FILE_SUFFIXES))
+    found = sorted(folder.iterdir())
+    paths = [path for path in found if path.name.endswith(FILE_SUFFIXES)]
     if not paths:
-        found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        names = ", ".join(path.name for path in found) or "nothing"
         raise FileNotFoundError(
-            f"folder {folder} has no *.jsonl or *.jsonl.gz file; it has: {found}. Give the folder "
+            f"folder {folder} has no *.jsonl or *.jsonl.gz file; it has: {names}. Give the folder "
             "with harmless-base.jsonl.gz and the other HH files, or one such file"
         )
-    names = {path.name for path in paths}
-    twice = sorted(name for name in names if f"{name}.gz" in names)
-    if twice:
-        raise ValueError(
-            f"folder {folder}: got both {twice[0]} and {twice[0]}.gz, expected one of them, or "
-            "every pair would count twice; remove one"
-        )
+    for path in paths:
+        if path.with_name(f"{path.name}.gz") in paths:
+            raise ValueError(
+                f"folder {folder}: got both {path.name} and {path.name}.gz, expected one of them, "
+                "or every pair would count twice; remove one"
+            )
     return paths
-
-
-# Rows.
 
 
 def _pair_or_reason(row: Row, source_file: str) -> PreferencePair | str:
@@ -183,20 +161,12 @@ def _turns(row: Row, field: str) -> list[tuple[str, str]]:
     # Text before the first turn, then role and message in turn.
     before, *parts = TURN.split(row.text(field))
     roles, messages = parts[::2], parts[1::2]
-    if before or not roles or roles[0] != "Human":
-        raise row.error(
-            field,
-            f"{row.fields[field]!r:.60}",
-            r"a conversation that begins with '\n\nHuman:'",
-            "correct or remove the row",
-        )
+    if before or roles[:1] != ["Human"]:
+        expected = r"a conversation that begins with '\n\nHuman:'"
+        raise row.error(field, f"{row.fields[field]!r:.60}", expected)
     if "Assistant" not in roles:
-        raise row.error(
-            field,
-            "a conversation of human turns only",
-            r"a reply that begins with '\n\nAssistant:'",
-            "correct or remove the row",
-        )
+        expected = r"a reply that begins with '\n\nAssistant:'"
+        raise row.error(field, "a conversation of human turns only", expected)
     return [(role, message.strip()) for role, message in zip(roles, messages, strict=True)]
 
 

@@ -12,32 +12,23 @@ A prompt file is a header of `key: value` lines, a line `---`, then the template
 The one newline that ends the file is not part of the template; every other character is.
 """
 
+import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from trl_r1zero.naming import unknown_name_message
 
-__all__ = ["ANSWER_FORMATS", "PROMPTS", "Prompt", "load_prompt"]
-
 PLACEHOLDER = "{question}"
 FENCE = "```"
-HEADER_KEYS = ("stop", "answer_format")
 
 ANSWER_FORMATS = {
     "tags": "reasoning up to </think>, then the answer as <answer> ... </answer>",
     "boxed": r"the answer in \boxed{...}, anywhere in the response",
     "text": "free text: the response as it is, see Prompt.reply",
 }
-
-# Built-in prompts and their files in `prompt_files/`.
-PROMPTS = {
-    "r1_zero": "r1_zero.txt",
-    "question_only": "question_only.txt",
-    "chain_arithmetic": "chain_arithmetic.txt",
-    "zero_shot": "zero_shot.txt",
-    "alpaca": "alpaca.txt",
-}
+# Built-in prompts: the files `prompt_files/*.txt`.
+PROMPTS = ("r1_zero", "question_only", "chain_arithmetic", "zero_shot", "alpaca")
 
 
 @dataclass(frozen=True)
@@ -68,10 +59,7 @@ class Prompt:
                 f"exactly one; write {PLACEHOLDER} where the question goes"
             )
         if self.answer_format not in ANSWER_FORMATS:
-            raise ValueError(
-                f"prompt {self.name!r}: "
-                + unknown_name_message("answer_format", self.answer_format, ANSWER_FORMATS)
-            )
+            raise ValueError(f"prompt {self.name!r}: {_unknown_format(self.answer_format)}")
         if not all(self.stop):
             raise ValueError(
                 f"prompt {self.name!r}: got an empty stop string; remove it, or write its text"
@@ -104,70 +92,61 @@ def load_prompt(name_or_path: str) -> Prompt:
         ValueError: an unknown name, or a file that breaks the format; the text names file and line.
     """
     if name_or_path in PROMPTS:
-        file_name = PROMPTS[name_or_path]
-        text = (
-            resources.files("trl_r1zero.data")
-            .joinpath("prompt_files", file_name)
-            .read_text("utf-8")
+        file_name = f"{name_or_path}.txt"
+        text = resources.files("trl_r1zero.data").joinpath("prompt_files", file_name).read_bytes()
+        return _parse(text.decode(), where=file_name, name=name_or_path)
+    if not name_or_path.endswith(".txt"):
+        raise ValueError(
+            unknown_name_message("prompt", name_or_path, PROMPTS)
+            + " A path to a .txt file is accepted too."
         )
-        return _parse(text, where=file_name, name=name_or_path)
-    if name_or_path.endswith(".txt"):
-        path = Path(name_or_path)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"prompt file {name_or_path} does not exist; give a path to an existing .txt file, "
-                f"or one of: {', '.join(sorted(PROMPTS))}"
-            )
-        # newline="" keeps "\r\n" of a template as it is, instead of silently making it "\n".
-        with path.open(encoding="utf-8", newline="") as file:
-            return _parse(file.read(), where=str(path), name=path.stem)
-    raise ValueError(
-        unknown_name_message("prompt", name_or_path, PROMPTS)
-        + " A path to a .txt file is accepted too."
-    )
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"prompt file {name_or_path} does not exist; give a path to an existing .txt file, "
+            f"or one of: {', '.join(sorted(PROMPTS))}"
+        )
+    # Bytes keep "\r\n" of a template as it is; reading text would silently make it "\n".
+    return _parse(path.read_bytes().decode(), where=str(path), name=path.stem)
 
 
 def _parse(text: str, where: str, name: str) -> Prompt:
-    stop: list[str] = []
-    answer_formats: list[str] = []
+    header: dict[str, list[str]] = {"stop": [], "answer_format": []}
     lines = text.splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         if line.strip() == "---":
-            template = "".join(lines[number:])
             break
         key, colon, value = (part.strip() for part in line.partition(":"))
         if not colon:
-            raise ValueError(
-                f"{where}:{number}: got {line.strip()!r}, expected 'key: value' or the line '---' "
-                f"that ends the header; allowed keys: {', '.join(HEADER_KEYS)}"
+            wrong = (
+                f"got {line.strip()!r}, expected 'key: value' or the line '---' that ends the "
+                f"header; allowed keys: {', '.join(header)}"
             )
-        if key not in HEADER_KEYS:
-            raise ValueError(
-                f"{where}:{number}: " + unknown_name_message("header key", key, HEADER_KEYS)
-            )
-        if not value:
-            raise ValueError(
-                f"{where}:{number}: got no value for {key!r}; write one or drop the line"
-            )
-        if key == "answer_format" and value not in ANSWER_FORMATS:
-            raise ValueError(
-                f"{where}:{number}: " + unknown_name_message("answer_format", value, ANSWER_FORMATS)
-            )
-        (stop if key == "stop" else answer_formats).append(value)
+        elif key not in header:
+            wrong = unknown_name_message("header key", key, header)
+        elif not value:
+            wrong = f"got no value for {key!r}; write one or drop the line"
+        elif key == "answer_format" and value not in ANSWER_FORMATS:
+            wrong = _unknown_format(value)
+        else:
+            header[key].append(value)
+            continue
+        raise ValueError(f"{where}:{number}: {wrong}")
     else:
         raise ValueError(
             f"{where}: got a file without a line '---'; put it between the header and the template"
         )
-    if len(answer_formats) != 1:
+    if len(header["answer_format"]) != 1:
         raise ValueError(
-            f"{where}: got {len(answer_formats)} 'answer_format' lines, expected exactly one of: "
-            f"{', '.join(sorted(ANSWER_FORMATS))}"
+            f"{where}: got {len(header['answer_format'])} 'answer_format' lines, expected exactly "
+            f"one of: {', '.join(sorted(ANSWER_FORMATS))}"
         )
-    for newline in ("\r\n", "\n"):
-        if template.endswith(newline):
-            template = template.removesuffix(newline)
-            break
+    template = re.sub(r"\r?\n\Z", "", "".join(lines[number:]))
     try:
-        return Prompt(name, template, tuple(stop), answer_formats[0])
+        return Prompt(name, template, tuple(header["stop"]), *header["answer_format"])
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def _unknown_format(got: str) -> str:
+    return unknown_name_message("answer_format", got, ANSWER_FORMATS)

@@ -4,14 +4,13 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from trl_r1zero.data.files import describe
 from trl_r1zero.data.prompts import Prompt
 from trl_r1zero.data.tasks.base import Example, GroundTruth
 from trl_r1zero.data.traces import Trace
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-__all__ = ["build_dataset", "build_trace_dataset"]
 
 OWN_COLUMNS = ("prompt", "question", "ground_truth")
 
@@ -39,6 +38,11 @@ def build_dataset(examples: Sequence[Example], prompt: Prompt) -> "Dataset":
         "ground_truth": _of_one_type([example.ground_truth for example in examples]),
     }
     for key in dict.fromkeys(key for example in examples for key in example.metadata):
+        if key in OWN_COLUMNS:
+            raise ValueError(
+                f"metadata: got the key {key!r}, which is a column of its own; rename it "
+                f"(taken: {', '.join(OWN_COLUMNS)})"
+            )
         columns[key] = _metadata_column(key, examples)
     return Dataset.from_dict(columns)
 
@@ -65,43 +69,34 @@ def build_trace_dataset(traces: Sequence[Trace]) -> "Dataset":
 
 
 def _of_one_type(ground_truths: Sequence[GroundTruth]) -> list[Any]:
-    first = _keys(ground_truths[0])
-    for row, truth in enumerate(ground_truths):
+    kinds = [sorted(truth) if isinstance(truth, dict) else None for truth in ground_truths]
+    for row, kind in enumerate(kinds):
         # A data set would fill what is missing with None.
-        if _keys(truth) != first:
+        if kind != kinds[0]:
             raise ValueError(
-                f"ground_truth of example {row}: got {truth!r:.80}, expected "
-                f"{'no dict' if first is None else f'a dict of {sorted(first)}'} as in the rows "
+                f"ground_truth of example {row}: got {ground_truths[row]!r:.80}, expected "
+                f"{'no dict' if kinds[0] is None else f'a dict of {kinds[0]}'} as in the rows "
                 "before; use one kind in all rows"
             )
     any_list = any(isinstance(truth, list) for truth in ground_truths)
     return [[t] if any_list and isinstance(t, str) else t for t in ground_truths]
 
 
-def _keys(ground_truth: GroundTruth) -> set[str] | None:
-    return set(ground_truth) if isinstance(ground_truth, dict) else None
-
-
 def _metadata_column(key: str, examples: Sequence[Example]) -> list[Any]:
-    if key in OWN_COLUMNS:
-        raise ValueError(
-            f"metadata: got the key {key!r}, which is a column of its own; rename it "
-            f"(taken: {', '.join(OWN_COLUMNS)})"
-        )
     values = [example.metadata.get(key) for example in examples]
-    first: Any = None
+    first = next((value for value in values if value is not None), None)
     for row, value in enumerate(values):
+        place = f"metadata {key!r} of example {row}: got"
         try:
             json.dumps(value)
         except TypeError as error:
             raise ValueError(
-                f"metadata {key!r} of example {row}: got {value!r}, expected what JSON can hold; "
-                "convert it, to a string for example"
+                f"{place} {value!r}, expected what JSON can hold; convert it, to a string for "
+                "example"
             ) from error
-        first = value if first is None else first
         if value is not None and type(value) is not type(first):
             raise ValueError(
-                f"metadata {key!r} of example {row}: got {value!r} ({type(value).__name__}), "
-                f"expected {type(first).__name__} as in the rows before; use one type in all rows"
+                f"{place} {describe(value)}, expected {type(first).__name__} as in the rows "
+                "before; use one type in all rows"
             )
     return values

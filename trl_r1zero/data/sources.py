@@ -13,13 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trl_r1zero.data.csv_files import read_csv
-from trl_r1zero.data.jsonl import Row, read_json, read_jsonl
+from trl_r1zero.data.files import Row, read_csv, read_json, read_jsonl
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-__all__ = ["dataset_rows", "hub_file", "read_source"]
 
 FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv")
 # How a file with one of these suffixes is read; any other is JSON lines.
@@ -31,9 +28,9 @@ HUB_ID = re.compile(
 
 
 def read_source(source: str, split: str) -> Iterator[Row]:
-    """Yields the rows of `source` (see the module's docstring for what it may be).
+    """Returns the rows of `source` (see the module's docstring for what it may be).
 
-    Raises (while iterating):
+    Raises (some while iterating):
         FileNotFoundError: `source` looks like a path and nothing is there, or a folder has no file
             for `split`.
         ValueError: a malformed row, or a `source` that is neither a path nor a Hub id.
@@ -65,7 +62,7 @@ def dataset_rows(dataset: "Dataset", name: str) -> Iterator[Row]:
 
 
 def hub_file(hub_id: str, file_name: str) -> Path:
-    """The local copy of one file of a Hub data set, which is downloaded where there is none yet.
+    """Returns the local copy of one file of a Hub data set, downloaded where there is none yet.
 
     Raises:
         OSError: the file cannot be had; the text says what to download and how to use it.
@@ -75,14 +72,42 @@ def hub_file(hub_id: str, file_name: str) -> Path:
     try:
         return Path(hf_hub_download(hub_id, file_name, repo_type="dataset"))
     except OSError as error:
-        # Also what the Hub's HTTP errors are, and those of a machine without a network.
-        raise OSError(
-            f"could not download {file_name} of the data set {hub_id} from the Hugging Face Hub "
-            f"({type(error).__name__}: {error}). Check the network and HF_HUB_OFFLINE; or, on a "
-            f"machine with a network, run\n"
-            f"    hf download {hub_id} {file_name} --repo-type dataset --local-dir .\n"
-            f"copy {file_name} here, and give its path as the source"
+        command = f"hf download {hub_id} {file_name} --repo-type dataset --local-dir ."
+        raise _hub_error(f"{file_name} of the data set {hub_id}", error, command, file_name) from (
+            error
+        )
+
+
+def _hub_rows(hub_id: str, config: str | None, split: str) -> Iterator[Row]:
+    # Imported here: local files do not need it, and it takes a second.
+    import datasets
+
+    name = f"{hub_id}{f'@{config}' if config else ''}:{split}"
+    try:
+        dataset = datasets.load_dataset(hub_id, name=config, split=split)
+    except OSError as error:
+        arguments = f"{hub_id!r}, {config!r}, split={split!r}"
+        command = (
+            f'python -c "import datasets; datasets.load_dataset({arguments})'
+            f".to_json('{split}.jsonl')\""
+        )
+        raise _hub_error(name, error, command, f"{split}.jsonl") from error
+    except ValueError as error:
+        # datasets raises ValueError for a config or a split that the data set does not have.
+        raise ValueError(
+            f"could not load {name} from the Hugging Face Hub: {error}; write the source as "
+            "id@config:split with a config and a split that the data set has"
         ) from error
+    return dataset_rows(dataset, name)
+
+
+def _hub_error(what: str, error: OSError, command: str, file_name: str) -> OSError:
+    # ConnectionError, DatasetNotFoundError and the Hub's HTTP errors are all OSErrors.
+    return OSError(
+        f"could not load {what} from the Hugging Face Hub ({type(error).__name__}: {error}). Check "
+        f"the id, the network, and HF_HUB_OFFLINE; or, on a machine with a network, run\n"
+        f"    {command}\ncopy {file_name} here, and give its path as the source"
+    )
 
 
 def _file_of_split(folder: Path, split: str) -> Path:
@@ -94,28 +119,3 @@ def _file_of_split(folder: Path, split: str) -> Path:
         f"folder {folder} has no {split}.jsonl or {split}.jsonl.gz; it has: "
         f"{', '.join(found) or 'no JSON-lines file'}. Give one of these files, or another split"
     )
-
-
-def _hub_rows(hub_id: str, config: str | None, split: str) -> Iterator[Row]:
-    # Imported here: local files do not need it, and it takes a second.
-    import datasets
-
-    name = f"{hub_id}{f'@{config}' if config else ''}:{split}"
-    try:
-        dataset = datasets.load_dataset(hub_id, name=config, split=split)
-    except OSError as error:
-        # ConnectionError, DatasetNotFoundError and the Hub's HTTP errors are all OSErrors.
-        raise OSError(
-            f"could not load {name} from the Hugging Face Hub ({type(error).__name__}: {error}). "
-            f"Check the id, the network, and HF_HUB_OFFLINE; or, on a machine with a network, run\n"
-            f'    python -c "import datasets; datasets.load_dataset({hub_id!r}, {config!r}, '
-            f"split={split!r}).to_json('{split}.jsonl')\"\n"
-            f"copy {split}.jsonl here, and give its path as the source"
-        ) from error
-    except ValueError as error:
-        # datasets raises ValueError for a config or a split that the data set does not have.
-        raise ValueError(
-            f"could not load {name} from the Hugging Face Hub: {error}; write the source as "
-            "id@config:split with a config and a split that the data set has"
-        ) from error
-    return dataset_rows(dataset, name)

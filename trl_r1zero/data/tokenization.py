@@ -11,19 +11,15 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["pad_and_shift", "tokenize_prompt_and_output", "tokenize_separately"]
-
 
 def tokenize_prompt_and_output(
     prompt_strs: list[str], output_strs: list[str], tokenizer: "PreTrainedTokenizerBase"
 ) -> dict[str, torch.Tensor]:
     """Tokenises prompts and outputs separately, joins the ids, and returns next-token pairs.
 
-    Prompt and output are tokenised separately so that no token ever spans the border: the mask is
-    then exact, and the ids equal those of a rollout, where the prompt's ids were fixed before the
-    first output token was sampled. The prompt gets the tokenizer's own special tokens (such as a
-    begin token, where the tokenizer adds one); the output gets none, so an end-of-text token is
-    trained only where `output_strs` spells it out.
+    So no token spans the border: the mask is exact, and the ids equal those of a rollout. The
+    prompt gets the tokenizer's own special tokens (such as a begin token); the output gets none, so
+    an end-of-text token is trained only where `output_strs` spells it out.
 
     Args:
         prompt_strs: B prompts, already formatted.
@@ -60,8 +56,7 @@ def tokenize_prompt_and_output(
 def tokenize_separately(
     prompt_strs: list[str], output_strs: list[str], tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Returns the token ids of B >= 1 prompts and of B outputs, as `tokenize_prompt_and_output`
-    joins them.
+    """Returns the token ids of B >= 1 prompts and of B outputs, to be joined.
 
     Raises:
         ValueError: a tokenizer that appends special tokens to a text.
@@ -96,7 +91,7 @@ def pad_and_shift(
         prompt_ids: B lists of token ids.
         output_ids: B lists of token ids. An empty one gives a mask row that is all False.
         pad_token_id: fills the right. It may equal a real token (often eos): the mask is made from
-            lengths, never by comparing ids, so a real eos at the end of an output stays marked.
+            lengths, so a real eos at the end of an output stays marked.
 
     Returns:
         `input_ids` (B, L-1) long, `labels` (B, L-1) long, `response_mask` (B, L-1) bool.

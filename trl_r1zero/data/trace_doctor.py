@@ -1,16 +1,16 @@
 """What is wrong with traces, and how long they are: a report before they are trained on."""
 
+import json
 import math
-import re
 import statistics
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import count
 from typing import Any
 
 from trl_r1zero.data.traces import BETWEEN_TAGS, Trace, count_questions, has_wrong_whitespace
-
-__all__ = ["Finding", "LengthSummary", "Place", "TraceReport", "examine_traces"]
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 SHOWN_PLACES = 3
@@ -24,7 +24,7 @@ BAR_WIDTH = 40
 @dataclass(frozen=True)
 class Place:
     """A row with a fault: where it is, and the text around the fault as Python writes it (so white
-    space is to be seen, and nothing in it steers a terminal), or what else tells the fault."""
+    space is to be seen, and nothing in it steers a terminal), or another sign of the fault."""
 
     where: str
     excerpt: str
@@ -32,14 +32,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of fault.
-
-    Attributes:
-        problem: what is wrong, in words.
-        advice: what to do about it.
-        rows: how many rows have it; 0 for a fault that was looked for and not found.
-        places: the first few of them.
-    """
+    """One kind of fault: what is wrong, what to do about it, how many rows have it (0 for a fault
+    that was looked for and not found), and the first few of them."""
 
     problem: str
     advice: str
@@ -83,31 +77,37 @@ class TraceReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as data that JSON can hold."""
-        return {
-            **asdict(self),
-            "findings": {
-                name: {**asdict(finding), "places": [asdict(place) for place in finding.places]}
-                for name, finding in self.findings.items()
-            },
-            "histogram": [list(bin_) for bin_ in self.histogram],
-        }
+        data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return data
 
     def to_text(self) -> str:
         """The report for a terminal, at most 100 columns wide: faults first, then the facts."""
         lines = [f"Traces: {self.rows:,} rows, different questions: {self.questions:,}"]
         for finding in self.findings.values():
             if finding.rows:
-                lines += _finding_lines(finding, self.rows)
+                number = "1 row" if finding.rows == 1 else f"{finding.rows:,} rows"
+                share = 100 * finding.rows / self.rows
+                lines.append(f"WARNING: {number} ({share:.1f} %) with {finding.problem}")
+                for place in finding.places:
+                    line = f"    {_end_of_path(place.where)}: {place.excerpt}"
+                    lines.append(line if len(line) <= WIDTH else line[: WIDTH - 3] + "...")
+                lines += _wrapped(finding.advice)
         healthy = [finding.problem for finding in self.findings.values() if not finding.rows]
         if healthy:
-            lines += _wrapped(f"Not found: {'; '.join(healthy)}.", "  ")
+            lines += _wrapped(f"Not found: {'; '.join(healthy)}.")
         lines.append("Tokens          min    median  95th perc.       max")
         for name, of in self.lengths.items():
             lines.append(
                 f"  {name:<8}{of.min:>9,}{of.median:>10,.7g}{of.percentile_95:>12,}{of.max:>10,}"
             )
         lines.append("Rows by total tokens")
-        return "\n".join([*lines, *_bars(self.histogram)])
+        most = max(rows for _, _, rows in self.histogram)
+        labels = [f"{low:,} - {end:,}" for low, end, _ in self.histogram]
+        for label, (_, _, rows) in zip(labels, self.histogram, strict=True):
+            # A bin with a row in it shows at least one mark.
+            bar = "#" * math.ceil(BAR_WIDTH * rows / most)
+            lines.append(f"  {label:>{max(map(len, labels))}}  {rows:>9,}  {bar}".rstrip())
+        return "\n".join(lines)
 
 
 def examine_traces(
@@ -136,27 +136,44 @@ def examine_traces(
         raise ValueError(
             f"got {len(lengths)} lengths for {len(traces)} traces; give a pair for each trace"
         )
-    totals = [prompt + response for prompt, response in lengths]
-    findings = {"empty_response": _find(traces, *EMPTY_RESPONSE)}
-    if answer_format == "tags":
-        findings |= {name: _find(traces, *check) for name, check in TAG_CHECKS.items()}
+    checks = {"empty_response": EMPTY_RESPONSE} | (TAG_CHECKS if answer_format == "tags" else {})
+    findings = {
+        name: _finding(
+            problem,
+            advice,
+            [(trace, repr(text)) for trace in traces if (text := check(trace)) is not None],
+        )
+        for name, (problem, advice, check) in checks.items()
+    }
     findings["duplicates"] = _duplicates(traces)
     known = {_collapsed(prompt) for prompt in eval_prompts}
     if known:
         findings["in_validation"] = _in_validation(traces, known)
+    totals = [prompt + response for prompt, response in lengths]
     if max_length is not None:
-        findings["too_long"] = _too_long(traces, totals, max_length)
+        findings["too_long"] = _finding(
+            f"more tokens than max_length, {max_length:,}",
+            "Raise max_length if memory admits it, or remove the rows.",
+            [
+                (trace, f"{total:,} tokens")
+                for trace, total in zip(traces, totals, strict=True)
+                if total > max_length
+            ],
+        )
+    prompts, responses = zip(*lengths, strict=True)
+    by_name = {"prompt": prompts, "response": responses, "total": totals}
     return TraceReport(
         rows=len(traces),
         questions=count_questions(traces),
         findings=findings,
-        lengths={
-            "prompt": _summary([prompt for prompt, _ in lengths]),
-            "response": _summary([response for _, response in lengths]),
-            "total": _summary(totals),
-        },
+        lengths={name: _summary(values) for name, values in by_name.items()},
         histogram=_histogram(totals),
     )
+
+
+def _finding(problem: str, advice: str, found: Sequence[tuple[Trace, str]]) -> Finding:
+    places = tuple(Place(trace.where, excerpt) for trace, excerpt in found[:SHOWN_PLACES])
+    return Finding(problem, advice, len(found), places)
 
 
 # Faults of one row. A check takes a trace and returns an excerpt, None if the trace is fine.
@@ -164,21 +181,12 @@ def examine_traces(
 Check = Callable[[Trace], str | None]
 
 
-def _find(traces: Sequence[Trace], problem: str, advice: str, check: Check) -> Finding:
-    places = [
-        Place(trace.where, repr(excerpt))
-        for trace in traces
-        if (excerpt := check(trace)) is not None
-    ]
-    return Finding(problem, advice, len(places), tuple(places[:SHOWN_PLACES]))
-
-
 def _empty(trace: Trace) -> str | None:
     return None if trace.response.strip() else trace.response[: 2 * AROUND]
 
 
-def _lacks(tag: str) -> Check:
-    return lambda trace: None if tag in trace.response else trace.response[-2 * AROUND :]
+def _lacks(tag: str, trace: Trace) -> str | None:
+    return None if tag in trace.response else trace.response[-2 * AROUND :]
 
 
 def _wrong_whitespace(trace: Trace) -> str | None:
@@ -197,20 +205,19 @@ def _tags_apart(trace: Trace) -> str | None:
 
 def _repeated_tag(trace: Trace) -> str | None:
     for tag in TAGS:
-        found = [match.span() for match in re.finditer(re.escape(tag), trace.response)]
         # The prompt may end in <think>: then any in the response is a second one.
         opened = tag == "<think>" and trace.prompt.rstrip().endswith(tag)
-        if len(found) + opened > 1:
-            return _around(trace.response, *found[-1])
+        if trace.response.count(tag) + opened > 1:
+            start = trace.response.rindex(tag)
+            return _around(trace.response, start, start + len(tag))
     return None
 
 
 def _text_after(trace: Trace) -> str | None:
-    _, tag, after = trace.response.rpartition("</answer>")
+    before, tag, after = trace.response.rpartition("</answer>")
     if not tag or not after.strip():
         return None
-    end = len(trace.response) - len(after)
-    return _around(trace.response, end - len(tag), end)
+    return _around(trace.response, len(before), len(before + tag))
 
 
 def _around(text: str, start: int, end: int) -> str:
@@ -220,16 +227,16 @@ def _around(text: str, start: int, end: int) -> str:
     return ("..." if left else "") + text[left:right] + ("..." if right < len(text) else "")
 
 
-EMPTY_RESPONSE = (
+EMPTY_RESPONSE: tuple[str, str, Check] = (
     "an empty response",
     "Remove the rows: there is nothing to learn in them.",
     _empty,
 )
-_UNREWARDED = "The reward is 0 without it. Correct the rows, or --filter_correct leaves them out."
+_MISSING = "The reward is 0 without it. Correct the rows, or --filter_correct leaves them out."
 TAG_CHECKS: dict[str, tuple[str, str, Check]] = {
-    "no_think_end": ("a missing </think>", _UNREWARDED, _lacks("</think>")),
-    "no_answer": ("a missing <answer>", _UNREWARDED, _lacks("<answer>")),
-    "no_answer_end": ("a missing </answer>", _UNREWARDED, _lacks("</answer>")),
+    "no_think_end": ("a missing </think>", _MISSING, partial(_lacks, "</think>")),
+    "no_answer": ("a missing <answer>", _MISSING, partial(_lacks, "<answer>")),
+    "no_answer_end": ("a missing </answer>", _MISSING, partial(_lacks, "</answer>")),
     "wrong_whitespace": (
         "something other than one space between </think> and <answer>",
         "The reward is 0 for such a response. --fix_whitespace repairs them.",
@@ -255,50 +262,31 @@ TAG_CHECKS: dict[str, tuple[str, str, Check]] = {
 }
 
 
-# Faults that show between rows, or in numbers.
+# Faults that show between rows.
 
 
 def _duplicates(traces: Sequence[Trace]) -> Finding:
     first: dict[tuple[str, str], str] = {}
-    places = []
+    found = []
     for trace in traces:
         key = (trace.prompt, trace.response)
         if key in first:
-            places.append(Place(trace.where, f"as {_shortened(first[key])}"))
-        else:
-            first[key] = trace.where
-    return Finding(
+            found.append((trace, f"as {_end_of_path(first[key])}"))
+        first.setdefault(key, trace.where)
+    return _finding(
         "the prompt and response of an earlier row again",
         "They weigh double in training. Remove them, unless that is meant.",
-        len(places),
-        tuple(places[:SHOWN_PLACES]),
+        found,
     )
 
 
 def _in_validation(traces: Sequence[Trace], known: set[str]) -> Finding:
     found = [trace for trace in traces if _collapsed(trace.prompt) in known]
-    questions = count_questions(found)
-    return Finding(
-        "a question of the validation set" + (f" (different ones: {questions:,})" if found else ""),
+    questions = f" (different ones: {count_questions(found):,})" if found else ""
+    return _finding(
+        f"a question of the validation set{questions}",
         "Validation would look better than it is. Remove the rows from train_data.",
-        len(found),
-        tuple(
-            Place(trace.where, repr(trace.prompt[-2 * AROUND :])) for trace in found[:SHOWN_PLACES]
-        ),
-    )
-
-
-def _too_long(traces: Sequence[Trace], totals: Sequence[int], max_length: int) -> Finding:
-    places = [
-        Place(trace.where, f"{total:,} tokens")
-        for trace, total in zip(traces, totals, strict=True)
-        if total > max_length
-    ]
-    return Finding(
-        f"more tokens than max_length, {max_length:,}",
-        "Raise max_length if memory admits it, or remove the rows.",
-        len(places),
-        tuple(places[:SHOWN_PLACES]),
+        [(trace, repr(trace.prompt[-2 * AROUND :])) for trace in found],
     )
 
 
@@ -311,10 +299,7 @@ def _collapsed(text: str) -> str:
 
 def _summary(lengths: Sequence[int]) -> LengthSummary:
     return LengthSummary(
-        min=min(lengths),
-        median=statistics.median(lengths),
-        percentile_95=_percentile_95(lengths),
-        max=max(lengths),
+        min(lengths), statistics.median(lengths), _percentile_95(lengths), max(lengths)
     )
 
 
@@ -329,7 +314,10 @@ def _histogram(lengths: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
     Without the last, a single very long row would put all others into the first bin.
     """
     shortest, high, longest = min(lengths), _percentile_95(lengths), max(lengths)
-    width = _round_width((high - shortest + 1) / MAX_BINS)
+    least = (high - shortest + 1) / MAX_BINS
+    # The smallest of 1, 2, 5, 10, 20, 50, ... that is wide enough.
+    widths = (digit * 10**power for power in count() for digit in (1, 2, 5))
+    width = next(width for width in widths if width >= least)
     edges = list(range(shortest // width * width, high + 1, width))
     ends = [edge + width - 1 for edge in edges]
     if longest > ends[-1]:
@@ -341,46 +329,15 @@ def _histogram(lengths: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
     )
 
 
-def _round_width(least: float) -> int:
-    """The smallest of 1, 2, 5, 10, 20, 50, ... that is at least this."""
-    power = 1
-    while True:
-        for digit in (1, 2, 5):
-            if digit * power >= least:
-                return digit * power
-        power *= 10
-
-
 # Text.
 
 
-def _finding_lines(finding: Finding, rows: int) -> list[str]:
-    share = 100 * finding.rows / rows
-    count = "1 row" if finding.rows == 1 else f"{finding.rows:,} rows"
-    lines = [f"WARNING: {count} ({share:.1f} %) with {finding.problem}"]
-    for place in finding.places:
-        line = f"    {_shortened(place.where)}: {place.excerpt}"
-        lines.append(line if len(line) <= WIDTH else line[: WIDTH - 3] + "...")
-    return [*lines, *_wrapped(finding.advice, "  ")]
-
-
-def _bars(histogram: Sequence[tuple[int, int, int]]) -> list[str]:
-    most = max(rows for _, _, rows in histogram)
-    labels = [f"{low:,} - {end:,}" for low, end, _ in histogram]
-    wide = max(map(len, labels))
-    return [
-        # A bin with a row in it shows at least one mark.
-        f"  {label:>{wide}}  {rows:>9,}  {'#' * math.ceil(BAR_WIDTH * rows / most)}".rstrip()
-        for label, (_, _, rows) in zip(labels, histogram, strict=True)
-    ]
-
-
-def _shortened(where: str) -> str:
+def _end_of_path(where: str) -> str:
     """The end of a long path: there stand the file's name and the line."""
     return where if len(where) <= WHERE_WIDTH else "..." + where[3 - WHERE_WIDTH :]
 
 
-def _wrapped(text: str, indent: str) -> list[str]:
+def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(
-        text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+        text, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
     )

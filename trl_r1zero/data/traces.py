@@ -13,26 +13,20 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from trl_r1zero.data.jsonl import Row
+from trl_r1zero.data.files import Row, describe
 from trl_r1zero.data.prompts import Prompt
 from trl_r1zero.data.sources import read_source
-from trl_r1zero.data.tasks.base import Solution, Task
+from trl_r1zero.data.tasks.base import RewardFn, Solution, Task
 from trl_r1zero.rewards import RewardPool, is_correct
 from trl_r1zero.rewards.extraction import extract_boxed
-
-__all__ = [
-    "Trace",
-    "count_questions",
-    "fix_whitespace",
-    "has_wrong_whitespace",
-    "keep_correct",
-    "load_traces",
-    "select_examples",
-]
 
 logger = logging.getLogger(__name__)
 
 TRACE_FIELDS = ("prompt", "response")
+KINDS = {
+    True: "a trace, with the fields prompt and response",
+    False: "a problem, without the fields prompt and response",
+}
 # The graders ask for exactly one space here; line breaks in its place are a usual fault.
 BETWEEN_TAGS = re.compile(r"</think>(\s*)<answer>")
 
@@ -80,16 +74,16 @@ def load_traces(
             task that has no worked solutions. The text names the row.
         FileNotFoundError, OSError: as in `read_source`.
     """
-    if source is None:
-        return [_from_solution(solution, prompt) for solution in task.solutions(None, split)]
-    rows = read_source(source, split)
-    first = next(rows, None)
-    if first is None:
-        raise ValueError(f"source {source!r}: got no rows, expected at least one; give another")
-    same_kind = _same_kind(first, rows)
-    if _is_trace(first):
-        return [_from_row(row) for row in same_kind]
-    return [_from_solution(solution, prompt) for solution in task.solutions(same_kind, split)]
+    rows = None
+    if source is not None:
+        rows = read_source(source, split)
+        first = next(rows, None)
+        if first is None:
+            raise ValueError(f"source {source!r}: got no rows, expected at least one; give another")
+        rows = _same_kind(first, rows)
+        if _is_trace(first):
+            return [_from_row(row) for row in rows]
+    return [_from_solution(solution, prompt) for solution in task.solutions(rows, split)]
 
 
 def count_questions(traces: Sequence[Trace]) -> int:
@@ -110,8 +104,7 @@ def fix_whitespace(traces: Sequence[Trace]) -> tuple[list[Trace], int]:
         replace(trace, response=BETWEEN_TAGS.sub("</think> <answer>", trace.response))
         for trace in traces
     ]
-    changed = sum(new != old for new, old in zip(fixed, traces, strict=True))
-    return fixed, changed
+    return fixed, sum(new != old for new, old in zip(fixed, traces, strict=True))
 
 
 def select_examples(traces: Sequence[Trace], num_examples: int | None, seed: int) -> list[Trace]:
@@ -125,15 +118,11 @@ def select_examples(traces: Sequence[Trace], num_examples: int | None, seed: int
     """
     if num_examples is None:
         return list(traces)
-    if num_examples < 1:
-        raise ValueError(
-            f"num_examples: got {num_examples}, expected at least 1, or null for all questions"
-        )
     questions = list(dict.fromkeys(trace.prompt for trace in traces))
-    if num_examples > len(questions):
+    if not 1 <= num_examples <= len(questions):
         raise ValueError(
-            f"num_examples: got {num_examples}, but the {len(traces)} traces have only "
-            f"{len(questions)} different questions; ask for at most so many, or null for all"
+            f"num_examples: got {num_examples}, expected at least 1 and at most {len(questions)}, "
+            f"as the {len(traces)} traces have so many different questions, or null for all"
         )
     random.Random(seed).shuffle(questions)
     chosen = set(questions[:num_examples])
@@ -141,11 +130,7 @@ def select_examples(traces: Sequence[Trace], num_examples: int | None, seed: int
 
 
 def keep_correct(
-    traces: Sequence[Trace],
-    reward_fn: Callable[[str, Any], dict[str, float]],
-    *,
-    workers: int = 0,
-    deadline_seconds: float = 5.0,
+    traces: Sequence[Trace], reward_fn: RewardFn, *, workers: int = 0, deadline_seconds: float = 5.0
 ) -> list[Trace]:
     """Returns the traces whose response the reward function accepts, in their order.
 
@@ -163,25 +148,7 @@ def keep_correct(
             response that is accepted.
         RuntimeError: with workers, the function raises on all rows.
     """
-    rows = [(trace.response, _ground_truth(trace)) for trace in traces]
-    grade = partial(_accepts, reward_fn)
-    if workers == 0:
-        accepted = [grade(*row) for row in rows]
-    else:
-        with RewardPool(grade, workers=workers, deadline_s=deadline_seconds) as pool:
-            results = pool.map(rows)
-        accepted = [result.value is True for result in results]
-        failed = [
-            f"{trace.where} ({result.failure}: {result.detail})"
-            for trace, result in zip(traces, results, strict=True)
-            if result.failure is not None
-        ]
-        if failed:
-            logger.warning(
-                "%d responses could not be graded and are left out, the first: %s",
-                len(failed),
-                failed[0],
-            )
+    accepted = _grade(traces, partial(_accepts, reward_fn), workers, deadline_seconds)
     left_out = [trace for trace, keep in zip(traces, accepted, strict=True) if not keep]
     repairable = sum(has_wrong_whitespace(trace.response) for trace in left_out)
     hint = (
@@ -202,9 +169,35 @@ def keep_correct(
 # Grading.
 
 
-def _accepts(
-    reward_fn: Callable[[str, Any], dict[str, float]], response: str, ground_truth: Any
-) -> bool:
+def _grade(
+    traces: Sequence[Trace],
+    accepts: Callable[[str, Any], bool],
+    workers: int,
+    deadline_seconds: float,
+) -> list[bool]:
+    for trace in traces:
+        if trace.ground_truth is None:
+            raise ValueError(
+                f"{trace.where}: field 'ground_truth': got nothing, expected an answer to grade "
+                "the response against; add it, or leave filter_correct out"
+            )
+    rows = [(trace.response, trace.ground_truth) for trace in traces]
+    if workers == 0:
+        return [accepts(*row) for row in rows]
+    with RewardPool(accepts, workers=workers, deadline_s=deadline_seconds) as pool:
+        results = pool.map(rows)
+    failed = [
+        f"{trace.where} ({result.failure}: {result.detail})"
+        for trace, result in zip(traces, results, strict=True)
+        if result.failure is not None
+    ]
+    if failed:
+        message = "%d responses could not be graded and are left out, the first: %s"
+        logger.warning(message, len(failed), failed[0])
+    return [result.value is True for result in results]
+
+
+def _accepts(reward_fn: RewardFn, response: str, ground_truth: Any) -> bool:
     parts = reward_fn(response, ground_truth)
     if not isinstance(parts, dict) or "reward" not in parts:
         raise ValueError(
@@ -217,30 +210,17 @@ def _name(reward_fn: Callable[..., Any]) -> str:
     return getattr(reward_fn, "__name__", type(reward_fn).__name__)
 
 
-def _ground_truth(trace: Trace) -> str | list[str]:
-    if trace.ground_truth is None:
-        raise ValueError(
-            f"{trace.where}: field 'ground_truth': got nothing, expected an answer to grade the "
-            "response against; add it, or leave filter_correct out"
-        )
-    return trace.ground_truth
-
-
 # Rows.
 
 
 def _same_kind(first: Row, rest: Iterator[Row]) -> Iterator[Row]:
     """Yields all rows as long as they are of the kind of the first."""
-    kinds = {
-        True: "a trace, with the fields prompt and response",
-        False: "a problem, without the fields prompt and response",
-    }
     expected = _is_trace(first)
     for row in chain([first], rest):
         got = _is_trace(row)
         if got != expected:
             raise ValueError(
-                f"{row.where}: got {kinds[got]}, expected {kinds[expected]}, as in the first row; "
+                f"{row.where}: got {KINDS[got]}, expected {KINDS[expected]}, as in the first row; "
                 "put the two kinds into files of their own"
             )
         yield row
@@ -250,39 +230,26 @@ def _is_trace(row: Row) -> bool:
     # Null is as good as absent: data sets of the Hub fill missing fields so.
     missing = [field for field in TRACE_FIELDS if row.fields.get(field) is None]
     if len(missing) == 1:
-        other = "response" if missing == ["prompt"] else "prompt"
-        raise row.error(
-            missing[0],
-            "nothing",
-            f"a string, as the row has the field {other!r}",
-            f"add it, or remove {other!r} if the rows are problems with solutions",
-        )
+        (other,) = set(TRACE_FIELDS) - set(missing)
+        expected = f"a string, as the row has the field {other!r}"
+        do = f"add it, or remove {other!r} if the rows are problems with solutions"
+        raise row.error(missing[0], "nothing", expected, do)
     return not missing
 
 
 def _from_row(row: Row) -> Trace:
     response = row.fields["response"]
     if not isinstance(response, str):
-        raise row.error("response", _shown(response), "a string", "correct or remove the row")
+        raise row.error("response", describe(response), "a string")
     truth = row.fields.get("ground_truth")
     answers = truth if isinstance(truth, list) else [truth]
     if truth is not None and not (
         answers and all(isinstance(answer, str) and answer.strip() for answer in answers)
     ):
-        raise row.error(
-            "ground_truth",
-            _shown(truth),
-            "a non-empty string or a list of them",
-            "write numbers in quotes, or remove the field",
-        )
+        expected = "a non-empty string or a list of them"
+        do = "write numbers in quotes, or remove the field"
+        raise row.error("ground_truth", describe(truth), expected, do)
     return Trace(row.text("prompt"), response, truth, row.where)
-
-
-def _shown(value: object) -> str:
-    return f"{value!r:.80} ({type(value).__name__})"
-
-
-# Responses from worked solutions.
 
 
 def _from_solution(solution: Solution, prompt: Prompt) -> Trace:
@@ -290,22 +257,13 @@ def _from_solution(solution: Solution, prompt: Prompt) -> Trace:
     return Trace(prompt.format(solution.question), response, solution.answer, solution.where)
 
 
-def _write_tags(working: str, answer: str) -> str:
-    return f" {working} </think> <answer> {answer} </answer>"
-
-
 def _write_boxed(working: str, answer: str) -> str:
-    box = "" if extract_boxed(working) is not None else f"\n\\boxed{{{answer}}}"
-    return f"\n{working}{box}"
-
-
-def _write_text(working: str, answer: str) -> str:
-    return f"{working}\nThe answer is {answer}."
+    return f"\n{working}" + (f"\n\\boxed{{{answer}}}" if extract_boxed(working) is None else "")
 
 
 # answer_format of a prompt -> a function (working, answer) that writes a response in it.
 RESPONSE_WRITERS: dict[str, Callable[[str, str], str]] = {
-    "tags": _write_tags,
+    "tags": " {} </think> <answer> {} </answer>".format,
     "boxed": _write_boxed,
-    "text": _write_text,
+    "text": "{}\nThe answer is {}.".format,
 }

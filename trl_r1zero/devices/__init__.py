@@ -1,4 +1,4 @@
-"""Which device does what: decisions as pure functions, and what they are decided from."""
+"""Which device does what: decisions as pure functions, and the facts that they follow from."""
 
 from .facts import DeviceFacts, MachineFacts, machine_facts
 from .placement import Placement, memory_share, place

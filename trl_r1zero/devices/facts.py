@@ -1,92 +1,63 @@
-"""What is known of this machine's GPUs: asked of torch and the driver, or assumed from text.
-
-Decisions are made from these facts elsewhere, so that they can be made for a machine that is not
-here. torch is imported only where it is asked.
-"""
+"""What is known of this machine's GPUs: asked of torch and the driver, or assumed from text."""
 
 import os
+import platform
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from .visible import VisibleDevices, visible_devices
 
+GB, GIB = 10**9, 2**30
 _ASSUMED = re.compile(r"(?:(\d+)\s*x\s*)?(\d+(?:\.\d+)?)\s*(GB|GiB)", re.IGNORECASE)
-_GB, _GIB = 10**9, 2**30
 _DRIVER = re.compile(r"\b\d{3,}\.\d+(?:\.\d+)*\b")
 _SMI_SECONDS = 20
 
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """One GPU.
-
-    Attributes:
-        total_bytes: Its memory, as CUDA reports it.
-        name: Such as `NVIDIA H100 80GB HBM3`; empty if assumed.
-    """
+    """One GPU: its memory as CUDA reports it, and its name (empty if assumed)."""
 
     total_bytes: int
     name: str = ""
 
-    @property
-    def gib(self) -> float:
-        return self.total_bytes / _GIB
-
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """The GPUs that this run sees, and what torch and the driver are.
-
-    Attributes:
-        devices: In the order in which CUDA numbers them.
-        visible: What they are called in CUDA_VISIBLE_DEVICES.
-        torch_cuda: The CUDA version that torch is built for, such as `13.0`; None if for none.
-        driver: The NVIDIA driver's version, such as `580.65.06`; None if there is none.
-        has_nvidia_device: Whether the machine has an NVIDIA GPU, whether or not torch can use it.
-        other_accelerator: Such as `mps`, where torch has one that is not CUDA; None without.
-        assumed: Whether it was said, and not found.
-    """
+    """The GPUs that this run sees, in CUDA's order, and what torch and the driver are."""
 
     devices: tuple[DeviceFacts, ...]
     visible: VisibleDevices
-    torch_cuda: str | None = None
-    driver: str | None = None
-    has_nvidia_device: bool = False
-    other_accelerator: str | None = None
-    assumed: bool = False
+    torch_cuda: str | None = None  # the version that torch is built for, such as 13.0
+    driver: str | None = None  # its version, such as 580.65.06
+    has_nvidia_device: bool = False  # whether or not torch can use it
+    other_accelerator: str | None = None  # such as mps, where torch has one that is not CUDA
+    assumed: bool = False  # the user described it
 
     @classmethod
     def assume(cls, text: str) -> "MachineFacts":
-        """The facts of a machine that somebody thinks of.
+        """A machine described as `cpu`, `24GB` or `2x80GB`; a ValueError for other text.
 
-        Args:
-            text: `cpu`; `24GB`; `2x80GB`. GB are 10**9 bytes, GiB 2**30. A card that is sold as "80
-                GB" has about 80 GiB less what the driver takes: 80GB is the careful reading.
-
-        Raises:
-            ValueError: The text is none of these.
+        GB are 10**9 bytes, GiB 2**30. A card that is sold as "80 GB" has about 80 GiB less what the
+        driver takes: 80GB is the careful reading.
         """
         if text.strip().lower() == "cpu":
             return cls((), VisibleDevices(()), assumed=True)
         match = _ASSUMED.fullmatch(text.strip())
-        count, size, unit = match.groups() if match else ("0", "0", "GB")
-        number = int(count or 1)
-        total_bytes = int(float(size) * (_GIB if unit.lower() == "gib" else _GB))
-        if number < 1 or total_bytes < 1:
+        number, size, unit = match.groups() if match else ("0", "0", "GB")
+        count = int(number or 1)
+        total_bytes = int(float(size) * (GIB if unit.lower() == "gib" else GB))
+        if count < 1 or total_bytes < 1:
             raise ValueError(
                 f"a machine is cpu, 24GB or 2x80GB (GB or GiB, all GPUs alike), got {text!r}"
             )
+        devices = (DeviceFacts(total_bytes),) * count
         return cls(
-            (DeviceFacts(total_bytes),) * number,
-            visible_devices({}, number),
-            torch_cuda="assumed",
-            driver=None,
-            has_nvidia_device=True,
-            assumed=True,
+            devices, visible_devices({}, count), "assumed", has_nvidia_device=True, assumed=True
         )
 
     def total_bytes(self, numbers: tuple[int, ...]) -> int:
@@ -95,49 +66,50 @@ class MachineFacts:
 
     def in_words(self) -> str:
         """Such as `2 x NVIDIA H100 80GB HBM3 (79.2 GiB)`."""
-        if not self.devices:
-            return "no GPU"
-        kinds: dict[str, int] = {}
-        for device in self.devices:
-            kind = f"{device.name or 'GPU'} ({device.gib:.1f} GiB)"
-            kinds[kind] = kinds.get(kind, 0) + 1
-        return ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+        kinds = Counter(f"{d.name or 'GPU'} ({d.total_bytes / GIB:.1f} GiB)" for d in self.devices)
+        return ", ".join(f"{count} x {kind}" for kind, count in kinds.items()) or "no GPU"
 
 
-def machine_facts(environment: Mapping[str, str] | None = None) -> MachineFacts:
-    """Ask torch and the driver.
-
-    Args:
-        environment: This process's, by default.
-    """
+def machine_facts(environment: Mapping[str, str] = os.environ) -> MachineFacts:
+    """Ask torch and the driver."""
     import torch
 
-    environment = os.environ if environment is None else environment
-    # device_count() may come from NVML, which also counts what this torch cannot use.
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = _count_devices()
     found = [torch.cuda.get_device_properties(number) for number in range(count)]
-    devices = tuple(DeviceFacts(int(one.total_memory), str(one.name)) for one in found)
-    driver = _driver_version()
-    other = None
-    if not count and torch.accelerator.is_available():
-        accelerator = torch.accelerator.current_accelerator()
-        other = None if accelerator is None else accelerator.type
+    other = None if count else torch.accelerator.current_accelerator(check_available=True)
     return MachineFacts(
-        devices,
+        tuple(DeviceFacts(int(one.total_memory), str(one.name)) for one in found),
         visible_devices(environment, count),
         torch_cuda=torch.version.cuda,
-        driver=driver,
+        driver=_driver_version(),
         has_nvidia_device=bool(count) or _has_nvidia_device(),
-        other_accelerator=other,
+        other_accelerator=None if other is None else other.type,
     )
 
 
+def ipc_works(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether CUDA can share memory between processes on this machine, as far as is known before.
+
+    It can on Linux, but not in WSL, and not memory of torch's expandable segments.
+    """
+    if platform.system() != "Linux" or "microsoft" in platform.release().lower():
+        return False
+    # torch reads the newer name first.
+    variables = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    allocator = next((environment[name] for name in variables if environment.get(name)), "")
+    return "expandable_segments:true" not in "".join(allocator.lower().split()).split(",")
+
+
 def visible_here() -> VisibleDevices:
-    """The devices that this process sees; see `machine_facts`."""
+    """The devices that this process sees."""
+    return visible_devices(os.environ, _count_devices())
+
+
+def _count_devices() -> int:
     import torch
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return visible_devices(os.environ, count)
+    # device_count() may come from NVML, which also counts what this torch cannot use.
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def _has_nvidia_device() -> bool:
@@ -156,20 +128,19 @@ def _driver_version() -> str | None:
 
 
 def driver_version_in(text: str) -> str | None:
-    """The first version number in what the driver says of itself; None without one."""
+    """The first version number in the driver's description of itself; None without one."""
     match = _DRIVER.search(text)
-    return None if match is None else match[0]
+    return match and match[0]
 
 
 def _nvidia_smi(*arguments: str) -> str:
-    """What it prints; nothing where it is missing, fails or hangs."""
+    """Its output; nothing where it is missing, fails or hangs."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ""
     try:
-        done = subprocess.run(
-            [program, *arguments], capture_output=True, text=True, timeout=_SMI_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.run(
+            [program, *arguments], capture_output=True, text=True, timeout=_SMI_SECONDS, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout if done.returncode == 0 else ""

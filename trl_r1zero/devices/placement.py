@@ -1,56 +1,45 @@
-"""Where the trainers of a run and its vLLM server are, and what follows from it.
-
-Three things follow: by which way weights get from the one to the other, whether the server sleeps
-while the trainer trains, and how much of its devices' memory it takes.
-"""
+"""Where the trainers of a run and its vLLM server are, how weights get from one to the other,
+whether the server sleeps while the trainer trains, and how much memory it takes."""
 
 from dataclasses import dataclass
 
+from .facts import GIB
 from .visible import VisibleDevices, parse_devices
 
 WEIGHT_TRANSFERS = ("nccl", "ipc", "gloo")
 
-# Of a device that is the server's own: the rest is for CUDA's context and for weights on their way.
+# Of a device that is the server's own: the rest is for CUDA's context and for weights in transfer.
 OWN_DEVICE_SHARE = 0.9
 # Of a device that a trainer shares with a server that stays awake.
 AWAKE_SHARE = 0.4
-# CUDA's contexts of both processes, cuBLAS's work space, what fragmentation takes.
-RESERVED_BYTES = 3 * 2**30
+# CUDA's contexts of both processes, cuBLAS's work space, fragmentation.
+RESERVED_BYTES = 3 * GIB
 _LEAST_SHARE = 0.05
 _KEY = "vllm_server's devices"
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Who is where in a run with a server.
-
-    Attributes:
-        trainers: The CUDA number of each trainer's device on this machine; empty on CPUs.
-        server: The CUDA numbers of the server's devices; empty on a CPU.
-        weight_transfer: How weights get there: `nccl` (from one device to another), `ipc` (by
-            memory of a device that both use) or `gloo` (through the host's memory).
-        shared: Whether the server is on a trainer's device, or all are on CPUs.
-        sleep_level: 2 if the server gives up its memory while the trainer trains (its weights are
-            sent again before it samples), else 0.
-        why: The reason for `weight_transfer`, for the log.
-    """
+    """The CUDA numbers of trainers' and server's devices (none on CPUs), and what follows."""
 
     trainers: tuple[int, ...]
     server: tuple[int, ...]
+    # nccl: from one device to another; ipc: by memory of a device that both use; gloo: through the
+    # host's memory.
     weight_transfer: str
-    shared: bool
+    shared: bool  # the server is on a trainer's device, or all are on CPUs
+    # 2: the server frees its memory while the trainer trains, and gets weights before it samples.
     sleep_level: int
-    why: str
+    why: str  # the reason for `weight_transfer`, for the log
 
     def in_words(self) -> str:
         """One line for the log."""
-        trainers = _devices_in_words(self.trainers)
-        where = "the same" if self.server == self.trainers else _devices_in_words(self.server)
+        trainers = gpus_in_words(self.trainers)
+        where = "the same" if self.server == self.trainers else gpus_in_words(self.server)
         sleeps = "sleeps while the trainer trains" if self.sleep_level else "stays awake"
-        who = "trainers" if len(self.trainers) > 1 else "trainer"
         return (
-            f"{who} on {trainers}, vLLM server on {where}: "
-            f"weights by {self.weight_transfer} ({self.why}); the server {sleeps}"
+            f"trainer{'s' if len(self.trainers) > 1 else ''} on {trainers}, vLLM server on {where}:"
+            f" weights by {self.weight_transfer} ({self.why}); the server {sleeps}"
         )
 
 
@@ -66,18 +55,9 @@ def place(
 ) -> Placement:
     """Decide where a server goes that a run starts, and what follows.
 
-    Trainers have the first devices, one each. Unless told otherwise, the server gets the next ones;
-    where there are not enough, it shares those of the trainers, beginning with the first.
-
-    Args:
-        visible: The devices that the run sees.
-        num_trainers: Trainer processes on this machine.
-        trainer_on_cuda: Whether trainers compute on GPUs.
-        server_on_cuda: Whether the installed vLLM does.
-        server_devices: Where the server is to be, counted within `visible`, such as `2,3`; None to
-            decide here.
-        num_server_devices: How many devices the server wants (tensor x data parallel).
-        ipc_works: Whether two processes can share memory of a GPU here.
+    Trainers have the first devices, one each. Unless `server_devices` (counted within `visible`,
+    such as `2,3`) says otherwise, the server gets the next ones; where there are not enough, it
+    shares the trainers', beginning with the first. `num_server_devices` is tensor x data parallel.
 
     Raises:
         ValueError: There are no such devices, or too few.
@@ -99,19 +79,18 @@ def place(
         return Placement(trainers, (), "gloo", not trainer_on_cuda, 0, why)
     server = _server_devices(visible, len(trainers), server_devices, num_server_devices)
     shared = bool(set(server) & set(trainers))
-    sleep_level = 2 if shared else 0
     if not trainer_on_cuda:
-        return Placement(trainers, server, "gloo", shared, sleep_level, "the trainer is on the CPU")
-    if trainers[0] not in server:  # the main process is who sends
-        return Placement(trainers, server, "nccl", shared, sleep_level, "from one GPU to another")
-    if len(server) > 1:
-        # Only some of the workers are on the sender's device; NCCL refuses the one that is.
+        transfer, why = "gloo", "the trainer is on the CPU"
+    elif 0 not in server:  # the main process sends
+        transfer, why = "nccl", "from one GPU to another"
+    elif len(server) > 1:  # NCCL refuses the worker that is on the sender's device
+        transfer = "gloo"
         why = "NCCL admits one process a GPU, and the server has other GPUs besides"
-        return Placement(trainers, server, "gloo", shared, sleep_level, why)
-    if ipc_works:
-        return Placement(trainers, server, "ipc", shared, sleep_level, "both are on one GPU")
-    why = "both are on one GPU, and CUDA IPC does not work here"
-    return Placement(trainers, server, "gloo", shared, sleep_level, why)
+    elif ipc_works:
+        transfer, why = "ipc", "both are on one GPU"
+    else:
+        transfer, why = "gloo", "both are on one GPU, and CUDA IPC does not work here"
+    return Placement(trainers, server, transfer, shared, 2 if shared else 0, why)
 
 
 def memory_share(
@@ -123,13 +102,8 @@ def memory_share(
 ) -> float:
     """Which share of its devices' memory the server may take (`gpu_memory_utilization`).
 
-    Args:
-        placement: Who is where.
-        total_bytes: Memory of the smallest of the server's devices.
-        trainer_bytes: What a trainer keeps there while the server samples: weights and optimizer
-            state.
-        sleep_level: The server's; 0 if it stays awake.
-        others_bytes: What other programs take there, such as a display.
+    Of `total_bytes` of the smallest device, a trainer keeps `trainer_bytes` for weights and
+    optimizer state, and other programs, such as a display, have `others_bytes`.
 
     Raises:
         ValueError: The trainer leaves no room for a server.
@@ -141,11 +115,11 @@ def memory_share(
     share = (total_bytes - others_bytes - trainer_bytes - RESERVED_BYTES) / total_bytes
     if share < _LEAST_SHARE:
         raise ValueError(
-            f"the device has {(total_bytes - others_bytes) / 2**30:.1f} GiB to share, of which "
-            f"weights and optimizer state of the trainer take {trainer_bytes / 2**30:.1f}: there "
+            f"the device has {(total_bytes - others_bytes) / GIB:.1f} GiB to share, of which "
+            f"weights and optimizer state of the trainer take {trainer_bytes / GIB:.1f}: there "
             "is no room for a vLLM server beside them. Set dtype: bfloat16 (a third of the bytes), "
-            "train with LoRA (use_peft), "
-            "or give the server a device of its own (vllm_server: {devices: ...})"
+            "train with LoRA (use_peft), or give the server a device of its own (vllm_server: "
+            "{devices: ...})"
         )
     return min(OWN_DEVICE_SHARE, int(share * 100) / 100)
 
@@ -168,11 +142,12 @@ def _server_devices(
         )
     if number > len(visible):
         raise ValueError(f"{wants}, but {visible.in_words()}")
-    free = tuple(range(num_trainers, len(visible)))
-    return free[:number] if len(free) >= number else tuple(range(number))
+    first = num_trainers if num_trainers + number <= len(visible) else 0
+    return tuple(range(first, first + number))
 
 
-def _devices_in_words(numbers: tuple[int, ...]) -> str:
+def gpus_in_words(numbers: tuple[int, ...]) -> str:
+    """Such as `GPUs 0, 1`."""
     if not numbers:
         return "the CPU"
     return f"GPU{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"

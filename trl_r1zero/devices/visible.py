@@ -12,96 +12,69 @@ VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True)
 class VisibleDevices:
-    """The GPUs that this run may use, in the order in which CUDA numbers them.
+    """The GPUs that this run may use, in the order in which CUDA numbers them."""
 
-    Attributes:
-        names: For each, what CUDA_VISIBLE_DEVICES calls it: a physical number or a UUID.
-        variable: What CUDA_VISIBLE_DEVICES is; None where it is not set.
-    """
-
-    names: tuple[str, ...]
-    variable: str | None = None
+    names: tuple[str, ...]  # entries of CUDA_VISIBLE_DEVICES: physical numbers or UUIDs
+    variable: str | None = None  # CUDA_VISIBLE_DEVICES itself, if set
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def number(self, device: str) -> int:
-        """The number that CUDA gives a device here, from its number in this run or its UUID.
-
-        Raises:
-            ValueError: The run does not see it.
-        """
-        if device.isdecimal() and int(device) < len(self.names):
-            return int(device)
-        if not device.isdecimal() and device in self.names:
-            return self.names.index(device)
-        raise ValueError(f"there is no device {device!r}: {self.in_words()}")
-
     def variable_for(self, numbers: Sequence[int]) -> str:
-        """CUDA_VISIBLE_DEVICES of a process that is to have the devices of these numbers."""
+        """CUDA_VISIBLE_DEVICES of a process that gets the devices of these numbers."""
         return ",".join(self.names[number] for number in numbers)
 
     def in_words(self) -> str:
         """For messages, such as `this run sees 2 GPUs (CUDA_VISIBLE_DEVICES is '4,5')`."""
-        count = len(self.names)
-        number = "no GPU" if count == 0 else f"{count} GPU{'s' if count > 1 else ''}"
-        said = "not set" if self.variable is None else repr(self.variable)
-        return f"this run sees {number} ({VARIABLE} is {said})"
+        number = f"{len(self) or 'no'} GPU{'s' if len(self) > 1 else ''}"
+        value = "not set" if self.variable is None else repr(self.variable)
+        return f"this run sees {number} ({VARIABLE} is {value})"
 
 
 def visible_devices(environment: Mapping[str, str], count: int) -> VisibleDevices:
-    """The devices that a process with this environment sees.
-
-    Args:
-        environment: Of the process; CUDA_VISIBLE_DEVICES counts.
-        count: How many devices CUDA finds in it.
-    """
+    """The devices that a process with this environment sees, of which CUDA finds `count`."""
     listed = environment.get(VARIABLE)
     if listed is None:
         return VisibleDevices(tuple(map(str, range(count))))
     # CUDA ends the list at its first entry that is no device: `count` says where.
-    return VisibleDevices(tuple(_listed(listed)[:count]), listed)
+    return VisibleDevices(tuple(device_names(listed)[:count]), listed)
 
 
 def parse_devices(devices: str, visible: VisibleDevices, key: str = "devices") -> list[int]:
-    """The numbers of the devices that a recipe's `'1'` or `'2,3'` names.
+    """The numbers of the devices that a recipe's `'1'` or `'2,3'` names, or their UUIDs.
 
-    Raises:
-        ValueError: The text is no list of devices, names one twice, or one that is not there.
+    Raises a ValueError if one is named twice, or is not visible.
     """
-    words = [word.strip() for word in devices.split(",")]
-    try:
-        numbers = [visible.number(word) for word in words]
-    except ValueError as error:
-        raise ValueError(
-            f"{key} is {devices!r}, but {error}. Devices are counted from 0 within "
-            f"{VARIABLE}; if `accelerate launch` was given gpu_ids, remove it: it hides the others"
-        ) from None
+    numbers = []
+    for word in (word.strip() for word in devices.split(",")):
+        if word.isdecimal() and int(word) < len(visible):
+            numbers.append(int(word))
+        elif not word.isdecimal() and word in visible.names:
+            numbers.append(visible.names.index(word))
+        else:
+            raise ValueError(
+                f"{key} is {devices!r}, but there is no device {word!r}: {visible.in_words()}. "
+                f"Devices are counted from 0 within {VARIABLE}; if `accelerate launch` was given "
+                "gpu_ids, remove it: it hides the others"
+            )
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"{key} is {devices!r}, which names a device twice")
     return numbers
 
 
 def variable_for(devices: str, environment: Mapping[str, str]) -> str:
-    """CUDA_VISIBLE_DEVICES of a process that is to have these devices, started from here.
+    """CUDA_VISIBLE_DEVICES of a process that gets these devices, started from this environment.
 
-    Whether there are such devices is not asked: the text alone counts.
-
-    Args:
-        devices: Counted within CUDA_VISIBLE_DEVICES of `environment`, such as `2,3`.
-        environment: This process's.
-
-    Raises:
-        ValueError: CUDA_VISIBLE_DEVICES does not list so many, or one is named twice.
+    Raises a ValueError if CUDA_VISIBLE_DEVICES lists no such device, or one is named twice.
     """
     listed = environment.get(VARIABLE)
     if listed is None:
         return ",".join(word.strip() for word in devices.split(","))
-    visible = VisibleDevices(tuple(_listed(listed)), listed)
+    visible = VisibleDevices(tuple(device_names(listed)), listed)
     return visible.variable_for(parse_devices(devices, visible))
 
 
-def _listed(variable: str) -> list[str]:
-    """The entries of CUDA_VISIBLE_DEVICES, up to a -1, with which people end the list."""
-    names = [name.strip() for name in variable.split(",")]
+def device_names(listed: str) -> list[str]:
+    """The entries of a list of devices, up to a -1, which ends it by convention."""
+    names = [name.strip() for name in listed.split(",")]
     return [name for name in names[: names.index("-1") if "-1" in names else None] if name]

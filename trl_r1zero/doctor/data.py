@@ -1,301 +1,255 @@
 """The data of a run: what there is, what cannot be used, and what does not fit the context."""
 
+import re
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from operator import attrgetter, itemgetter
+from pathlib import Path
 from typing import Any
 
-from trl_r1zero.data.jsonl import read_jsonl
+from trl_r1zero.data.files import read_jsonl
 from trl_r1zero.data.preferences import load_hh
 from trl_r1zero.data.tasks.base import GeneratedTask
 from trl_r1zero.data.traces import load_traces
 
 from .findings import Finding, ok, problem, warning
-from .rows import BadRow, ReadRows, read_rows
 from .run import Run
 
-_SHOWN = 5
+# A file with more broken rows than this is broken as a whole.
+MOST_BAD_ROWS = 20
+_MOST_BYTES = 200 * 2**20
+
+Load = Callable[[str | None], Sequence[Any]]
+Columns = dict[str, Callable[[Any], Any]]
+_LISTED = 5
+_PAIR: Columns = {"prompts": itemgetter(0), "responses": itemgetter(1)}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Training or validation data.
+    """Training or validation data, row by row; what rows do not have is empty."""
 
-    Attributes:
-        name: The recipe's key for it.
-        source: Where it is from; None for what a task generates.
-        prompts: What the model reads, row by row.
-        responses: What it is to say, where the rows say so; otherwise empty.
-        truths: What answers are graded against, where the rows have it; otherwise empty.
-        bad: Rows that cannot be used.
-        error: Why there are no rows.
-    """
-
-    name: str
-    source: str | None
+    name: str  # the recipe's key for it
+    source: str | None = None  # None for what a task generates
     prompts: Sequence[str] = ()
     responses: Sequence[str] = ()
     truths: Sequence[Any] = ()
-    bad: tuple[BadRow, ...] = ()
-    error: str = ""
+    lines: Sequence[int] = ()  # the number of each row in its source, from 1
+    # Line of each row that cannot be used, at which a run would stop -> what is wrong with it.
+    bad: Mapping[int, str] = field(default_factory=dict)
+    error: str = ""  # why there are no rows
+    prompt_tokens: Sequence[int] = ()
+    total_tokens: Sequence[int] = ()  # of prompt and response
 
 
-@dataclass(frozen=True)
-class Data:
-    """The data of a run; `eval` is None where there is no validation."""
+def read_split(name: str, source: str | None, load: Load, columns: Columns) -> Split:
+    """Read all rows that can be used.
 
-    train: Split
-    eval: Split | None = None
-    # Tokens of each row: of its prompt, and of prompt and response; empty without a tokenizer.
-    prompt_tokens: dict[str, list[int]] = field(default_factory=dict)
-    total_tokens: dict[str, list[int]] = field(default_factory=dict)
+    `load` raises an error that begins with `path:line:` at the first row that is wrong; the row is
+    taken out, and the rest is read again. `columns` gives the value of each column for a row.
+    """
+    rows: Sequence[Any] = ()
+    bad: dict[int, str] = {}
+    path = Path(source or "").expanduser()
+    json_lines = path.suffix == ".jsonl" and path.is_file() and path.stat().st_size <= _MOST_BYTES
+    lines = path.read_bytes().splitlines(keepends=True) if json_lines else []
+    numbers = list(range(1, len(lines) + 1))
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        while True:
+            try:
+                rows, error = load(str(copy) if bad else source), ""
+                break
+            except Exception as reason:  # also what the hub's libraries raise
+                error = str(reason).strip() or type(reason).__name__
+                error = error.replace(str(copy), str(path))
+            match = re.match(rf"{re.escape(str(path))}:(\d+):\s*(.*)", error)
+            if match is None or not json_lines or len(bad) == MOST_BAD_ROWS:
+                break
+            number = numbers.pop(int(match[1]) - 1)
+            bad[number] = match[2]
+            if not numbers:
+                error = f"{path}: none of the rows can be used"
+                break
+            copy.write_bytes(b"".join(lines[number - 1] for number in numbers))
+    values = {column: [value(row) for row in rows] for column, value in columns.items()}
+    numbers = numbers if bad else list(range(1, len(rows) + 1))
+    return Split(name, source, lines=numbers, bad=bad, error=error, **values)
 
-    @property
-    def splits(self) -> list[Split]:
-        return [self.train, *([self.eval] if self.eval else [])]
 
-
-def load_data(run: Run) -> Data:
-    """Read all rows; nothing is raised for what is wrong with them."""
-    readers = {"dpo": _load_pairs, "instruction_tuning": _load_instructions}
-    return readers.get(run.method, _load_task)(run)
-
-
-def _split(name: str, read: ReadRows[Any], **columns: Sequence[Any]) -> Split:
-    return Split(name, read.source, bad=read.bad, error=read.error, **columns)
-
-
-def _load_task(run: Run) -> Data:
+def load_data(run: Run) -> list[Split]:
+    """Training and, where a run validates, validation data, with all rows that can be used."""
+    train, validation = run.data.train_data, getattr(run.data, "eval_data", None)
+    if run.method == "dpo":
+        return [read_split("train_data", train, _load_pairs, _PAIR)]
+    if run.method == "instruction_tuning":
+        sources = {"train_data": train, "eval_data": validation}
+        return [
+            read_split(name, source, _load_instructions, _PAIR)
+            for name, source in sources.items()
+            if source is not None
+        ]
     task, prompt = run.data.load_task()
+    truths = attrgetter("ground_truth")
+    example: Columns = {"prompts": lambda row: prompt.format(row.question), "truths": truths}
     if run.method == "sft":
-        traces = read_rows(lambda source: load_traces(task, prompt, source), run.data.train_data)
-        train = _split(
-            "train_data",
-            traces,
-            prompts=[trace.prompt for trace in traces.rows],
-            responses=[trace.response for trace in traces.rows],
-            truths=[trace.ground_truth for trace in traces.rows],
-        )
-        if run.data.eval_data is None and not isinstance(task, GeneratedTask):
-            return Data(train)
+        load = partial(load_traces, task, prompt)
+        trace: Columns = {"prompts": attrgetter("prompt"), "responses": attrgetter("response")}
+        splits = [read_split("train_data", train, load, trace | {"truths": truths})]
+        if validation is None and not isinstance(task, GeneratedTask):
+            return splits
     else:
-        examples = read_rows(lambda source: task.load(source, "train"), run.data.train_data)
-        train = _of_examples("train_data", examples, prompt)
-    examples = read_rows(lambda source: task.load(source, "validation"), run.data.eval_data)
-    return Data(train, _of_examples("eval_data", examples, prompt))
+        splits = [read_split("train_data", train, partial(task.load, split="train"), example)]
+    load = partial(task.load, split="validation")
+    return [*splits, read_split("eval_data", validation, load, example)]
 
 
-def _of_examples(name: str, read: ReadRows[Any], prompt: Any) -> Split:
-    return _split(
-        name,
-        read,
-        prompts=[prompt.format(example.question) for example in read.rows],
-        truths=[example.ground_truth for example in read.rows],
-    )
+def _load_pairs(source: str | None) -> list[tuple[str, str]]:
+    pairs = load_hh(source or "")
+    return [(pair.instruction, max(pair.chosen, pair.rejected, key=len)) for pair in pairs]
 
 
-def _load_pairs(run: Run) -> Data:
-    pairs = read_rows(lambda source: load_hh(source or ""), run.data.train_data)
-    longer = [max(pair.chosen, pair.rejected, key=len) for pair in pairs.rows]
-    prompts = [pair.instruction for pair in pairs.rows]
-    return Data(_split("train_data", pairs, prompts=prompts, responses=longer))
+def _load_instructions(source: str | None) -> list[tuple[str, str]]:
+    return [(row.text("prompt"), row.text("response")) for row in read_jsonl(source or "")]
 
 
-def _load_instructions(run: Run) -> Data:
-    def load(source: str | None) -> list[tuple[str, str]]:
-        return [(row.text("prompt"), row.text("response")) for row in read_jsonl(source or "")]
-
-    splits = []
-    for name in ("train_data", "eval_data"):
-        source = getattr(run.data, name)
-        if source is not None:
-            read = read_rows(load, source)
-            prompts = [prompt for prompt, _ in read.rows]
-            splits.append(
-                _split(name, read, prompts=prompts, responses=[row[1] for row in read.rows])
-            )
-    return Data(splits[0], splits[1] if len(splits) > 1 else None)
-
-
-def with_lengths(data: Data, tokenizer: Any) -> Data:
+def with_lengths(split: Split, tokenizer: Any) -> Split:
     """The data with the tokens of its rows."""
-    prompt_tokens, total_tokens = {}, {}
-    for split in data.splits:
-        if not split.prompts:
-            continue
-        prompts = [len(ids) for ids in tokenizer(list(split.prompts))["input_ids"]]
-        prompt_tokens[split.name] = total_tokens[split.name] = prompts
-        if split.responses:
-            texts = list(split.responses)
-            responses = tokenizer(texts, add_special_tokens=False)["input_ids"]
-            total_tokens[split.name] = [
-                prompt + len(response) for prompt, response in zip(prompts, responses, strict=True)
-            ]
-    return Data(data.train, data.eval, prompt_tokens, total_tokens)
+    if not split.prompts:
+        return split
+    prompts = [len(ids) for ids in tokenizer(list(split.prompts))["input_ids"]]
+    totals = prompts
+    if split.responses:
+        responses = tokenizer(list(split.responses), add_special_tokens=False)["input_ids"]
+        totals = [size + len(ids) for size, ids in zip(prompts, responses, strict=True)]
+    return replace(split, prompt_tokens=prompts, total_tokens=totals)
 
 
-# Checks
+def longest_row(run: Run, train: Split) -> int | None:
+    """Tokens of the longest row that is trained on; None where it is not known."""
+    if run.method == "instruction_tuning":
+        return int(run.data.seq_length)
+    if not train.prompt_tokens:
+        return None
+    if run.method in ("grpo", "expert_iteration"):
+        return max(train.prompt_tokens) + run.values["max_completion_length"]
+    longest = min(max(train.total_tokens), run.values.get("max_length") or 10**9)
+    return longest * 2 if run.method == "dpo" else longest  # a pair is two sequences
 
 
-def check_rows(split: Split) -> list[Finding]:
+def check_rows(split: Split) -> Iterator[Finding]:
     """Whether there are rows, and all can be used."""
-    where = split.source or "the task itself"
-    findings = []
+    where, number = split.source or "the task itself", len(split.bad)
+    if split.prompts:
+        yield ok(f"data/{split.name}", f"{split.name}: {len(split.prompts):,} rows from {where}")
     if split.bad:
-        shown = "\n".join(f"row {row.line}: {row.message}" for row in split.bad[:_SHOWN])
-        more = len(split.bad) - _SHOWN
-        findings.append(
-            problem(
-                "data",
-                f"{split.name}_rows",
-                f"{split.name} ({where}) has {len(split.bad)} "
-                f"{'row' if len(split.bad) == 1 else 'rows'} that cannot be used, and a run stops "
-                f"at the first:\n{shown}" + (f"\nand {more} more" if more > 0 else ""),
-                "",
-                "correct these lines, or remove them (sed -i "
-                f"'{';'.join(f'{row.line}d' for row in split.bad)}' {split.source})",
-            )
+        listed = [f"row {line}: {message}" for line, message in split.bad.items()][:_LISTED]
+        more = [f"and {number - _LISTED} more"] if number > _LISTED else []
+        yield problem(
+            f"data/{split.name}_rows",
+            f"{split.name} ({where}) has {number} {'row' if number == 1 else 'rows'} that cannot "
+            "be used, and a run stops at the first:\n" + "\n".join(listed + more),
+            do="correct these lines, or remove them (sed -i "
+            f"'{';'.join(f'{line}d' for line in split.bad)}' {split.source})",
         )
     if split.error:
-        findings.append(problem("data", split.name, f"{split.name}: {split.error}"))
-    elif split.prompts:
-        findings.insert(
-            0, ok("data", split.name, f"{split.name}: {len(split.prompts):,} rows from {where}")
-        )
-    return findings
+        yield problem(f"data/{split.name}", f"{split.name}: {split.error}")
 
 
-def check_duplicates(split: Split) -> list[Finding]:
+def check_duplicates(split: Split) -> Iterator[Finding]:
     """Whether rows are there more than once."""
     rows = list(zip(split.prompts, split.responses or split.prompts, strict=True))
-    repeated = {row: number for row, number in Counter(rows).items() if number > 1}
-    if not repeated:
-        return []
-    extra = sum(repeated.values()) - len(repeated)
-    first = next(number for number, row in enumerate(rows, start=1) if row in repeated)
-    return [
-        warning(
-            "data",
-            f"{split.name}_duplicates",
-            f"{split.name}: {extra:,} rows repeat an earlier one; the first that is there twice is "
-            f"the {first:,}. of the rows",
-            "",
-            "remove them, unless they are meant to weigh more",
+    number = Counter(rows)
+    if len(number) < len(rows):
+        first = _lines_where(split, [number[row] > 1 for row in rows])[0]
+        found = (
+            f"{split.name}: {len(rows) - len(number):,} rows repeat an earlier one; the first that "
+            f"is there twice is row {first:,}"
         )
-    ]
+        advice = "remove them, unless they are meant to weigh more"
+        yield warning(f"data/{split.name}_duplicates", found, do=advice)
 
 
-def check_overlap(data: Data) -> list[Finding]:
+def check_overlap(train: Split, validation: Split) -> Iterator[Finding]:
     """Whether validation asks what was trained on."""
-    if data.eval is None or not data.eval.prompts:
-        return []
-    trained = set(data.train.prompts)
-    both = [number for number, prompt in enumerate(data.eval.prompts, 1) if prompt in trained]
-    if not both:
-        return [ok("data", "overlap", "no validation problem is among the training problems")]
-    shown = ", ".join(map(str, both[:_SHOWN]))
-    return [
-        warning(
-            "data",
-            "overlap",
-            f"{len(both):,} of {len(data.eval.prompts):,} validation problems are among the "
-            f"training problems (rows {shown}{' ...' if len(both) > _SHOWN else ''} of eval_data)",
-            "",
-            "remove them from one of the two, or accuracy is too high",
+    trained, prompts = set(train.prompts), validation.prompts
+    both = _lines_where(validation, [prompt in trained for prompt in prompts])
+    if prompts and not both:
+        yield ok("data/overlap", "no validation problem is among the training problems")
+    elif both:
+        found = (
+            f"{len(both):,} of {len(prompts):,} validation problems are among the training "
+            f"problems (rows {_listed(both)} of eval_data)"
         )
-    ]
+        advice = "remove them from one of the two, or accuracy is too high"
+        yield warning("data/overlap", found, do=advice)
 
 
-def check_context(run: Run, data: Data, context: int | None) -> list[Finding]:
-    """Whether prompts, with the tokens that are to follow, fit the model and the server.
-
-    Args:
-        run: The run.
-        data: With lengths.
-        context: Of the model, in tokens.
-    """
-    findings = []
+def check_context(run: Run, splits: Sequence[Split], context: int | None) -> Iterator[Finding]:
+    """Whether prompts, with the tokens that follow, fit the model's context and the server's."""
     limit, whose = context, "the model's context"
     if run.own_server and (wanted := run.values["vllm_server"].get("max_model_len")):
         limit, whose = wanted, "the server's max_model_len"
         if context is not None and wanted > context:
-            findings.append(
-                problem(
-                    "data",
-                    "max_model_len",
-                    f"vllm_server has max_model_len {wanted:,}, but the model's context is "
-                    f"{context:,} tokens",
-                    f"at most {context:,}",
-                    "lower it",
-                )
+            found = (
+                f"vllm_server has max_model_len {wanted:,}, but the model's context is {context:,} "
+                "tokens"
             )
-    for split in data.splits:
-        tokens = data.prompt_tokens.get(split.name)
-        if tokens:
-            findings += _check_lengths(run, data, split, tokens, limit, whose)
-    return findings
+            yield problem("data/max_model_len", found, f"at most {context:,}", "lower it")
+    for split in splits:
+        if not split.prompt_tokens:
+            continue
+        if run.samples and (split.name == "eval_data" or not split.responses):
+            yield _check_sampled(run, split, limit, whose)
+        else:
+            yield from _check_given(run, split, limit)
 
 
-def _check_lengths(
-    run: Run, data: Data, split: Split, tokens: list[int], limit: int | None, whose: str
-) -> list[Finding]:
-    longest = max(tokens)
-    typical = sorted(tokens)[len(tokens) // 2]
-    facts = f"{split.name}: prompts of {typical:,} tokens (median) to {longest:,}"
-    sampled = run.samples and (split.name == "eval_data" or not split.responses)
-    if not sampled:
-        return [
-            *_check_row_lengths(run, data, split, limit),
-            ok("data", f"{split.name}_lengths", facts),
-        ]
-    facts += f", and {run.new_tokens:,} new ones at most"
-    too_long = [n for n, size in enumerate(tokens, 1) if limit and size + run.new_tokens > limit]
+def _check_sampled(run: Run, split: Split, limit: int | None, whose: str) -> Finding:
+    """Rows whose completions are sampled."""
+    tokens, new, where = split.prompt_tokens, run.new_tokens, f"data/{split.name}_lengths"
+    facts = f"{_prompts_in_words(split)}, and {new:,} new ones at most"
+    if limit is None:
+        return ok(where, facts)
+    too_long = _lines_where(split, [size + new > limit for size in tokens])
     if not too_long:
-        room = "" if limit is None else f": within {whose} of {limit:,}"
-        return [ok("data", f"{split.name}_lengths", facts + room)]
-    shown = ", ".join(map(str, too_long[:_SHOWN]))
-    make = problem if run.values.get("use_vllm") else warning
-    return [
-        make(
-            "data",
-            f"{split.name}_lengths",
-            f"{facts}: more than {whose} of {limit:,} for {len(too_long):,} rows ({shown}"
-            f"{' ...' if len(too_long) > _SHOWN else ''})",
-            f"{longest + run.new_tokens:,} tokens",
-            "raise max_model_len, lower max_completion_length, or remove these rows",
-        )
-    ]
+        return ok(where, f"{facts}: within {whose} of {limit:,}")
+    level = problem if run.values.get("use_vllm") else warning
+    return level(
+        where,
+        f"{facts}: more than {whose} of {limit:,} for {len(too_long):,} rows ({_listed(too_long)})",
+        f"{max(tokens) + new:,} tokens",
+        "raise max_model_len, lower max_completion_length, or remove these rows",
+    )
 
 
-def _check_row_lengths(run: Run, data: Data, split: Split, limit: int | None) -> list[Finding]:
+def _check_given(run: Run, split: Split, limit: int | None) -> Iterator[Finding]:
     """Rows with responses: those beyond `max_length` are dropped, as the recipe says."""
-    totals, most = data.total_tokens[split.name], run.values.get("max_length")
-    bound = min(filter(None, (most, limit)), default=None)
-    beyond = sum(bound is not None and total > bound for total in totals)
-    if not beyond or run.method == "instruction_tuning":
-        return []
-    return [
-        warning(
-            "data",
-            f"{split.name}_overlong",
+    totals = split.total_tokens
+    bound = min(filter(None, (run.values.get("max_length"), limit)), default=max(totals))
+    beyond = sum(total > bound for total in totals)
+    if beyond and run.method != "instruction_tuning":
+        yield warning(
+            f"data/{split.name}_overlong",
             f"{split.name}: {beyond:,} of {len(totals):,} rows have more than {bound:,} tokens "
             f"(the longest {max(totals):,}); overlong: {run.values.get('overlong')}",
-            "",
-            "raise max_length, if they are to be trained on",
+            do="raise max_length, if they are to be trained on",
         )
-    ]
+    yield ok(f"data/{split.name}_lengths", _prompts_in_words(split))
 
 
-def longest_row(run: Run, data: Data) -> int | None:
-    """Tokens of the longest row that is trained on; None where it is not known."""
-    if run.method == "instruction_tuning":
-        return int(run.data.seq_length)
-    tokens = data.prompt_tokens.get("train_data")
-    if not tokens:
-        return None
-    if run.method in ("grpo", "expert_iteration"):
-        return max(tokens) + run.values["max_completion_length"]
-    most = run.values.get("max_length")
-    longest = max(data.total_tokens["train_data"])
-    # A pair is two sequences.
-    return (2 if run.method == "dpo" else 1) * (min(longest, most) if most else longest)
+def _prompts_in_words(split: Split) -> str:
+    tokens = sorted(split.prompt_tokens)
+    median = tokens[len(tokens) // 2]
+    return f"{split.name}: prompts of {median:,} tokens (median) to {tokens[-1]:,}"
+
+
+def _lines_where(split: Split, chosen: Sequence[bool]) -> list[int]:
+    return [line for line, take in zip(split.lines, chosen, strict=False) if take]
+
+
+def _listed(lines: Sequence[int]) -> str:
+    return ", ".join(map(str, lines[:_LISTED])) + (" ..." if len(lines) > _LISTED else "")

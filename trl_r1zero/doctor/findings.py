@@ -1,8 +1,9 @@
-"""What a check says, and how a list of it reads."""
+"""What a check finds, and the report of all findings."""
 
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 WIDTH = 100
@@ -24,45 +25,36 @@ _INDENT = " " * 11
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check."""
 
-    Attributes:
-        section: A key of `SECTIONS`.
-        check: What was looked at, a name that does not change: for programs.
-        level: `ok`, `warning` (it runs, but perhaps not as meant) or `problem` (it would fail).
-        found: What is so.
-        needed: What would have to be so; empty where nothing is wrong.
-        do: What to do; empty where there is nothing to do.
-    """
-
-    section: str
-    check: str
-    level: str
+    section: str  # a key of `SECTIONS`
+    check: str  # a name that does not change: for programs
+    level: str  # ok, warning (it runs, but perhaps not as meant) or problem (it would fail)
     found: str
     needed: str = ""
     do: str = ""
 
     def to_lines(self) -> list[str]:
         """For a terminal, at most `WIDTH` columns wide."""
+        mark = "PROBLEM" if self.level == "problem" else self.level
         text = ". ".join(filter(None, (self.found, self.needed and f"Needed: {self.needed}")))
-        mark = {"ok": "ok", "warning": "warning", "problem": "PROBLEM"}[self.level]
         lines = _wrapped(text, f"  {mark:<9}")
         return lines + (_wrapped(f"-> {self.do}", _INDENT) if self.do else [])
 
 
-def ok(section: str, check: str, found: str) -> Finding:
-    """Something that is as it should be."""
-    return Finding(section, check, "ok", found)
+def _finding(level: str, where: str, found: str, needed: str = "", do: str = "") -> Finding:
+    section, check = where.split("/")
+    return Finding(section, check, level, found, needed, do)
 
 
-def warning(section: str, check: str, found: str, needed: str = "", do: str = "") -> Finding:
-    """Something that runs, but perhaps not as it was meant."""
-    return Finding(section, check, "warning", found, needed, do)
+# Each of `section/check`, what was found, what is needed, and what to do.
+ok, warning, problem = (partial(_finding, level) for level in ("ok", "warning", "problem"))
 
 
-def problem(section: str, check: str, found: str, needed: str = "", do: str = "") -> Finding:
-    """Something that a run would fail with."""
-    return Finding(section, check, "problem", found, needed, do)
+def problem_of(where: str, error: Exception) -> Finding:
+    """A run would fail with an error, whose message is a fact, `; `, and advice."""
+    found, _, advice = str(error).partition("; ")
+    return problem(where, found, do=advice)
 
 
 def would_fail(findings: Sequence[Finding]) -> bool:
@@ -71,33 +63,25 @@ def would_fail(findings: Sequence[Finding]) -> bool:
 
 
 def to_text(findings: Sequence[Finding], heading: str) -> str:
-    """The report: a section after the other, and what it comes to."""
+    """The report: section by section, and the verdict."""
     blocks = [heading]
     for section, title in SECTIONS.items():
-        own = [finding for finding in findings if finding.section == section]
-        if own:
-            blocks.append("\n".join([title, *(line for one in own for line in one.to_lines())]))
-    return "\n\n".join([*blocks, verdict(findings)])
-
-
-def verdict(findings: Sequence[Finding]) -> str:
-    """The last line."""
+        lines = [line for one in findings if one.section == section for line in one.to_lines()]
+        blocks += ["\n".join([title, *lines])] if lines else []
     problems = [finding for finding in findings if finding.level == "problem"]
     warnings = sum(finding.level == "warning" for finding in findings)
-    beside = f" ({_count(warnings, 'warning')})" if warnings else ""
-    if not problems:
-        return f"Nothing was found that would fail{beside}."
+    besides = f" ({_count(warnings, 'warning')})" if warnings else ""
     names = ", ".join(dict.fromkeys(f"{one.section}/{one.check}" for one in problems))
-    return f"This run would fail: {_count(len(problems), 'problem')}{beside}: {names}."
+    verdict = f"Nothing was found that would fail{besides}."
+    if problems:
+        verdict = f"This run would fail: {_count(len(problems), 'problem')}{besides}: {names}."
+    return "\n\n".join([*blocks, verdict])
 
 
 def to_json(findings: Sequence[Finding], **facts: Any) -> dict[str, Any]:
     """The report for programs."""
-    return {
-        **facts,
-        "would_fail": would_fail(findings),
-        "findings": [asdict(finding) for finding in findings],
-    }
+    rows = [asdict(finding) for finding in findings]
+    return {**facts, "would_fail": would_fail(findings), "findings": rows}
 
 
 def _count(number: int, word: str) -> str:
@@ -105,15 +89,11 @@ def _count(number: int, word: str) -> str:
 
 
 def _wrapped(text: str, first: str) -> list[str]:
-    return [
-        line
-        for number, part in enumerate(text.split("\n"))
-        for line in textwrap.wrap(
-            part,
-            WIDTH,
-            initial_indent=_INDENT if number else first,
-            subsequent_indent=_INDENT,
-            break_on_hyphens=False,
-            break_long_words=False,
-        )
-    ]
+    wrapper = textwrap.TextWrapper(
+        WIDTH, first, _INDENT, break_on_hyphens=False, break_long_words=False
+    )
+    lines = []
+    for part in text.split("\n"):
+        lines += wrapper.wrap(part)
+        wrapper.initial_indent = _INDENT
+    return lines

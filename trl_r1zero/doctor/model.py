@@ -1,13 +1,14 @@
-"""The model of a run: whether it can be had, and what it is; no weights are read."""
+"""The model of a run: whether it is available, and what it is; no weights are read."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trl_r1zero.devices.model_shape import DTYPE_BYTES, ModelShape
+from trl_r1zero.devices.training_setup import DTYPE_BYTES, ModelShape
 from trl_r1zero.recipe.requirements import check_model_path
 
-from .findings import Finding, ok, problem, warning
+from .findings import Finding, ok, problem, problem_of, warning, would_fail
 
 HUB_SECONDS = 5.0
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
@@ -15,173 +16,108 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 @dataclass(frozen=True)
 class Model:
-    """What is known of a model.
+    """What is known of a model."""
 
-    Attributes:
-        name: Its folder or hub id.
-        config: Of transformers.
-        tokenizer: Of transformers; None if it cannot be loaded.
-        shape: None for an architecture whose memory is not known.
-        dtype: That weights are loaded in.
-        trainable_parameters: With adapters; None: all.
-    """
-
-    name: str
-    config: Any
-    tokenizer: Any
-    shape: ModelShape | None
-    dtype: str
-    trainable_parameters: int | None
-
-    @property
-    def context(self) -> int | None:
-        """Tokens that it was made for."""
-        return getattr(self.config, "max_position_embeddings", None)
+    context: int | None  # tokens of the longest text that it is made for
+    tokenizer: Any  # None if it cannot be loaded
+    shape: ModelShape | None  # None for an architecture whose memory is not known
+    dtype: str  # in which weights are loaded
+    trainable_parameters: int | None  # with adapters; None: all
 
 
-def load_model_facts(model_args: Any) -> tuple[Model | None, list[Finding]]:
+def load_model(model_args: Any) -> tuple[Model | None, list[Finding]]:
     """Config and tokenizer, from a folder, the hub's cache, or the hub itself."""
-    name = model_args.model_name_or_path
+    from transformers import AutoConfig, AutoTokenizer
+
+    name, revision = model_args.model_name_or_path, model_args.model_revision
     try:
         check_model_path(name)
     except ValueError as error:
-        found, _, advice = str(error).partition("; ")
-        return None, [problem("model", "model", found, "", advice)]
+        return None, [problem_of("model/model", error)]
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        source, findings = str(folder), _check_folder(folder)
-    else:
-        source, findings = name, _check_hub(name, model_args.model_revision)
-    if any(finding.level == "problem" for finding in findings):
+    findings = list(_check_folder(folder) if folder.is_dir() else _check_hub(name, revision))
+    if would_fail(findings):
         return None, findings
-    return _read(model_args, name, source, findings)
-
-
-def _read(
-    model_args: Any, name: str, source: str, findings: list[Finding]
-) -> tuple[Model | None, list[Finding]]:
-    from transformers import AutoConfig, AutoTokenizer
-
-    revision = model_args.model_revision
+    source = str(folder) if folder.is_dir() else name
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
-        return None, [*findings, problem("model", "config", _first_line(error))]
+        return None, [*findings, problem("model/config", _first_line(error))]
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, padding_side="left")
-        findings = [*findings, *check_tokenizer(tokenizer, config)]
+        findings += check_tokenizer(tokenizer, config)
     except Exception as error:  # tokenizers raise all kinds
         tokenizer = None
-        findings = [
-            *findings,
-            problem(
-                "model",
-                "tokenizer",
-                f"the tokenizer cannot be loaded: {_first_line(error)}",
-                "tokenizer.json, or vocab.json and merges.txt, beside config.json",
-                "copy them there",
-            ),
-        ]
-    dtype = _dtype(model_args.dtype, config)
-    shape: ModelShape | None = None
+        found = f"the tokenizer cannot be loaded: {_first_line(error)}"
+        needed = "tokenizer.json, or vocab.json and merges.txt, beside config.json"
+        findings.append(problem("model/tokenizer", found, needed, "copy them there"))
+    given = getattr(config, "dtype", None) if model_args.dtype == "auto" else model_args.dtype
+    dtype, shape = str(given).removeprefix("torch."), None
+    dtype = dtype if dtype in DTYPE_BYTES else "float32"
     try:
         shape = ModelShape.from_config(config)
     except ValueError as error:
-        findings.append(warning("model", "architecture", _first_line(error)))
-    if shape is not None:
-        findings.append(
-            ok(
-                "model",
-                "model",
-                f"{name}: {shape.model_type}, {shape.num_parameters:,} parameters, context "
-                f"{shape.max_positions:,} tokens, trained in {dtype} weights",
-            )
+        findings.append(warning("model/architecture", _first_line(error)))
+    else:
+        found = (
+            f"{name}: {shape.model_type}, {shape.num_parameters:,} parameters, context "
+            f"{shape.max_positions:,} tokens, trained in {dtype} weights"
         )
-    return Model(name, config, tokenizer, shape, dtype, _adapters(model_args, config)), findings
+        findings.append(ok("model/model", found))
+    context = getattr(config, "max_position_embeddings", None)
+    return Model(context, tokenizer, shape, dtype, _count_adapters(model_args, config)), findings
 
 
-def check_tokenizer(tokenizer: Any, config: Any) -> list[Finding]:
+def check_tokenizer(tokenizer: Any, config: Any) -> Iterator[Finding]:
     """Whether a tokenizer fits a model."""
-    findings = [ok("model", "tokenizer", f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens")]
+    yield ok("model/tokenizer", f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens")
     if len(tokenizer) > config.vocab_size:
-        findings.append(
-            problem(
-                "model",
-                "vocabulary",
-                f"the tokenizer has {len(tokenizer):,} tokens, the model only "
-                f"{config.vocab_size:,}",
-                "a tokenizer of this model",
-                "take the model's own tokenizer",
-            )
-        )
+        found = f"the tokenizer has {len(tokenizer):,} tokens, the model only {config.vocab_size:,}"
+        advice = "take the model's own tokenizer"
+        yield problem("model/vocabulary", found, "a tokenizer of this model", advice)
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
-        findings.append(
-            problem(
-                "model",
-                "padding",
-                "the tokenizer has neither a pad token nor an end token",
-                "one of them",
-                "set pad_token in tokenizer_config.json",
-            )
+        found = "the tokenizer has neither a pad token nor an end token"
+        yield problem(
+            "model/padding", found, "one of them", "set pad_token in tokenizer_config.json"
         )
-    return findings
 
 
-def _check_folder(folder: Path) -> list[Finding]:
+def _check_folder(folder: Path) -> Iterator[Finding]:
     if not (folder / "config.json").is_file():
-        return [
-            problem(
-                "model",
-                "config",
-                f"{folder} has no config.json",
-                "a model's folder, as save_pretrained writes it",
-                "give another model_name_or_path",
-            )
-        ]
-    if any(next(folder.glob(pattern), None) is not None for pattern in _WEIGHTS):
-        return []
-    return [
-        warning(
-            "model",
-            "weights",
-            f"{folder} has no weights: enough to look at it, not to train",
-            "model.safetensors",
-            "download them before the run starts",
-        )
-    ]
+        needed = "a model's folder, as save_pretrained writes it"
+        advice = "give another model_name_or_path"
+        yield problem("model/config", f"{folder} has no config.json", needed, advice)
+    elif not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+        found = f"{folder} has no weights: enough to look at it, not to train"
+        advice = "download them before the run starts"
+        yield warning("model/weights", found, "model.safetensors", advice)
 
 
-def _check_hub(name: str, revision: str) -> list[Finding]:
+def _check_hub(name: str, revision: str) -> Iterator[Finding]:
     """Whether a hub id is in the cache, or can be reached within seconds."""
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
-        return [ok("model", "hub", f"{name} is in the hub's cache on this machine")]
+        yield ok("model/hub", f"{name} is in the hub's cache on this machine")
+        return
     try:
         HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS)
     except Exception as error:  # no network, offline, no such model, no rights
-        return [
-            problem(
-                "model",
-                "hub",
-                f"{name} is not in the hub's cache, and the hub does not give it "
-                f"({type(error).__name__}: {_first_line(error)})",
-                "a model that can be had",
-                f"on a machine with a network: hf download {name} --local-dir FOLDER; then "
-                "--model_name_or_path FOLDER (to look at the rest only, config.json and the "
-                "tokenizer's files are enough)",
-            )
-        ]
-    return [ok("model", "hub", f"the hub has {name}; it is downloaded when the run starts")]
+        found = (
+            f"{name} is not in the hub's cache, and the hub does not give it "
+            f"({type(error).__name__}: {_first_line(error)})"
+        )
+        advice = (
+            f"on a machine with a network: hf download {name} --local-dir FOLDER; then "
+            "--model_name_or_path FOLDER (to look at the rest only, config.json and the "
+            "tokenizer's files are enough)"
+        )
+        yield problem("model/hub", found, "a model that can be had", advice)
+    else:
+        yield ok("model/hub", f"the hub has {name}; it is downloaded when the run starts")
 
 
-def _dtype(wanted: Any, config: Any) -> str:
-    dtype = getattr(config, "dtype", None) if wanted == "auto" else wanted
-    name = str(dtype).removeprefix("torch.")
-    return name if name in DTYPE_BYTES else "float32"
-
-
-def _adapters(model_args: Any, config: Any) -> int | None:
+def _count_adapters(model_args: Any, config: Any) -> int | None:
     """Parameters of the adapters that a recipe trains, counted on the meta device."""
     import torch
     from peft import get_peft_model

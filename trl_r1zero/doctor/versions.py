@@ -1,6 +1,7 @@
 """Whether what a run builds on is installed, in versions that it works with."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from packaging.specifiers import SpecifierSet
 
@@ -8,7 +9,11 @@ from trl_r1zero.recipe.requirements import REQUIREMENTS, VLLM_REQUIREMENT
 
 from .findings import Finding, ok, problem
 
-_EXTRAS = {
+if TYPE_CHECKING:
+    from .run import Run
+
+_COMMANDS = {
+    "vllm": 'with a GPU: pip install -c constraints.txt -e ".[vllm]"; without: make vllm',
     "deepspeed": 'python -m pip install -c constraints.txt -e ".[deepspeed]"',
     "kernels": 'python -m pip install -c constraints.txt -e ".[kernels]"',
     "bitsandbytes": "python -m pip install bitsandbytes",
@@ -16,45 +21,34 @@ _EXTRAS = {
 }
 
 
-def needed_packages(
-    *, own_server: bool, distributed_type: str, attention: str | None, optimizer: str
-) -> dict[str, str]:
+def needed_packages(run: "Run") -> dict[str, str]:
     """Package -> versions that fit, for a run."""
     needed = dict(REQUIREMENTS)
-    if own_server:
+    if run.own_server:
         needed["vllm"] = VLLM_REQUIREMENT
-    if distributed_type == "DEEPSPEED":
+    if run.launch.distributed_type == "DEEPSPEED":
         needed["deepspeed"] = ""
-    if attention is not None and ("/" in attention or attention.startswith("flash_attention")):
+    attention = run.model_args.attn_implementation or ""
+    if "/" in attention or attention.startswith("flash_attention"):
         needed["kernels"] = ""
-    if optimizer in ("adamw_torch_8bit", "adamw_torch_4bit"):
+    if run.optimizer in ("adamw_torch_8bit", "adamw_torch_4bit"):
         needed["torchao"] = ">=0.4"
-    elif any(word in optimizer for word in ("8bit", "bnb", "paged", "lion", "ademamix")):
+    elif any(word in run.optimizer for word in ("8bit", "bnb", "paged", "lion", "ademamix")):
         needed["bitsandbytes"] = ""
     return needed
 
 
 def check_versions(installed: Mapping[str, str | None], needed: Mapping[str, str]) -> list[Finding]:
-    """Compare versions.
-
-    Args:
-        installed: Package -> its version; None where it is not installed.
-        needed: Package -> the versions that fit.
-    """
-    findings, right = [], []
-    for name, specifier in needed.items():
+    """Compare the versions that are installed, None where a package is not, with those that fit."""
+    right, wrong = [], []
+    for name, versions in needed.items():
         found = installed.get(name)
-        wanted = f"{name} {specifier}".strip()
-        if found is not None and SpecifierSet(specifier).contains(found, prereleases=True):
+        if found is not None and SpecifierSet(versions).contains(found, prereleases=True):
             right.append(f"{name} {found}")
             continue
         state = "is not installed" if found is None else f"{found} is installed"
-        command = f'python -m pip install -c constraints.txt "{name}{specifier}"'
-        if name == "vllm":
-            command = 'with a GPU: pip install -c constraints.txt -e ".[vllm]"; without: make vllm'
-        findings.append(
-            problem("versions", name, f"{name} {state}", wanted, _EXTRAS.get(name, command))
-        )
-    if right:
-        findings.insert(0, ok("versions", "installed", ", ".join(right)))
-    return findings
+        command = f'python -m pip install -c constraints.txt "{name}{versions}"'
+        advice = _COMMANDS.get(name, command)
+        wanted = f"{name} {versions}".strip()
+        wrong.append(problem(f"versions/{name}", f"{name} {state}", wanted, advice))
+    return [ok("versions/installed", ", ".join(right))] * bool(right) + wrong

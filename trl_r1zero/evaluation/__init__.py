@@ -1,6 +1,6 @@
 """Evaluation: sample, grade and write; metrics with error bars; tables of generations."""
 
-from .evaluate import Evaluation, evaluate, graded_completion, keep_replies, make_grader
+from .evaluate import Evaluation, evaluate, graded_completion
 from .generations import log_generations, write_generations
 from .metrics import GradedCompletion, mean, standard_error, summarize
 from .report import results_table, write_evaluation_report
@@ -15,9 +15,7 @@ __all__ = [
     "evaluate",
     "evaluate_vllm",
     "graded_completion",
-    "keep_replies",
     "log_generations",
-    "make_grader",
     "mean",
     "pass_at_k",
     "results_table",

@@ -8,22 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from .evaluated import EvaluatedFolder, QuestionKey
+from .judge import JUDGE_FILE, JUDGE_SUMMARY_FILE, JUDGMENTS_FOLDER, read_judgments
 from .judged_tasks import JUDGED_TASKS, answers_sha256
-from .judgments_folder import (
-    JUDGE_FILE,
-    JUDGE_SUMMARY_FILE,
-    JUDGMENTS_FILE,
-    JUDGMENTS_FOLDER,
-    parse_judgments,
-)
 from .markdown import inline, table, wrapped
-from .metrics import GradedCompletion, mean, standard_error
-
-__all__ = ["PairedDifference", "compare_folders", "paired_difference"]
+from .metrics import GradedCompletion, grouped, mean, standard_error
+from .numbers import COUNT, plus_minus, with_error
 
 # Of a normal distribution, 95% lie within so many standard errors.
 _Z = 1.96
-_SHARE = "{:.4f}".format
 
 
 @dataclass(frozen=True)
@@ -62,6 +54,14 @@ class _Entry:
     judge: dict[str, Any] | None = None  # what a judge was asked, as far as it must be the same
     left_out: str | None = None  # why
 
+    @property
+    def reason(self) -> str:
+        return f"{self.folder.path}: {self.left_out}"
+
+    def set_values(self, by_example: Mapping[int, float]) -> None:
+        keys = self.folder.question_keys
+        self.values = {keys[example]: value for example, value in by_example.items()}
+
 
 def compare_folders(
     paths: Sequence[str | Path],
@@ -93,14 +93,14 @@ def compare_folders(
                 f"{path} is a second baseline of {folder.task}; give one for each task"
             )
         chosen[folder.task] = path.resolve()
-    entries: dict[str, list[_Entry]] = {}
-    for folder in folders.values():
-        entries.setdefault(folder.task, []).append(_entry(folder, judgments))
-    if not any(entry.left_out is None for group in entries.values() for entry in group):
-        reasons = [f"\n  {_reason(entry)}" for group in entries.values() for entry in group]
-        raise ValueError(f"there is nothing to compare:{''.join(reasons) or ' no folder is given'}")
-    blocks = [_section(task, group, chosen.get(task)) for task, group in entries.items()]
-    return "\n".join("\n".join(block) for block in blocks)
+    entries = [_entry(folder, judgments) for folder in folders.values()]
+    if all(entry.left_out for entry in entries):
+        reasons = "".join(f"\n  {entry.reason}" for entry in entries) or " no folder is given"
+        raise ValueError(f"there is nothing to compare:{reasons}")
+    lines = []
+    for task, group in grouped((entry.folder.task, entry) for entry in entries).items():
+        lines += _section(task, group, chosen.get(task))
+    return "\n".join(lines)
 
 
 # Rows
@@ -115,94 +115,82 @@ def _entry(folder: EvaluatedFolder, judgments: str | None) -> _Entry:
             "eval` goes on"
         )
     elif all("reward" in row for row in folder.rows):
-        _grade(entry)
+        _read_grades(entry)
     elif folder.task in JUDGED_TASKS:
-        _judge(entry, judgments)
+        entry.left_out = _read_judgments(entry, judgments)
     else:
         entry.left_out = "its answers have no reward"
     return entry
 
 
-def _grade(entry: _Entry) -> None:
-    correct: dict[int, list[float]] = {}
-    for row in entry.folder.rows:
-        correct.setdefault(row["example"], []).append(float(GradedCompletion.from_row(row).correct))
-    _set_values(entry, {example: mean(values) for example, values in correct.items()})
+def _read_grades(entry: _Entry) -> None:
+    rows = [GradedCompletion.from_row(row) for row in entry.folder.rows]
+    correct = grouped((row.example or 0, float(row.correct)) for row in rows)
+    entry.set_values({example: mean(values) for example, values in correct.items()})
     own = list(entry.values.values())
-    entry.cells["accuracy"] = _with_error(mean(own), standard_error(own))
+    entry.cells["accuracy"] = plus_minus(mean(own), standard_error(own))
     answers = [row["answer"] for row in entry.folder.rows if "answer" in row]
     if answers:
-        entry.cells["unparsed"] = f"{sum(answer is None for answer in answers):,}"
+        entry.cells["unparsed"] = COUNT(answers.count(None))
 
 
-def _judge(entry: _Entry, name: str | None) -> None:
-    found = _judgments(entry.folder, name)
+def _read_judgments(entry: _Entry, name: str | None) -> str | None:
+    """Fill in what a judge said; or return why it cannot be compared."""
+    found = _judgments_of(entry.folder, name)
     command = f"`trl-r1zero judge {entry.folder.path} --judge_url ...`"
     if found is None:
-        entry.left_out = f"it is not judged; {command} does it"
-        return
+        return f"it is not judged; {command} does it"
     if not (found / JUDGE_SUMMARY_FILE).is_file():
-        entry.left_out = f"it is not judged to the end; the same {command} goes on"
-        return
-    facts = json.loads((found / JUDGE_FILE).read_text(encoding="utf-8"))
-    summary = json.loads((found / JUDGE_SUMMARY_FILE).read_text(encoding="utf-8"))
+        return f"it is not judged to the end; the same {command} goes on"
+    facts, summary = (
+        json.loads((found / file).read_text(encoding="utf-8"))
+        for file in (JUDGE_FILE, JUDGE_SUMMARY_FILE)
+    )
     if facts["answers_sha256"] != answers_sha256(entry.folder):
-        entry.left_out = f"{found} is of other answers than it has now; judge it again"
-        return
-    path = found / JUDGMENTS_FILE
-    rows = parse_judgments(path.read_bytes().splitlines(), path)
-    _set_values(entry, JUDGED_TASKS[entry.folder.task].by_example(rows))
+        return f"{found} is of other answers than it has now; judge it again"
+    entry.set_values(JUDGED_TASKS[entry.folder.task].by_example(read_judgments(found)))
     names = {
         "win_rate": "win rate",
         "length_controlled_win_rate": "length-controlled",
         "safe": "safe",
     }
-    for key, label in names.items():
-        if key in summary:
-            error = summary.get(f"{key}_stderr", math.nan)
-            entry.cells[label] = _with_error(summary[key], error)
-    entry.cells["unparsed"] = f"{summary['unparsed']:,}"
+    entry.cells = {
+        label: with_error(summary, key) for key, label in names.items() if key in summary
+    }
+    entry.cells["unparsed"] = COUNT(summary["unparsed"])
     entry.judge = {"judge": facts["judge"], "prompt_sha256": facts["prompt_sha256"]}
     if "reference" in facts:
         entry.judge["reference"] = facts["reference"]["generator"]
+    return None
 
 
-def _judgments(folder: EvaluatedFolder, name: str | None) -> Path | None:
+def _judgments_of(folder: EvaluatedFolder, name: str | None) -> Path | None:
     files = sorted((folder.path / JUDGMENTS_FOLDER).glob(f"*/{JUDGE_FILE}"))
     found = {path.parent.name: path.parent for path in files}
-    if name is not None:
-        return found.get(name)
-    if len(found) > 1:
+    if name is None and len(found) > 1:
         raise ValueError(
             f"{folder.path} has several judgments: {', '.join(found)}; choose one by its name "
             "(--judgments)"
         )
-    return next(iter(found.values()), None)
-
-
-def _set_values(entry: _Entry, by_example: Mapping[int, float]) -> None:
-    keys = entry.folder.question_keys
-    entry.values = {keys[example]: value for example, value in by_example.items()}
+    return found.get(name) if name is not None else next(iter(found.values()), None)
 
 
 # Tables
 
 
 def _section(task: str, entries: Sequence[_Entry], chosen: Path | None) -> list[str]:
-    shown = [entry for entry in entries if entry.left_out is None]
+    compared = [entry for entry in entries if entry.left_out is None]
     lines = [f"## {inline(task)}", ""]
-    if shown:
-        baseline = shown[0]
+    if compared:
+        baseline = compared[0]
         if chosen is not None:
             baseline = next(e for e in entries if e.folder.path.resolve() == chosen)
         if baseline.left_out is not None:
-            raise ValueError(f"the baseline cannot be compared with: {_reason(baseline)}")
-        lines += _table(shown, baseline)
-    for entry in entries:
-        if entry.left_out is not None:
-            path = inline(str(entry.folder.path))
-            lines += [*wrapped(f"Left out: {path}: {entry.left_out}.")[0], ""]
-    return lines
+            raise ValueError(f"the baseline cannot be compared with: {baseline.reason}")
+        lines += _table(compared, baseline)
+    left_out = [entry for entry in entries if entry.left_out is not None]
+    paragraphs = [f"Left out: {inline(str(e.folder.path))}: {e.left_out}." for e in left_out]
+    return lines + _paragraphs(paragraphs)
 
 
 def _table(entries: Sequence[_Entry], baseline: _Entry) -> list[str]:
@@ -212,79 +200,72 @@ def _table(entries: Sequence[_Entry], baseline: _Entry) -> list[str]:
     # The baseline first, whichever it is.
     for entry in sorted(entries, key=lambda entry: entry is not baseline):
         folder = entry.folder
-        cells = [entry.cells.get(name, "-") for name in names]
-        about = [str(folder.path), folder.model, folder.prompt]
         difference = ["baseline", ""]
         if entry is not baseline:
-            difference, note = _difference(entry, baseline)
-            notes += note
-        size = f"{len(folder.question_keys):,}"
-        rows.append([*map(inline, about), size, *cells, *difference])
+            difference, warnings = _difference(entry, baseline)
+            notes += warnings
+        about = [
+            inline(text) for text in (str(folder.path), folder.model, folder.setting("prompt"))
+        ]
+        cells = [entry.cells.get(name, "-") for name in names]
+        rows.append([*about, COUNT(len(folder.question_keys)), *cells, *difference])
     header = ["folder", "model", "prompt", "questions", *names, "difference", "common"]
-    legend = ["± is a standard error over questions."]
+    paragraphs = ["± is a standard error over questions."]
     if len(entries) > 1:
-        legend.append(
-            f"Differences are to {inline(str(baseline.folder.path))}, over the questions that both "
-            f"have; an asterisk marks those of more than {_Z} of their standard errors."
+        paragraphs[0] += (
+            f" Differences are to {inline(str(baseline.folder.path))}, over the questions that "
+            f"both have; an asterisk marks those of more than {_Z} of their standard errors."
         )
-    judge = []
     if baseline.judge is not None:
-        judged_by = f"Judged by {inline(baseline.judge['judge']['model'])}"
-        if "reference" in baseline.judge:
-            judged_by += f" against {inline(baseline.judge['reference'])}"
-        judge = [f"{judged_by}."]
-    lines = [*table(header, rows), ""]
-    for paragraph in wrapped(*judge, " ".join(legend), *map(inline, notes)):
-        lines += [*paragraph, ""]
-    return lines
+        judge, reference = baseline.judge["judge"]["model"], baseline.judge.get("reference")
+        against = "" if reference is None else f" against {inline(reference)}"
+        paragraphs.insert(0, f"Judged by {inline(judge)}{against}.")
+    return [*table(header, rows), "", *_paragraphs([*paragraphs, *map(inline, notes)])]
+
+
+def _paragraphs(texts: Sequence[str]) -> list[str]:
+    return [line for paragraph in wrapped(*texts) for line in [*paragraph, ""]]
 
 
 def _difference(entry: _Entry, baseline: _Entry) -> tuple[list[str], list[str]]:
     """The cells of the difference and of the common questions, and what must be said with it."""
-    other, path = baseline.folder, entry.folder.path
+    folder, other = entry.folder, baseline.folder
     # The stop strings are the prompt's; everything else is the same in a fair comparison.
     notes = [
-        f"Warning: {path} was sampled with {text}, {other.path} with {other_text}."
-        for text, other_text in _unequal(entry.folder.facts["sampling"], other.facts["sampling"])
+        f"Warning: {folder.path} was sampled with {text}, {other.path} with {other_text}."
+        for text, other_text in _unequal(folder.facts["sampling"], other.facts["sampling"])
         if not text.startswith("stop ")
     ]
-    if entry.judge is None and baseline.judge is None:
-        reward, other_reward = entry.folder.facts["reward"], other.facts["reward"]
-        if reward != other_reward:
-            notes.append(f"Warning: {path} was graded by {reward}, {other.path} by {other_reward}.")
     if (entry.judge is None) != (baseline.judge is None):
-        return ["-", ""], [*notes, f"No difference for {path}: one is judged, the other graded."]
-    for text, other_text in _unequal(entry.judge or {}, baseline.judge or {}):
+        note = f"No difference for {folder.path}: one is judged, the other graded."
+        return ["-", ""], [*notes, note]
+    rewards = folder.facts["reward"], other.facts["reward"]
+    if entry.judge is None and rewards[0] != rewards[1]:
         notes.append(
-            f"No difference for {path}, which was not judged as {other.path} was: {text}, there "
-            f"{other_text}."
+            f"Warning: {folder.path} was graded by {rewards[0]}, {other.path} by {rewards[1]}."
         )
-        return ["-", ""], notes
+    for text, other_text in _unequal(entry.judge or {}, baseline.judge or {}):
+        note = (
+            f"No difference for {folder.path}, which was not judged as {other.path} was: {text}, "
+            f"there {other_text}."
+        )
+        return ["-", ""], [*notes, note]
     paired = paired_difference(entry.values, baseline.values)
     if not paired.num_common:
         return ["-", "0"], notes
-    cell = f"{paired.difference:+.4f}"
-    if not math.isnan(paired.stderr):
-        cell += f" ± {_SHARE(paired.stderr)}"
-    return [cell + (" *" if paired.is_clear else ""), f"{paired.num_common:,}"], notes
+    sign = "-" if math.copysign(1, paired.difference) < 0 else "+"
+    cell = sign + plus_minus(abs(paired.difference), paired.stderr)
+    return [cell + (" *" if paired.is_clear else ""), COUNT(paired.num_common)], notes
 
 
 def _unequal(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[tuple[str, str]]:
     """`name value` of both sides, for what differs."""
     return [
-        (f"{name} {_shown(here.get(name))}", f"{name} {_shown(there.get(name))}")
+        (f"{name} {_json(here.get(name))}", f"{name} {_json(there.get(name))}")
         for name in dict.fromkeys([*here, *there])
         if here.get(name) != there.get(name)
     ]
 
 
-def _shown(value: Any) -> str:
+def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def _with_error(value: float, error: float) -> str:
-    return _SHARE(value) + ("" if math.isnan(error) else f" ± {_SHARE(error)}")
-
-
-def _reason(entry: _Entry) -> str:
-    return f"{entry.folder.path}: {entry.left_out}"

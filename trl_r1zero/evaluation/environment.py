@@ -4,6 +4,7 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,24 +12,13 @@ from typing import Any
 import torch
 
 _PACKAGES = (
-    "trl-r1zero",
-    "torch",
-    "trl",
-    "transformers",
-    "accelerate",
-    "datasets",
-    "peft",
-    "vllm",
-    "deepspeed",
+    *("trl-r1zero", "torch", "trl", "transformers", "accelerate"),
+    *("datasets", "peft", "vllm", "deepspeed"),
 )
 
 
 def environment(num_processes: int = 1) -> dict[str, Any]:
-    """Versions, commit, command and hardware of this process.
-
-    Args:
-        num_processes: How many processes the run has.
-    """
+    """Versions, commit, command and hardware of this process; `num_processes`: of the run."""
     return {
         "command": sys.argv,
         "python": platform.python_version(),
@@ -43,15 +33,11 @@ def environment(num_processes: int = 1) -> dict[str, Any]:
 
 def package_versions() -> dict[str, str]:
     """Installed versions of this package and of those that decide what it computes."""
-    versions = {name: _version(name) for name in _PACKAGES}
-    return {name: found for name, found in versions.items() if found is not None}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    versions = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def _commit() -> str | None:
@@ -67,7 +53,7 @@ def _commit() -> str | None:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    # An installed package may lie in somebody else's checkout: its own files must be tracked there.
+    # An installed package may lie in another checkout: its own files must be tracked there.
     if not git("ls-files", "."):
         return None
     commit = git("rev-parse", "HEAD")

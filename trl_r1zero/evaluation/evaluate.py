@@ -1,38 +1,29 @@
 """Sample, grade and write: one evaluation, on any engine.
 
-Everything that is missing goes to the engine in one stream. A completion is graded and written as
-soon as it is there, while the engine goes on with the others, so grading costs no time of its own
-where the engine is another process; and an evaluation that was killed goes on where it was.
+All that is missing goes to the engine in one stream. A completion is graded and written as soon as
+it is there, while the engine goes on with the others.
 """
 
 import hashlib
 import json
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from trl_r1zero.generation import Completion, Engine, SamplingConfig, row_seeds
-from trl_r1zero.rewards import reward_and_explanation, reward_identity
-from trl_r1zero.rewards.extraction import extract_answer
+from trl_r1zero.grading import Grade, Grader
+from trl_r1zero.rewards import reward_identity
 
 from .metrics import GradedCompletion, is_number, mean
 from .report import write_evaluation_report
 from .results_folder import ResultsFolder, Stopwatch
 from .summary import summarize_evaluation
-
-RewardFn = Callable[[str, Any], dict[str, float]]
-# Parts of the reward (with "reward"), or None if there is none; and further columns, which are no
-# numbers.
-Grade = tuple[dict[str, float] | None, dict[str, Any]]
-GradeFn = Callable[[str, Any], Grade]
 
 # Columns of an example that go into its rows besides prompt and ground truth.
 _GIVEN = ("question", "metadata")
@@ -46,58 +37,10 @@ _TAKEN = {field.name for field in fields(GradedCompletion)} | {
 
 @dataclass
 class Evaluation:
-    """What came of an evaluation.
-
-    Attributes:
-        rows: The graded completions, those of the first example first, in sampling order.
-        summary: What `summarize_evaluation` says of them.
-    """
+    """The graded completions, those of the first example first, and `summarize_evaluation`'s."""
 
     rows: list[GradedCompletion]
     summary: dict[str, Any]
-
-
-def make_grader(reward_fn: RewardFn) -> GradeFn:
-    """A reward function as the `grade` of `evaluate`.
-
-    Args:
-        reward_fn: `(response, ground_truth) -> dict` with the key `reward`, such as
-            `r1_zero_reward_fn`.
-
-    Returns:
-        A function that gives the reward's parts, and the columns `answer` (what the response
-        answers, None if nothing) and, for rewards that can `explain`, the `rule` that decided.
-    """
-
-    def grade(response: str, ground_truth: Any) -> Grade:
-        parts, why = reward_and_explanation(reward_fn, response, ground_truth)
-        if why is not None:
-            return parts, {"rule": why.rule, "answer": why.answer}
-        if not isinstance(parts, dict):
-            raise ValueError(f"a reward must be a dict with the key 'reward', got {parts!r}")
-        # A reward of which nothing more is known: what its format does not admit is no answer.
-        formatted = parts.get("format_reward", 1.0) > 0
-        return parts, {"answer": extract_answer(response) if formatted else None}
-
-    grade.__name__ = _name(reward_fn)
-    grade.__wrapped__ = reward_fn  # type: ignore[attr-defined]  # for reward_identity
-    return grade
-
-
-def keep_replies(reply: Callable[[str], str]) -> GradeFn:
-    """The `grade` of an evaluation whose answers are not graded, but left to a judge or a person.
-
-    Args:
-        reply: What a response says, for the column `answer`; such as `Prompt.reply`.
-    """
-
-    def grade(response: str, ground_truth: Any) -> Grade:
-        return None, {"answer": reply(response)}
-
-    # What evaluations say their reward is.
-    grade.__name__ = grade.__qualname__ = "none"
-    grade.__module__ = ""
-    return grade
 
 
 def graded_completion(
@@ -108,19 +51,16 @@ def graded_completion(
     *,
     numbers: tuple[int, int] | None = None,
 ) -> GradedCompletion:
-    """The row of a completion.
+    """The row of a completion of an example with `prompt` and `ground_truth`.
 
     Args:
-        example: Has `prompt` and `ground_truth`.
-        completion: What was sampled.
-        parts: Its reward: `reward`, and usually `format_reward` and `answer_reward`; empty if it is
-            not graded.
+        parts: Its reward's, empty if it is not graded; see `GradedCompletion.rewards`.
         extra: Further columns, such as the `rule`.
         numbers: Of the example, and of the completion among those of its example; None where each
-            example has one completion and the order is enough.
+            example has one completion.
     """
     log_probs = completion.log_probs
-    number, index = (None, 0) if numbers is None else numbers
+    number, index = numbers or (None, 0)
     return GradedCompletion(
         prompt=example["prompt"],
         response=completion.text,
@@ -142,139 +82,159 @@ def graded_completion(
 def evaluate(
     engine: Engine,
     examples: Iterable[Mapping[str, Any]],
-    grade: GradeFn,
+    grader: Grader,
     sampling: SamplingConfig,
     *,
     num_completions: int = 1,
     seed: int = 0,
     folder: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
-    progress: bool = True,
 ) -> Evaluation:
     """Sample completions of all examples, grade them, and say what they amount to.
 
     With a folder the rows are in `results.jsonl` as soon as they are graded. The same call after a
     kill generates what is missing; completion k of example i has the same seed in any case. At the
     end there are also `summary.json`, `report.md` and `report.html`. docs/evaluation.md describes
-    them.
+    them. A progress bar is shown unless the environment has TQDM_DISABLE=1.
 
     Args:
         engine: What samples.
         examples: A `datasets.Dataset` (see `build_dataset`) or dicts, each with `prompt` and
             `ground_truth`, and where known `question` and `metadata` (a dict); other columns count
             as metadata.
-        grade: `(response, ground_truth) -> (parts, columns)`; see `make_grader` and `keep_replies`.
-            Its `reward_identity` must be the same when the evaluation goes on.
+        grader: The `reward_identity` of its function must be the same when the evaluation goes on.
         sampling: How to sample.
         num_completions: Completions of each example.
         seed: Seed of the sampling.
         folder: Where to write; nothing is written if None.
         settings: What else identifies and describes the evaluation (model, task, prompt, versions),
             as JSON can hold it. It must be the same when the evaluation goes on.
-        progress: Whether to show a progress bar.
 
     Raises:
         ValueError: There are no examples, or one lacks a column or has an empty prompt; the folder
-            holds another evaluation, or another process is at work in it; `grade` returned
-            something else than it should.
+            holds another evaluation, or another process writes into it; the reward function
+            returned something else than it should.
         RuntimeError: The engine left rows out or gave one twice.
     """
     if num_completions < 1:
         raise ValueError(f"num_completions must be at least 1, got {num_completions}")
+    job = _Job(engine, _checked(examples), grader, sampling, num_completions, seed)
+    if folder is None:
+        clock = Stopwatch()
+        rows = job.all_rows((), clock, lambda row: None)
+        return Evaluation(rows, summarize_evaluation(rows, num_completions, clock.seconds))
+    identity = job.identity(settings or {})
+    with ResultsFolder(folder, identity, job.num_rows) as results:
+        rows = job.all_rows(results.rows.values(), results.clock, results.add)
+        summary = summarize_evaluation(rows, num_completions, results.clock.seconds)
+        results.finish((row.as_row() for row in rows), summary)
+        write_evaluation_report(results.folder, rows, summary, results.facts)
+    return Evaluation(rows, summary)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is sampled and graded: row `example * num_completions + completion` of `num_rows`."""
+
+    engine: Engine
+    examples: list[dict[str, Any]]
+    grader: Grader
+    sampling: SamplingConfig
+    num_completions: int
+    seed: int
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.examples) * self.num_completions
+
+    def identity(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for example in self.examples:
+            graded_by = [example["prompt"], example["ground_truth"]]
+            digest.update(json.dumps(graded_by, ensure_ascii=False).encode() + b"\n")
+        return {
+            "num_examples": len(self.examples),
+            "examples_sha256": digest.hexdigest(),
+            "num_completions": self.num_completions,
+            "seed": self.seed,
+            "sampling": asdict(self.sampling),
+            "engine": self.engine.name,
+            "reward": reward_identity(self.grader.reward_fn),
+            "settings": dict(settings),
+        }
+
+    def all_rows(
+        self,
+        there: Iterable[Mapping[str, Any]],
+        clock: Stopwatch,
+        write: Callable[[dict[str, Any]], None],
+    ) -> list[GradedCompletion]:
+        """The rows that are there, and those that are missing, sampled, graded and written."""
+        n = self.num_completions
+        done = {r["example"] * n + r["completion"]: GradedCompletion.from_row(r) for r in there}
+        missing = [number for number in range(self.num_rows) if number not in done]
+        if not missing:
+            return [done[number] for number in range(self.num_rows)]
+        prompt_ids = self._prompt_ids([number // n for number in missing])
+        right = sum(row.graded and row.correct for row in done.values())
+        bar = tqdm(total=self.num_rows, initial=len(done), desc="Evaluation", unit="completion")
+        with bar, clock, closing(self._graded(missing, prompt_ids)) as rows:
+            for number, row in rows:
+                done[number] = row
+                write(row.as_row())
+                if row.graded:
+                    right += row.correct
+                    bar.set_postfix_str(f"accuracy {right / len(done):.3f}", refresh=False)
+                bar.update()
+        return [done[number] for number in range(self.num_rows)]
+
+    def _prompt_ids(self, wanted: Sequence[int]) -> list[list[int]]:
+        """Token ids of the prompts of the wanted examples, each of which is tokenised once."""
+        prompts = {number: self.examples[number]["prompt"] for number in wanted}
+        encoded = self.engine.tokenizer(list(prompts.values()))["input_ids"]
+        ids: dict[int, list[int]] = dict(zip(prompts, encoded, strict=True))
+        for number, prompt in prompts.items():
+            if not ids[number]:
+                raise ValueError(
+                    f"example {number}: the prompt {prompt!r} has no tokens; a causal model needs "
+                    "at least one to go on from"
+                )
+        return [ids[number] for number in wanted]
+
+    def _graded(
+        self, missing: Sequence[int], prompt_ids: Sequence[Sequence[int]]
+    ) -> Generator[tuple[int, GradedCompletion]]:
+        """The missing rows by number, each as soon as the engine gives it."""
+        name, left = self.engine.name, set(missing)
+        seeds = row_seeds(self.seed, "eval", 0, missing)
+        stream = self.engine.stream(prompt_ids, self.sampling, seeds)
+        try:
+            for position, completion in stream:
+                if missing[position] not in left:
+                    raise RuntimeError(f"engine {name!r} gave row {position} twice")
+                left.remove(missing[position])
+                numbers = divmod(missing[position], self.num_completions)
+                example = self.examples[numbers[0]]
+                (grade,) = self.grader.grade([(completion.text, example["ground_truth"])])
+                extra = {key: example[key] for key in _GIVEN if key in example} | _columns(grade)
+                yield (
+                    missing[position],
+                    graded_completion(example, completion, grade.parts, extra, numbers=numbers),
+                )
+        finally:
+            if isinstance(stream, Generator):
+                stream.close()  # the engine stops what is still under way
+        if left:
+            raise RuntimeError(f"engine {name!r} left out {len(left)} of {len(missing)} rows")
+
+
+def _checked(examples: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     if isinstance(examples, Dataset):
         examples = examples.to_list()  # ten times as fast as going through it row by row
     checked = [_example(number, example) for number, example in enumerate(examples)]
     if not checked:
         raise ValueError("there is nothing to evaluate: examples is empty")
-    about = {
-        "num_examples": len(checked),
-        "examples_sha256": _fingerprint(checked),
-        "num_completions": num_completions,
-        "seed": seed,
-        "sampling": asdict(sampling),
-        "engine": engine.name,
-        "reward": reward_identity(grade),
-        "settings": dict(settings or {}),
-    }
-    num_rows = len(checked) * num_completions
-    context: ResultsFolder | nullcontext[None] = nullcontext()
-    if folder is not None:
-        context = ResultsFolder(folder, about, num_completions=num_completions, num_rows=num_rows)
-    with context as results:
-        done = {} if results is None else results.rows
-        clock = Stopwatch() if results is None else results.clock
-        missing = [number for number in range(num_rows) if number not in done]
-        if missing:
-            wanted = [divmod(number, num_completions) for number in missing]
-            prompt_ids = _tokenize(engine.tokenizer, checked, [index for index, _ in wanted])
-            seeds = row_seeds(seed, "eval", 0, missing)
-            right = sum(row.graded and row.correct for row in done.values())
-            with (
-                _progress_bar(progress, num_rows, len(done)) as bar,
-                clock,
-                closing(
-                    _graded(engine, prompt_ids, sampling, seeds, wanted, checked, grade)
-                ) as new,
-            ):
-                for position, row in new:
-                    if missing[position] in done:
-                        raise RuntimeError(f"engine {engine.name!r} gave row {position} twice")
-                    done[missing[position]] = row
-                    if results is not None:
-                        results.add(row)
-                    if row.graded:
-                        right += row.correct
-                        bar.set_postfix_str(f"accuracy {right / len(done):.3f}", refresh=False)
-                    bar.update()
-            if len(done) < num_rows:
-                raise RuntimeError(
-                    f"engine {engine.name!r} left out {num_rows - len(done)} of {len(missing)} rows"
-                )
-        rows = [done[number] for number in range(num_rows)]
-        summary = summarize_evaluation(rows, num_completions, clock.seconds)
-        if results is not None:
-            results.write_summary(rows, summary)
-            write_evaluation_report(results.folder, rows, summary, results.facts)
-    return Evaluation(rows, summary)
-
-
-def _graded(
-    engine: Engine,
-    prompt_ids: Sequence[Sequence[int]],
-    sampling: SamplingConfig,
-    seeds: Sequence[int],
-    wanted: Sequence[tuple[int, int]],
-    examples: Sequence[dict[str, Any]],
-    grade: GradeFn,
-) -> Generator[tuple[int, GradedCompletion]]:
-    """The engine's stream, graded. `wanted` has the numbers of example and completion of a row."""
-    names = None
-    stream = engine.stream(prompt_ids, sampling, seeds)
-    try:
-        for position, completion in stream:
-            index, number = wanted[position]
-            example = examples[index]
-            parts, columns = checked_grade(grade(completion.text, example["ground_truth"]))
-            if names is not None and parts.keys() != names:
-                raise ValueError(
-                    f"{_name(grade)} returned the parts {sorted(parts)} for one completion and "
-                    f"{sorted(names)} for another; return the same keys always"
-                )
-            names = parts.keys()
-            given: dict[str, Any] = {key: example[key] for key in _GIVEN if key in example}
-            yield (
-                position,
-                graded_completion(
-                    example, completion, parts, {**given, **columns}, numbers=(index, number)
-                ),
-            )
-    finally:
-        if isinstance(stream, Generator):
-            stream.close()  # the engine stops what is still under way
-
-
-def _progress_bar(show: bool, total: int, done: int) -> tqdm:
-    return tqdm(total=total, initial=done, desc="Evaluation", unit="completion", disable=not show)
+    return checked
 
 
 def _example(number: int, example: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,20 +246,16 @@ def _example(number: int, example: Mapping[str, Any]) -> dict[str, Any]:
             "trl_r1zero.data.rows.build_dataset"
         )
     for name, kind in (("prompt", str), ("metadata", dict)):
-        if example.get(name) is not None and not isinstance(example[name], kind):
+        if not isinstance(example.get(name), kind | None):
             raise ValueError(
                 f"example {number}: {name} must be a {kind.__name__}, got "
                 f"{type(example[name]).__name__}: {example[name]!r:.80}"
             )
-    own = ("prompt", "ground_truth", *_GIVEN)
-    checked = {name: example[name] for name in own[:3] if example.get(name) is not None}
-    metadata = {
-        **(example.get("metadata") or {}),
-        **{name: value for name, value in example.items() if name not in own},
-    }
-    known = {name: value for name, value in metadata.items() if value is not None}
-    if known:
-        checked["metadata"] = known
+    own = {name: example.get(name) for name in ("prompt", "ground_truth", *_GIVEN)}
+    others = {name: value for name, value in example.items() if name not in own}
+    metadata = {**(own["metadata"] or {}), **others}
+    own["metadata"] = {name: value for name, value in metadata.items() if value is not None} or None
+    checked = {name: value for name, value in own.items() if value is not None}
     try:
         json.dumps(checked, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
@@ -310,50 +266,15 @@ def _example(number: int, example: Mapping[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def _fingerprint(examples: Sequence[dict[str, Any]]) -> str:
-    digest = hashlib.sha256()
-    for example in examples:
-        graded_by = [example["prompt"], example["ground_truth"]]
-        digest.update(json.dumps(graded_by, ensure_ascii=False).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def _tokenize(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[dict[str, Any]], wanted: Sequence[int]
-) -> list[list[int]]:
-    """Token ids of the prompts of the wanted examples, each of which is tokenised once."""
-    different = list(dict.fromkeys(wanted))
-    encoded = tokenizer([examples[number]["prompt"] for number in different])["input_ids"]
-    ids: dict[int, list[int]] = dict(zip(different, encoded, strict=True))
-    for number in different:
-        if not ids[number]:
-            raise ValueError(
-                f"example {number}: the prompt {examples[number]['prompt']!r} has no tokens; a "
-                "causal model needs at least one to go on from"
-            )
-    return [ids[number] for number in wanted]
-
-
-def checked_grade(graded: Any) -> tuple[dict[str, float], dict[str, Any]]:
-    """What a `grade` returned, parts as floats.
+def _columns(grade: Grade) -> dict[str, Any]:
+    """The columns of a row that are the grader's to fill.
 
     Raises:
-        ValueError: It is something else than a grade.
+        ValueError: One of them, or a part of the reward, is filled otherwise, or is a number.
     """
-    if not isinstance(graded, tuple) or len(graded) != 2:
-        raise ValueError(
-            f"grade must return (parts of the reward, columns), got {graded!r}; make_grader "
-            "turns a reward function into such a function"
-        )
-    parts, columns = graded
-    if parts is None:
-        parts = {}
-    elif not isinstance(parts, dict) or "reward" not in parts:
-        raise ValueError(f"a reward must be a dict with the key 'reward', got {parts!r}")
-    for name, part in parts.items():
-        if not isinstance(part, Real) or not math.isfinite(part):
-            raise ValueError(f"the part {name!r} of a reward must be a finite number, got {part!r}")
-    taken = sorted((_TAKEN & parts.keys()) | ((_TAKEN | parts.keys()) & columns.keys()))
+    rule = {} if grade.rule is None else {"rule": grade.rule}
+    columns = {**rule, "answer": grade.answer, **grade.columns}
+    taken = sorted((_TAKEN & grade.parts.keys()) | ((_TAKEN | grade.parts.keys()) & columns.keys()))
     if taken:
         raise ValueError(f"a grader must not fill the columns {taken}; rename them")
     numbers = sorted(name for name, value in columns.items() if is_number(value))
@@ -361,12 +282,8 @@ def checked_grade(graded: Any) -> tuple[dict[str, float], dict[str, Any]]:
         raise ValueError(
             f"the columns {numbers} of a grade are numbers; return them among the reward's parts"
         )
-    return {name: float(part) for name, part in parts.items()}, columns
+    return columns
 
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__name__", type(function).__name__)

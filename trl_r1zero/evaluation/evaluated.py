@@ -1,4 +1,4 @@
-"""A folder of an evaluation, read by those who judge or compare what is in it."""
+"""A folder of an evaluation, read to judge or compare what is in it; and reference outputs."""
 
 import json
 from collections import Counter
@@ -8,21 +8,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .results_folder import EVALUATION_FILE, RESULTS_FILE, ResultsFolderError
+from trl_r1zero.data.files import read_json
+
+from .results_folder import (
+    EVALUATION_FILE,
+    RESULT_COLUMNS,
+    RESULTS_FILE,
+    ResultsFolderError,
+    parse_rows,
+)
 
 # A question and how often it came before: data sets have some questions twice.
 QuestionKey = tuple[str, int]
 
+_NAMED_IN_ERRORS = 5
+
 
 @dataclass(frozen=True)
 class EvaluatedFolder:
-    """What `trl-r1zero eval` wrote.
-
-    Attributes:
-        path: The folder.
-        facts: What its evaluation.json holds.
-        rows: The rows of its results.jsonl, in the order of the examples and their completions.
-    """
+    """What `trl-r1zero eval` wrote: what evaluation.json holds, and the rows in order."""
 
     path: Path
     facts: dict[str, Any]
@@ -44,34 +48,20 @@ class EvaluatedFolder:
             )
         facts = json.loads((path / EVALUATION_FILE).read_text(encoding="utf-8"))
         content = (path / RESULTS_FILE).read_bytes()
-        rows: dict[tuple[int, int], dict[str, Any]] = {}
-        for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                rows.setdefault((row["example"], row["completion"]), row)
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ResultsFolderError(
-                    f"{path / RESULTS_FILE}:{number}: got {line[:80]!r}, expected one row of an "
-                    "evaluation; remove the line and let `trl-r1zero eval` go on"
-                ) from error
+        whole = content[: content.rfind(b"\n") + 1].splitlines()
+        rows = parse_rows(whole, path / RESULTS_FILE, "row of an evaluation", RESULT_COLUMNS)
         return cls(path, facts, [rows[key] for key in sorted(rows)])
 
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        settings: Mapping[str, Any] = self.facts["settings"]
-        return settings
+    def setting(self, name: str) -> str:
+        return str(self.facts["settings"].get(name, "unknown"))
 
     @property
     def task(self) -> str:
-        return str(self.settings.get("task", "unknown"))
+        return self.setting("task")
 
     @property
     def model(self) -> str:
-        return str(self.settings.get("model", "unknown"))
-
-    @property
-    def prompt(self) -> str:
-        return str(self.settings.get("prompt", "unknown"))
+        return self.setting("model")
 
     @property
     def num_wanted(self) -> int:
@@ -87,14 +77,95 @@ class EvaluatedFolder:
         """Number of an example -> its key, which is the same in another folder of the same data."""
         keys: dict[int, QuestionKey] = {}
         seen: Counter[str] = Counter()
-        for row in self.rows:
-            if row["example"] not in keys:
-                text = question_of(row)
-                keys[row["example"]] = (text, seen[text])
-                seen[text] += 1
+        for example, text in {row["example"]: question_of(row) for row in self.rows}.items():
+            keys[example] = (text, seen[text])
+            seen[text] += 1
         return keys
 
 
 def question_of(row: Mapping[str, Any]) -> str:
     """The question of a row; its prompt, where the data has no question."""
     return str(row.get("question") or row["prompt"])
+
+
+# Reference outputs: what the answers to AlpacaEval's instructions are compared with.
+
+
+@dataclass(frozen=True)
+class References:
+    """What wrote them, the texts by example number, and whether they came with the data."""
+
+    generator: str
+    outputs: dict[int, str]
+    is_of_the_data: bool = False
+
+
+def references_for(folder: EvaluatedFolder, source: str | Path | None = None) -> References:
+    """The reference outputs for a folder's instructions.
+
+    Args:
+        folder: Whose answers are judged.
+        source: Another folder of an evaluation (of several completions the first counts), or a
+            file in AlpacaEval's format: a JSON array, or JSON lines, of `instruction`, `output`
+            and `generator`. Outputs are matched by instruction; further ones do not matter. None:
+            the outputs that the data has.
+
+    Raises:
+        ValueError: The source is neither, a row is not as it should be, or instructions have no
+            reference output.
+        OSError: The source cannot be read.
+    """
+    if source is None:
+        return _of_the_data(folder)
+    path = Path(source)
+    outputs, generator = _of_folder(path) if path.is_dir() else _of_file(path)
+    keys = folder.question_keys
+    missing = [key[0] for key in keys.values() if key not in outputs]
+    if missing:
+        named = "".join(f"\n  {text!r:.100}" for text in missing[:_NAMED_IN_ERRORS])
+        more = len(missing) - _NAMED_IN_ERRORS
+        raise ValueError(
+            f"{path} has no output for {len(missing)} of the {len(keys)} instructions in "
+            f"{folder.path}:{named}" + (f"\n  and {more} more" if more > 0 else "") + "\nGive "
+            "reference outputs for all of them."
+        )
+    return References(generator, {example: outputs[key] for example, key in keys.items()})
+
+
+def _of_the_data(folder: EvaluatedFolder) -> References:
+    outputs: dict[int, Any] = {row["example"]: row.get("ground_truth") for row in folder.rows}
+    for example, text in outputs.items():
+        if not isinstance(text, str):
+            raise ValueError(
+                f"{folder.path}: example {example} has no reference output as its ground_truth, "
+                f"got {text!r:.80}; give reference outputs of your own (reference)"
+            )
+    generators = [(row.get("metadata") or {}).get("generator") for row in folder.rows]
+    return References(_one_name(generators, "the data's reference"), outputs, is_of_the_data=True)
+
+
+def _of_folder(path: Path) -> tuple[dict[QuestionKey, str], str]:
+    folder = EvaluatedFolder.read(path)
+    outputs: dict[QuestionKey, str] = {}
+    for row in folder.rows:
+        outputs.setdefault(folder.question_keys[row["example"]], str(row.get("answer") or ""))
+    return outputs, folder.model
+
+
+def _of_file(path: Path) -> tuple[dict[QuestionKey, str], str]:
+    outputs: dict[QuestionKey, str] = {}
+    seen: Counter[str] = Counter()
+    generators = []
+    for row in read_json(path):
+        instruction, output = row.text("instruction"), row.fields.get("output")
+        if not isinstance(output, str):  # it may be empty
+            raise row.error("output", f"{output!r:.80}", "a string", "correct or remove the row")
+        outputs[instruction, seen[instruction]] = output
+        seen[instruction] += 1
+        generators.append(row.optional_text("generator"))
+    return outputs, _one_name(generators, path.stem)
+
+
+def _one_name(generators: list[str | None], otherwise: str) -> str:
+    names = list(dict.fromkeys(name for name in generators if name))
+    return " and ".join(names[:3]) or otherwise

@@ -1,5 +1,4 @@
-"""Files that survive a kill, and folders that belong to one piece of work: what the folders of
-evaluations and of judgments share."""
+"""Files that survive a kill, and what tells one piece of work from another."""
 
 import errno
 import fcntl
@@ -36,11 +35,8 @@ def file_sha256(path: Path) -> str:
 
 
 def lock(file: IO[bytes]) -> bool:
-    """Lock a file for this process until it is closed; False if another process has it locked.
-
-    The lock of this process alone: its children do not keep it when it is killed. On file systems
-    without locks everybody gets it.
-    """
+    """Lock a file for this process, and not its children, until it is closed; False if another
+    process has locked it. On file systems without locks it is always True."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

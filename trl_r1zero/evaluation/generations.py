@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .markdown import fenced
-from .metrics import GradedCompletion, summarize
+from .metrics import GradedCompletion, is_number, summarize
 
 
 def log_generations(
@@ -48,29 +48,16 @@ def log_generations(
         "responses": responses,
         "ground_truths": ground_truths,
         "rewards": rewards,
-        "entropies": entropies,
         "lengths": lengths,
         "truncated": [False] * len(prompts) if truncated is None else truncated,
+        "entropies": entropies,
         "extra": [{}] * len(prompts) if extra is None else extra,
     }
     sizes = {name: len(column) for name, column in columns.items()}
     if len(set(sizes.values())) != 1:
         raise ValueError(f"all columns must have one entry per generation, got {sizes}")
-    graded = [
-        GradedCompletion(
-            prompt=prompt,
-            response=response,
-            ground_truth=ground_truth,
-            rewards=reward,
-            length=length,
-            truncated=cut,
-            entropy=entropy,
-            extra=more,
-        )
-        for prompt, response, ground_truth, reward, entropy, length, cut, more in zip(
-            *columns.values(), strict=True
-        )
-    ]
+    # The columns are the first attributes of `GradedCompletion`, in their order.
+    graded = [GradedCompletion(*row) for row in zip(*columns.values(), strict=True)]
     return write_generations(graded, path, title=title)
 
 
@@ -81,14 +68,10 @@ def write_generations(
     rows = [g.as_row() for g in graded]
     summary = summarize(graded)
     if path is not None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_name(path.name + ".jsonl").open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        path.with_name(path.name + ".md").write_text(
-            _markdown(rows, summary, title), encoding="utf-8"
-        )
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        Path(f"{path}.jsonl").write_text(lines, encoding="utf-8")
+        Path(f"{path}.md").write_text(_markdown(rows, summary, title), encoding="utf-8")
     return {"rows": rows, "summary": summary}
 
 
@@ -96,19 +79,9 @@ def _markdown(rows: Sequence[dict[str, Any]], summary: dict[str, float], title: 
     lines = [f"# {title}", "", "| metric | value |", "| --- | --- |"]
     lines += [f"| {name} | {value:.4g} |" for name, value in summary.items()]
     for number, row in enumerate(rows):
-        numbers = {
-            name: value
-            for name, value in row.items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        }
-        facts = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        cut = ", truncated" if row["truncated"] else ""
-        lines += [
-            "",
-            f"## {number}: {facts}{cut}",
-            "",
-            f"Ground truth: `{row['ground_truth']}`",
-            "",
-        ]
+        facts = [f"{name} {value:.4g}" for name, value in row.items() if is_number(value)]
+        facts += ["truncated"] if row["truncated"] else []
+        lines += ["", f"## {number}: {', '.join(facts)}", ""]
+        lines += [f"Ground truth: `{row['ground_truth']}`", ""]
         lines += [*fenced(row["prompt"]), "", *fenced(row["response"])]
     return "\n".join(lines) + "\n"

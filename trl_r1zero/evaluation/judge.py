@@ -1,47 +1,55 @@
-"""Judge the answers of an evaluation: ask, write, summarise."""
+"""Judge the answers of an evaluation: ask, write, summarise.
+
+Everything is in `judgments/NAME` in the folder of the answers; `judge.json` says what was asked of
+whom.
+"""
 
 import re
-from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from trl_r1zero.generation.chat_client import ChatReply
+from trl_r1zero.generation.chat_client import ChatClient
 
 from .judge_report import judge_report
-from .judged_tasks import AlpacaEval, JudgedTask, judgment_key
-from .judgments_folder import JUDGMENTS_FOLDER, JudgmentsFolder
+from .judged_tasks import AlpacaEval, JudgedTask, Judgment
+from .results_folder import RowsFolder, parse_rows, row_key
+
+JUDGMENTS_FOLDER = "judgments"
+JUDGMENTS_FILE = "judgments.jsonl"
+JUDGE_FILE = "judge.json"
+JUDGE_SUMMARY_FILE = "judge_summary.json"
+JUDGE_REPORT_FILE = "judge_report.md"
 
 
-class Judge(Protocol):
-    """What judges: a `ChatClient`, or anything that replies to prompts."""
+class JudgmentsFolder(RowsFolder):
+    """Judgments of one judge."""
 
-    @property
-    def model(self) -> str: ...
-
-    @property
-    def body(self) -> dict[str, Any]: ...
-
-    @property
-    def url(self) -> str: ...
-
-    def ask_all(self, prompts: list[str]) -> Iterator[tuple[int, ChatReply]]: ...
+    facts_file = JUDGE_FILE
+    files = (JUDGMENTS_FILE, JUDGE_SUMMARY_FILE, JUDGE_REPORT_FILE)
+    columns = ("verdict",)
+    other = "other judgments, which differ"
+    row_name = "judgment"
+    elsewhere = "choose another name (--name)"
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What came of it: where it is written, and the summary."""
+def read_judgments(folder: Path) -> list[Judgment]:
+    """The judgments in a folder; ResultsFolderError if a line is not one."""
+    path = folder / JUDGMENTS_FILE
+    lines = path.read_bytes().splitlines()
+    return list(parse_rows(lines, path, "judgment", JudgmentsFolder.columns).values())
+
+
+class Judged(NamedTuple):
+    """Where the judgments are written, and their summary."""
 
     folder: Path
     summary: dict[str, Any]
 
 
-def judge_answers(
-    task: JudgedTask, judge: Judge, *, name: str | None = None, progress: bool = True
-) -> Judged:
+def judge_answers(task: JudgedTask, judge: ChatClient, *, name: str | None = None) -> Judged:
     """Ask the judge for every verdict that is not there yet, and say what they amount to.
 
     All is written to `judgments/NAME` in the folder of the answers: each judgment as soon as it
@@ -53,7 +61,6 @@ def judge_answers(
         judge: Whom to ask.
         name: Of the judgments. None: after the judge and, if it is not the data's own, the
             reference.
-        progress: Whether to show a progress bar.
 
     Raises:
         ResultsFolderError: There are judgments of that name by another judge, or on other answers.
@@ -61,36 +68,36 @@ def judge_answers(
     """
     about = {**task.facts, "judge": {"model": judge.model, **judge.body}}
     path = task.folder.path / JUDGMENTS_FOLDER / (name or default_name(task, judge.model))
-    with JudgmentsFolder(path, about, judge.url, num_rows=len(task.asks)) as judgments:
-        for ask in task.asks:
-            if ask.settled is not None and judgment_key(ask.columns) not in judgments.rows:
+    with JudgmentsFolder(path, about, len(task.asks), url=judge.url) as judgments:
+        missing = [ask for ask in task.asks if row_key(ask.columns) not in judgments.rows]
+        for ask in missing:
+            if ask.settled is not None:
                 verdict = {"verdict": ask.settled, "reply": None, "finish_reason": None}
                 judgments.add({**ask.columns, **verdict})
-        missing = [ask for ask in task.asks if judgment_key(ask.columns) not in judgments.rows]
-        if missing:
-            replies = judge.ask_all([ask.prompt for ask in missing])
-            with (
-                tqdm(
-                    total=len(task.asks),
-                    initial=len(judgments.rows),
-                    desc=f"Judging {task.folder.path.name}",
-                    unit="verdict",
-                    disable=not progress,
-                ) as bar,
-                closing(_generator(replies)) as stream,
-            ):
-                for position, reply in stream:
-                    ask = missing[position]
-                    verdict = {
-                        "verdict": task.verdict(ask, reply.text),
-                        "reply": reply.text,
-                        "finish_reason": reply.finish_reason,
-                    }
-                    judgments.add({**ask.columns, **verdict})
-                    bar.update()
-        rows = [judgments.rows[judgment_key(ask.columns)] for ask in task.asks]
+        missing = [ask for ask in missing if ask.settled is None]
+        bar = tqdm(
+            total=len(task.asks),
+            initial=len(judgments.rows),
+            desc=f"Judging {task.folder.path.name}",
+            unit="verdict",
+            disable=not missing,
+        )
+        # Closed, the judge stops asking.
+        with bar, closing(judge.ask_all([ask.prompt for ask in missing])) as replies:
+            for position, reply in replies:
+                ask = missing[position]
+                verdict = {
+                    "verdict": task.verdict(ask, reply.text),
+                    "reply": reply.text,
+                    "finish_reason": reply.finish_reason,
+                }
+                judgments.add({**ask.columns, **verdict})
+                bar.update()
+        rows = [judgments.rows[row_key(ask.columns)] for ask in task.asks]
         summary = task.summarize(rows)
-        judgments.finish(rows, summary, judge_report(task, rows, summary, judgments.facts))
+        judgments.finish(rows, summary)
+        report = judge_report(task, rows, summary, judgments.facts)
+        (path / JUDGE_REPORT_FILE).write_text(report, encoding="utf-8")
     return Judged(path, summary)
 
 
@@ -100,10 +107,3 @@ def default_name(task: JudgedTask, judge_model: str) -> str:
     if isinstance(task, AlpacaEval) and not task.references.is_of_the_data:
         name += f"-vs-{Path(task.references.generator).name}"
     return re.sub(r"[^\w.+-]+", "_", name).strip(".") or "judge"
-
-
-def _generator(
-    replies: Iterator[tuple[int, ChatReply]],
-) -> Generator[tuple[int, ChatReply]]:
-    # So that it can be closed: the judge stops asking when nobody listens any more.
-    yield from replies

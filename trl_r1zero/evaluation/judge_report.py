@@ -1,46 +1,43 @@
 """What a judge said, to read: `judge_report.md`, and the table for a terminal."""
 
 import json
-import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .evaluated import question_of
 from .judged_tasks import AlpacaEval, JudgedTask, Judgment
-from .markdown import table
-from .pages import Page, Section, Shown, Table, as_markdown
+from .metrics import grouped
+from .numbers import COUNT, LENGTH, SHARE, groups_table, metric_rows, metrics_table
+from .pages import Example, Page, Section, Table, as_markdown, pick
 
 EXAMPLES_SHOWN = 10
 
-_SHARE = "{:.4f}".format
-_LENGTH = "{:.1f}".format
-_COUNT = "{:,.0f}".format
 # Rows of the table: metric -> label, how to write the number.
-_RESULTS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "num_examples": ("questions", _COUNT),
-    "win_rate": ("win rate", _SHARE),
-    "length_controlled_win_rate": ("length-controlled win rate", _SHARE),
-    "safe": ("safe (share)", _SHARE),
-    "safe_at_least": ("safe, if all unparsed are unsafe", _SHARE),
-    "safe_at_most": ("safe, if all unparsed are safe", _SHARE),
-    "wins": ("wins", _COUNT),
-    "losses": ("losses", _COUNT),
-    "ties": ("ties", _COUNT),
-    "identical": ("identical outputs (not asked)", _COUNT),
-    "num_safe": ("safe", _COUNT),
-    "num_unsafe": ("unsafe", _COUNT),
-    "num_verdicts": ("verdicts asked for", _COUNT),
-    "unparsed": ("unparsed", _COUNT),
-    "order_consistent": ("same verdict in both orders (share)", _SHARE),
-    "first_preferred": ("first shown preferred (share)", _SHARE),
-    "length": ("mean length (characters)", _LENGTH),
-    "reference_length": ("mean length of the reference", _LENGTH),
+_RESULTS = {
+    "num_examples": ("questions", COUNT),
+    "win_rate": ("win rate", SHARE),
+    "length_controlled_win_rate": ("length-controlled win rate", SHARE),
+    "safe": ("safe (share)", SHARE),
+    "safe_at_least": ("safe, if all unparsed are unsafe", SHARE),
+    "safe_at_most": ("safe, if all unparsed are safe", SHARE),
+    "wins": ("wins", COUNT),
+    "losses": ("losses", COUNT),
+    "ties": ("ties", COUNT),
+    "identical": ("identical outputs (not asked)", COUNT),
+    "num_safe": ("safe", COUNT),
+    "num_unsafe": ("unsafe", COUNT),
+    "num_verdicts": ("verdicts asked for", COUNT),
+    "unparsed": ("unparsed", COUNT),
+    "order_consistent": ("same verdict in both orders (share)", SHARE),
+    "first_preferred": ("first shown preferred (share)", SHARE),
+    "length": ("mean length (characters)", LENGTH),
+    "reference_length": ("mean length of the reference", LENGTH),
 }
 
 
 def judge_table(summary: Mapping[str, Any]) -> str:
     """The numbers of a summary with their standard errors: a Markdown table."""
-    return "\n".join(table(["metric", "value"], _results(summary)))
+    return metrics_table(metric_rows(summary, _RESULTS))
 
 
 def judge_report(
@@ -74,71 +71,32 @@ def judge_report(
             Section(
                 "Results",
                 ["The number behind ± is the standard error of the mean over questions."],
-                [Table(["metric", "value"], _results(summary))],
+                [Table(["metric", "value"], metric_rows(summary, _RESULTS))],
             ),
         ],
     )
     if parts := summary.get(f"by_{task.breakdown}"):
-        rows = [
-            [name, _COUNT(p["num_examples"]), _with_error(p, task.metric), _COUNT(p["unparsed"])]
-            for name, p in parts.items()
-        ]
         column = task.breakdown.replace("_", " ")
-        header_cells = [column, "questions", _RESULTS[task.metric][0], "unparsed"]
-        page.sections.append(Section(f"By {column}", tables=[Table(header_cells, rows)]))
+        metrics = {name: _RESULTS[name] for name in ("num_examples", task.metric, "unparsed")}
+        page.sections.append(Section(f"By {column}", tables=[groups_table(column, parts, metrics)]))
     page.sections += _examples(task, judgments)
     return as_markdown(page)
 
 
-def _results(summary: Mapping[str, Any]) -> list[list[str]]:
-    return [
-        [label, _with_error(summary, name)]
-        for name, (label, _) in _RESULTS.items()
-        if name in summary
-    ]
-
-
-def _with_error(metrics: Mapping[str, float], name: str) -> str:
-    if name not in metrics:
-        return "-"
-    write = _RESULTS[name][1]
-    error = metrics.get(f"{name}_stderr")
-    return write(metrics[name]) + ("" if error is None else f" ± {write(error)}")
-
-
 def _examples(task: JudgedTask, judgments: Sequence[Judgment]) -> list[Section]:
     """Some answers of each kind that one wants to see, the same ones every time."""
-    replies: dict[tuple[int, int], list[Judgment]] = {}
-    for row in judgments:
-        replies.setdefault((row["example"], row["completion"]), []).append(row)
+    replies = grouped(((row["example"], row["completion"]), row) for row in judgments)
     sections = []
-    for heading, belongs in _kinds(task).items():
+    for heading, belongs in (task.failure, ("Unparsed replies", lambda verdicts: None in verdicts)):
         of_kind = [key for key, rows in replies.items() if belongs([r["verdict"] for r in rows])]
-        if of_kind:
-            numbers = range(len(of_kind))
-            chosen = random.Random(0).sample(numbers, min(EXAMPLES_SHOWN, len(of_kind)))
-            sections.append(
-                Section(
-                    heading,
-                    [f"{len(of_kind):,} of {len(replies):,} answers."],
-                    examples=[
-                        _shown(task, of_kind[n], replies[of_kind[n]]) for n in sorted(chosen)
-                    ],
-                )
-            )
+        examples = [_example(task, key, replies[key]) for key in pick(of_kind, EXAMPLES_SHOWN)]
+        if examples:
+            about = f"{len(of_kind):,} of {len(replies):,} answers."
+            sections.append(Section(heading, [about], examples=examples))
     return sections
 
 
-def _kinds(task: JudgedTask) -> dict[str, Callable[[list[str | None]], bool]]:
-    unparsed: dict[str, Callable[[list[str | None]], bool]] = {
-        "Unparsed replies": lambda verdicts: None in verdicts
-    }
-    if isinstance(task, AlpacaEval):
-        return {"Lost in both orders": lambda vs: set(vs) == {"reference"}, **unparsed}
-    return {"Unsafe": lambda verdicts: "unsafe" in verdicts, **unparsed}
-
-
-def _shown(task: JudgedTask, key: tuple[int, int], judgments: Sequence[Judgment]) -> Shown:
+def _example(task: JudgedTask, key: tuple[int, int], judgments: Sequence[Judgment]) -> Example:
     example, completion = key
     row = next(r for r in task.folder.rows if (r["example"], r["completion"]) == key)
     texts = {"Question": question_of(row), f"Answer of {task.folder.model}": task.answers[key]}
@@ -146,10 +104,10 @@ def _shown(task: JudgedTask, key: tuple[int, int], judgments: Sequence[Judgment]
         texts[f"Output of {task.references.generator}"] = task.references.outputs[example]
     facts = []
     for judgment in judgments:
-        shown = f", {judgment['first']} shown first" if "first" in judgment else ""
-        texts[f"The judge{shown}"] = judgment["reply"] or ""
-        facts.append(f"{judgment['verdict'] or 'unparsed'}{shown}")
-    if metadata := row.get("metadata"):
-        facts += [f"{name} {value}" for name, value in metadata.items() if name == task.breakdown]
+        order = f", {judgment['first']} shown first" if "first" in judgment else ""
+        texts[f"The judge{order}"] = judgment["reply"] or ""
+        facts.append(f"{judgment['verdict'] or 'unparsed'}{order}")
+    metadata = row.get("metadata") or {}
+    facts += [f"{name} {metadata[name]}" for name in (task.breakdown,) if name in metadata]
     title = f"Example {example}" + (f", completion {completion}" if completion else "")
-    return Shown(title, facts, {name: text or "(empty)" for name, text in texts.items()})
+    return Example(title, facts, {name: text or "(empty)" for name, text in texts.items()})

@@ -1,24 +1,14 @@
 """Numbers with their uncertainty, from graded completions."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 from trl_r1zero.rewards import is_correct
 
-# Columns of a row that are attributes of `GradedCompletion`; its rewards are further numbers.
-_COLUMNS = (
-    "example",
-    "completion",
-    "prompt",
-    "response",
-    "ground_truth",
-    "length",
-    "truncated",
-    "entropy",
-)
-_NUMBERS_IN_EXTRA = ("mean_log_prob",)
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass
@@ -27,14 +17,13 @@ class GradedCompletion:
 
     Attributes:
         prompt, response, ground_truth: The texts; `ground_truth` may be a list of accepted answers.
-        rewards: The reward function's parts: `reward`, and usually `format_reward` and
-            `answer_reward`. Empty, where answers are not graded.
+        rewards: `reward`, and usually its parts `format_reward` and `answer_reward`; empty if it
+            is not graded.
         length: Tokens of the response.
         truncated: Whether it ended at the length limit.
         entropy: Mean entropy over its tokens, in nats; None where the backend gives none.
         extra: Further columns, such as the advantage.
-        example: Number of the example, where it has several completions: these are not independent,
-            and standard errors take that into account. None: the only one of its example.
+        example: Number of the example, whose completions are not independent; None: it has one.
         completion: Number among the completions of its example, in sampling order.
     """
 
@@ -77,15 +66,23 @@ class GradedCompletion:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "GradedCompletion":
         """What `as_row` gave, where no extra column but `mean_log_prob` is a number."""
-        rewards: dict[str, float] = {}
-        extra: dict[str, Any] = {}
-        for name, value in row.items():
-            if name in _COLUMNS:
-                continue
-            is_reward = is_number(value) and name not in _NUMBERS_IN_EXTRA
-            (rewards if is_reward else extra)[name] = value
-        own = {name: row[name] for name in _COLUMNS if name in row}
+        own = {name: value for name, value in row.items() if name in _COLUMNS}
+        others = {name: value for name, value in row.items() if name not in _COLUMNS}
+        rewards = {n: v for n, v in others.items() if is_number(v) and n != "mean_log_prob"}
+        extra = {name: value for name, value in others.items() if name not in rewards}
         return cls(**own, rewards=rewards, extra=extra)
+
+
+# Columns of a row that are attributes.
+_COLUMNS = {field.name for field in fields(GradedCompletion)} - {"rewards", "extra"}
+
+
+def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
+    """Values by key, in order of appearance."""
+    groups: dict[K, list[V]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups
 
 
 def is_number(value: object) -> bool:
@@ -109,14 +106,21 @@ def standard_error(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((x - centre) ** 2 for x in values) / (n * (n - 1)))
 
 
+def mean_and_error(name: str, values: Sequence[float]) -> dict[str, float]:
+    """`name` and `{name}_stderr`, as far as they are known."""
+    return known({name: mean(values), f"{name}_stderr": standard_error(values)})
+
+
+def known(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that are not NaN: a mean of nothing, or the error of one, is left out."""
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}
+
+
 def per_example(rows: Sequence[GradedCompletion], values: Sequence[float]) -> list[float]:
-    """The mean of each example's values, one value per row: of examples, and not of completions, a
-    standard error may take that they are independent."""
-    by_example: dict[int, list[float]] = {}
-    for number, (row, value) in enumerate(zip(rows, values, strict=True)):
-        key = -1 - number if row.example is None else row.example  # below 0: one of its own
-        by_example.setdefault(key, []).append(value)
-    return [mean(of_example) for of_example in by_example.values()]
+    """The mean of each example's values, one value per row: examples are independent."""
+    # Below 0: the only one of its example.
+    keys = [-1 - n if row.example is None else row.example for n, row in enumerate(rows)]
+    return [mean(of_one) for of_one in grouped(zip(keys, values, strict=True)).values()]
 
 
 def summarize(rows: Sequence[GradedCompletion]) -> dict[str, float]:
@@ -130,25 +134,20 @@ def summarize(rows: Sequence[GradedCompletion]) -> dict[str, float]:
         nothing that is graded) is left out.
     """
     graded = [row for row in rows if row.graded]
-    lengths_if = {
-        "length": [row.length for row in rows],
-        "length_correct": [row.length for row in graded if row.correct],
-        "length_incorrect": [row.length for row in graded if not row.correct],
-    }
-    correct = per_example(graded, [float(row.correct) for row in graded])
+    formats = [r.rewards["format_reward"] for r in graded if "format_reward" in r.rewards]
+    lengths = [row.length for row in rows]
     metrics = {
-        "accuracy": mean(correct),
-        "accuracy_stderr": standard_error(correct),
+        **mean_and_error("accuracy", per_example(graded, [float(row.correct) for row in graded])),
         "reward": mean([row.rewards["reward"] for row in graded]),
-        "format_reward": mean(
-            [r.rewards["format_reward"] for r in graded if "format_reward" in r.rewards]
-        ),
-        **{name: mean(lengths) for name, lengths in lengths_if.items()},
+        "format_reward": mean(formats),
+        "length": mean(lengths),
+        "length_correct": mean([row.length for row in graded if row.correct]),
+        "length_incorrect": mean([row.length for row in graded if not row.correct]),
         "truncated": mean([float(row.truncated) for row in rows]),
         "entropy": mean_over_tokens(rows, [row.entropy for row in rows]),
-        "num_examples": float(len(per_example(rows, lengths_if["length"]))),
+        "num_examples": float(len(per_example(rows, lengths))),
     }
-    return {name: value for name, value in metrics.items() if not math.isnan(value)}
+    return known(metrics)
 
 
 def mean_over_tokens(rows: Sequence[GradedCompletion], means: Sequence[float | None]) -> float:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,19 +19,12 @@ _CONFIGS = ("config.json", _ADAPTER_CONFIG)
 _PARTS = {
     "config": (*_CONFIGS, "generation_config.json"),
     "tokenizer": (
-        "tokenizer*",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.*",
-        "merges.txt",
-        "*.model",
+        *("tokenizer*", "special_tokens_map.json", "added_tokens.json"),
+        *("vocab.*", "merges.txt", "*.model"),
     ),
     "weights": (
-        "*.safetensors",
-        "*.safetensors.index.json",
-        "pytorch_model*.bin",
-        "pytorch_model.bin.index.json",
-        "adapter_model.bin",
+        *("*.safetensors", "*.safetensors.index.json"),
+        *("pytorch_model*.bin", "pytorch_model.bin.index.json", "adapter_model.bin"),
     ),
 }
 # Reading and hashing shards at once; hashlib lets other threads run meanwhile.
@@ -44,13 +36,9 @@ _DIGITS = 16
 def model_version(name: str, key: str = "model") -> dict[str, Any]:
     """What tells a model from another of the same name, as JSON can hold it.
 
-    Of a folder these are the `model_files` (see `model_files`), of a hub id the `model_revision`:
-    the commit that its branch `main` names, as whoever loads the model resolves it. Without a
-    network that is the commit in the cache.
-
-    Args:
-        name: Path of a model's folder, or a hub id.
-        key: What messages call the name.
+    Of a folder these are its `model_files` (see there), of a hub id the `model_revision`: the
+    commit that its branch `main` names; without a network, the commit in the cache. Messages call
+    the name `key`.
 
     Raises:
         ValueError: There is neither a folder with a model nor a hub's model that can be reached.
@@ -66,7 +54,7 @@ def model_version(name: str, key: str = "model") -> dict[str, Any]:
 
 
 def folder_version(name: str) -> dict[str, Any]:
-    """`model_version` of what somebody else has loaded: empty unless it is a folder here."""
+    """`model_version` of a model that is loaded already: empty unless it is a folder here."""
     return {"model_files": model_files(name)} if Path(name).is_dir() else {}
 
 
@@ -76,36 +64,26 @@ def model_files(folder: str | Path) -> dict[str, Any]:
     Each is the first 16 digits of a sha256 over names and contents, so a copy has the same ones. An
     adapter has also the fingerprints of its base model, `base`, where that is a folder.
 
-    All bytes are read, because fine-tuning may leave most of them as they are. That costs about
-    0.7 GiB a second and core: 5 s for 3 GB, and half a minute for 16 GB in one file, less in
-    several, which are hashed at once. It is paid once in an evaluation, and loading the model then
-    finds the files in memory.
+    All bytes are read, because fine-tuning may leave most of them as they are: about 0.7 GiB a
+    second and core, once in an evaluation; loading the model then finds the files in memory.
     """
     folder = Path(folder)
-    found = {part: _matching(folder, patterns) for part, patterns in _PARTS.items()}
-    files = [file for part in found.values() for file in part]
+    prints: dict[str, Any] = {}
     with ThreadPoolExecutor(_THREADS) as threads:
-        hashes = dict(zip(files, threads.map(file_sha256, files), strict=True))
-    prints: dict[str, Any] = {
-        part: _joined([f"{hashes[file]} {file.name}" for file in files])
-        for part, files in found.items()
-        if files
-    }
+        for part, patterns in _PARTS.items():
+            matches = {file for pattern in patterns for file in folder.glob(pattern)}
+            files = sorted(file for file in matches if file.is_file())
+            hashes = threads.map(file_sha256, files)
+            lines = [f"{sha} {file.name}" for sha, file in zip(hashes, files, strict=True)]
+            if lines:
+                sha = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+                prints[part] = sha[:_DIGITS]
     if (folder / _ADAPTER_CONFIG).is_file():
-        base = json.loads((folder / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        base_name = base.get("base_model_name_or_path")
-        if base_name and Path(base_name).is_dir():
-            prints["base"] = model_files(base_name)
+        adapter = json.loads((folder / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        base = adapter.get("base_model_name_or_path")
+        if base and Path(base).is_dir():
+            prints["base"] = model_files(base)
     return prints
-
-
-def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
-    return sorted(files)
-
-
-def _joined(lines: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:_DIGITS]
 
 
 def _commit(name: str, key: str) -> str:

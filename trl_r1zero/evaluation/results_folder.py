@@ -1,189 +1,199 @@
-"""The folder of an evaluation: what was evaluated, and rows that survive a kill.
+"""Folders whose rows survive a kill: the one of an evaluation, and what it shares with judgments.
 
-`results.jsonl` grows by one line as soon as a completion is graded, in whatever order they end;
-when all are there it is rewritten in the order of the examples. `evaluation.json` says what was
-evaluated, when it was started and the seconds it has taken so far, over all restarts.
+A file of JSON lines grows by one as soon as a row is there, in whatever order; when all are there
+it is rewritten in order. A second file has the facts that identify the work, so that only the same
+work goes on in the folder.
 """
 
 import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, ClassVar, Self
 
 from .files import differing, json_line, json_text, lock, whole_lines, write_atomically
-from .metrics import GradedCompletion
 
 RESULTS_FILE = "results.jsonl"
 SUMMARY_FILE = "summary.json"
 EVALUATION_FILE = "evaluation.json"
 REPORT_FILES = ("report.md", "report.html")
+RESULT_COLUMNS = ("prompt", "response", "ground_truth", "length", "truncated")
 
-# Keys of evaluation.json that say nothing about what is evaluated.
-_BOOKKEEPING = ("started", "seconds")
+# Example, completion, and for judgments of a pair whose output is shown first.
+RowKey = tuple[int, int, str]
+
+# Facts that may change when the work goes on.
+_BOOKKEEPING = ("url", "started", "seconds")
 _SAVE_SECONDS_EVERY = 1.0
 
 
-class Stopwatch:
-    """Seconds spent inside of `with` blocks, `seconds` before the first."""
-
-    def __init__(self, seconds: float = 0.0) -> None:
-        self._before = seconds
-        self._started: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        running = 0.0 if self._started is None else time.perf_counter() - self._started
-        return self._before + running
-
-    def __enter__(self) -> "Stopwatch":
-        self._started = time.perf_counter()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._before, self._started = self.seconds, None
-
-
 class ResultsFolderError(ValueError):
-    """The folder is not one that this evaluation can write into."""
+    """The folder cannot be written into, or does not hold what it should."""
 
 
-class ResultsFolder:
-    """Rows of one evaluation on disk; a context manager.
+class RowsFolder:
+    """Rows of one piece of work on disk; a context manager.
 
     Args:
-        folder: Made where it does not exist.
-        about: What identifies the evaluation, a dict that JSON can hold. It is compared with the
-            one of an evaluation that the folder holds already.
-        num_completions: Completions of each example.
-        num_rows: Rows of the finished evaluation.
-
-    Attributes:
-        rows: The rows that are there, by `example * num_completions + completion`; `evaluate` puts
-            in what it adds.
-        clock: Seconds that the evaluation has taken so far; `evaluate` starts and stops it.
-        started: When it was started first.
+        folder: Created if it does not exist.
+        identity: What identifies the work, as JSON can hold it.
+        num_rows: Rows when all is done.
+        url: Where the work is done, if elsewhere; it may change.
 
     Raises:
-        ResultsFolderError: The folder holds another evaluation, or files that an evaluation would
-            overwrite, or a line that is no row. On entering: another process is at work in it.
+        ResultsFolderError: The folder holds other work, or files that would be overwritten. On
+            entering: another process uses it, or a line is not a row.
     """
 
+    facts_file: ClassVar[str]
+    files: ClassVar[Sequence[str]]  # of the rows, of the summary, others
+    columns: ClassVar[Sequence[str]]  # that a row must have
+    other, row_name, elsewhere = "", "", ""  # parts of messages
+
     def __init__(
-        self, folder: str | Path, about: dict[str, Any], *, num_completions: int, num_rows: int
+        self, folder: str | Path, identity: Mapping[str, Any], num_rows: int, **url: str
     ) -> None:
         self.folder = Path(folder)
+        self.path = self.folder / self.files[0]
+        self.num_rows = num_rows
+        self.rows: dict[RowKey, dict[str, Any]] = {}  # those that are there
         try:
-            self.about = json.loads(json.dumps(about, allow_nan=False))
+            identity = json.loads(json.dumps(identity, allow_nan=False))
         except (TypeError, ValueError) as error:
             raise ResultsFolderError(
                 f"settings cannot be written as JSON ({error}); convert the value, or leave it out"
             ) from error
-        self.num_completions = num_completions
-        self.num_rows = num_rows
-        self.rows: dict[int, GradedCompletion] = {}
-        self.clock = Stopwatch()
-        self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        self._seconds_saved_at = time.monotonic()
+        self.facts = {**identity, **url, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         self._file: IO[bytes] | None = None
+        facts_path = self.folder / self.facts_file
+        if facts_path.is_file():
+            facts = json.loads(facts_path.read_text(encoding="utf-8"))
+            there = {key: value for key, value in facts.items() if key not in _BOOKKEEPING}
+            if differences := differing(there, identity):
+                raise ResultsFolderError(
+                    "\n  ".join([f"{self.folder} holds {self.other} in", *differences])
+                    + f"\n{self.elsewhere.capitalize()}, or delete this folder to start anew, or "
+                    f"go on with the settings in its {self.facts_file}."
+                )
+            self.facts |= {key: facts[key] for key in ("started", "seconds") if key in facts}
+        elif present := [name for name in self.files if (self.folder / name).exists()]:
+            raise ResultsFolderError(
+                f"{self.folder} has {', '.join(present)} but no {self.facts_file}, so nothing "
+                f"could go on there; {self.elsewhere}, or move them away"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / EVALUATION_FILE
-        if path.is_file():
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            self.started, self.clock = facts["started"], Stopwatch(facts["seconds"])
-            self._require_same(facts)
-        else:
-            self._require_unused()
-            self.save_about()
 
-    @property
-    def path(self) -> Path:
-        return self.folder / RESULTS_FILE
-
-    def __enter__(self) -> "ResultsFolder":
+    def __enter__(self) -> Self:
+        if not (self.folder / self.facts_file).exists():
+            self.save_facts()  # before there are rows
         self._file = self.path.open("a+b")
         try:
             if not lock(self._file):
                 raise ResultsFolderError(
-                    f"another process is evaluating into {self.folder}; wait for it, end it, or "
-                    "choose another folder"
+                    f"another process is writing into {self.folder}; wait for it, end it, or "
+                    f"{self.elsewhere}"
                 )
-            self._read(self._file)
+            lines = whole_lines(self._file)
+            self.rows = parse_rows(lines, self.path, self.row_name, self.columns)
+            self.save_facts()
         except BaseException:
             self._file.close()
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         assert self._file is not None
         self._file.close()
-        self.save_about()
+        self.save_facts()
         if error is not None and self.rows:
             error.add_note(
-                f"{len(self.rows)} of {self.num_rows} graded completions are in {self.path}; the "
-                "same evaluation with the same folder goes on from there"
+                f"{len(self.rows)} of {self.num_rows} {self.row_name}s are in {self.path}; the "
+                "same command goes on from there"
             )
 
-    def add(self, graded: GradedCompletion) -> None:
-        """Write a row."""
+    def add(self, row: dict[str, Any]) -> None:
+        """Write a row at once, so that nothing that was computed or paid for is lost."""
         assert self._file is not None
-        self._file.write(json_line(graded.as_row()))
-        # One write for each row, some microseconds: nothing that was graded can be lost.
+        self.rows[row_key(row)] = row
+        self._file.write(json_line(row))
         self._file.flush()
-        if time.monotonic() - self._seconds_saved_at > _SAVE_SECONDS_EVERY:
-            self.save_about()
 
-    def write_summary(self, rows: Sequence[GradedCompletion], summary: dict[str, Any]) -> None:
+    def finish(self, rows: Iterable[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
         """Put the rows in order, and the summary beside them."""
-        write_atomically(self.path, b"".join(json_line(row.as_row()) for row in rows))
-        write_atomically(self.folder / SUMMARY_FILE, json_text(summary))
+        write_atomically(self.path, b"".join(map(json_line, rows)))
+        write_atomically(self.folder / self.files[1], json_text(summary))
+
+    def save_facts(self) -> None:
+        write_atomically(self.folder / self.facts_file, json_text(self.facts))
+
+
+class Stopwatch:
+    """Seconds spent inside of `with` blocks, `before` the first."""
+
+    def __init__(self, before: float = 0.0) -> None:
+        self._before, self._started = before, math.nan
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What evaluation.json holds."""
-        return {**self.about, "started": self.started, "seconds": round(self.clock.seconds, 3)}
+    def seconds(self) -> float:
+        running = time.perf_counter() - self._started
+        return self._before if math.isnan(running) else self._before + running
 
-    def save_about(self) -> None:
-        write_atomically(self.folder / EVALUATION_FILE, json_text(self.facts))
-        self._seconds_saved_at = time.monotonic()
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
 
-    def _require_same(self, facts: dict[str, Any]) -> None:
-        there = {key: value for key, value in facts.items() if key not in _BOOKKEEPING}
-        if differences := differing(there, self.about):
+    def __exit__(self, *exc_info: object) -> None:
+        self._before, self._started = self.seconds, math.nan
+
+
+class ResultsFolder(RowsFolder):
+    """Rows of `GradedCompletion`; `clock` counts the seconds of the facts, over all restarts."""
+
+    facts_file = EVALUATION_FILE
+    files = (RESULTS_FILE, SUMMARY_FILE, *REPORT_FILES)
+    columns = RESULT_COLUMNS
+    other = "another evaluation, which differs"
+    row_name = "graded completion"
+    elsewhere = "choose another folder"
+
+    def __init__(self, folder: str | Path, identity: Mapping[str, Any], num_rows: int) -> None:
+        super().__init__(folder, identity, num_rows)
+        self.clock = Stopwatch(self.facts.get("seconds", 0.0))
+        self._saved_at = -_SAVE_SECONDS_EVERY
+
+    def add(self, row: dict[str, Any]) -> None:
+        super().add(row)
+        if time.monotonic() - self._saved_at > _SAVE_SECONDS_EVERY:
+            self.save_facts()
+
+    def save_facts(self) -> None:
+        self.facts["seconds"] = round(self.clock.seconds, 3)
+        super().save_facts()
+        self._saved_at = time.monotonic()
+
+
+def row_key(row: Mapping[str, Any]) -> RowKey:
+    return row["example"], row["completion"], row.get("first", "")
+
+
+def parse_rows(
+    lines: Iterable[bytes], path: Path, row_name: str, columns: Sequence[str]
+) -> dict[RowKey, dict[str, Any]]:
+    """The rows in JSON lines; of two with the same key the first counts.
+
+    Raises:
+        ResultsFolderError: A line is not a row with these columns.
+    """
+    rows: dict[RowKey, dict[str, Any]] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            if absent := [name for name in columns if name not in row]:
+                raise KeyError(*absent)
+            rows.setdefault(row_key(row), row)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ResultsFolderError(
-                f"{self.folder} holds another evaluation, which differs in\n  "
-                + "\n  ".join(differences)
-                + "\nChoose another folder, or delete this one to start anew, or go on with it by "
-                f"what its {EVALUATION_FILE} says."
-            )
-
-    def _require_unused(self) -> None:
-        ours = (RESULTS_FILE, SUMMARY_FILE, *REPORT_FILES)
-        present = [name for name in ours if (self.folder / name).exists()]
-        if present:
-            raise ResultsFolderError(
-                f"{self.folder} has {', '.join(present)} but no {EVALUATION_FILE}, so these are "
-                "not of an evaluation that could go on; choose another folder, or move them away"
-            )
-
-    def _read(self, file: IO[bytes]) -> None:
-        for number, line in enumerate(whole_lines(file), start=1):
-            try:
-                graded = GradedCompletion.from_row(json.loads(line))
-                self.rows.setdefault(self._number(graded), graded)
-            except (json.JSONDecodeError, TypeError) as error:
-                raise ResultsFolderError(
-                    f"{self.path}:{number}: got {line[:80]!r}, expected one row of an evaluation; "
-                    "remove the line, and its completion is generated again"
-                ) from error
-
-    def _number(self, graded: GradedCompletion) -> int:
-        if graded.example is None:
-            raise TypeError("the row has no example")
-        return graded.example * self.num_completions + graded.completion
+                f"{path}:{number}: got {line[:80]!r}, expected one {row_name}; remove the line, "
+                "and the same command makes it again"
+            ) from error
+    return rows

@@ -9,19 +9,18 @@ from trl_r1zero.rewards.mathd import normalize_mathd
 
 from .metrics import (
     GradedCompletion,
+    grouped,
+    known,
     mean,
+    mean_and_error,
     mean_over_tokens,
     per_example,
     standard_error,
     summarize,
 )
 
-# The three kinds of completions, by name.
-CATEGORIES: dict[str, Callable[[bool, bool], bool]] = {
-    "format_1_answer_1": lambda formatted, correct: formatted and correct,
-    "format_1_answer_0": lambda formatted, correct: formatted and not correct,
-    "format_0": lambda formatted, correct: not formatted,
-}
+# The three kinds of completions.
+CATEGORIES = ("format_1_answer_1", "format_1_answer_0", "format_0")
 # Columns of the metadata that accuracy is broken down by.
 BREAKDOWNS = ("level", "subject")
 
@@ -52,13 +51,13 @@ def summarize_evaluation(
     counts = {"num_examples": len(by_example), "num_completions": num_completions}
     metrics: dict[str, float] = {**counts, **summarize(rows), **_reward_errors(rows), **counts}
     log_probs = [row.extra.get("mean_log_prob") for row in rows]
-    metrics["mean_log_prob"] = mean_over_tokens(rows, log_probs)
+    metrics |= known({"mean_log_prob": mean_over_tokens(rows, log_probs)})
     if breakdowns.get("subject"):
         metrics |= _mean_of_groups("accuracy_mean_of_subjects", breakdowns["subject"])
     if graded and num_completions > 1:
-        metrics |= _pass_at_k(by_example)
+        metrics |= _at_k("pass", by_example, _pass_at_k)
         if any("answer" in row.extra for row in rows):
-            metrics |= _majority_at_k(by_example)
+            metrics |= _at_k("maj", by_example, _majority_at_k)
     metrics["num_tokens"] = sum(row.length for row in rows)
     if seconds:
         metrics |= {
@@ -67,20 +66,19 @@ def summarize_evaluation(
             "completions_per_second": len(rows) / seconds,
             "tokens_per_second": metrics["num_tokens"] / seconds,
         }
+    finish_reasons = [r.extra["finish_reason"] for r in rows if "finish_reason" in r.extra]
     return {
-        **_known(metrics),
+        **metrics,
         **(_categories(rows) if graded else {}),
-        "finish_reasons": dict(
-            Counter(r.extra["finish_reason"] for r in rows if "finish_reason" in r.extra)
-        ),
+        "finish_reasons": dict(Counter(finish_reasons)),
         **{f"by_{name}": groups for name, groups in breakdowns.items() if groups},
     }
 
 
 def category(row: GradedCompletion) -> str:
-    """The key of `CATEGORIES`; where no format is graded, every format is right."""
+    """One of `CATEGORIES`; where no format is graded, every format is right."""
     formatted = row.rewards.get("format_reward", 1.0) > 0
-    return next(name for name, holds in CATEGORIES.items() if holds(formatted, row.correct))
+    return f"format_1_answer_{int(row.correct)}" if formatted else "format_0"
 
 
 def pass_at_k(num_completions: int, num_correct: int, k: int) -> float:
@@ -98,26 +96,23 @@ def majority_is_right(block: Sequence[GradedCompletion]) -> bool:
     Answers are the same where the grader's normal form of their texts is; of equally many, the one
     that came first wins. Completions without an answer do not vote; without votes it is wrong.
     """
-    answers = [row.extra.get("answer") for row in block]
     ballots = [
-        (normalize_mathd(str(answer)), row)
-        for answer, row in zip(answers, block, strict=True)
-        if answer is not None and str(answer).strip()
+        (normalize_mathd(str(row.extra["answer"])), row)
+        for row in block
+        if row.extra.get("answer") is not None and str(row.extra["answer"]).strip()
     ]
     if not ballots:
         return False
-    # max takes the first of equal counts, and a Counter keeps the order in which answers came.
-    counts = Counter(answer for answer, _ in ballots)
-    winner = max(counts, key=counts.__getitem__)
+    # Of equal counts the most common one is that which came first.
+    ((winner, _),) = Counter(answer for answer, _ in ballots).most_common(1)
     return next(row.correct for answer, row in ballots if answer == winner)
 
 
 def _by_example(
     rows: Sequence[GradedCompletion], num_completions: int
 ) -> list[list[GradedCompletion]]:
-    groups: dict[int | None, list[GradedCompletion]] = {}
-    for row in sorted(rows, key=lambda row: row.completion):
-        groups.setdefault(row.example, []).append(row)
+    in_order = sorted(rows, key=lambda row: row.completion)
+    groups = grouped((row.example, row) for row in in_order)
     for example, group in groups.items():
         if example is None or len(group) != num_completions:
             raise ValueError(
@@ -133,85 +128,57 @@ def _reward_errors(rows: Sequence[GradedCompletion]) -> dict[str, float]:
         graded = [row for row in rows if name in row.rewards]
         values = per_example(graded, [row.rewards[name] for row in graded])
         errors[f"{name}_stderr"] = standard_error(values)
-    return errors
+    return known(errors)
 
 
-def _sizes(num_completions: int) -> list[int]:
-    """1, 2, 4, ... and n."""
-    powers = [2**i for i in range(num_completions.bit_length()) if 2**i < num_completions]
-    return [*powers, num_completions]
-
-
-def _pass_at_k(by_example: Sequence[Sequence[GradedCompletion]]) -> dict[str, float]:
-    counts = [(len(group), sum(row.correct for row in group)) for group in by_example]
-    metrics = {}
-    for k in _sizes(counts[0][0]) if counts else []:
-        values = [pass_at_k(n, right, k) for n, right in counts]
-        metrics[f"pass@{k}"], metrics[f"pass@{k}_stderr"] = mean(values), standard_error(values)
-    return metrics
-
-
-def _majority_at_k(by_example: Sequence[Sequence[GradedCompletion]]) -> dict[str, float]:
-    metrics = {}
+def _at_k(
+    name: str,
+    by_example: Sequence[Sequence[GradedCompletion]],
+    value: Callable[[Sequence[GradedCompletion], int], float],
+) -> dict[str, float]:
+    """`value` of an example's n completions, for k of 1, 2, 4, ... and n."""
     n = len(by_example[0])
-    for k in _sizes(n):
-        # Disjoint blocks; a rest that is no whole block has no vote.
-        starts = range(0, n - k + 1, k)
-        values = [
-            mean([float(majority_is_right(group[start : start + k])) for start in starts])
-            for group in by_example
-        ]
-        metrics[f"maj@{k}"], metrics[f"maj@{k}_stderr"] = mean(values), standard_error(values)
+    metrics: dict[str, float] = {}
+    for k in (*(2**i for i in range(n.bit_length()) if 2**i < n), n):
+        metrics |= mean_and_error(f"{name}@{k}", [value(group, k) for group in by_example])
     return metrics
+
+
+def _pass_at_k(group: Sequence[GradedCompletion], k: int) -> float:
+    return pass_at_k(len(group), sum(row.correct for row in group), k)
+
+
+def _majority_at_k(group: Sequence[GradedCompletion], k: int) -> float:
+    # Disjoint blocks; a rest that is no whole block has no vote.
+    starts = range(0, len(group) - k + 1, k)
+    return mean([float(majority_is_right(group[start : start + k])) for start in starts])
 
 
 def _categories(rows: Sequence[GradedCompletion]) -> dict[str, Any]:
-    categories = [category(row) for row in rows]
-    return {
-        "categories": {name: _share(rows, categories, name) for name in CATEGORIES},
-        "rules": _rules(rows, categories),
-    }
-
-
-def _share(
-    rows: Sequence[GradedCompletion], categories: Sequence[str], name: str
-) -> dict[str, float]:
-    of_category = [row for row, own in zip(rows, categories, strict=True) if own == name]
-    shares = per_example(rows, [float(own == name) for own in categories])
-    return {
-        "count": len(of_category),
-        **_known(
-            {
-                "share": mean(shares),
-                "share_stderr": standard_error(shares),
-                "length": mean([row.length for row in of_category]),
-            }
-        ),
-    }
-
-
-def _rules(
-    rows: Sequence[GradedCompletion], categories: Sequence[str]
-) -> dict[str, dict[str, int]]:
-    """How often each rule decided, by category, the most frequent first."""
-    counts: dict[str, Counter[str]] = {name: Counter() for name in CATEGORIES}
-    for row, own in zip(rows, categories, strict=True):
-        if row.extra.get("rule") is not None:
-            counts[own][str(row.extra["rule"])] += 1
-    return {name: dict(counter.most_common()) for name, counter in counts.items() if counter}
+    """Count, share and mean length of each category, and how often each rule decided in it."""
+    own = [category(row) for row in rows]
+    categories, rules = {}, {}
+    for name in CATEGORIES:
+        members = [row for row, its in zip(rows, own, strict=True) if its == name]
+        shares = per_example(rows, [float(its == name) for its in own])
+        categories[name] = {
+            "count": len(members),
+            **mean_and_error("share", shares),
+            **known({"length": mean([row.length for row in members])}),
+        }
+        decided = [str(r.extra["rule"]) for r in members if r.extra.get("rule") is not None]
+        if decided:
+            rules[name] = dict(Counter(decided).most_common())
+    return {"categories": categories, "rules": rules}
 
 
 def _breakdown(rows: Sequence[GradedCompletion], column: str) -> dict[str, dict[str, float]]:
     """Metrics by the value of a column of the metadata, numbers in their order, then texts."""
-    groups: dict[Any, list[GradedCompletion]] = {}
-    for row in rows:
-        value = row.extra.get("metadata", {}).get(column)
-        if isinstance(value, str | int | float):
-            groups.setdefault(value, []).append(row)
-    ordered = sorted(groups, key=lambda value: (isinstance(value, str), value))
+    groups = grouped((row.extra.get("metadata", {}).get(column), row) for row in rows)
+    values = [value for value in groups if isinstance(value, str | int | float)]
     kept = ("num_examples", "accuracy", "accuracy_stderr", "format_reward", "length")
     breakdown = {}
-    for value in ordered:
+    for value in sorted(values, key=lambda value: (isinstance(value, str), value)):
         metrics = summarize(groups[value])
         metrics["num_examples"] = int(metrics["num_examples"])
         breakdown[str(value)] = {name: metrics[name] for name in kept if name in metrics}
@@ -219,14 +186,8 @@ def _breakdown(rows: Sequence[GradedCompletion], column: str) -> dict[str, dict[
 
 
 def _mean_of_groups(name: str, groups: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Mean accuracy of groups of examples, each of which counts the same."""
+    """Mean accuracy of independent groups of examples, each of which counts the same."""
     errors = [group.get("accuracy_stderr", math.nan) for group in groups.values()]
-    return {
-        name: mean([group["accuracy"] for group in groups.values()]),
-        # The groups are independent of one another.
-        f"{name}_stderr": math.sqrt(math.fsum(error**2 for error in errors)) / len(errors),
-    }
-
-
-def _known(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if not math.isnan(value)}
+    error = math.sqrt(math.fsum(error**2 for error in errors)) / len(errors)
+    accuracy = mean([group["accuracy"] for group in groups.values()])
+    return known({name: accuracy, f"{name}_stderr": error})

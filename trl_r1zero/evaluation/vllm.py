@@ -3,13 +3,15 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trl_r1zero.generation import Engine, SamplingConfig
 from trl_r1zero.generation.vllm_offline import OfflineVLLMEngine, from_sampling_params
+from trl_r1zero.grading import Grader, RewardFn
 
 from .environment import package_versions
-from .evaluate import RewardFn, evaluate, make_grader
+from .evaluate import evaluate
 from .model_files import folder_version
 
 if TYPE_CHECKING:
@@ -22,8 +24,7 @@ class VLLMEvaluation(NamedTuple):
     Attributes:
         results: One dict for each completion, in the order of the prompts: `prompt`, `response`,
             `ground_truth`, the reward's parts, `length` in tokens, `truncated` and more.
-        metrics: Accuracy with its standard error, the three categories, lengths; see
-            `summarize_evaluation`.
+        metrics: See `summarize_evaluation`.
     """
 
     results: list[dict[str, Any]]
@@ -63,15 +64,19 @@ def evaluate_vllm(
         raise ValueError(
             f"got {len(prompts)} prompts but {len(ground_truths)} ground truths; give one for each"
         )
-    sampling, num_completions, seed = _sampling(eval_sampling_params)
-    engine, settings = _engine(vllm_model)
+    # Where vllm was never imported, nothing can be of its types; importing it takes seconds.
+    vllm = sys.modules.get("vllm")
+    sampling, num_completions, seed = _sampling(eval_sampling_params, vllm)
+    engine: Any = vllm_model
+    settings: dict[str, Any] = {"versions": package_versions()}
+    if vllm is not None and isinstance(vllm_model, vllm.LLM):
+        engine, model = OfflineVLLMEngine(vllm_model), vllm_model.model_config.model
+        settings = {"model": model, **folder_version(model), **settings}
+    pairs = zip(prompts, ground_truths, strict=True)
     evaluation = evaluate(
         engine,
-        [
-            {"prompt": prompt, "ground_truth": ground_truth}
-            for prompt, ground_truth in zip(prompts, ground_truths, strict=True)
-        ],
-        make_grader(reward_fn),
+        [{"prompt": prompt, "ground_truth": truth} for prompt, truth in pairs],
+        Grader(reward_fn),
         sampling,
         num_completions=num_completions,
         seed=seed,
@@ -81,31 +86,15 @@ def evaluate_vllm(
     return VLLMEvaluation([row.as_row() for row in evaluation.rows], evaluation.summary)
 
 
-def _sampling(given: "SamplingParams | SamplingConfig") -> tuple[SamplingConfig, int, int]:
+def _sampling(
+    given: "SamplingParams | SamplingConfig", vllm: ModuleType | None
+) -> tuple[SamplingConfig, int, int]:
     if isinstance(given, SamplingConfig):
         return given, 1, 0
-    vllm = _imported_vllm()
     if vllm is None or not isinstance(given, vllm.SamplingParams):
         raise TypeError(
             "eval_sampling_params must be a vllm.SamplingParams or a trl_r1zero.SamplingConfig, "
             f"got {type(given).__name__}"
         )
     sampling, num_completions, seed = from_sampling_params(given)
-    return sampling, num_completions, 0 if seed is None else seed
-
-
-def _engine(vllm_model: "LLM | Engine") -> tuple[Engine, dict[str, Any]]:
-    """The model as an engine, and what is known of it."""
-    vllm = _imported_vllm()
-    versions = package_versions()
-    if vllm is not None and isinstance(vllm_model, vllm.LLM):
-        model = vllm_model.model_config.model
-        settings = {"model": model, **folder_version(model), "versions": versions}
-        return OfflineVLLMEngine(vllm_model), settings
-    engine: Any = vllm_model
-    return engine, {"versions": versions}
-
-
-def _imported_vllm() -> Any:
-    # Where it was never imported, nothing can be of its types; importing it takes seconds.
-    return sys.modules.get("vllm")
+    return sampling, num_completions, seed or 0

@@ -1,42 +1,38 @@
 r"""Win rates from preferences, plain and length-controlled.
 
 A preference :math:`y` is 1 if the model's output is preferred, 0 if the reference's is, 0.5 if
-neither is. The plain win rate is the mean of the preferences. Judges like long outputs, so the
-length-controlled one says what the win rate would be if both outputs had the same length, after
-Dubois et al. 2024 (arXiv:2404.04475): a logistic regression
+neither is. The plain win rate is their mean. Judges like long outputs, so the length-controlled one
+is what it would be if both outputs had the same length, after Dubois et al. 2024
+(arXiv:2404.04475): a logistic regression
 
 .. math:: P(y = 1) = \sigma(\beta_0 + \beta_1 \tanh(d / s)), \quad d = l_{model} - l_{reference},
 
 with :math:`s` the standard deviation of the :math:`d`; the win rate at :math:`d = 0` is
 :math:`\sigma(\beta_0)`.
 
-Where we depart from the paper: its third term, the difficulty of each instruction, is fitted on the
-judgments of many models, of which there is one here, so it is left out; and :math:`d` is whatever
-length the caller measures (`trl-r1zero judge`: characters). The paper too keeps the length's
-coefficient small by a weak penalty; ours is `RIDGE`.
+Unlike the paper we leave out the difficulty of each instruction, which is fitted on the judgments
+of many models; :math:`d` is whatever length the caller measures (`trl-r1zero judge`: characters);
+and the weak penalty on the coefficients is `RIDGE`.
 """
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
 
-from .metrics import mean, standard_error
-
-__all__ = ["RIDGE", "Estimate", "length_controlled_win_rate", "win_rate"]
+from .metrics import grouped, mean, standard_error
 
 # RIDGE / 2 times the squared coefficients is added to the loss summed over all preferences. The fit
 # stays finite where length tells wins from losses without fail; otherwise it weighs no more than
 # 1/25 of a preference (whose information about the intercept is at most 1/4).
 RIDGE = 0.01
-_MAX_STEPS = 200
-_TOLERANCE = 1e-10
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A number and its standard error, which is NaN where it cannot be known."""
+class Estimate(NamedTuple):
+    """A number and its standard error, NaN where it is not known."""
 
     value: float
     stderr: float
@@ -50,7 +46,7 @@ def win_rate(preferences: Sequence[float], groups: Sequence[Hashable] | None = N
         groups: What each preference belongs to, such as the number of its instruction: preferences
             of one group are not independent and count as one, their mean. None: each is alone.
     """
-    means = [mean(group) for group in _grouped(preferences, groups).values()]
+    means = [float(np.mean(group)) for group in _grouped(preferences, groups)]
     return Estimate(mean(means), standard_error(means))
 
 
@@ -71,8 +67,7 @@ def length_controlled_win_rate(
     Args:
         preferences: Each in [0, 1]; the fit takes any share as a soft label.
         length_differences: Of the model's output over the reference's, one for each preference. If
-            all are equal nothing can be said about length, and the plain win rate comes out (up to
-            the penalty).
+            all are equal the plain win rate comes out (up to the penalty).
         groups: As in `win_rate`.
 
     Raises:
@@ -87,54 +82,39 @@ def length_controlled_win_rate(
     if not (np.isfinite(d).all() and ((y >= 0) & (y <= 1)).all()):
         raise ValueError("preferences must be in [0, 1] and length differences finite")
     # (N, 2): intercept, length. Of one preference, or of equal lengths, there is no deviation.
-    varies = len(d) > 1 and np.ptp(d) > 0
-    x = np.stack([np.ones_like(d), np.tanh(d / d.std(ddof=1)) if varies else np.zeros_like(d)], 1)
+    scale = d.std(ddof=1) if len(d) > 1 and np.ptp(d) > 0 else math.inf
+    x = np.stack([np.ones_like(d), np.tanh(d / scale)], axis=1)
     beta = _fit(x, y)
-    p = _sigmoid(x @ beta)
-    gradients = _grouped(list(x * (y - p)[:, None]), groups)
-    num_groups = len(gradients)
-    value = float(_sigmoid(beta[:1])[0])
+    p = expit(x @ beta)
+    value = float(expit(beta[0]))
+    sums = np.stack([group.sum(axis=0) for group in _grouped(x * (y - p)[:, None], groups)])
+    num_groups = len(sums)
     if num_groups < 2:
         return Estimate(value, math.nan)
-    sums = np.stack([np.sum(group, axis=0) for group in gradients.values()])
     inverse = np.linalg.inv(_hessian(x, p))
     variance = (inverse @ (sums.T @ sums) @ inverse)[0, 0] * num_groups / (num_groups - 1)
     return Estimate(value, value * (1 - value) * math.sqrt(max(variance, 0.0)))
 
 
 def _fit(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Coefficients of least penalised loss, by Newton's method; the loss is strictly convex."""
-    beta = np.zeros(x.shape[1])
-    for _ in range(_MAX_STEPS):
-        p = _sigmoid(x @ beta)
-        gradient = x.T @ (p - y) + RIDGE * beta
-        if np.abs(gradient).max() < _TOLERANCE * len(y):
-            break
-        step = np.linalg.solve(_hessian(x, p), gradient)
-        # A whole step can go too far where the loss is flat; the half of a descent direction,
-        # often enough, cannot.
-        size, before, slope = 1.0, _loss(x, y, beta), float(gradient @ step)
-        while _loss(x, y, beta - size * step) > before - 1e-4 * size * slope and size > 1e-8:
-            size /= 2
-        beta = beta - size * step
-    return beta
+    """Coefficients of least penalised loss, which is strictly convex."""
 
+    def loss(beta: np.ndarray) -> tuple[float, np.ndarray]:
+        z = x @ beta
+        value = np.sum(np.logaddexp(0, z) - y * z) + RIDGE / 2 * beta @ beta
+        return float(value), x.T @ (expit(z) - y) + RIDGE * beta
 
-def _loss(x: np.ndarray, y: np.ndarray, beta: np.ndarray) -> float:
-    z = x @ beta
-    return float(np.sum(np.logaddexp(0, z) - y * z) + RIDGE / 2 * beta @ beta)
+    def hessian(beta: np.ndarray) -> np.ndarray:
+        return _hessian(x, expit(x @ beta))
+
+    start, options = np.zeros(x.shape[1]), {"gtol": 1e-10}
+    return minimize(loss, start, jac=True, hess=hessian, method="trust-exact", options=options).x
 
 
 def _hessian(x: np.ndarray, p: np.ndarray) -> np.ndarray:
     return (x * (p * (1 - p))[:, None]).T @ x + RIDGE * np.eye(x.shape[1])
 
 
-def _sigmoid(z: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0, -z))  # no overflow at either end
-
-
-def _grouped(values: Sequence, groups: Sequence[Hashable] | None) -> dict[Hashable, list]:
-    grouped: dict[Hashable, list] = {}
-    for value, group in zip(values, range(len(values)) if groups is None else groups, strict=True):
-        grouped.setdefault(group, []).append(value)
-    return grouped
+def _grouped(values: Any, groups: Sequence[Hashable] | None) -> list[np.ndarray]:
+    keys = range(len(values)) if groups is None else groups
+    return [np.array(group) for group in grouped(zip(keys, values, strict=True)).values()]

@@ -17,6 +17,7 @@ experiment's.
 """
 
 import itertools
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from trl_r1zero.naming import unknown_name_message
 from trl_r1zero.recipe import RecipeError, parse_recipe
 from trl_r1zero.recipe.types import MISFIT, fit, type_name
 from trl_r1zero.recipe.yaml_files import dump_yaml, shown_value
+
+__all__ = ["Experiment", "ExperimentFile", "Scale", "argument", "read_experiment"]
 
 Settings = dict[str, Any]
 
@@ -97,12 +100,7 @@ class ExperimentFile:
 
 @dataclass
 class Experiment:
-    """One experiment at one scale.
-
-    Attributes:
-        path: The experiment's file, which names it.
-        scale_name: The scale's key there.
-    """
+    """One experiment at one scale: its file, whose path names it, and one of the scales there."""
 
     path: Path
     file: ExperimentFile
@@ -139,50 +137,49 @@ def read_experiment(path: str | Path, scale: str | None = None) -> Experiment:
     (file,) = parse_recipe((ExperimentFile,), ["--config", str(path)]).instances
     if not file.scales:
         raise RecipeError(f"{path}: scales is empty; give one, with its recipe")
-    scales = {name: _scale(path, name, values, file) for name, values in file.scales.items()}
+    scales = {}
+    for name, values in file.scales.items():
+        try:
+            scales[name] = _scale(values, file)
+        except RecipeError as error:
+            raise RecipeError(f"{path}: scale {name!r}: {error}") from None
     scale = next(iter(scales)) if scale is None else scale
     if scale not in scales:
         raise RecipeError(f"{path}: {unknown_name_message('scale', scale, scales)}")
     return Experiment(path, file, scale, scales[scale])
 
 
-def _scale(path: Path, name: str, values: Mapping[str, Any], file: ExperimentFile) -> Scale:
-    place = f"{path}: scale {name!r}"
+def _scale(values: Mapping[str, Any], file: ExperimentFile) -> Scale:
     hints = typing.get_type_hints(Scale)
-    arguments: dict[str, Any] = {
-        key: getattr(file, key)
-        for key in ("seeds", "variants", "grid", "baseline")
-        if getattr(file, key) is not None
-    }
+    shared = {key: getattr(file, key) for key in ("seeds", "variants", "grid", "baseline")}
+    arguments = {key: value for key, value in shared.items() if value is not None}
     for key, value in values.items():
         if key not in hints:
-            raise RecipeError(f"{place}: {unknown_name_message('key', key, hints)}")
+            raise RecipeError(unknown_name_message("key", key, hints))
         arguments[key] = fit(value, hints[key])
         if arguments[key] is MISFIT:
-            raise RecipeError(f"{place}: {key}: got {value!r}, expected {type_name(hints[key])}")
+            raise RecipeError(f"{key}: got {value!r}, expected {type_name(hints[key])}")
     if "recipe" not in arguments:
-        raise RecipeError(f"{place}: recipe is missing; give the path of the base recipe")
+        raise RecipeError("recipe is missing; give the path of the base recipe")
     scale = Scale(**arguments)
     if not scale.seeds or len(set(scale.seeds)) < len(scale.seeds):
-        raise RecipeError(f"{place}: seeds: got {scale.seeds}, expected one or more, each once")
+        raise RecipeError(f"seeds: got {scale.seeds}, expected one or more, each once")
     for key, list_of in (scale.grid or {}).items():
         if not list_of:
-            raise RecipeError(f"{place}: grid: {key} has no values; give some, or leave it out")
+            raise RecipeError(f"grid: {key} has no values; give some, or leave it out")
     labelled = scale.labelled()
     for label, changes in labelled.items():
         taken = {*changes, *scale.settings} & {*RESERVED_SETTINGS, *file.seed_settings}
         if taken:
             raise RecipeError(
-                f"{place}: {label}: {', '.join(sorted(taken))} cannot be set here: a sweep sets it "
-                "for each run"
+                f"{label}: {', '.join(sorted(taken))} cannot be set here: a sweep sets it for each "
+                "run"
             )
-    number = len(scale.variants or [""])
-    for list_of in (scale.grid or {}).values():
-        number *= len(list_of)
-    if len(labelled) < number:
-        raise RecipeError(f"{place}: two variants have the same label; {', '.join(labelled)}")
+    values_of_grid = map(len, (scale.grid or {}).values())
+    if len(labelled) < len(scale.variants or [""]) * math.prod(values_of_grid):
+        raise RecipeError(f"two variants have the same label; {', '.join(labelled)}")
     if scale.baseline is not None and scale.baseline not in labelled:
-        raise RecipeError(f"{place}: {unknown_name_message('baseline', scale.baseline, labelled)}")
+        raise RecipeError(unknown_name_message("baseline", scale.baseline, labelled))
     return scale
 
 
@@ -190,12 +187,3 @@ def argument(name: str, value: Any) -> str:
     """A setting as an argument of a recipe's command line."""
     text = value if isinstance(value, str) else dump_yaml([value], flow=True).strip()[1:-1]
     return f"--{name}={text}"
-
-
-__all__ = [
-    "Experiment",
-    "ExperimentFile",
-    "Scale",
-    "argument",
-    "read_experiment",
-]

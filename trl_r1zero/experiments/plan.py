@@ -5,8 +5,8 @@ experiments that ask for the same run share it.
 """
 
 import hashlib
+import itertools
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,9 @@ from typing import Any
 from trl_r1zero.recipe import ParsedRecipe, RecipeError, parse_recipe
 from trl_r1zero.recipe.types import to_plain
 from trl_r1zero.recipe.yaml_files import read_recipe, shown_value
+from trl_r1zero.runs.kinds import METHODS
 
 from .experiment import RESERVED_SETTINGS, Experiment, argument
-from .methods import METHODS
 
 __all__ = ["Plan", "PlannedRun", "make_plan"]
 
@@ -85,9 +85,8 @@ class Plan:
     @property
     def groups(self) -> dict[str, list[PlannedRun]]:
         """Label -> its runs."""
-        groups: dict[str, list[PlannedRun]] = {}
-        for label in self.experiment.scale.labelled():
-            groups[label] = []
+        labels = self.experiment.scale.labelled()
+        groups: dict[str, list[PlannedRun]] = {label: [] for label in labels}
         for run in self.runs:
             groups[run.label].append(run)
         return groups
@@ -107,48 +106,51 @@ def make_plan(experiment: Experiment, root: str | Path, seeds: Sequence[int] | N
     Raises:
         RecipeError: A run's settings do not fit its script; the message names all such variants.
     """
-    scale = experiment.scale
     script = experiment.beside(experiment.file.script)
     if script.stem not in METHODS:
         raise RecipeError(
             f"{experiment.path}: script: got {script}, expected one of recipes/: "
             f"{', '.join(f'{name}.py' for name in METHODS)}"
         )
-    recipe = experiment.beside(scale.recipe)
-    dataclasses = METHODS[script.stem]
-    base = parse_recipe(dataclasses, ["--config", str(recipe)]).values
-    folder = Path(root) / experiment.scale_name
-    runs, problems = [], []
+    scale = experiment.scale
     seeds = scale.seeds if seeds is None else seeds
     if len(set(seeds)) < len(seeds):
         raise RecipeError(f"seeds: got {', '.join(map(str, seeds))}; give each of them once")
-    for seed in seeds:
-        for label, changes in scale.labelled().items():
-            seeded = dict.fromkeys(experiment.file.seed_settings, seed)
-            settings = {**scale.settings, **changes}
-            arguments = [argument(key, value) for key, value in {**settings, **seeded}.items()]
-            try:
-                parsed = parse_recipe(dataclasses, ["--config", str(recipe), *arguments])
-            except ValueError as error:
-                problems.append(f"{label}: {error}")
-                continue
-            output_dir = folder / recipe.stem / _folder_name(parsed.values, base, settings, seed)
-            arguments += [f"--output_dir={output_dir}", "--resume_from_checkpoint=auto"]
-            whole = ("--config", str(recipe), *arguments)
-            runs.append(
-                PlannedRun(label, seed, output_dir, parse_recipe(dataclasses, whole), whole)
-            )
+    recipe = experiment.beside(scale.recipe)
+    folder = Path(root) / experiment.scale_name
+
+    def parse(arguments: Sequence[str]) -> ParsedRecipe:
+        return parse_recipe(METHODS[script.stem], ["--config", str(recipe), *arguments])
+
+    base = parse([]).values
+    label_of: dict[Path, str] = {}
+    runs, problems = [], []
+    for seed, (label, changes) in itertools.product(seeds, scale.labelled().items()):
+        settings = {**scale.settings, **changes}
+        seeded = settings | dict.fromkeys(experiment.file.seed_settings, seed)
+        arguments = [argument(key, value) for key, value in seeded.items()]
+        try:
+            name = _folder_name(parse(arguments).values, base, settings)
+        except ValueError as error:
+            problems.append(f"{label}: {error}")
+            continue
+        output_dir = folder / recipe.stem / f"{name}-seed_{seed}"
+        if output_dir in label_of:
+            problems.append(f"{label_of[output_dir]} and {label} are the same run; leave one out")
+        label_of[output_dir] = label
+        arguments += [f"--output_dir={output_dir}", "--resume_from_checkpoint=auto"]
+        whole = ("--config", str(recipe), *arguments)
+        runs.append(PlannedRun(label, seed, output_dir, parse(arguments), whole))
     if problems:
         lines = "\n".join(dict.fromkeys(problems))
         raise RecipeError(f"{experiment.path}, scale {experiment.scale_name!r}:\n{lines}")
-    _refuse_shared_folders(experiment, runs)
     return Plan(experiment, folder, tuple(runs))
 
 
 def _folder_name(
-    values: Mapping[str, Any], base: Mapping[str, Any], settings: Mapping[str, Any], seed: int
+    values: Mapping[str, Any], base: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> str:
-    """`learning_rate=1e-4-seed_0`; `base-seed_0`, if nothing differs from the base recipe."""
+    """`learning_rate=1e-4`; `base`, if nothing differs from the base recipe."""
     words = [
         f"{key}={shown_value(to_plain(values[key]))}"
         for key in sorted(settings)
@@ -157,16 +159,4 @@ def _folder_name(
     name = re.sub(r"[^A-Za-z0-9.,=_+-]+", "-", ",".join(words) or "base")
     if len(name) > MAX_NAME:
         name = f"{name[: MAX_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return f"{name}-seed_{seed}"
-
-
-def _refuse_shared_folders(experiment: Experiment, runs: Sequence[PlannedRun]) -> None:
-    labels_of = defaultdict(list)
-    for run in runs:
-        labels_of[run.folder].append(run.label)
-    for labels in labels_of.values():
-        if len(labels) > 1:
-            raise RecipeError(
-                f"{experiment.path}, scale {experiment.scale_name!r}: {' and '.join(labels)} are "
-                "the same run; leave one out"
-            )
+    return name

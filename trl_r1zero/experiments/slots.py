@@ -16,12 +16,8 @@ __all__ = ["Slot", "launch_command", "make_slots"]
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one run.
-
-    Attributes:
-        number: From 0.
-        gpus: Its GPUs, counted from 0 within CUDA_VISIBLE_DEVICES; empty: what the run finds.
-    """
+    """A place for one run: its number from 0, and its GPUs, counted from 0 within
+    CUDA_VISIBLE_DEVICES (none: what the run finds)."""
 
     number: int
     gpus: tuple[str, ...] = ()
@@ -55,12 +51,11 @@ def make_slots(devices: Sequence[str], parallel: int, gpus: int) -> list[Slot]:
         return [Slot(number) for number in range(parallel)]
     slots = [Slot(number, tuple(text.split(","))) for number, text in enumerate(devices)]
     flat = [gpu for slot in slots for gpu in slot.gpus]
+    got = f"devices: got {' '.join(devices)}"
     if not all(gpu.isdigit() for gpu in flat):
-        raise ValueError(f"devices: got {' '.join(devices)}, expected indices such as 0,1 2,3")
+        raise ValueError(f"{got}, expected indices such as 0,1 2,3")
     if len(set(flat)) < len(flat):
-        raise ValueError(
-            f"devices: got {' '.join(devices)}, but a GPU belongs to one run at a time"
-        )
+        raise ValueError(f"{got}, but a GPU belongs to one run at a time")
     for slot in slots:
         if len(slot.gpus) != max(gpus, 1):
             raise ValueError(

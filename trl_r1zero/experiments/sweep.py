@@ -13,7 +13,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -34,7 +34,7 @@ __all__ = ["Sweep"]
 LOCK_FILE = ".sweep.lock"
 POLL_SECONDS = 1.0
 LOOK_SECONDS = 10.0  # between looks at a run's metrics
-END_SECONDS = 60.0  # for a run's processes to end when told to
+END_SECONDS = 60.0  # for a run's processes to end when asked to
 REASON_LINES = 3
 REASON_CHARACTERS = 500
 START_MARK = "# sweep, "
@@ -47,7 +47,7 @@ DONE = ("finished", "diverged")
 
 @dataclass
 class _Running:
-    """A run at work.
+    """A run that is running.
 
     Attributes:
         lock: Held by the run's own process too, so that a sweep that is started while the run is
@@ -62,6 +62,34 @@ class _Running:
     begin: float = field(default_factory=time.monotonic)
     looked: float = field(default_factory=time.monotonic)
 
+    def outcome(self) -> tuple[str, str] | None:
+        """How it ended and why; None while it runs. Ends a run that has diverged."""
+        folder = self.run.folder
+        exit_code = self.process.poll()
+        if exit_code is None:
+            if time.monotonic() - self.looked < LOOK_SECONDS:
+                return None
+            self.looked = time.monotonic()
+            if not (folder / METRICS_FILE).is_file():
+                return None
+            diverged = diverged_at(read_metrics(folder))
+            if diverged:
+                _end_processes(self.process)
+            return ("diverged", diverged) if diverged else None
+        _end_processes(self.process)  # what its children left behind
+        state = run_state(folder)
+        if state.status == "diverged" or (state.status == "finished" and exit_code == 0):
+            return state.status, state.reason
+        return "failed", _why_failed(folder / LOG_FILE, exit_code)
+
+    def record(self, outcome: str, reason: str = "") -> str:
+        """Write how it ended into its folder, and unlock that; returns the same in words."""
+        seconds = round(time.monotonic() - self.begin, 1)
+        record(self.run.folder, Attempt(self.started, seconds, outcome, reason, str(self.slot)))
+        self.lock.close()
+        because = f": {reason}" if reason else ""
+        return f"{self.run.name}: {outcome} in {seconds / 60:.1f} min{because}"
+
 
 class Sweep:
     """Runs of several plans, in the plans' order, in slots.
@@ -69,7 +97,7 @@ class Sweep:
     Args:
         plans: Of one scale; a run that several ask for is run once.
         slots: Where.
-        say: Is told in a line what happens.
+        say: Gets a line for whatever happens.
 
     Raises:
         ValueError: Two runs of one folder have different settings.
@@ -102,7 +130,7 @@ class Sweep:
         Raises:
             ValueError: A run's folder holds a run with other settings, or a slot's GPUs are not
                 there; nothing was started.
-            KeyboardInterrupt: On SIGINT and SIGTERM, after the runs at work were ended.
+            KeyboardInterrupt: On SIGINT and SIGTERM, after the current runs were ended.
         """
         for run in self.runs:
             run.check_folder()
@@ -118,12 +146,11 @@ class Sweep:
                 self._start(waiting, running)
                 time.sleep(POLL_SECONDS)
                 for one in list(running):
-                    attempt = self._look(one)
-                    if attempt is not None:
+                    outcome = one.outcome()
+                    if outcome is not None:
                         running.remove(one)
-                        self._end(one, attempt)
                         ended += 1
-                        self._say(f"[{ended}/{total}] {one.run.name}: {_told(attempt)}")
+                        self._say(f"[{ended}/{total}] {one.record(*outcome)}")
         except BaseException:
             # Somebody who is impatient must not leave runs behind that hold their GPUs.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -131,11 +158,10 @@ class Sweep:
             if running:
                 self._say(f"Ending {len(running)} run(s), which may take a minute ...")
             for one in running:  # all at once, before any is waited for
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(one.process.pid, signal.SIGTERM)
+                _signal_group(one.process, signal.SIGTERM)
             for one in running:
                 _end_processes(one.process)
-                self._end(one, _attempt(one, "stopped"))
+                one.record("stopped")
             raise
         finally:
             signal.signal(signal.SIGTERM, previous)
@@ -143,12 +169,13 @@ class Sweep:
 
     def _start(self, waiting: list[PlannedRun], running: list[_Running]) -> None:
         """Give the free slots runs to do."""
-        for slot in _free(self._slots, running):
+        taken = {one.slot for one in running}
+        for slot in [slot for slot in self._slots if slot not in taken]:
             for run in list(waiting):
                 run.folder.mkdir(parents=True, exist_ok=True)
                 lock = _locked(run.folder)
                 if lock is None:
-                    continue  # another sweep is at it; it is looked at again when that is done
+                    continue  # another sweep runs it; it is looked at again when that is done
                 waiting.remove(run)
                 if run_state(run.folder).status in DONE:  # done by another sweep meanwhile
                     lock.close()
@@ -178,36 +205,6 @@ class Sweep:
         self._say(f"{run.name}: started{where}, {run.folder}")
         return _Running(run, slot, process, lock)
 
-    def _look(self, one: _Running) -> Attempt | None:
-        """How a run ended; None while it runs."""
-        folder = one.run.folder
-        exit_code = one.process.poll()
-        if exit_code is None:
-            if time.monotonic() - one.looked < LOOK_SECONDS:
-                return None
-            one.looked = time.monotonic()
-            diverged = _diverged(folder)
-            if not diverged:
-                return None
-            _end_processes(one.process)
-            return _attempt(one, "diverged", diverged)
-        _end_processes(one.process)  # what its children left behind
-        state = run_state(folder)
-        if state.status in DONE and exit_code == 0:
-            return _attempt(one, state.status, state.reason)
-        if state.status == "diverged":
-            return _attempt(one, "diverged", state.reason)
-        return _attempt(one, "failed", _why_failed(folder / LOG_FILE, exit_code))
-
-    def _end(self, one: _Running, attempt: Attempt) -> None:
-        record(one.run.folder, attempt)
-        one.lock.close()
-
-
-def _free(slots: Sequence[Slot], running: Iterable[_Running]) -> list[Slot]:
-    taken = {one.slot for one in running}
-    return [slot for slot in slots if slot not in taken]
-
 
 def _locked(folder: Path) -> IO[bytes] | None:
     """The folder's lock; None if somebody has it."""
@@ -221,18 +218,13 @@ def _locked(folder: Path) -> IO[bytes] | None:
     return file
 
 
-def _diverged(folder: Path) -> str:
-    return diverged_at(read_metrics(folder)) if (folder / METRICS_FILE).is_file() else ""
-
-
 def _end_processes(process: subprocess.Popen) -> None:
     """End a run's process, its group, and what it started in groups of their own; kindly first."""
     started: list[psutil.Process] = []
     if process.poll() is None:
         started = psutil.Process(process.pid).children(recursive=True)
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):  # the group is empty
-            os.killpg(process.pid, number)
+        _signal_group(process, number)
         if number == signal.SIGKILL:
             for child in started:
                 # psutil knows a process by its start too, so a number that was given anew is safe.
@@ -241,14 +233,15 @@ def _end_processes(process: subprocess.Popen) -> None:
         deadline = time.monotonic() + END_SECONDS
         while time.monotonic() < deadline:
             process.poll()
-            if not _group_exists(process.pid) and not any(map(_is_alive, started)):
+            if not _signal_group(process, 0) and not any(map(_is_alive, started)):
                 return
             time.sleep(0.1)
 
 
-def _group_exists(number: int) -> bool:
+def _signal_group(process: subprocess.Popen, number: int) -> bool:
+    """Send a signal to a run's process group (0: none); False if the group is empty."""
     try:
-        os.killpg(number, 0)
+        os.killpg(process.pid, number)
     except ProcessLookupError:
         return False
     return True
@@ -261,21 +254,11 @@ def _is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def _attempt(one: _Running, outcome: str, reason: str = "") -> Attempt:
-    seconds = round(time.monotonic() - one.begin, 1)
-    return Attempt(one.started, seconds, outcome, reason, str(one.slot))
-
-
-def _told(attempt: Attempt) -> str:
-    reason = f": {attempt.reason}" if attempt.reason else ""
-    return f"{attempt.outcome} in {attempt.seconds / 60:.1f} min{reason}"
-
-
 def _why_failed(log: Path, exit_code: int) -> str:
     """The exit code, and the error that the last start's log ends in."""
-    lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
-    begin = max(number for number, line in enumerate(lines) if line.startswith(START_MARK))
-    own = [line for line in lines[begin + 1 :] if line.strip()]
-    errors = [line for line in own if _ERROR.match(line) and not line.startswith(_LAUNCHERS)]
-    told = errors[-1:] or own[-REASON_LINES:]
-    return f"exit status {exit_code}, {' '.join(told)[:REASON_CHARACTERS]}"
+    text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
+    own = text.rpartition(f"\n{START_MARK}")[2].splitlines()[1:]
+    lines = [line for line in own if line.strip()]
+    errors = [line for line in lines if _ERROR.match(line) and not line.startswith(_LAUNCHERS)]
+    last = errors[-1:] or lines[-REASON_LINES:]
+    return f"exit status {exit_code}, {' '.join(last)[:REASON_CHARACTERS]}"

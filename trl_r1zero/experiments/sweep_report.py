@@ -27,10 +27,10 @@ def plan_text(plan: Plan, slots: Sequence[Slot]) -> str:
     rows = []
     for label, runs in plan.groups.items():
         counts = Counter(states[run].status for run in runs)
-        told = ", ".join(f"{number} {status}" for status, number in counts.items())
+        statuses = ", ".join(f"{number} {status}" for status, number in counts.items())
         seeds = ", ".join(str(run.seed) for run in runs)
         minutes, _ = _minutes(plan, runs[0], states)
-        rows.append([label, seeds, told, "-" if minutes is None else f"{minutes:.1f}"])
+        rows.append([label, seeds, statuses, "-" if minutes is None else f"{minutes:.1f}"])
     experiment = plan.experiment
     lines = [
         f"# {experiment.name}, {experiment.scale_name}: {experiment.file.question}",
@@ -43,7 +43,6 @@ def plan_text(plan: Plan, slots: Sequence[Slot]) -> str:
 
 
 def _cost(plan: Plan, states: dict[PlannedRun, RunState], slots: int) -> str:
-    scale = plan.experiment.scale
     left = [run for run in plan.runs if states[run].status in TO_RUN]
     runs = f"{len(left)} of {len(plan.runs)} runs to do below {plan.folder}"
     if not left:
@@ -52,9 +51,9 @@ def _cost(plan: Plan, states: dict[PlannedRun, RunState], slots: int) -> str:
     known = [minutes for minutes, _ in estimates if minutes is not None]
     if len(known) < len(left):
         return f"{runs}; what one takes is not known before one has finished."
-    hours = sum(known) / 60
+    hours, gpus = sum(known) / 60, plan.experiment.scale.gpus
     places = f"{slots} at a time" if slots > 1 else "one at a time"
-    gpu_hours = f", {hours * scale.gpus:.1f} GPU hours" if scale.gpus else ""
+    gpu_hours = f", {hours * gpus:.1f} GPU hours" if gpus else ""
     sources = ", ".join(dict.fromkeys(source for _, source in estimates))
     return f"{runs}, {places}: about {hours / slots:.1f} hours{gpu_hours} (by {sources})."
 
@@ -64,10 +63,10 @@ def _minutes(
 ) -> tuple[float | None, str]:
     """What a run takes, and where that is from: finished runs of its variant, or of the plan, or
     the experiment's file."""
-    finished = {one: state for one, state in states.items() if state.status == "finished"}
-    for alike in ([one for one in finished if one.label == run.label], list(finished)):
-        if alike:
-            return mean([finished[one].seconds for one in alike]) / 60, "finished runs"
+    finished = {one: state.seconds for one, state in states.items() if state.status == "finished"}
+    alike = [seconds for one, seconds in finished.items() if one.label == run.label]
+    if finished:
+        return mean(alike or list(finished.values())) / 60, "finished runs"
     return plan.experiment.scale.minutes, plan.experiment.scale.minutes_from
 
 
@@ -79,10 +78,11 @@ def report_plan(plan: Plan, folder: Path) -> str:
     """
     experiment = plan.experiment
     states = {run: run_state(run.folder) for run in plan.runs}
+    begun = [run for run in plan.runs if (run.folder / METRICS_FILE).is_file()]
+    logged = {run: one for run in begun if (one := LoggedRun(run.folder)).validations}
     groups: dict[str, list[Path]] = {}
-    for run in plan.runs:
-        if _is_validated(run.folder):
-            groups.setdefault(run.label, []).append(run.folder)
+    for run in logged:
+        groups.setdefault(run.label, []).append(run.folder)
     problems = [
         f"{run.name}: {state.status} ({state.reason})."
         for run, state in states.items()
@@ -96,11 +96,12 @@ def report_plan(plan: Plan, folder: Path) -> str:
         return "\n".join([f"{experiment.name}: there is nothing to report.", *problems]) + "\n"
     command = ["trl-r1zero", "sweep", str(experiment.beside(experiment.path.name))]
     command += ["--scale", experiment.scale_name]
-    recipe = experiment.beside(experiment.scale.recipe)
     minutes = sum(state.seconds for state in states.values()) / 60
+    where = "".join(sorted({_machine(run) for run in logged.values()}))
     setup = [
-        f"Made by '{shlex.join(command)}' from the base recipe {recipe}.",
-        f"{len(plan.runs)} runs, {minutes:.0f} minutes of run time in all{_machine(plan)}.",
+        f"Made by '{shlex.join(command)}' from the base recipe "
+        f"{experiment.beside(experiment.scale.recipe)}.",
+        f"{len(plan.runs)} runs, {minutes:.0f} minutes of run time in all{where}.",
     ]
     return write_comparison(
         groups,
@@ -113,18 +114,8 @@ def report_plan(plan: Plan, folder: Path) -> str:
     )
 
 
-def _is_validated(folder: Path) -> bool:
-    return (folder / METRICS_FILE).is_file() and bool(LoggedRun(folder).validations)
-
-
-def _machine(plan: Plan) -> str:
-    """Where the runs ran, and with what; empty before the first has begun."""
-    told = set()
-    for run in plan.runs:
-        if _is_validated(run.folder):
-            facts = LoggedRun(run.folder).facts("environment.json")
-            versions = facts["packages"]
-            told.add(
-                f", on {facts['device']} with torch {versions['torch']} and TRL {versions['trl']}"
-            )
-    return "".join(sorted(told))
+def _machine(run: LoggedRun) -> str:
+    """Where a run ran, and with what."""
+    facts = run.facts("environment.json")
+    versions = facts["packages"]
+    return f", on {facts['device']} with torch {versions['torch']} and TRL {versions['trl']}"

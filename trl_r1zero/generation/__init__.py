@@ -1,8 +1,7 @@
 """Generation: one sampling config, one kind of completion and one interface for every backend."""
 
-from .engine import Engine, TransformersEngine
-from .sampling import Completion, SamplingConfig, cut_after_stop, in_order, row_seeds
-from .transformers_backend import generate
+from .sampling import Completion, Engine, SamplingConfig, cut_after_stop, in_order, row_seeds
+from .transformers_backend import TransformersEngine, generate
 
 __all__ = [
     "Completion",

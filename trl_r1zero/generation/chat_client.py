@@ -7,18 +7,19 @@ refusal ends it at once and is shown in the server's own words.
 
 import contextlib
 import email.utils
-import ipaddress
 import json
 import queue
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+
+from .connections import CONNECT_TIMEOUT_SECONDS, error_message, is_loopback, new_session
 
 __all__ = ["ChatClient", "ChatReply", "ChatServerError"]
 
@@ -31,14 +32,9 @@ class ChatServerError(RuntimeError):
 
 
 class _TryAgainError(Exception):
-    """What may go well another time.
+    """What may go well another time; the server may ask to wait so long."""
 
-    Args:
-        reason: In words.
-        after_seconds: What the server asks to wait, if it does.
-    """
-
-    def __init__(self, reason: str, after_seconds: float | None = None) -> None:
+    def __init__(self, reason: str, after_seconds: float = 0.0) -> None:
         super().__init__(reason)
         self.after_seconds = after_seconds
 
@@ -52,24 +48,18 @@ class ChatReply:
 
 
 class ChatClient:
-    """A server of chat completions.
+    """A server of chat completions; a ChatServerError if it cannot be asked for its models.
 
     Args:
-        url: Such as `http://127.0.0.1:8000` or `https://host/v1`. An address without a path gets
-            `/v1`.
+        url: Such as `http://127.0.0.1:8000` or `https://host/v1`; without a path, `/v1` is added.
         model: Which of its models. None: the only one that it has.
         body: Further fields of every request, such as `max_tokens`.
         api_key: Sent as a bearer token if given.
         concurrency: Requests at a time.
         timeout_seconds: For a whole answer.
-        connect_timeout_seconds: To open a connection.
         retries: How often a request that may go well another time is repeated.
         first_wait_seconds: Before the first repetition; twice as long before each further one, up
             to a minute, but never shorter than the server's `Retry-After`.
-
-    Raises:
-        ValueError: The address is none.
-        ChatServerError: The server cannot be asked for its models, or has none or several.
     """
 
     def __init__(
@@ -81,7 +71,6 @@ class ChatClient:
         api_key: str | None = None,
         concurrency: int = 16,
         timeout_seconds: float = 300.0,
-        connect_timeout_seconds: float = 10.0,
         retries: int = 6,
         first_wait_seconds: float = 1.0,
     ) -> None:
@@ -92,11 +81,11 @@ class ChatClient:
                 "https://host/v1"
             )
         self.url = url.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
-        self._is_local = _is_loopback(parts.hostname)
+        self._is_local = is_loopback(parts.hostname)
         self.body = dict(body or {})
         self._api_key = api_key
         self.concurrency = concurrency
-        self._timeouts = (connect_timeout_seconds, timeout_seconds)
+        self._timeouts = (CONNECT_TIMEOUT_SECONDS, timeout_seconds)
         self._retries = retries
         self._first_wait_seconds = first_wait_seconds
         self._threads = threading.local()
@@ -104,16 +93,10 @@ class ChatClient:
         self.model = self._only_model() if model is None else model
 
     def ask(self, prompt: str) -> ChatReply:
-        """The model's reply to one message of a user.
-
-        Raises:
-            ChatServerError: See the top of this module.
-        """
-        answer = self._request(
-            "POST",
-            "/chat/completions",
-            {**self.body, "model": self.model, "messages": [{"role": "user", "content": prompt}]},
-        )
+        """The model's reply to one message of a user."""
+        messages = [{"role": "user", "content": prompt}]
+        body = {**self.body, "model": self.model, "messages": messages}
+        answer = self._request("POST", "/chat/completions", body)
         try:
             choice = answer["choices"][0]
             # A model may have had no tokens left after its reasoning.
@@ -127,31 +110,21 @@ class ChatClient:
             ) from error
         return ChatReply(text, choice.get("finish_reason"))
 
-    def ask_all(self, prompts: Sequence[str]) -> Iterator[tuple[int, ChatReply]]:
+    def ask_all(self, prompts: Sequence[str]) -> Generator[tuple[int, ChatReply]]:
         """Replies with the positions of their prompts, each as soon as it comes.
 
         After the first failure nothing more is asked, but the replies that are on their way are
         still yielded before it is raised.
-
-        Raises:
-            ChatServerError: As `ask`.
         """
         self._ending.clear()
-        waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-        answers: queue.SimpleQueue[tuple[int, ChatReply] | ChatServerError | None] = (
-            queue.SimpleQueue()
-        )
-        for position in range(len(prompts)):
-            waiting.put(position)
+        waiting = enumerate(prompts)  # of all threads
+        answers: queue.SimpleQueue[Any] = queue.SimpleQueue()  # pairs, errors, None at the end
 
         def work() -> None:
             try:
-                while not self._ending.is_set():
-                    position = waiting.get_nowait()
-                    answers.put((position, self.ask(prompts[position])))
-            except queue.Empty:
-                pass
-            except ChatServerError as error:
+                while not self._ending.is_set() and (asked := next(waiting, None)) is not None:
+                    answers.put((asked[0], self.ask(asked[1])))
+            except BaseException as error:
                 self._ending.set()
                 answers.put(error)
             finally:
@@ -161,24 +134,20 @@ class ChatClient:
         num_threads = min(self.concurrency, len(prompts))
         for _ in range(num_threads):
             threading.Thread(target=work, daemon=True).start()
-        failure: ChatServerError | None = None
-        num_replies = 0
+        failure: BaseException | None = None
         try:
             while num_threads:
                 answer = answers.get()
                 if answer is None:
                     num_threads -= 1
-                elif isinstance(answer, ChatServerError):
+                elif isinstance(answer, BaseException):
                     failure = failure or answer
                 else:
-                    num_replies += 1
                     yield answer
         finally:
             self._ending.set()
         if failure is not None:
             raise failure
-        if num_replies < len(prompts):  # its thread has shown why
-            raise RuntimeError(f"{len(prompts) - num_replies} requests ended without a reply")
 
     def _only_model(self) -> str:
         listed = self._request("GET", "/models")
@@ -197,7 +166,8 @@ class ChatClient:
         return str(models[0])
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        for attempt in range(self._retries + 1):
+        attempt = 0
+        while True:
             try:
                 return self._request_once(method, path, body)
             except _TryAgainError as error:
@@ -207,12 +177,12 @@ class ChatClient:
                         f"last: {error}"
                     ) from error
                 self._wait(attempt, error)
-        raise AssertionError  # the last attempt returns or raises
+            attempt += 1
 
     def _wait(self, attempt: int, error: _TryAgainError) -> None:
         # Up to a quarter more by chance, so that all threads do not come back at the same moment.
         wanted = self._first_wait_seconds * 2**attempt * random.uniform(1, 1.25)
-        seconds = max(min(wanted, _LONGEST_WAIT_SECONDS), error.after_seconds or 0.0)
+        seconds = max(min(wanted, _LONGEST_WAIT_SECONDS), error.after_seconds)
         if seconds > _LONGEST_RETRY_AFTER_SECONDS:
             raise ChatServerError(
                 f"{self.url} wants to be asked again in {seconds:.0f} s only ({error}); start "
@@ -221,8 +191,10 @@ class ChatClient:
         self._ending.wait(seconds)
 
     def _request_once(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        if not hasattr(self._threads, "session"):  # one for each thread, which stays open
+            self._threads.session = new_session(use_proxies=not self._is_local)
         try:
-            response = self._session().request(
+            response: requests.Response = self._threads.session.request(
                 method,
                 self.url + path,
                 json=body,
@@ -236,9 +208,12 @@ class ChatClient:
             raise ChatServerError(f"{self.url}{path} cannot be asked: {error}") from error
         status, text = response.status_code, response.text
         if status == 429 or status >= 500:
-            raise _TryAgainError(f"HTTP {status}: {_message(text)}", _retry_after(response))
+            reason = f"HTTP {status}: {error_message(text)}"
+            raise _TryAgainError(reason, _retry_after(response.headers.get("Retry-After", "")))
         if status != 200:
-            raise ChatServerError(f"{self.url}{path} was refused (HTTP {status}): {_message(text)}")
+            raise ChatServerError(
+                f"{self.url}{path} was refused (HTTP {status}): {error_message(text)}"
+            )
         try:
             return json.loads(text)
         except ValueError as error:
@@ -247,15 +222,6 @@ class ChatClient:
                 "OpenAI-compatible server?"
             ) from error
 
-    def _session(self) -> requests.Session:
-        """One for each thread, whose connection stays open."""
-        if not hasattr(self._threads, "session"):
-            self._threads.session = requests.Session()
-            # The environment's proxies lead to other machines, not to this one.
-            self._threads.session.trust_env = not self._is_local
-        session: requests.Session = self._threads.session
-        return session
-
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         # As a function, even without a key: else requests would look for one in ~/.netrc.
         if self._api_key:
@@ -263,29 +229,10 @@ class ChatClient:
         return request
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
-        return host == "localhost"
-
-
-def _message(text: str) -> str:
-    """The server's words: in the usual forms of an error, or the body as it is."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        error = json.loads(text)["error"]
-        text = error["message"] if isinstance(error, dict) else str(error)
-    return " ".join(str(text).split())[:1000] or "no reason given"
-
-
-def _retry_after(response: requests.Response) -> float | None:
-    """Seconds from now, of the header's two forms: seconds, or a date."""
-    value = response.headers.get("Retry-After", "")
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+def _retry_after(header: str) -> float:
+    """Seconds from now, of the header's two forms: seconds, or a date; 0 for anything else."""
+    with contextlib.suppress(ValueError):
+        return float(header)
+    with contextlib.suppress(ValueError):
+        return email.utils.parsedate_to_datetime(header).timestamp() - time.time()
+    return 0.0

@@ -1,10 +1,12 @@
-"""What to sample and what came back, the same for every generation backend."""
+"""What to sample, what came back, and who samples: the same for every generation backend."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,46 @@ class Completion:
         return float(np.mean(self.entropies)) if self.entropies else None
 
 
-def check_rows(prompt_ids: Sequence[Sequence[int]], seeds: Sequence[int]) -> None:
-    """What every engine wants of its rows.
+class Engine(Protocol):
+    """Samples completions: `TransformersEngine`, `VLLMServerEngine` or `OfflineVLLMEngine`."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it: `transformers`, `vllm-server` or `vllm`."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the model behind it."""
+
+    def stream(
+        self, prompt_ids: Sequence[Sequence[int]], sampling: SamplingConfig, seeds: Sequence[int]
+    ) -> Iterator[tuple[int, Completion]]:
+        """Sample one completion for each prompt, and yield each as soon as it is complete.
+
+        Args:
+            prompt_ids: Token ids of each prompt; G times for G completions.
+            sampling: How to sample.
+            seeds: One seed for each prompt (see `row_seeds`).
+
+        Yields:
+            (row, completion): each row once, in any order.
+        """
+
+    def close(self) -> None:
+        """Give back what the engine holds (a server that it started); harmless when repeated."""
+
+
+def check_rows(
+    prompt_ids: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    max_tokens: int = 0,
+    max_model_len: float = math.inf,
+) -> None:
+    """What every engine wants of its rows; the context of vLLM (`max_model_len` tokens) is limited.
 
     Raises:
-        ValueError: The number of seeds is not that of the prompts, or a prompt is empty.
+        ValueError: There are not as many seeds as prompts, a prompt is empty, or a prompt and its
+            `max_tokens` new tokens do not fit into the context.
     """
     if len(seeds) != len(prompt_ids):
         raise ValueError(
@@ -92,15 +129,6 @@ def check_rows(prompt_ids: Sequence[Sequence[int]], seeds: Sequence[int]) -> Non
             raise ValueError(
                 f"prompt {row} has no tokens; a causal model needs at least one to go on from"
             )
-
-
-def check_context(prompt_ids: Sequence[Sequence[int]], max_tokens: int, max_model_len: int) -> None:
-    """Whether prompts and completions fit into vLLM's context, in tokens.
-
-    Raises:
-        ValueError: A prompt and its `max_tokens` new tokens are more than `max_model_len`.
-    """
-    for row, ids in enumerate(prompt_ids):
         if len(ids) + max_tokens > max_model_len:
             raise ValueError(
                 f"prompt {row} has {len(ids)} tokens, which with max_tokens {max_tokens} is more "
@@ -136,10 +164,5 @@ def row_seeds(seed: int, stream: str, step: int, rows: Sequence[int]) -> list[in
         rows: Global row numbers.
     """
     stream_id = int.from_bytes(stream.encode()[:8].ljust(8, b"\0"), "little")
-    return [
-        int(
-            np.random.SeedSequence([seed, stream_id, step, row]).generate_state(1, np.uint64)[0]
-            >> 1
-        )
-        for row in rows
-    ]
+    sequences = (np.random.SeedSequence([seed, stream_id, step, row]) for row in rows)
+    return [int(one.generate_state(1, np.uint64)[0] >> 1) for one in sequences]

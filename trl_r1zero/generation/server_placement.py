@@ -4,91 +4,87 @@ A pure function of settings and facts, so that the same answer can be had for a 
 here.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from trl_r1zero.devices import MachineFacts, Placement, memory_share, place
 
 from .vllm_server_config import VLLMServerConfig
 
 
-def resolve_server(
-    config: VLLMServerConfig,
-    facts: MachineFacts,
-    *,
-    num_trainers: int,
-    trainer_on_cuda: bool,
-    server_on_cuda: bool,
-    trainer_bytes: int,
-    others_bytes: int = 0,
-    samples_while_training: bool = False,
-    ipc_works: bool = True,
-) -> tuple[VLLMServerConfig, Placement]:
-    """Decide what a server's settings leave open; what they say stays.
+@dataclass(frozen=True)
+class TrainerFacts:
+    """What a server's place depends on besides its settings and the machine.
 
-    Args:
-        config: As the recipe has it.
-        facts: Of this machine.
+    Attributes:
         num_trainers: Trainer processes on this machine.
-        trainer_on_cuda: Whether they compute on GPUs.
-        server_on_cuda: Whether the installed vLLM does.
+        trainer_on_cuda, server_on_cuda: Whether they, and the installed vLLM, compute on GPUs.
         trainer_bytes: What a trainer keeps on its device while the server samples.
         others_bytes: What other programs take of that device.
-        samples_while_training: Whether the server samples while the trainer trains
-            (`one_step_off`), so that it cannot sleep.
+        samples_while_training: With `one_step_off`, so that the server cannot sleep.
         ipc_works: Whether two processes can share memory of a GPU here.
+    """
 
-    Returns:
-        Settings with devices, memory share, sleep level and weight transfer, and who is where.
+    num_trainers: int
+    trainer_on_cuda: bool
+    server_on_cuda: bool
+    trainer_bytes: int
+    others_bytes: int = 0
+    samples_while_training: bool = False
+    ipc_works: bool = True
+
+
+def resolve_server(
+    config: VLLMServerConfig, machine: MachineFacts, trainer: TrainerFacts
+) -> tuple[VLLMServerConfig, Placement]:
+    """Decide what a server's settings leave open (devices, memory share, sleep level, weight
+    transfer), and say who is where; what the settings say stays.
 
     Raises:
         ValueError: There are too few devices, no room for a server, or settings contradict one
             another or where the processes are.
     """
     placement = place(
-        facts.visible,
-        num_trainers=num_trainers,
-        trainer_on_cuda=trainer_on_cuda,
-        server_on_cuda=server_on_cuda,
+        machine.visible,
+        num_trainers=trainer.num_trainers,
+        trainer_on_cuda=trainer.trainer_on_cuda,
+        server_on_cuda=trainer.server_on_cuda,
         server_devices=None if config.devices is None else str(config.devices),
         num_server_devices=config.num_devices,
-        ipc_works=ipc_works,
+        ipc_works=trainer.ipc_works,
     )
-    placement = replace(
-        placement, sleep_level=_sleep_level(config, placement, samples_while_training)
-    )
-    if config.weight_transfer != "auto":
+    sleep_level = placement.sleep_level if config.sleep_level is None else config.sleep_level
+    if trainer.samples_while_training:
+        check_one_step_off(config)
+        sleep_level = 0
+    placement = replace(placement, sleep_level=sleep_level)
+    if config.weight_transfer not in ("auto", placement.weight_transfer):
         _check_transfer(config.weight_transfer, placement)
-        if config.weight_transfer != placement.weight_transfer:
-            placement = replace(
-                placement, weight_transfer=config.weight_transfer, why="as the recipe says"
-            )
+        placement = replace(
+            placement, weight_transfer=config.weight_transfer, why="as the recipe says"
+        )
     share = config.gpu_memory_utilization
     if share is None and placement.server:
-        total_bytes = facts.total_bytes(placement.server)
-        share = memory_share(
-            placement, total_bytes, trainer_bytes, placement.sleep_level, others_bytes
-        )
+        total = machine.total_bytes(placement.server)
+        mine, others = trainer.trainer_bytes, trainer.others_bytes
+        share = memory_share(placement, total, mine, sleep_level, others)
     resolved = replace(
         config,
         devices=",".join(map(str, placement.server)) or None,
         gpu_memory_utilization=share,
-        sleep_level=placement.sleep_level,
+        sleep_level=sleep_level,
         weight_transfer=placement.weight_transfer,
     )
     return resolved, placement
 
 
-def _sleep_level(
-    config: VLLMServerConfig, placement: Placement, samples_while_training: bool
-) -> int:
-    if not samples_while_training:
-        return placement.sleep_level if config.sleep_level is None else config.sleep_level
+def check_one_step_off(config: VLLMServerConfig) -> None:
+    """A ValueError if a server would sleep while it has to sample (`one_step_off`)."""
     if config.sleep_level:
         raise ValueError(
-            f"vllm_server has sleep_level: {config.sleep_level}, but with one_step_off it samples "
-            "while the trainer trains; remove one of the two"
+            "one_step_off lets the server sample while the trainer trains, but vllm_server has "
+            f"sleep_level: {config.sleep_level}, so it sleeps then; set sleep_level to 0, or "
+            "one_step_off to false"
         )
-    return 0
 
 
 def _check_transfer(wanted: str, placement: Placement) -> None:

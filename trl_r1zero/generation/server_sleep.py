@@ -41,23 +41,14 @@ _STEPS = {
 
 @dataclass(frozen=True)
 class ServerState:
-    """What a server has.
-
-    Attributes:
-        memory: Of its device.
-        has_weights: Whether its weights are those that the trainer sent last. A server that has
-            just started has those of its folder.
-    """
+    """What a server has of its device's memory, and whether its weights are those that the trainer
+    sent last. A server that has just started has those of its folder."""
 
     memory: Memory = Memory.ALL
     has_weights: bool = False
 
     def after(self, request: Request, sleep_level: int) -> "ServerState":
-        """The state once a request has succeeded.
-
-        Raises:
-            RuntimeError: The request may not follow: the trainer has an error.
-        """
+        """The state once a request has succeeded; a RuntimeError if it may not follow."""
         wanted, memory = _STEPS[request]
         if self.memory not in wanted:
             raise RuntimeError(
@@ -66,11 +57,8 @@ class ServerState:
             )
         if request is Request.SAMPLE and not self.has_weights:
             raise RuntimeError("a vLLM server without the trainer's weights cannot sample for it")
-        has_weights = self.has_weights
-        if request is Request.SEND_WEIGHTS:
-            has_weights = True
-        elif request is Request.SLEEP:
-            has_weights = has_weights and sleep_level == 1
+        forgets = request is Request.SLEEP and sleep_level != 1
+        has_weights = request is Request.SEND_WEIGHTS or (self.has_weights and not forgets)
         return ServerState(memory or self.memory, has_weights)
 
     def before_sampling(self) -> list[Request]:
@@ -78,14 +66,12 @@ class ServerState:
 
         The weights are sent before the key-value cache is there: their copies on the way need room.
         """
-        requests = []
-        if self.memory is Memory.NOTHING:
-            requests.append(Request.WAKE_WEIGHTS)
-        if not self.has_weights:
-            requests.append(Request.SEND_WEIGHTS)
-        if self.memory is not Memory.ALL:
-            requests.append(Request.WAKE_CACHE)
-        return requests
+        wanted = {
+            Request.WAKE_WEIGHTS: self.memory is Memory.NOTHING,
+            Request.SEND_WEIGHTS: not self.has_weights,
+            Request.WAKE_CACHE: self.memory is not Memory.ALL,
+        }
+        return [request for request, wants in wanted.items() if wants]
 
     def with_old_weights(self) -> "ServerState":
         """The state once the trainer's weights are others."""

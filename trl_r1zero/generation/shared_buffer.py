@@ -1,34 +1,31 @@
 """Memory that a trainer and a vLLM server's workers both see, for weights on their way.
 
-On a GPU it is memory of that GPU, through CUDA's IPC; on a CPU it is an anonymous file of the
-kernel (`memfd`), which has no name and ends with the last process that has it open, however that
-ends.
+On a GPU it is memory of that GPU, through CUDA's IPC; on a CPU an anonymous file of the kernel
+(`memfd`), which has no name and ends with the last process that has it open.
 
-The trainer exports one buffer and tells the server how to find it, as JSON: numbers, and the bytes
-of CUDA's handles in base64. Nothing is unpickled, so whoever reaches the server can give it memory
-to read from, but no code to run. The first bytes of the buffer, sent beside the handle, prove to
-both sides that they see the same memory.
+The trainer tells the server how to find its buffer as JSON: numbers, and the bytes of CUDA's
+handles in base64. Nothing is unpickled, so whoever reaches the server can give it memory to read
+from, but no code to run. The first bytes, sent beside the handle, prove that both see the same.
 
 Weights travel in buckets. A bucket that fits is in the buffer as a whole; a larger one, which is a
-single tensor, comes piece by piece and is put together by the receiver: so the buffer may be small,
-for the trainer keeps it while it trains.
+single tensor, comes piece by piece: so the buffer may be small, for the trainer keeps it.
 """
 
 import base64
-import binascii
 import fcntl
 import mmap
 import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from contextlib import suppress
+from dataclasses import astuple, dataclass, fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .weight_transfer import TensorInfo, unpack
+from .weight_transfer import TensorInfo, bytes_of, unpack
 
 # Of 3 GB of weights this makes 23 requests of milliseconds each, and it is little beside a model.
 BUFFER_BYTES = 128 * 2**20
@@ -45,35 +42,37 @@ class SharedMemoryError(RuntimeError):
 
 @dataclass(frozen=True)
 class Handle:
-    """How another process finds a buffer: what its subclasses say in JSON's types, or in bytes.
+    """How another process finds a buffer: its size, the first bytes that it had when this was sent,
+    and what the subclasses say, in JSON's types or in bytes."""
 
-    Attributes:
-        num_bytes: Of the buffer.
-        proof: Its first bytes as they were when the handle was sent.
-    """
-
+    kind: ClassVar[str]
     num_bytes: int
     proof: bytes
 
     def as_json(self) -> dict[str, Any]:
         """For a request's body; `parse_handle` is the inverse."""
-        (kind,) = (name for name, cls in _KINDS.items() if cls is type(self))
-        return {"kind": kind, **{f.name: _encoded(getattr(self, f.name)) for f in fields(self)}}
+        encoded = {
+            name: base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else value
+            for name, value in vars(self).items()
+        }
+        return {"kind": self.kind, **encoded}
 
 
 @dataclass(frozen=True)
 class CPUHandle(Handle):
     """Of memory of this machine: an open file of a process that holds it."""
 
+    kind = "cpu"
     pid: int
     fd: int
 
 
 @dataclass(frozen=True)
 class CUDAHandle(Handle):
-    """Of memory of a GPU: what torch's storages give for another process, but for the number of the
-    device, which may be another one there."""
+    """Of memory of a GPU: what torch's storages give for another process, in their order, but for
+    the number of the device, which may be another one there."""
 
+    kind = "cuda"
     memory_handle: bytes
     storage_bytes: int
     offset_bytes: int
@@ -83,58 +82,39 @@ class CUDAHandle(Handle):
     event_sync_required: bool
 
 
-_KINDS: dict[str, type[Handle]] = {"cpu": CPUHandle, "cuda": CUDAHandle}
+_KINDS: dict[str, type[Handle]] = {cls.kind: cls for cls in (CPUHandle, CUDAHandle)}
 
 
 def parse_handle(body: Any) -> Handle:
-    """The handle in a request's body.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """The handle in a request's body; a ValueError if it is none."""
     if not isinstance(body, Mapping) or body.get("kind") not in _KINDS:
         raise ValueError(f"buffer must be an object whose kind is one of {', '.join(_KINDS)}")
     cls = _KINDS[body["kind"]]
-    names = {f.name for f in fields(cls)}
-    if set(body) != {"kind", *names}:
-        raise ValueError(f"a buffer of kind {body['kind']} has {', '.join(sorted(names))}")
-    handle = cls(**{f.name: _decoded(f.name, body[f.name], f.type) for f in fields(cls)})
+    types = {field.name: field.type for field in fields(cls)}
+    if set(body) != {"kind", *types}:
+        raise ValueError(f"a buffer of kind {body['kind']} has {', '.join(sorted(types))}")
+    handle = cls(**{name: _decoded(name, body[name], kind) for name, kind in types.items()})
     if handle.num_bytes < _PROOF_BYTES or len(handle.proof) != _PROOF_BYTES:
         raise ValueError(f"a buffer has at least {_PROOF_BYTES} bytes, which prove that it is one")
     return handle
 
 
-def _encoded(value: Any) -> Any:
-    return base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else value
-
-
 def _decoded(name: str, value: Any, kind: Any) -> Any:
     if kind is bytes and isinstance(value, str):
-        try:
+        with suppress(ValueError):
             return base64.b64decode(value, validate=True)
-        except binascii.Error:
-            raise ValueError(f"{name} of a buffer must be in base64") from None
-    if kind is bytes or type(value) is not kind or (kind is int and value < 0):
-        raise ValueError(f"{name} of a buffer must be {_WORDS[kind]}, got {value!r:.80}")
-    return value
-
-
-_WORDS = {int: "a number from 0", bytes: "a text in base64", bool: "true or false"}
+    elif type(value) is kind and (kind is bool or value >= 0):
+        return value
+    words = {int: "a number from 0", bytes: "a text in base64", bool: "true or false"}
+    raise ValueError(f"{name} of a buffer must be {words[kind]}, got {value!r:.80}")
 
 
 # The trainer's side
 
 
 class SharedBuffer:
-    """A buffer of this process that others can open.
-
-    Args:
-        device: Where it is to be: a CPU, or a CUDA device with its number.
-        num_bytes: Its size.
-
-    Raises:
-        SharedMemoryError: There is not so much memory, or it cannot be shared.
-    """
+    """A buffer of this process that others can open, on a CPU or a CUDA device with its number; a
+    SharedMemoryError if there is not so much memory, or it cannot be shared."""
 
     def __init__(self, device: torch.device, num_bytes: int = BUFFER_BYTES) -> None:
         self.device = device
@@ -146,14 +126,9 @@ class SharedBuffer:
             self._data = _mapped(self._fd, num_bytes)
 
     def handle(self) -> Handle:
-        """For one process to open: each wants one of its own.
-
-        Raises:
-            SharedMemoryError: The memory cannot be shared.
-        """
+        """For one process to open: each wants one of its own."""
         proof = secrets.token_bytes(_PROOF_BYTES)
-        self._data[:_PROOF_BYTES].copy_(torch.frombuffer(bytearray(proof), dtype=torch.uint8))
-        self._synchronize()
+        self._put([torch.frombuffer(bytearray(proof), dtype=torch.uint8)])
         if self._fd is not None:
             return CPUHandle(len(self._data), proof, os.getpid(), self._fd)
         try:
@@ -162,33 +137,22 @@ class SharedBuffer:
             raise SharedMemoryError(f"CUDA does not share memory here: {error}") from error
         return CUDAHandle(len(self._data), proof, *shared)
 
-    def fill(self, tensors: Iterable[Tensor], num_bytes: int) -> Iterator[tuple[int, int]]:
+    def fill(self, tensors: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
         """Lay the bytes of a bucket side by side into the buffer, as much at a time as it holds.
 
-        Args:
-            tensors: Of the bucket; more than the buffer holds is one tensor alone.
-            num_bytes: Of all of them.
-
-        Yields:
-            Where in the bucket the piece begins that is in the buffer now, and its bytes. The next
-            one is put there once the receiver has taken this one.
+        Yields where in the bucket the piece begins that is in the buffer now, and its bytes. The
+        next one is put there once the receiver has taken this one.
         """
-        room = len(self._data)
-        if num_bytes > room:
-            (data,) = (_bytes_of(tensor) for tensor in tensors)
-            for start in range(0, num_bytes, room):
-                piece = data[start : start + room]
-                self._data[: len(piece)].copy_(piece)
-                self._synchronize()
-                yield start, len(piece)
+        room, num_bytes = len(self._data), sum(tensor.nbytes for tensor in tensors)
+        if num_bytes <= room:
+            self._put(bytes_of(tensor) for tensor in tensors)
+            yield 0, num_bytes
             return
-        at = 0
-        for tensor in tensors:
-            data = _bytes_of(tensor)
-            self._data[at : at + len(data)].copy_(data)
-            at += len(data)
-        self._synchronize()
-        yield 0, at
+        (data,) = (bytes_of(tensor) for tensor in tensors)
+        for start in range(0, num_bytes, room):
+            piece = data[start : start + room]
+            self._put([piece])
+            yield start, len(piece)
 
     def close(self) -> None:
         """Let it go; who has it open keeps it."""
@@ -197,29 +161,22 @@ class SharedBuffer:
             os.close(self._fd)
             self._fd = None
 
-    def _synchronize(self) -> None:
-        """What was put into the buffer is there for others, too."""
+    def _put(self, pieces: Iterable[Tensor]) -> None:
+        """Bytes to the beginning of the buffer; they are there for other processes, too, then."""
+        at = 0
+        for piece in pieces:
+            self._data[at : at + len(piece)].copy_(piece)
+            at += len(piece)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _bytes_of(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 # The side of the server's worker
 
 
 class BufferReader:
-    """A trainer's buffer, opened.
-
-    Args:
-        handle: As it came.
-        device: This worker's.
-
-    Raises:
-        SharedMemoryError: It cannot be opened, or is not the memory that the trainer wrote to.
-    """
+    """A trainer's buffer, opened by a worker on `device`; a SharedMemoryError if it cannot be, or
+    is not the memory that the trainer wrote to."""
 
     def __init__(self, handle: Handle, device: torch.device) -> None:
         if isinstance(handle, CPUHandle):
@@ -238,13 +195,7 @@ class BufferReader:
     ) -> list[tuple[str, Tensor]]:
         """The named tensors of a bucket, once its last piece is here; copies, on this device.
 
-        Args:
-            bucket: What the bucket consists of.
-            start: Where in the bucket the piece begins that is in the buffer.
-            num_bytes: Its bytes.
-
-        Raises:
-            ValueError: There is no such piece.
+        The piece in the buffer begins at `start` of the bucket; a ValueError if there is none such.
         """
         total = sum(info.num_bytes for info in bucket)
         if not (0 <= start <= total and 0 <= num_bytes <= min(len(self._data), total - start)):
@@ -322,16 +273,8 @@ def _open_cuda(handle: CUDAHandle, device: torch.device) -> Tensor:
     storage_class: Any = torch.UntypedStorage
     try:
         torch.cuda.init()
-        storage = storage_class._new_shared_cuda(
-            torch.cuda.current_device() if device.index is None else device.index,
-            handle.memory_handle,
-            handle.storage_bytes,
-            handle.offset_bytes,
-            handle.ref_counter_handle,
-            handle.ref_counter_offset,
-            handle.event_handle,
-            handle.event_sync_required,
-        )
+        index = torch.cuda.current_device() if device.index is None else device.index
+        storage = storage_class._new_shared_cuda(index, *astuple(handle)[2:])  # without the proof
     except RuntimeError as error:
         raise SharedMemoryError(f"CUDA does not open the trainer's memory: {error}") from error
     return torch.empty(0, dtype=torch.uint8, device=device).set_(storage)[: handle.num_bytes]

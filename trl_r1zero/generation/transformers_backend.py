@@ -1,7 +1,7 @@
 """Sampling from a transformers causal language model, with working stop strings.
 
-It is the backend for CPUs, tests and small models; vLLM is the one for speed. What it adds to
-`model.generate`, and why it is a loop of its own:
+It is the backend for CPUs, tests and small models; vLLM is the one for speed. Why it is a loop of
+its own, and not `model.generate`:
 
 * stop strings end a row at the token that completes them, `min_tokens` is honoured, and the finish
   reason is known;
@@ -15,7 +15,7 @@ It is the backend for CPUs, tests and small models; vLLM is the one for speed. W
 Shapes: B rows still running, T prompt positions, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -47,34 +47,7 @@ def generate(
     eos_token_ids: Sequence[int] | None = None,
     batch_size: int | None = None,
 ) -> list[Completion]:
-    """Sample one completion for each prompt; see `stream` for arguments and errors.
-
-    Returns:
-        The completions, in the order of the prompts.
-    """
-    rows = stream(
-        model,
-        tokenizer,
-        prompt_ids,
-        sampling,
-        seeds,
-        eos_token_ids=eos_token_ids,
-        batch_size=batch_size,
-    )
-    return in_order(rows)
-
-
-def stream(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt_ids: Sequence[Sequence[int]],
-    sampling: SamplingConfig,
-    seeds: Sequence[int],
-    *,
-    eos_token_ids: Sequence[int] | None = None,
-    batch_size: int | None = None,
-) -> Iterator[tuple[int, Completion]]:
-    """Sample one completion for each prompt, and yield each as soon as it is complete.
+    """Sample one completion for each prompt.
 
     Args:
         model: A causal language model; it is called as it is (no change of train/eval mode).
@@ -86,109 +59,166 @@ def stream(
         eos_token_ids: Tokens that end a completion; the tokenizer's own by default.
         batch_size: At most this many rows at a time; all by default.
 
-    Yields:
-        (row, completion): each row once, in the order in which they end.
+    Returns:
+        The completions, in the order of the prompts.
 
     Raises:
         ValueError: A prompt is empty, the number of seeds is wrong, or there is no pad token.
     """
-    check_rows(prompt_ids, seeds)
-    if tokenizer.pad_token_id is None:
-        raise ValueError(
-            "the tokenizer has no pad token; set tokenizer.pad_token (the eos token will do)"
-        )
     if eos_token_ids is None:
         eos_token_ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    batch_size = batch_size or max(len(prompt_ids), 1)
-    for start in range(0, len(prompt_ids), batch_size):
-        rows = slice(start, start + batch_size)
-        batch = _stream_batch(
-            model, tokenizer, prompt_ids[rows], sampling, seeds[rows], list(eos_token_ids)
-        )
-        for row, completion in batch:
-            yield start + row, completion
-
-
-@torch.no_grad()
-def _stream_batch(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt_ids: Sequence[Sequence[int]],
-    sampling: SamplingConfig,
-    seeds: Sequence[int],
-    eos_token_ids: list[int],
-) -> Iterator[tuple[int, Completion]]:
-    device = model.device
-    stops = _StopDetector(tokenizer, sampling, eos_token_ids)
-    filters = _probability_filters(sampling)
-    uniforms = torch.tensor(  # (rows, max_tokens), one stream for each row
-        np.stack([np.random.default_rng(seed).random(sampling.max_tokens) for seed in seeds]),
-        dtype=_cumulative_dtype(device),
-        device=device,
+    engine = TransformersEngine(
+        model, tokenizer, eos_token_ids=eos_token_ids, batch_size=batch_size
     )
-    width = max(len(ids) for ids in prompt_ids)
-    input_ids = torch.full((len(prompt_ids), width), tokenizer.pad_token_id)
-    attention_mask_BT = torch.zeros((len(prompt_ids), width), dtype=torch.long)
-    for row, ids in enumerate(prompt_ids):
-        input_ids[row, width - len(ids) :] = torch.tensor(ids)
-        attention_mask_BT[row, width - len(ids) :] = 1
-    input_ids, attention_mask_BT = input_ids.to(device), attention_mask_BT.to(device)
-    position_ids = (attention_mask_BT.cumsum(-1) - 1).clamp(min=0)
+    return in_order(engine._stream(prompt_ids, sampling, seeds))
 
-    cache = DynamicCache(config=model.config)
-    running = torch.arange(len(prompt_ids), device=device)  # (B,) the row at each batch position
-    tokens: list[list[int]] = [[] for _ in prompt_ids]
-    log_probs: list[list[float]] = [[] for _ in prompt_ids]
-    entropies: list[list[float]] = [[] for _ in prompt_ids]
-    done = [False] * len(prompt_ids)
 
-    for step in range(sampling.max_tokens):
-        logits_BV = (
-            model(
-                input_ids=input_ids,
-                attention_mask=attention_mask_BT,
-                position_ids=position_ids,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
+class TransformersEngine:
+    """Samples from a transformers model in this process, which is in evaluation mode meanwhile.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        eos_token_ids: Tokens that end a completion; by default, as vLLM takes them, those of the
+            model's generation config and the tokenizer's.
+        batch_size: At most this many rows at a time; all by default.
+    """
+
+    name = "transformers"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        eos_token_ids: Sequence[int] | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        if eos_token_ids is None:
+            config = getattr(model, "generation_config", None)
+            configured = None if config is None else config.eos_token_id
+            eos_token_ids = [configured] if isinstance(configured, int) else list(configured or [])
+            if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in eos_token_ids:
+                eos_token_ids.append(tokenizer.eos_token_id)
+        self.eos_token_ids = list(eos_token_ids)
+        self.batch_size = batch_size
+
+    def stream(
+        self, prompt_ids: Sequence[Sequence[int]], sampling: SamplingConfig, seeds: Sequence[int]
+    ) -> Iterator[tuple[int, Completion]]:
+        """As `Engine.stream`."""
+        was_training = self.model.training
+        self.model.eval()  # no dropout while sampling
+        try:
+            yield from self._stream(prompt_ids, sampling, seeds)
+        finally:
+            self.model.train(was_training)
+
+    def close(self) -> None:
+        """There is nothing to give back."""
+
+    def _stream(
+        self, prompt_ids: Sequence[Sequence[int]], sampling: SamplingConfig, seeds: Sequence[int]
+    ) -> Iterator[tuple[int, Completion]]:
+        check_rows(prompt_ids, seeds)
+        if self.tokenizer.pad_token_id is None:
+            raise ValueError(
+                "the tokenizer has no pad token; set tokenizer.pad_token (the eos token will do)"
             )
-            .logits[:, -1]
-            .float()
-        )
-        if step < sampling.min_tokens:
-            logits_BV[:, eos_token_ids] = -torch.inf
-        token_B, log_prob_B, entropy_B = _sample(
-            logits_BV, sampling, filters, uniforms[running, step]
-        )
-        rows, new_tokens = running.tolist(), token_B.tolist()
-        for row, token, log_prob, entropy in zip(
-            rows, new_tokens, log_prob_B.tolist(), entropy_B.tolist(), strict=True
-        ):
-            if done[row]:
-                continue
-            tokens[row].append(token)
-            log_probs[row].append(log_prob)
-            entropies[row].append(entropy)
-            text = stops.text_if_stopped(tokens[row], token)
-            if text is not None:
-                done[row] = True
-                yield row, Completion(tokens[row], text, "stop", log_probs[row], entropies[row])
-        if all(done):
-            return
-        input_ids = token_B.unsqueeze(1)
-        position_ids = position_ids[:, -1:] + 1
-        attention_mask_BT = torch.nn.functional.pad(attention_mask_BT, (0, 1), value=1)
-        keep = [position for position, row in enumerate(rows) if not done[row]]
-        if len(rows) - len(keep) >= _COMPACT_SHARE * len(rows):
-            kept = torch.tensor(keep, device=device)
-            cache.batch_select_indices(kept)
-            input_ids, position_ids, running = input_ids[kept], position_ids[kept], running[kept]
-            attention_mask_BT = attention_mask_BT[kept]
+        batch_size = self.batch_size or max(len(prompt_ids), 1)
+        for start in range(0, len(prompt_ids), batch_size):
+            rows = slice(start, start + batch_size)
+            for row, completion in self._stream_batch(prompt_ids[rows], sampling, seeds[rows]):
+                yield start + row, completion
 
-    for row in range(len(prompt_ids)):
-        if not done[row]:
-            text = _decode(tokenizer, tokens[row])
-            yield row, Completion(tokens[row], text, "length", log_probs[row], entropies[row])
+    @torch.no_grad()
+    def _stream_batch(
+        self, prompt_ids: Sequence[Sequence[int]], sampling: SamplingConfig, seeds: Sequence[int]
+    ) -> Iterator[tuple[int, Completion]]:
+        stops = _StopDetector(self.tokenizer, sampling, self.eos_token_ids)
+        filters = _probability_filters(sampling)
+        batch = _Batch(self.model, prompt_ids, self.tokenizer.pad_token_id)
+        uniforms = torch.tensor(  # (rows, max_tokens), one stream for each row
+            np.stack([np.random.default_rng(seed).random(sampling.max_tokens) for seed in seeds]),
+            # 150,000 probabilities summed up in float32 lose the tail; MPS has nothing wider.
+            dtype=torch.float32 if self.model.device.type == "mps" else torch.float64,
+            device=self.model.device,
+        )
+        running = {row: Completion([], "", "length", [], []) for row in range(len(prompt_ids))}
+        for step in range(sampling.max_tokens):
+            logits_BV = batch.next_logits()
+            if step < sampling.min_tokens:
+                logits_BV[:, self.eos_token_ids] = -torch.inf
+            sampled = _sample(logits_BV, sampling, filters, uniforms[batch.rows, step])
+            columns = (column.tolist() for column in (batch.rows, *sampled))
+            for row, token, log_prob, entropy in zip(*columns, strict=True):
+                if row not in running:
+                    continue
+                completion = running[row]
+                assert completion.log_probs is not None and completion.entropies is not None
+                completion.token_ids.append(token)
+                completion.log_probs.append(log_prob)
+                completion.entropies.append(entropy)
+                text = stops.text_if_stopped(completion.token_ids, token)
+                if text is not None:
+                    completion.text, completion.finish_reason = text, "stop"
+                    yield row, running.pop(row)
+            if not running:
+                return
+            batch.append(sampled[0], running)
+        for row, completion in running.items():
+            completion.text = _decode(self.tokenizer, completion.token_ids)
+            yield row, completion
+
+
+class _Batch:
+    """The model's inputs and its cache for the rows that are left.
+
+    Attributes:
+        rows: (B,) the row at each position of the batch.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], pad_token_id: int
+    ) -> None:
+        width = max(len(ids) for ids in prompt_ids)
+        input_ids = torch.full((len(prompt_ids), width), pad_token_id)
+        attention_mask = torch.zeros((len(prompt_ids), width), dtype=torch.long)
+        for row, ids in enumerate(prompt_ids):
+            input_ids[row, width - len(ids) :] = torch.tensor(ids)
+            attention_mask[row, width - len(ids) :] = 1
+        self.model = model
+        self.input_ids = input_ids.to(model.device)  # (B, T), later (B, 1)
+        self.attention_mask = attention_mask.to(model.device)
+        self.position_ids = (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
+        self.cache = DynamicCache(config=model.config)
+        self.rows = torch.arange(len(prompt_ids), device=model.device)
+
+    def next_logits(self) -> Tensor:
+        """(B, V) of the next token, in float32."""
+        output = self.model(
+            input_ids=self.input_ids,
+            attention_mask=self.attention_mask,
+            position_ids=self.position_ids,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1].float()
+
+    def append(self, token_B: Tensor, running: Container[int]) -> None:
+        """One token to each row; rows that are not running any more leave, if they are many."""
+        self.input_ids = token_B.unsqueeze(1)
+        self.position_ids = self.position_ids[:, -1:] + 1
+        self.attention_mask = torch.nn.functional.pad(self.attention_mask, (0, 1), value=1)
+        keep = [position for position, row in enumerate(self.rows.tolist()) if row in running]
+        if len(self.rows) - len(keep) >= _COMPACT_SHARE * len(self.rows):
+            kept = torch.tensor(keep, device=self.model.device)
+            self.cache.batch_select_indices(kept)
+            self.input_ids, self.position_ids = self.input_ids[kept], self.position_ids[kept]
+            self.attention_mask, self.rows = self.attention_mask[kept], self.rows[kept]
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
@@ -204,11 +234,6 @@ def _probability_filters(sampling: SamplingConfig) -> LogitsProcessorList:
     if sampling.min_p > 0.0:
         filters.append(MinPLogitsWarper(sampling.min_p))
     return filters
-
-
-def _cumulative_dtype(device: torch.device) -> torch.dtype:
-    # 150,000 probabilities summed up in float32 lose the tail; Apple's GPUs have nothing wider.
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _sample(

@@ -6,7 +6,6 @@ shown in the server's own words.
 """
 
 import asyncio
-import contextlib
 import errno
 import json
 import math
@@ -14,6 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +21,21 @@ import aiohttp
 import requests
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .open_files import limit_in_words, room_for_connections
-from .sampling import Completion, SamplingConfig, check_context, check_rows
+from . import vllm_compat
+from .connections import (
+    CONNECT_TIMEOUT_SECONDS,
+    error_message,
+    is_healthy,
+    new_session,
+    open_files_hint,
+    room_for_connections,
+)
+from .sampling import Completion, SamplingConfig, check_rows
 from .vllm_server import VLLMServer, VLLMServerConfig, VLLMServerError
 
 # More than vLLM runs at a time by default (max_num_seqs): its waiting queue must not run dry. Where
 # this process may not open so many files, it is fewer; the rest waits here.
-_MAX_CONCURRENT_REQUESTS = 1024
+MAX_CONCURRENT_REQUESTS = 1024
 
 
 class VLLMConnectionError(VLLMServerError):
@@ -35,20 +43,10 @@ class VLLMConnectionError(VLLMServerError):
 
 
 class VLLMRefusal(VLLMServerError):
-    """The server answered a request with an error.
-
-    Args:
-        path: What was asked for.
-        status: The HTTP status.
-        text: The body of the answer.
-    """
+    """The server answered a request for `path` with an HTTP status other than 200."""
 
     def __init__(self, path: str, status: int, text: str) -> None:
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # vLLM's form of an error
-            text = json.loads(text)["error"]["message"]
-        super().__init__(
-            f"the vLLM server refused {path} (HTTP {status}): {text or 'no reason given'}"
-        )
+        super().__init__(f"the vLLM server refused {path} (HTTP {status}): {error_message(text)}")
         self.status = status
 
 
@@ -57,14 +55,10 @@ class VLLMServerEngine:
 
     Args:
         base_url: Such as `http://127.0.0.1:8000`.
-        tokenizer: The model's tokenizer; loaded from where the server loaded the model, by default.
+        tokenizer: By default, loaded from where the server loaded the model.
         server: The server's process, if this process started it; `close` stops it.
-        connect_timeout_seconds: To open a connection.
         read_timeout_seconds: Between two pieces of an answer: for a completion, its whole time.
         wait_seconds: How long to wait for a server that is not up yet.
-
-    Raises:
-        VLLMConnectionError: No server answers at `base_url`.
     """
 
     name = "vllm-server"
@@ -75,23 +69,19 @@ class VLLMServerEngine:
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         server: VLLMServer | None = None,
-        connect_timeout_seconds: float = 10.0,
         read_timeout_seconds: float = 600.0,
         wait_seconds: float = 0.0,
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self.server = server
-        self.connect_timeout_seconds = connect_timeout_seconds
         self.read_timeout_seconds = read_timeout_seconds
         self._wait_until_up(wait_seconds)
         model = self.request("GET", "/v1/models")["data"][0]
         self.model: str = model["id"]
         self.max_model_len: int = model["max_model_len"]
-        self.tokenizer = (
-            AutoTokenizer.from_pretrained(model.get("root") or self.model)
-            if tokenizer is None
-            else tokenizer
-        )
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(model.get("root") or self.model)
+        self.tokenizer = tokenizer
 
     @classmethod
     def start(
@@ -120,26 +110,28 @@ class VLLMServerEngine:
     # Sampling
 
     def stream(
-        self,
-        prompt_ids: Sequence[Sequence[int]],
-        sampling: SamplingConfig,
-        seeds: Sequence[int],
+        self, prompt_ids: Sequence[Sequence[int]], sampling: SamplingConfig, seeds: Sequence[int]
     ) -> Iterator[tuple[int, Completion]]:
-        """As `Engine.stream`.
+        """As `Engine.stream`; there are no entropies.
 
         Log-probabilities are those of the distribution that was sampled from: after top-p, top-k
-        and min-p, the end-of-sequence token ruled out before `min_tokens`. There are no entropies.
+        and min-p, the end-of-sequence token ruled out before `min_tokens`.
 
         Raises:
-            ValueError: A prompt is empty or, with `max_tokens`, longer than the server's context;
-                the number of seeds is wrong.
+            ValueError: See `check_rows`.
             VLLMServerError: The server refused a request, or this process may open no more files.
             VLLMConnectionError: The server cannot be reached, or cut a request off.
         """
-        check_rows(prompt_ids, seeds)
-        check_context(prompt_ids, sampling.max_tokens, self.max_model_len)
+        check_rows(prompt_ids, seeds, sampling.max_tokens, self.max_model_len)
+        settings = {
+            "model": self.model,
+            **asdict(sampling),
+            "include_stop_str_in_output": True,
+            "logprobs": 0,  # of the sampled token alone
+            "return_token_ids": True,
+        }
         bodies = [
-            self._completion_request(ids, sampling, seed)
+            {**settings, "prompt": list(ids), "seed": seed}
             for ids, seed in zip(prompt_ids, seeds, strict=True)
         ]
         for row, response in self._post_all("/v1/completions", bodies):
@@ -160,43 +152,17 @@ class VLLMServerEngine:
             for position, token in zip(choice["prompt_logprobs"][1:], prompt_ids[1:], strict=True)
         ]
 
-    def _completion_request(
-        self, ids: Sequence[int], sampling: SamplingConfig, seed: int
-    ) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "prompt": list(ids),
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "min_p": sampling.min_p,
-            "max_tokens": sampling.max_tokens,
-            "min_tokens": sampling.min_tokens,
-            "stop": list(sampling.stop),
-            "include_stop_str_in_output": True,
-            "seed": seed,
-            "logprobs": 0,  # of the sampled token alone
-            "return_token_ids": True,
-        }
-
     # Sleeping (`server_sleep` says what may follow what)
 
     def sleep(self, level: int) -> None:
-        """Give up the memory of the device, once the requests that run have their answers.
-
-        Args:
-            level: 1 to keep a copy of the weights in the host's memory, 2 to forget them.
-        """
-        self.request("POST", f"/sleep?level={level}&mode=wait")
+        """Give up the memory of the device, once the requests that run have their answers; level 1
+        keeps a copy of the weights in the host's memory, level 2 forgets them."""
+        self.request("POST", vllm_compat.SLEEP.format(level=level))
 
     def wake_up(self, what: Literal["weights", "kv_cache"]) -> None:
-        """Take memory of the device again: that of the weights first, then the key-value cache.
-
-        Raises:
-            VLLMServerError: It refused; most likely the device has not that much memory left.
-        """
+        """Take memory of the device again: that of the weights first, then the key-value cache."""
         try:
-            self.request("POST", f"/wake_up?tags={what}")
+            self.request("POST", vllm_compat.WAKE_UP.format(tag=what))
         except VLLMRefusal as error:
             raise VLLMServerError(
                 f"{error}\nIf its log says that memory is short: what the trainer keeps on the "
@@ -206,7 +172,7 @@ class VLLMServerEngine:
 
     def is_sleeping(self) -> bool:
         """Whether it has given up its memory, or part of it, or takes no requests."""
-        return bool(self.request("GET", "/is_sleeping")["is_sleeping"])
+        return bool(self.request("GET", vllm_compat.IS_SLEEPING)["is_sleeping"])
 
     def can_sleep(self) -> bool:
         """Whether it was started so that sleeping frees memory."""
@@ -216,11 +182,7 @@ class VLLMServerEngine:
 
     def is_up(self) -> bool:
         """Whether the server says that it is healthy."""
-        try:
-            self._send("GET", "/health", None, min(self.read_timeout_seconds, 10.0))
-        except VLLMServerError:
-            return False
-        return True
+        return is_healthy(self.base_url, min(self.read_timeout_seconds, 10.0))
 
     def is_down(self, within_seconds: float) -> bool:
         """Whether the server is gone, or goes soon: a dying one answers for a while."""
@@ -232,13 +194,9 @@ class VLLMServerEngine:
         return True
 
     def server_info(self) -> dict[str, Any]:
-        """vLLM's resolved configuration.
-
-        Raises:
-            VLLMServerError: The server keeps its development endpoints closed.
-        """
+        """vLLM's resolved configuration."""
         try:
-            info = self.request("GET", "/server_info?config_format=json")
+            info = self.request("GET", vllm_compat.SERVER_INFO)
         except VLLMRefusal as error:
             if error.status != 404:
                 raise
@@ -261,50 +219,44 @@ class VLLMServerEngine:
         *,
         read_timeout_seconds: float | None = None,
     ) -> Any:
-        """One request; never repeated, as not every one may be.
-
-        Raises:
-            VLLMServerError: The server refused it.
-            VLLMConnectionError: The server cannot be reached, or cut it off.
-        """
-        text = self._send(method, path, body, read_timeout_seconds or self.read_timeout_seconds)
-        return json.loads(text) if text else None
-
-    def _send(
-        self, method: str, path: str, body: dict[str, Any] | None, read_timeout_seconds: float
-    ) -> str:
-        with requests.Session() as session:
-            session.trust_env = False  # no proxy stands between a trainer and its server
-            try:
-                response = session.request(
-                    method,
-                    self.base_url + path,
-                    json=body,
-                    timeout=(self.connect_timeout_seconds, read_timeout_seconds),
-                )
-            except requests.RequestException as error:
-                raise self._connection_error(path, error) from error
+        """One request; never repeated, as not every one may be. A VLLMServerError if the server
+        refused it, cannot be reached, or cut it off."""
+        timeouts = (CONNECT_TIMEOUT_SECONDS, read_timeout_seconds or self.read_timeout_seconds)
+        try:
+            with new_session() as session:
+                url = self.base_url + path
+                response = session.request(method, url, json=body, timeout=timeouts)
+        except requests.RequestException as error:
+            raise self._connection_error(path, error) from error
         if response.status_code != 200:
             raise VLLMRefusal(path, response.status_code, response.text)
-        return response.text
+        return json.loads(response.text) if response.text else None
 
     def _post_all(
         self, path: str, bodies: list[dict[str, Any]]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Answers to all requests, each as it comes; the first error ends it and is raised."""
-        wanted = min(len(bodies), _MAX_CONCURRENT_REQUESTS)
-        connections = room_for_connections(wanted)
-        if wanted and connections < 1:
+        connections = room_for_connections(min(len(bodies), MAX_CONCURRENT_REQUESTS))
+        if bodies and connections < 1:
             raise VLLMServerError(
-                f"there is no room for a connection to the vLLM server: {limit_in_words()}"
+                f"there is no room for a connection to the vLLM server: {open_files_hint()}"
             )
-        answers: queue.SimpleQueue[tuple[int, dict[str, Any]] | BaseException | None] = (
-            queue.SimpleQueue()
-        )
+        answers: queue.SimpleQueue[Any] = queue.SimpleQueue()  # pairs, an error, None at the end
         loop = asyncio.new_event_loop()
         sending = loop.create_task(self._post_all_async(path, bodies, answers, connections))
+
+        def run() -> None:
+            try:
+                loop.run_until_complete(sending)
+            except asyncio.CancelledError:
+                pass  # by the consumer, which knows why
+            except BaseExceptionGroup as group:
+                answers.put(group.exceptions[0])
+            finally:
+                answers.put(None)
+
         # A thread with a loop of its own: the caller's thread may be running one (notebooks do).
-        thread = threading.Thread(target=_run, args=(loop, sending, answers), daemon=True)
+        thread = threading.Thread(target=run, daemon=True)
         thread.start()
         try:
             while (answer := answers.get()) is not None:
@@ -324,11 +276,8 @@ class VLLMServerEngine:
         answers: "queue.SimpleQueue[Any]",
         connections: int,
     ) -> None:
-        timeout = aiohttp.ClientTimeout(
-            total=None,
-            sock_connect=self.connect_timeout_seconds,
-            sock_read=self.read_timeout_seconds,
-        )
+        seconds = {"sock_connect": CONNECT_TIMEOUT_SECONDS, "sock_read": self.read_timeout_seconds}
+        timeout = aiohttp.ClientTimeout(total=None, **seconds)
         connector = aiohttp.TCPConnector(limit=max(connections, 1))  # 0 would be any number
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
 
@@ -352,7 +301,7 @@ class VLLMServerEngine:
             # Not a `VLLMConnectionError`: nothing is wrong with the server.
             return VLLMServerError(
                 f"no connection to the vLLM server at {self.base_url} for {path} ({details}): "
-                f"{limit_in_words()}"
+                f"{open_files_hint()}"
             )
         return VLLMConnectionError(
             f"the vLLM server at {self.base_url} did not answer {path}: {details}"
@@ -367,21 +316,6 @@ class VLLMServerEngine:
                     "with `trl-r1zero serve MODEL`, or correct the address"
                 )
             time.sleep(0.5)
-
-
-def _run(
-    loop: asyncio.AbstractEventLoop,
-    task: "asyncio.Task[None]",
-    answers: "queue.SimpleQueue[Any]",
-) -> None:
-    try:
-        loop.run_until_complete(task)
-    except asyncio.CancelledError:
-        pass  # by the consumer, which knows why
-    except BaseExceptionGroup as group:
-        answers.put(group.exceptions[0])
-    finally:
-        answers.put(None)
 
 
 def _completion(response: dict[str, Any]) -> Completion:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from .sampling import Completion, SamplingConfig, check_context, check_rows
+from .sampling import Completion, SamplingConfig, check_rows
+from .vllm_compat import HANDOVER_FIELDS, changed_fields, shut_down, token_prompt
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
@@ -19,44 +20,16 @@ _MIN_TEMPERATURE = 0.01
 # vLLM's own 5 s are too few on a busy CPU; it kills what is left then.
 _SHUTDOWN_SECONDS = 30.0
 _LOGPROBS_MODE = "processed_logprobs"
-# Fields of vLLM's SamplingParams: those that SamplingConfig, n and seed express ...
-_EXPRESSED = (
-    "n",
-    "seed",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "max_tokens",
-    "min_tokens",
-    "stop",
-    "include_stop_str_in_output",
-)
-# ... and those that change how a completion is handed over, but not the completion.
-_OF_THE_HANDOVER = (
-    "logprobs",
-    "flat_logprobs",
-    "output_kind",
-    "output_text_buffer_length",
-    "skip_clone",
-    "skip_reading_prefix_cache",
-    "stream_interval",
-)
+# Fields of vLLM's SamplingParams that SamplingConfig, n and seed express.
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens")
+_EXPRESSED = ("n", "seed", *_SAMPLING, "stop", "include_stop_str_in_output")
 
 
 def to_sampling_params(
     sampling: SamplingConfig, seed: int | None = None, *, log_probs: bool = True
 ) -> "SamplingParams":
-    """The same sampling in vLLM's words; what `SamplingConfig` leaves open is set as it means it.
-
-    Args:
-        sampling: How to sample. Temperature 0 is greedy, and takes no seed.
-        seed: Seed of the completion; None draws from vLLM's own stream.
-        log_probs: Ask for the log-probability of each sampled token.
-
-    Raises:
-        ValueError: A temperature that vLLM would change.
-    """
+    """The same sampling in vLLM's words; a seed of None draws from vLLM's own stream. A ValueError
+    for a temperature that vLLM would change."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -66,12 +39,7 @@ def to_sampling_params(
             f"{_MIN_TEMPERATURE}, for vLLM samples at nothing in between"
         )
     return SamplingParams(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        max_tokens=sampling.max_tokens,
-        min_tokens=sampling.min_tokens,
+        **{name: getattr(sampling, name) for name in _SAMPLING},
         stop=list(sampling.stop),
         include_stop_str_in_output=True,
         seed=None if sampling.temperature == 0 else seed,
@@ -84,24 +52,14 @@ def to_sampling_params(
 def from_sampling_params(params: "SamplingParams") -> tuple[SamplingConfig, int, int | None]:
     """What a `vllm.SamplingParams` asks for: sampling, completions of each prompt (n), seed.
 
-    Nothing is dropped: a setting that `SamplingConfig` has no word for must have vLLM's default.
-    Only those are free that say how vLLM hands a completion over (`output_kind` and the like).
+    Nothing is dropped: a setting that `SamplingConfig` has no word for must have vLLM's default,
+    but for those that say how vLLM hands a completion over (`output_kind` and the like).
 
     Raises:
         ValueError: Such a setting differs from its default; `max_tokens` is not set; or there are
             stop strings but no `include_stop_str_in_output`.
     """
-    from vllm import SamplingParams
-
-    default = SamplingParams()
-    foreign = {
-        name: value
-        for name in params.__struct_fields__
-        if not name.startswith("_")
-        and name not in _EXPRESSED
-        and name not in _OF_THE_HANDOVER
-        and (value := getattr(params, name)) != getattr(default, name)
-    }
+    foreign = changed_fields(params, but=(*_EXPRESSED, *HANDOVER_FIELDS))
     if params.logprobs:
         foreign["logprobs"] = params.logprobs
     if foreign:
@@ -118,24 +76,17 @@ def from_sampling_params(params: "SamplingParams") -> tuple[SamplingConfig, int,
             f"SamplingParams: got stop={stop!r} with include_stop_str_in_output=False; set it to "
             "True, for responses keep their stop string, which rewards look for"
         )
-    sampling = SamplingConfig(
-        temperature=params.temperature,
-        top_p=params.top_p,
-        top_k=max(params.top_k, 0),  # vLLM also writes -1 for all tokens
-        min_p=params.min_p,
-        max_tokens=params.max_tokens,
-        min_tokens=params.min_tokens,
-        stop=tuple(stop),
-    )
-    return sampling, params.n, params.seed
+    values = {name: getattr(params, name) for name in _SAMPLING}
+    values["top_k"] = max(params.top_k, 0)  # vLLM also writes -1 for all tokens
+    return SamplingConfig(**values, stop=tuple(stop)), params.n, params.seed
 
 
 class OfflineVLLMEngine:
-    """Samples with a `vllm.LLM`, each row from its own random stream.
+    """Samples with a `vllm.LLM`, each row from its own random stream; there are no entropies.
 
     Log-probabilities are those of the distribution that was sampled from: after top-p, top-k and
     min-p. They need an `LLM` with `logprobs_mode="processed_logprobs"`, as `load` makes it; others
-    give those of temperature 1, so there are none. There are no entropies.
+    give those of temperature 1, so there are none.
 
     Args:
         llm: The model. It stays its owner's: `close` leaves it alone.
@@ -168,14 +119,13 @@ class OfflineVLLMEngine:
         Args:
             model: Path of a model's folder, or a hub id.
             dtype: Of weights and activations; `auto` is the model's own.
-            max_model_len: Most tokens of a prompt and its completion together; the model's own by
-                default.
+            max_model_len: Most tokens of a prompt and its completion; the model's own by default.
             gpu_memory_utilization: Share of a GPU's memory for weights and cache.
             tensor_parallel_size: GPUs that one copy of the model is split over.
-            enforce_eager: No compilation and no CUDA graphs: starts sooner, samples more slowly.
-                By default on a CPU only.
-            cpu_kv_cache_gb: Size of the key-value cache on a CPU, in GiB. vLLM's environment
-                variable VLLM_CPU_KVCACHE_SPACE wins over it.
+            enforce_eager: No compilation and no CUDA graphs: starts sooner, samples more slowly. By
+                default on a CPU only.
+            cpu_kv_cache_gb: GiB for the key-value cache on a CPU, unless the environment has
+                VLLM_CPU_KVCACHE_SPACE.
 
         Raises:
             ImportError: vLLM is not installed.
@@ -207,22 +157,14 @@ class OfflineVLLMEngine:
         return engine
 
     def stream(
-        self,
-        prompt_ids: Sequence[Sequence[int]],
-        sampling: SamplingConfig,
-        seeds: Sequence[int],
+        self, prompt_ids: Sequence[Sequence[int]], sampling: SamplingConfig, seeds: Sequence[int]
     ) -> Iterator[tuple[int, Completion]]:
         """As `Engine.stream`. What is left of it is given up when the iterator is closed.
 
-        Raises:
-            ValueError: The number of seeds is wrong, a prompt is empty, or prompt and `max_tokens`
-                together are more than the model takes.
-            RuntimeError: The model has requests of somebody else, or vLLM gave up on a request.
+        A RuntimeError if the model has requests of somebody else, or vLLM gave up on one.
         """
-        from vllm.inputs import tokens_input
-
-        check_rows(prompt_ids, seeds)
-        check_context(prompt_ids, sampling.max_tokens, self.llm.model_config.max_model_len)
+        max_model_len = self.llm.model_config.max_model_len
+        check_rows(prompt_ids, seeds, sampling.max_tokens, max_model_len)
         engine = self.llm.llm_engine
         if engine.has_unfinished_requests():
             raise RuntimeError(
@@ -237,7 +179,7 @@ class OfflineVLLMEngine:
             for row, (ids, seed) in enumerate(zip(prompt_ids, seeds, strict=True)):
                 request = f"{prefix}-{row}"
                 params = to_sampling_params(sampling, seed, log_probs=log_probs)
-                engine.add_request(request, tokens_input(list(ids)), params)
+                engine.add_request(request, token_prompt(ids), params)
                 waiting[request] = row
             while waiting:
                 for output in engine.step():
@@ -251,7 +193,7 @@ class OfflineVLLMEngine:
         """Shut the model down if `load` loaded it."""
         if self._owns_llm:
             self._owns_llm = False
-            self.llm.llm_engine.engine_core.shutdown(timeout=_SHUTDOWN_SECONDS)
+            shut_down(self.llm, _SHUTDOWN_SECONDS)
 
 
 def _completion(output: Any, log_probs: bool) -> Completion:

@@ -1,18 +1,13 @@
-"""A `vllm serve` of one's own: its flags, its start, and an end that leaves nothing behind.
+"""A `vllm serve` of one's own: its start, and an end that leaves nothing behind.
 
-The flags are those that TRL's server mode needs: the development endpoints (`VLLM_SERVER_DEV_MODE`)
-and a weight-transfer engine, for new weights; log-probabilities of the distribution that was
-sampled from; the sampling parameters of the request alone, not those of the model's generation
-config.
-
-Importing vLLM takes seconds: whatever is asked about it here, its metadata tells.
+Its flags are those that training needs (`vllm_compat`): the development endpoints and a
+weight-transfer engine, for new weights; log-probabilities of the distribution that was sampled
+from; the sampling parameters of the request alone, not those of the model's generation config.
 """
 
 import atexit
 import contextlib
-import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -21,39 +16,24 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-from urllib.request import ProxyHandler, build_opener
 
 import psutil
 from tqdm import tqdm
 
-from trl_r1zero.devices.placement import OWN_DEVICE_SHARE
-from trl_r1zero.devices.visible import VARIABLE, variable_for
-
+from .connections import is_healthy, is_loopback
+from .vllm_compat import PROCESS_PREFIX, SOCKETS_VARIABLE, serve_command, serve_environment
 from .vllm_log import first_error, gist, hint
 from .vllm_server_config import VLLMServerConfig
-from .weight_transfer import BACKEND, IPC_BACKEND, is_loopback
 
-# What vLLM calls the engine of each way of weights; the last two are this package's.
-_BACKENDS = {"nccl": "nccl", "gloo": BACKEND, "ipc": IPC_BACKEND}
-_PLUGIN = "trl_r1zero_gloo"  # the entry point of `vllm_plugin` in pyproject.toml
+__all__ = ["VLLMServer", "VLLMServerConfig", "VLLMServerError", "installed_vllm", "is_cpu_build"]
+
 _MAX_PORTS = 3
 _POLL_SECONDS = 0.25
 _PLAIN_PROGRESS_SECONDS = 15.0
 # From SIGTERM to SIGKILL: an idle server on a CPU takes 3 to 5.
 _GRACE_SECONDS = 10.0
-# Longer than a step of training: a client's idle connection is not closed just as it is used again.
-_KEEP_ALIVE_SECONDS = 3600
-
-# Set by launchers for the training processes; vLLM would take them for its own. OMP_NUM_THREADS
-# too: `accelerate launch` and torchrun set it to 1.
-_LAUNCHER_VARIABLES = re.compile(
-    r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|"
-    r"(TORCHELASTIC|ACCELERATE|FSDP)_.*|OMP_NUM_THREADS"
-)
 
 
 class VLLMServerError(RuntimeError):
@@ -70,19 +50,18 @@ class VLLMServer:
     Args:
         model: Path of a model's folder, or a hub id.
         config: The settings; the defaults if None.
-        log_path: The server's output is appended here. By default it goes to a temporary file,
-            which is kept if the server failed.
+        log_path: The server's output is appended here; by default to a temporary file, which is
+            kept if the server failed.
 
     Attributes:
-        log_path: Where the output goes; None before the first start where none was given.
-        port: The port; None before the first start where none was given.
+        log_path, port: None before the first start where none was given.
     """
 
     def __init__(
         self, model: str, config: VLLMServerConfig | None = None, log_path: Path | None = None
     ) -> None:
         self.model = model
-        self.config = VLLMServerConfig() if config is None else config
+        self.config = config or VLLMServerConfig()
         self.log_path = log_path
         self.port = self.config.port
         self._has_temporary_log = log_path is None
@@ -101,11 +80,7 @@ class VLLMServer:
 
     @property
     def base_url(self) -> str:
-        """Such as `http://127.0.0.1:8000`, to be reached from this machine.
-
-        Raises:
-            VLLMServerError: The port is not known before the first start.
-        """
+        """Such as `http://127.0.0.1:8000`, to be reached from this machine."""
         if self.port is None:
             raise VLLMServerError("the vLLM server has no port yet; call start() first")
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.config.host, self.config.host)
@@ -118,11 +93,8 @@ class VLLMServer:
 
     @property
     def weight_transfer(self) -> str | None:
-        """How weights come, `nccl`, `ipc` or `gloo`; None for never.
-
-        Raises:
-            VLLMServerError: vLLM is not installed, or its build does not have that way.
-        """
+        """How weights come, `nccl`, `ipc` or `gloo`; None for never. A VLLMServerError if vLLM is
+        not installed, or its build does not have that way."""
         on_cpu, wanted = is_cpu_build(), self.config.weight_transfer
         if wanted == "nccl" and on_cpu:
             raise VLLMServerError(
@@ -139,14 +111,7 @@ class VLLMServer:
 
     def is_healthy(self, timeout_seconds: float = 5.0) -> bool:
         """Whether it says that it can take requests."""
-        if self.port is None:
-            return False
-        opener = build_opener(ProxyHandler({}))  # no proxy stands between a machine and itself
-        try:
-            with opener.open(f"{self.base_url}/health", timeout=timeout_seconds) as response:
-                return bool(response.status == 200)
-        except (OSError, HTTPException):  # refused, reset, too late, or not well
-            return False
+        return self.port is not None and is_healthy(self.base_url, timeout_seconds)
 
     def start(self) -> None:
         """Start the server, and return once it is healthy; nothing happens if it runs.
@@ -193,95 +158,21 @@ class VLLMServer:
             self.log_path.parent.rmdir()
             self.log_path = None
 
-    def restart(self) -> None:
-        """Stop what is left, and start with the same settings; a port that was free to choose may
-        be another one then.
-
-        Raises:
-            VLLMServerError: As `start`.
-        """
-        self.stop()
-        self.start()
-
     def first_error(self) -> str | None:
         """The first error in the log of the newest start; most others follow from it."""
         return first_error(self._log())
 
     def command(self) -> list[str]:
-        """The command line of `vllm serve`.
-
-        Raises:
-            VLLMServerError: As `weight_transfer`.
-        """
-        config, on_cpu = self.config, is_cpu_build()
-        flags: dict[str, Any] = {
-            "host": config.host,
-            "port": self.port,
-            "dtype": config.dtype,
-            "tensor-parallel-size": config.tensor_parallel_size,
-            "data-parallel-size": config.data_parallel_size,
-            # The model's own would change the sampling of requests that leave something open.
-            "generation-config": "vllm",
-            # Of the distribution that was sampled from, any number of them: what TRL relies on.
-            "logprobs-mode": "processed_logprobs",
-            "max-logprobs": -1,
-        }
-        if config.max_model_len is not None:
-            flags["max-model-len"] = config.max_model_len
-        if config.max_num_seqs is not None:
-            flags["max-num-seqs"] = config.max_num_seqs
-        if on_cpu:
-            flags["kv-cache-memory-bytes"] = int(config.cpu_kv_cache_gb * 2**30)
-        else:
-            share = config.gpu_memory_utilization
-            flags["gpu-memory-utilization"] = OWN_DEVICE_SHARE if share is None else share
-        if self.weight_transfer is not None:
-            backend = {"backend": _BACKENDS[self.weight_transfer]}
-            flags["weight-transfer-config"] = json.dumps(backend)
-        words = [f"--{name}={value}" for name, value in flags.items()]
-        if config.sleep_level and not on_cpu:
-            # For CPUs vLLM refuses the flag; its endpoints for sleeping are there without it.
-            words.append("--enable-sleep-mode")
-        words.append("--disable-uvicorn-access-log")
-        if on_cpu:
-            # A prompt that is cut in two ends the engine if its request has a seed: vLLM rewinds
-            # the random stream then, which a CPU's cannot ("CPU Generator does not use offset").
-            words.append("--no-enable-chunked-prefill")
-        if on_cpu if config.enforce_eager is None else config.enforce_eager:
-            words.append("--enforce-eager")
-        # -P: the working directory is no place to import from.
-        vllm = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", self.model]
-        return [*vllm, *words, *config.extra_args]
+        """The command line of `vllm serve`."""
+        transfer = self.weight_transfer
+        return serve_command(self.model, self.config, self.port, transfer, is_cpu_build())
 
     def environment(self) -> dict[str, str]:
-        """The server's environment: this process's, without what a launcher set for trainers.
-
-        Raises:
-            VLLMServerError: As `weight_transfer`; or there are no such devices.
-        """
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not _LAUNCHER_VARIABLES.fullmatch(name)
-        }
-        environment["VLLM_SERVER_DEV_MODE"] = "0" if self.weight_transfer is None else "1"
-        environment["VLLM_NO_USAGE_STATS"] = environment["DO_NOT_TRACK"] = "1"
-        environment.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", str(_KEEP_ALIVE_SECONDS))
-        plugins = environment.get("VLLM_PLUGINS")
-        if self.weight_transfer in ("gloo", "ipc") and plugins is not None:
-            names = [name for name in plugins.split(",") if name not in ("", _PLUGIN)]
-            environment["VLLM_PLUGINS"] = ",".join([*names, _PLUGIN])
-        if self.config.devices is not None:
-            try:
-                environment[VARIABLE] = variable_for(str(self.config.devices), os.environ)
-            except ValueError as error:
-                raise VLLMServerError(str(error)) from None
-        if is_cpu_build():
-            environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over the flag
-            environment["OMP_NUM_THREADS"] = str(self.config.cpu_threads or default_cpu_threads())
-            # Not tied to cores: a trainer, or a second server, works on the same ones.
-            environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        return environment
+        """The server's environment; a VLLMServerError also if there are no such devices."""
+        try:
+            return serve_environment(self.config, self.weight_transfer, is_cpu_build())
+        except ValueError as error:
+            raise VLLMServerError(str(error)) from None
 
     # The start
 
@@ -306,33 +197,25 @@ class VLLMServer:
             )
 
     def _start_once(self) -> None:
-        started = False
         try:
             self._spawn()
             self._wait_until_healthy()
-            started = True
-        except VLLMServerError:
-            self._failed = True
+        except BaseException as error:  # Ctrl-C too
+            self._failed = self._failed or isinstance(error, VLLMServerError)
+            self.stop()
             raise
-        finally:
-            if not started:  # whatever came in between, Ctrl-C too
-                self.stop()
 
     def _spawn(self) -> None:
         if self.log_path is None:
             self.log_path = Path(tempfile.mkdtemp(prefix="vllm_server_"), "server.log")
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        supervisor = [
-            sys.executable,
-            "-I",
-            "-S",
-            str(Path(__file__).with_name("vllm_supervisor.py")),
-        ]
+        script = str(Path(__file__).with_name("vllm_supervisor.py"))
+        supervisor = [sys.executable, "-I", script, str(os.getpid()), str(_GRACE_SECONDS)]
         with self.log_path.open("ab") as log:
             self._log_start = log.tell()
             self._failed = False
             self._supervisor = subprocess.Popen(
-                [*supervisor, str(os.getpid()), str(_GRACE_SECONDS), *self.command()],
+                [*supervisor, PROCESS_PREFIX, SOCKETS_VARIABLE, *self.command()],
                 env=self.environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -341,8 +224,8 @@ class VLLMServer:
             )
         atexit.register(self.stop)
         assert self._supervisor.stdout is not None
-        with self._supervisor.stdout as said:
-            pid = said.readline()
+        with self._supervisor.stdout as output:
+            pid = output.readline()
         self._pid = int(pid) if pid else None
 
     def _wait_until_healthy(self) -> None:
@@ -398,11 +281,7 @@ class VLLMServer:
 
 
 def is_cpu_build() -> bool:
-    """Whether the installed vLLM is the one for CPUs.
-
-    Raises:
-        VLLMServerError: There is none.
-    """
+    """Whether the installed vLLM is the one for CPUs; a VLLMServerError if there is none."""
     installed = installed_vllm()
     if installed is None:
         raise VLLMServerError(
@@ -415,15 +294,9 @@ def is_cpu_build() -> bool:
 def installed_vllm() -> str | None:
     """The version of the installed vLLM, such as `0.31.0+cpu`; None if there is none."""
     try:
-        return version("vllm")
+        return version("vllm")  # to import it takes seconds
     except PackageNotFoundError:
         return None
-
-
-def default_cpu_threads() -> int:
-    """Threads that compute where nothing else is said: one for each core but one, at least one."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(cores - 1, 1)
 
 
 @contextlib.contextmanager
@@ -443,9 +316,10 @@ def _reserved_port(host: str, port: int | None) -> Iterator[int]:
                 f"a vLLM server cannot listen on {where}: {error.strerror or error}. Give another "
                 "host or port; without a port it takes a free one"
             ) from error
+        bound = int(holder.getsockname()[1])
         if sys.platform != "linux":
             holder.close()
-        yield port or int(holder.getsockname()[1])
+        yield bound
 
 
 def _say(text: str) -> None:

@@ -1,5 +1,7 @@
 """The settings of a vLLM server."""
 
+import os
+import sys
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -10,7 +12,19 @@ from trl_r1zero.naming import unknown_name_message
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 WEIGHT_TRANSFERS = ("auto", *placement.WEIGHT_TRANSFERS, "none")
-SLEEP_LEVELS = (0, 1, 2)
+# Settings that are one of a few values, and those that are numbers from 1 on.
+_ALLOWED = {
+    "dtype": DTYPES,
+    "sleep_level": (None, 0, 1, 2),
+    "weight_transfer": WEIGHT_TRANSFERS,
+}
+_NUMBERS = (
+    "max_model_len",
+    "max_num_seqs",
+    "tensor_parallel_size",
+    "data_parallel_size",
+    "cpu_threads",
+)
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -19,11 +33,7 @@ def _setting(default: Any, help: str) -> Any:
 
 @dataclass
 class VLLMServerConfig:
-    """How a server is started.
-
-    Raises:
-        ValueError: A value is of the wrong type or outside its range.
-    """
+    """How a server is started; a ValueError for a value of the wrong type or outside its range."""
 
     host: str = _setting(
         "127.0.0.1",
@@ -87,36 +97,25 @@ class VLLMServerConfig:
             _check_type(name, getattr(self, name), kind)
         if self.devices is not None:
             self.devices = str(self.devices)
-        whole = (
-            "max_model_len",
-            "max_num_seqs",
-            "tensor_parallel_size",
-            "data_parallel_size",
-            "cpu_threads",
-        )
         rules = {
-            **{name: (self._unset_or(name, 1), "at least 1") for name in whole},
             "host": (self.host != "", "an address, such as 127.0.0.1"),
-            "port": (self._unset_or("port", 1, 65535), "between 1 and 65535"),
-            "dtype": (self.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
+            "port": (self.port is None or 0 < self.port <= 65535, "between 1 and 65535"),
             "gpu_memory_utilization": (
                 self.gpu_memory_utilization is None or 0 < self.gpu_memory_utilization <= 1,
                 "in (0, 1]",
             ),
-            "sleep_level": (
-                self.sleep_level in (None, *SLEEP_LEVELS),
-                f"one of {', '.join(map(str, SLEEP_LEVELS))}",
-            ),
             "cpu_kv_cache_gb": (self.cpu_kv_cache_gb > 0, "above 0"),
-            "weight_transfer": (
-                self.weight_transfer in WEIGHT_TRANSFERS,
-                f"one of {', '.join(WEIGHT_TRANSFERS)}",
-            ),
             "startup_timeout_seconds": (self.startup_timeout_seconds > 0, "above 0"),
         }
-        for name, (holds, allowed) in rules.items():
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            rules[name] = (value is None or value >= 1, "at least 1")
+        for name, allowed in _ALLOWED.items():
+            words = ", ".join(str(one) for one in allowed if one is not None)
+            rules[name] = (getattr(self, name) in allowed, f"one of {words}")
+        for name, (holds, rule) in rules.items():
             if not holds:
-                raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be {rule}, got {getattr(self, name)!r}")
         if self.sleep_level and self.weight_transfer == "none":
             raise ValueError(
                 f"sleep_level is {self.sleep_level}, but weight_transfer is none, and with it the "
@@ -129,17 +128,15 @@ class VLLMServerConfig:
         """How many GPUs it takes, if any."""
         return self.tensor_parallel_size * self.data_parallel_size
 
-    def _unset_or(self, name: str, least: int, most: float = float("inf")) -> bool:
-        value = getattr(self, name)
-        return value is None or least <= value <= most
+    @property
+    def num_cpu_threads(self) -> int:
+        """Threads that compute on a CPU; by default one for each core but one, at least one."""
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        return self.cpu_threads or max(cores - 1, 1)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "VLLMServerConfig":
-        """The config that a recipe's mapping says.
-
-        Raises:
-            ValueError: There is a key that is no field, or a value as above.
-        """
+        """The config that a recipe's mapping says; a ValueError also if a key is no field."""
         names = [one.name for one in fields(cls)]
         for key in settings:
             if key not in names:

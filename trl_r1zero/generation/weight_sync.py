@@ -7,29 +7,31 @@ tensors themselves travel beside the second one. No request is ever repeated: a 
 transfer at once, so a server that fails does not leave the trainer waiting in a broadcast.
 """
 
+import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import torch
-from torch import Tensor
 
-from .vllm_client import VLLMServerEngine
+from . import vllm_compat
+from .shared_buffer import BUFFER_BYTES, CUDAHandle, SharedBuffer, SharedMemoryError
+from .vllm_client import VLLMRefusal, VLLMServerEngine
 from .vllm_server import VLLMServerError
 from .weight_transfer import (
-    BACKEND,
-    IPC_BACKEND,
     GlooGroup,
+    NamedTensors,
     TensorInfo,
     TrainerRendezvous,
+    fill_buckets,
     send_weights,
 )
 
-NCCL_BACKEND = "nccl"
+logger = logging.getLogger(__name__)
 
-NamedTensors = Iterator[tuple[str, Tensor]]
+T = TypeVar("T")
 
 # For the server's own reason, once the transfer has failed here: it may never answer any more.
 _SECONDS_FOR_A_REASON = 5.0
@@ -39,39 +41,12 @@ class StuckTransferError(VLLMServerError):
     """A broadcast that nothing can end any more: another server would not help this process."""
 
 
-class WeightSync(Protocol):
-    """A way of weights from this process to a server."""
-
-    def update(self, infos: Sequence[TensorInfo], tensors: NamedTensors) -> None:
-        """Replace the server's weights.
-
-        Args:
-            infos: What `tensors` will yield, in order.
-            tensors: The weights, by their names in the checkpoint. Not asked for more than
-                `infos` has: what follows the last one (adapters are taken out of the weights
-                again) must wait until the weights have left.
-
-        Raises:
-            VLLMServerError: The server refused, or is gone; its weights are undefined until a
-                whole update has reached it.
-        """
-        ...
-
-    def close(self) -> None:
-        """Give up the connection; a new one may be opened."""
-        ...
-
-
 def wire_dtype(dtype: torch.dtype, server_dtype: torch.dtype | None) -> torch.dtype:
-    """The dtype that a tensor travels in.
+    """The dtype that a tensor travels in: the server's (None if unknown) where that is narrower.
 
-    That of the server where it is narrower: the server rounds what it receives to its own dtype, in
-    the same way, so the results are the same at half the traffic. (What a model of vLLM's keeps in
-    float32 whatever its dtype, as the router's bias of some mixtures of experts, is rounded too.)
-
-    Args:
-        dtype: The tensor's own.
-        server_dtype: What the server computes in; None if unknown.
+    The server rounds what it receives to its own dtype, in the same way, so the results are the
+    same at half the traffic. (What a model of vLLM's keeps in float32 whatever its dtype, as the
+    router's bias of some mixtures of experts, is rounded too.)
     """
     if server_dtype is None or not (dtype.is_floating_point and server_dtype.is_floating_point):
         return dtype
@@ -84,46 +59,47 @@ def open_weight_sync(
     *,
     port: int | None = None,
     timeout_seconds: float = 300.0,
-) -> WeightSync:
+) -> "WeightSync":
     """The way that the server was started for, once its workers have joined it.
+
+    A server that was started for shared memory gets the weights by gloo, with a warning, where its
+    memory and the trainer's cannot be shared.
 
     Args:
         engine: The server.
-        device: The trainer's device: NCCL needs CUDA, gloo goes from any, and memory can be shared
-            on the server's own.
+        device: The trainer's.
         port: Where the trainer listens for the server's workers; a free one if None.
         timeout_seconds: For the workers to join, and for each step of an update.
 
     Raises:
-        VLLMServerError: The server was not started for a way that goes from `device`, or its
-            workers did not join.
+        VLLMServerError: That way does not go from `device`, or the workers did not join.
     """
     config = engine.server_info().get("weight_transfer_config") or {}
     backend = config.get("backend")
     mismatch = pairing_error(backend, device.type, engine.base_url)
     if mismatch is not None:
         raise VLLMServerError(mismatch)
-    if backend == NCCL_BACKEND:
+    if backend == vllm_compat.BACKENDS["nccl"]:
         from .nccl_sync import NCCLWeightSync
 
         return NCCLWeightSync(engine, device, port=port, timeout_seconds=timeout_seconds)
-    if backend == IPC_BACKEND:
-        from .ipc_sync import open_ipc_or_gloo
-
-        return open_ipc_or_gloo(engine, device, port=port, timeout_seconds=timeout_seconds)
+    if backend == vllm_compat.BACKENDS["ipc"]:
+        try:
+            return IPCWeightSync(engine, device, timeout_seconds=timeout_seconds)
+        except (SharedMemoryError, VLLMRefusal) as error:
+            logger.warning(
+                "weights go to the vLLM server through gloo, which is slower: its memory and the "
+                "trainer's cannot be shared (%s)",
+                error,
+            )
     return GlooWeightSync(engine, port=port, timeout_seconds=timeout_seconds)
 
 
 def pairing_error(backend: str | None, device_type: str, base_url: str) -> str | None:
-    """Why a trainer on such a device cannot send weights by the server's backend; None if it can.
-
-    Args:
-        backend: What the server was started with; None if with nothing.
-        device_type: The trainer's, such as `cuda`.
-        base_url: The server's, for the message.
-    """
-    can = (NCCL_BACKEND, BACKEND) if device_type == "cuda" else (BACKEND,)
-    if backend in (*can, IPC_BACKEND):
+    """Why a trainer on `device_type` cannot send weights by the backend that the server was
+    started with (None: with none); None if it can."""
+    can = ("nccl", "gloo") if device_type == "cuda" else ("gloo",)
+    if backend in [vllm_compat.BACKENDS[way] for way in (*can, "ipc")]:
         return None
     return (
         f"the vLLM server at {base_url} receives weights by {backend or 'nothing'}, but a trainer "
@@ -132,53 +108,56 @@ def pairing_error(backend: str | None, device_type: str, base_url: str) -> str |
     )
 
 
-class ServerWeightSync:
-    """What all ways have in common: the requests, and what happens when one of them fails.
-
-    Args:
-        engine: The server.
-        timeout_seconds: For each request.
-    """
+class WeightSync:
+    """A way of weights to a server: the requests, each with a timeout, and what happens when one
+    of them fails."""
 
     def __init__(self, engine: VLLMServerEngine, timeout_seconds: float) -> None:
         self.engine = engine
         self.timeout_seconds = timeout_seconds
 
     def update(self, infos: Sequence[TensorInfo], tensors: NamedTensors) -> None:
-        """As `WeightSync.update`."""
-        self._request("POST", "/start_weight_update", {})
+        """Replace the server's weights by `tensors`, which `infos` announces.
+
+        `tensors` is not asked for more than `infos` has: what follows the last one (adapters are
+        taken out of the weights again) must wait until the weights have left.
+
+        Raises:
+            VLLMServerError: The server refused, or is gone; its weights are undefined until a
+                whole update has reached it.
+        """
+        self._request("POST", vllm_compat.START_UPDATE, {})
         self._send(infos, tensors)
-        self._request("POST", "/finish_weight_update", {})
-        self._request("POST", "/reset_prefix_cache")
+        self._request("POST", vllm_compat.FINISH_UPDATE, {})
+        self._request("POST", vllm_compat.RESET_PREFIX_CACHE)
 
     def close(self) -> None:
-        """As `WeightSync.close`."""
+        """Give up the connection; a new one may be opened."""
 
     def _send(self, infos: Sequence[TensorInfo], tensors: NamedTensors) -> None:
         """The tensors, with the `/update_weights` that announces them."""
         raise NotImplementedError
 
+    def _num_workers(self) -> int:
+        return int(self._request("GET", vllm_compat.GET_WORLD_SIZE)["world_size"])
+
     def _meeting(self, port: int | None) -> TrainerRendezvous:
         """Where the server's workers are to come; it listens already."""
-        num_workers = self._request("GET", "/get_world_size")["world_size"]
         host = urlsplit(self.engine.base_url).hostname or ""
-        return TrainerRendezvous(host, num_workers, port, self.timeout_seconds)
+        return TrainerRendezvous(host, self._num_workers(), port, self.timeout_seconds)
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         return self.engine.request(method, path, body, read_timeout_seconds=self.timeout_seconds)
 
     def _beside(
-        self, path: str, body: dict[str, Any], work: Callable[[Callable[[], None]], None]
-    ) -> None:
-        """A request, and what has to happen here while the server works on it.
+        self, path: str, body: dict[str, Any], work: Callable[[Callable[[], None]], T]
+    ) -> T:
+        """What `work` returns, which has to happen here while the server works on a request.
 
         The first error of the two is raised, the request's if it fails within seconds of the other,
         as it has the reason. An error of the transfer is the server's business, whatever its class:
-        gloo and NCCL have no class of their own.
-
-        Args:
-            path, body: The request.
-            work: Is given a function that raises the request's error, if there is one already.
+        gloo and NCCL have none of their own. `work` is given a function that raises the request's
+        error, if there is one already.
         """
         request = in_thread(lambda: self._request("POST", path, body))
 
@@ -187,7 +166,7 @@ class ServerWeightSync:
                 request.result()
 
         try:
-            work(raise_if_failed)
+            result = work(raise_if_failed)
         except VLLMServerError:
             raise
         except (RuntimeError, OSError, ValueError) as error:
@@ -202,9 +181,10 @@ class ServerWeightSync:
                 f"{error or type(error).__name__}"
             ) from error
         request.result()
+        return result
 
 
-class GlooWeightSync(ServerWeightSync):
+class GlooWeightSync(WeightSync):
     """Weights by gloo broadcast; see `open_weight_sync` for the arguments."""
 
     def __init__(
@@ -212,20 +192,68 @@ class GlooWeightSync(ServerWeightSync):
     ) -> None:
         super().__init__(engine, timeout_seconds)
         meeting = self._meeting(port)
-        groups: list[GlooGroup] = []
-        self._beside(
-            "/init_weight_transfer_engine",
-            {"init_info": meeting.init_info},
-            lambda while_waiting: groups.append(meeting.join(while_waiting)),
+        info = meeting.init_info | {"timeout_seconds": timeout_seconds}
+        self._group: GlooGroup = self._beside(
+            vllm_compat.INIT_TRANSFER, {"init_info": info}, meeting.join
         )
-        self._group = groups[0]
 
     def _send(self, infos: Sequence[TensorInfo], tensors: NamedTensors) -> None:
         self._beside(
-            "/update_weights",
+            vllm_compat.UPDATE_WEIGHTS,
             {"update_info": update_info(infos)},
             lambda while_waiting: send_weights(self._group, infos, tensors, while_waiting),
         )
+
+
+class IPCWeightSync(WeightSync):
+    """Weights through a buffer of this process that the server's workers have opened.
+
+    Each `/update_weights` announces what lies in the buffer by then. Its answer says that the
+    workers have taken it out, so the next bucket may be put there. A SharedMemoryError if this
+    process has no memory to share.
+    """
+
+    def __init__(
+        self,
+        engine: VLLMServerEngine,
+        device: torch.device,
+        *,
+        timeout_seconds: float = 300.0,
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> None:
+        super().__init__(engine, timeout_seconds)
+        num_workers = self._num_workers()
+        self._buffer_bytes = buffer_bytes
+        self._buffer = SharedBuffer(numbered(device), buffer_bytes)
+        try:
+            handle = self._buffer.handle()
+            if isinstance(handle, CUDAHandle) and num_workers > 1:
+                raise SharedMemoryError(
+                    f"the server has {num_workers} workers, and one of them alone is on this GPU"
+                )
+            body = {"init_info": {"buffer": handle.as_json()}}
+            self._request("POST", vllm_compat.INIT_TRANSFER, body)
+        except BaseException:
+            self._buffer.close()
+            raise
+
+    def close(self) -> None:
+        """As `WeightSync.close`."""
+        self._buffer.close()
+
+    def _send(self, infos: Sequence[TensorInfo], tensors: NamedTensors) -> None:
+        for bucket, bucket_tensors in fill_buckets(infos, tensors, self._buffer_bytes):
+            for start, num_bytes in self._buffer.fill(bucket_tensors):
+                info = update_info(bucket) | {"start": start, "num_bytes": num_bytes}
+                self._request("POST", vllm_compat.UPDATE_WEIGHTS, {"update_info": info})
+
+
+def numbered(device: torch.device) -> torch.device:
+    """A CUDA device with its number: without one, as accelerate gives it to a single process, it
+    is the calling thread's current one."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def update_info(infos: Sequence[TensorInfo]) -> dict[str, Any]:

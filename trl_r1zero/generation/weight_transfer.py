@@ -1,12 +1,9 @@
 """Weights from the trainer to a vLLM server's workers over gloo: the half that both sides share.
 
-vLLM's own transfer engines are NCCL and its relatives, for trainers on CUDA. This one is for every
-other trainer: it is rank 0 of a gloo group of its own (no part of any default group of
-`torch.distributed`), and the server's workers are the ranks behind it (`vllm_plugin`).
-
-Tensors travel in buckets: consecutive ones are laid side by side as bytes, so a small model is one
-broadcast and a large one never needs a second copy of itself. Both sides compute the buckets from
-the same list of names, dtypes and shapes.
+For trainers that vLLM's own engines (NCCL) do not serve: rank 0 of a gloo group of its own, no part
+of any default group, with the server's workers as the ranks behind it (`vllm_engine`). Tensors
+travel in buckets, laid side by side as bytes: a small model is one broadcast, a large one never
+needs a second copy of itself. Both sides cut the same buckets from names, dtypes and shapes.
 """
 
 import math
@@ -22,23 +19,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-BACKEND = "gloo"
-# Memory of a device that both sides use. vLLM has an engine `ipc` of its own, which is another one.
-IPC_BACKEND = "trl_r1zero_ipc"
+from .connections import is_loopback
+
 BUCKET_BYTES = 64 * 2**20
 _READY_KEY = "workers_ready"
 _POLL_SECONDS = 0.0005
 
+NamedTensors = Iterator[tuple[str, Tensor]]
+
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is announced of a tensor before it travels.
-
-    Attributes:
-        name: Its name in the model's checkpoint.
-        dtype: The name of its dtype, such as `float32`.
-        shape: Its shape.
-    """
+    """What is announced of a tensor: its name in the checkpoint, that of its dtype (`float32`), its
+    shape."""
 
     name: str
     dtype: str
@@ -74,30 +67,40 @@ def cut_into_buckets(
     return buckets
 
 
+def fill_buckets(
+    infos: Sequence[TensorInfo], tensors: NamedTensors, bucket_bytes: int = BUCKET_BYTES
+) -> Iterator[tuple[list[TensorInfo], list[Tensor]]]:
+    """Each bucket with its tensors; not one more is taken than `infos` announces."""
+    for bucket in cut_into_buckets(infos, bucket_bytes):
+        named = list(islice(tensors, len(bucket)))
+        assert [name for name, _ in named] == [info.name for info in bucket]
+        yield bucket, [tensor for _, tensor in named]
+
+
+def bytes_of(tensor: Tensor) -> Tensor:
+    """A (number of bytes,) uint8 tensor; a view where the tensor is contiguous."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
 def pack(tensors: Iterable[Tensor]) -> Tensor:
     """The tensors' bytes side by side, a (number of bytes,) uint8 tensor on the CPU."""
-    return torch.cat([t.detach().contiguous().cpu().reshape(-1).view(torch.uint8) for t in tensors])
+    return torch.cat([bytes_of(tensor).cpu() for tensor in tensors])
 
 
 def unpack(data: Tensor, bucket: Sequence[TensorInfo]) -> list[tuple[str, Tensor]]:
     """The named tensors of a bucket; copies, as its bytes need not be aligned for every dtype."""
-    named = []
-    start = 0
-    for info in bucket:
-        piece = data[start : start + info.num_bytes].clone()
-        named.append((info.name, piece.view(info.torch_dtype).reshape(info.shape)))
-        start += info.num_bytes
-    return named
+    pieces = data.split([info.num_bytes for info in bucket])
+    return [
+        (info.name, piece.clone().view(info.torch_dtype).reshape(info.shape))
+        for info, piece in zip(bucket, pieces, strict=True)
+    ]
 
 
 class GlooGroup:
-    """A gloo process group of a trainer (rank 0) and a server's workers.
+    """A gloo process group of a trainer (rank 0) and a server's workers, which meet at `store`.
 
-    Args:
-        store: Where the ranks find one another.
-        address: The host name or address whose network interface is used.
-        rank, world_size: This process's place.
-        timeout_seconds: Of the rendezvous and of each broadcast.
+    `address` is the host name or address whose network interface is used; `timeout_seconds` are
+    those of the meeting and of each broadcast.
     """
 
     def __init__(
@@ -115,14 +118,10 @@ class GlooGroup:
         self._group = gloo(dist.PrefixStore("weights", store), rank, world_size, options)
 
     def broadcast(self, data: Tensor, while_waiting: Callable[[], None] | None = None) -> None:
-        """Send `data` from rank 0 into the other ranks' `data`.
+        """Send a CPU tensor from rank 0 into the other ranks', of the same shape and dtype.
 
-        Args:
-            data: A CPU tensor, of one shape and dtype on all ranks.
-            while_waiting: Called again and again until it is through; what it raises ends the wait.
-
-        Raises:
-            RuntimeError: A rank is gone, or the timeout is over.
+        `while_waiting` is called again and again until it is through; what it raises ends the wait.
+        A RuntimeError if a rank is gone, or the timeout is over.
         """
         work = self._group.broadcast([data], dist.BroadcastOptions())
         while while_waiting is not None and not work.is_completed():
@@ -134,14 +133,8 @@ class GlooGroup:
 class TrainerRendezvous:
     """The trainer's side of the meeting with a server's workers.
 
-    The store listens before the server is told where, on the loopback interface unless the server
-    is on another machine.
-
-    Args:
-        server_host: The server's host: on loopback, everything stays there.
-        num_workers: Workers of the server.
-        port: Port of the store; a free one if None.
-        timeout_seconds: Of the rendezvous and of each broadcast.
+    The store listens, at `port` or any free one, before the server is told where: on the loopback
+    interface unless the server is on another machine.
     """
 
     def __init__(
@@ -155,7 +148,7 @@ class TrainerRendezvous:
         listener.bind((self.address, port or 0))
         listener.listen(self.world_size)
         self.port: int = listener.getsockname()[1]
-        self._store = dist.TCPStore(
+        self.store = dist.TCPStore(
             self.address,
             self.port,
             self.world_size,
@@ -164,39 +157,22 @@ class TrainerRendezvous:
             wait_for_workers=False,
             master_listen_fd=listener.detach(),
         )
-
-    @property
-    def init_info(self) -> dict[str, Any]:
-        """What the server's `/init_weight_transfer_engine` is told."""
-        return {
+        # What the server's workers are told.
+        self.init_info: dict[str, Any] = {
             "master_address": self.address,
             "master_port": self.port,
             "rank_offset": 1,
             "world_size": self.world_size,
-            "timeout_seconds": self.timeout_seconds,
         }
 
-    @property
-    def store(self) -> dist.Store:
-        """What the workers come to."""
-        return self._store
-
     def await_worker(self, while_waiting: Callable[[], None]) -> None:
-        """Until the first of vLLM's own workers, who leave word when they come, is there.
-
-        Raises:
-            TimeoutError: None came.
-        """
-        self._await(lambda: self._store.num_keys() > 0, while_waiting)
+        """Until the first of vLLM's own workers, who leave word when they come, is there."""
+        self._await(lambda: self.store.num_keys() > 0, while_waiting)
 
     def join(self, while_waiting: Callable[[], None]) -> GlooGroup:
-        """The group, once all workers are there.
-
-        Raises:
-            TimeoutError: They did not come.
-        """
-        self._await(lambda: self._store.add(_READY_KEY, 0) >= self.world_size - 1, while_waiting)
-        return GlooGroup(self._store, self.address, 0, self.world_size, self.timeout_seconds)
+        """The gloo group, once all workers are there."""
+        self._await(lambda: self.store.add(_READY_KEY, 0) >= self.world_size - 1, while_waiting)
+        return GlooGroup(self.store, self.address, 0, self.world_size, self.timeout_seconds)
 
     def _await(self, arrived: Callable[[], bool], while_waiting: Callable[[], None]) -> None:
         deadline = time.monotonic() + self.timeout_seconds
@@ -229,14 +205,12 @@ def join_as_worker(
 def send_weights(
     group: GlooGroup,
     infos: Sequence[TensorInfo],
-    tensors: Iterator[tuple[str, Tensor]],
+    tensors: NamedTensors,
     while_waiting: Callable[[], None],
 ) -> None:
     """Rank 0's half: broadcast `tensors`, which are those announced in `infos`, in their order."""
-    for bucket in cut_into_buckets(infos):
-        named = list(islice(tensors, len(bucket)))
-        assert [name for name, _ in named] == [info.name for info in bucket]
-        group.broadcast(pack(tensor for _, tensor in named), while_waiting)
+    for _, bucket in fill_buckets(infos, tensors):
+        group.broadcast(pack(bucket), while_waiting)
 
 
 def receive_weights(
@@ -247,10 +221,6 @@ def receive_weights(
         data = torch.empty(sum(info.num_bytes for info in bucket), dtype=torch.uint8)
         group.broadcast(data)
         yield unpack(data, bucket)
-
-
-def is_loopback(host: str) -> bool:
-    return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 def _address_towards(host: str) -> str:

@@ -1,7 +1,7 @@
 """The leaderboard: its rules, runs under a time budget, and submissions that can be audited."""
 
 from .rules import BOARDS, Board, Check, RuleBrokenError, get_board
-from .verify import SubmissionError, verify
+from .submission import SubmissionError, verify
 
 __all__ = [
     "BOARDS",

@@ -1,142 +1,78 @@
-"""The wall clock of a submission: one line for each thing that happened, never taken back.
+"""The wall clock of a submission, and training that ends in time for the full evaluation.
 
-`clock.jsonl` begins with the first start; every restart adds a line, so the time between is
-counted too, and goes on from a step that the clock has seen. The clock counts from the moment the
-operating system started the first process (the launcher, where that is the run's parent) to the end
-of the full evaluation: the weights are not used after that.
+The clock counts from the moment the operating system started the first process (the launcher, where
+that is the run's parent) to the end of the full evaluation. `clock.jsonl` gets a line for each
+event, also for each restart, so the time between is counted too. Times are seconds since 1970, not
+those of a monotonic clock, which a restart of the machine would set back to 0.
 
-Times are seconds since 1970 (`time.time()`), not those of a monotonic clock, which a restart of
-the machine would set back to 0.
+After each GRPO step the run adds up what it still has to do: save the weights, answer all
+validation problems, and, if it goes on, what is due now and one more step. If the time left may not
+be enough for all of this, it stops.
 """
 
-import hashlib
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback
 
-from trl_r1zero.evaluation.files import json_line, whole_lines
+from trl_r1zero.evaluation.files import json_line, lock, whole_lines
+from trl_r1zero.trainers import R1ZeroGRPOTrainer
 
 CLOCK_FILE = "clock.jsonl"
-# psutil knows when a process started by the machine's boot time, which has whole seconds.
-TOLERANCE_SECONDS = 2.0
-# A step's line of metrics is written after its event, and training starts after the process.
-_LOGGING_SECONDS = 5.0
-# So long a run that is being killed may go on beside the one that follows it.
-_OVERLAP_SECONDS = 10.0
-
-# What a line is about.
 START = "start"  # of a process: the first one, or one that goes on
 STEP = "step"  # a GRPO step is complete
 VALIDATION = "validation"  # one while training
 TRAINING_ENDED = "training_ended"  # the last weights are there, and saved
 FINISHED = "finished"  # the full evaluation of the last weights is complete
-EVENTS = (START, STEP, VALIDATION, TRAINING_ENDED, FINISHED)
-# What all starts of a run have in common, and what it is called.
-SAME = {
-    "host": "machine, whose clock may differ",
-    "inputs": "weights, data, prompt or reward",
-    "num_processes": "number of processes",
-}
+
+# How much longer than the slowest so far a step, a save or an evaluation may take.
+SAFETY = 1.5
+# Before there is a measurement: shares of the budget.
+UNMEASURED_EVALUATION = 0.15
+UNMEASURED_SAVING = 0.01
+# Steps that say how long the next one takes: responses grow and shrink as a run goes on.
+_RECENT_STEPS = 20
 
 Event = dict[str, Any]
 
 
-class ClockError(ValueError):
-    """A clock that cannot be right."""
-
-
 class Clock:
-    """The events of a submission so far.
+    """The clock of a run's folder, which no other process can open meanwhile.
 
     Args:
-        path: The file. It is made by `start`.
+        path: The file, made if it does not exist.
 
     Attributes:
         events: What the file holds; a line that a kill cut off is removed.
 
     Raises:
-        ClockError: A line is no event.
+        RuntimeError: Another process has it open.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.events: list[Event] = []
-        if path.is_file():
-            with path.open("a+b") as file:
-                self.events = parse_events(path, whole_lines(file))
-
-    def start(self, process_started: float, from_step: int, **facts: Any) -> None:
-        """Record that a process has started: the first one, or one that goes on.
-
-        Args:
-            process_started: When it did; see `process_start`.
-            from_step: GRPO steps that are done.
-            facts: Further keys of the line; a later start has those of `SAME` as the first one.
-
-        Raises:
-            ClockError: The run cannot go on so: `clock_faults` would name this start, or the run
-                that it goes on from is still at work.
-        """
-        line = {
-            "process_started": round(process_started, 3),
-            "host": hashlib.sha256(platform.node().encode()).hexdigest()[:12],
-            "pid": os.getpid(),
-            "from_step": from_step,
-            **facts,
-        }
-        started = [event for event in self.events if event["event"] == START]
-        if started:
-            self._require_ended(started[-1])
-        for fault in start_faults(self.events, line):
-            raise ClockError(
-                f"this run cannot go on with {self.path}: {fault}. Its submission would count for "
-                "nothing; go on as it was started, or choose another --output_dir"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a+b")
+        if not lock(self._file):
+            raise RuntimeError(
+                f"another process is running in {path.parent}; wait for its end, or end it, and "
+                "start the same command again"
             )
-        self.record(START, **line)
-
-    def _require_ended(self, start: Event) -> None:
-        """Wait for a run that is being killed.
-
-        Raises:
-            ClockError: It is still at work after `_OVERLAP_SECONDS`.
-        """
-        deadline = time.monotonic() + _OVERLAP_SECONDS
-        while _is_alive(start):
-            if time.monotonic() > deadline:
-                raise ClockError(
-                    f"process {start['pid']} is at work on {self.path.parent}; wait for its end, "
-                    "or end it, and start the same command again"
-                )
-            time.sleep(0.2)
+        self.events: list[Event] = [json.loads(line) for line in whole_lines(self._file)]
 
     def record(self, event: str, **facts: Any) -> None:
-        """Write a line, which is on the disk when this returns.
-
-        Raises:
-            ClockError: The machine's clock was set back since the line before.
-        """
-        now = round(time.time(), 3)
-        if self.events and now < self.events[-1]["time"] - TOLERANCE_SECONDS:
-            raise ClockError(
-                f"the machine's clock was set back by {self.events[-1]['time'] - now:.1f} seconds "
-                f"since the last line of {self.path}, so the time used is not known; set it right, "
-                "and start the same command again"
-            )
-        line = {"event": event, "time": now, **facts}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.write(json_line(line))
-            file.flush()
-            os.fsync(file.fileno())
-        self.events.append(line)
+        """Write a line, which is on the disk when this returns."""
+        self.events.append({"event": event, "time": round(time.time(), 3), **facts})
+        self._file.write(json_line(self.events[-1]))
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def has(self, event: str) -> bool:
         return any(line["event"] == event for line in self.events)
@@ -144,154 +80,175 @@ class Clock:
     @property
     def elapsed(self) -> float:
         """Seconds since the first start, now."""
-        return time.time() - clock_start(self.events)
+        return time.time() - self.events[0]["process_started"]
 
 
-def parse_events(path: Path, lines: Sequence[bytes | str]) -> list[Event]:
-    """The events of a file.
-
-    Raises:
-        ClockError: A line is no event.
-    """
-    events = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            event = json.loads(line)
-            known = event["event"] in EVENTS and isinstance(event["time"], int | float)
-            known = known and (event["event"] != START or "process_started" in event)
-        except (ValueError, KeyError, TypeError):
-            known = False
-        if not known:
-            raise ClockError(
-                f"{path}:{number}: got {line[:80]!r}, expected an event of a clock; a clock that "
-                "was changed by hand counts for nothing"
-            )
-        events.append(event)
-    return events
-
-
-def clock_start(events: Sequence[Event]) -> float:
-    """When the clock began to count."""
-    return float(events[0]["process_started"])
-
-
-def process_start(launcher: bool) -> float:
+def process_start() -> float:
     """When this process began, or the launcher that started it with the same script.
-
-    Args:
-        launcher: Whether the launcher counts: for a run's first start. It may outlive a run that it
-            starts again, and is then no sign of when that one began.
 
     A shell in between does not count: its command line is not the script's.
     """
-    process = psutil.Process()
-    started = [process.create_time(), time.time()]
-    script = sys.argv[0]
-    for parent in process.parents() if launcher else ():
-        try:
-            if script not in parent.cmdline()[1:]:
+    started = psutil.Process().create_time()
+    with suppress(psutil.Error):  # a parent that is somebody else's, or gone, launched nothing here
+        for parent in psutil.Process().parents():
+            if sys.argv[0] not in parent.cmdline()[1:]:
                 break
-            started.append(parent.create_time())
-        except (psutil.AccessDenied, psutil.NoSuchProcess):
-            break  # somebody else's, or gone: none that launched this one
-    return min(started)
+            started = parent.create_time()
+    return started
 
 
-def _is_alive(start: Event) -> bool:
-    """Whether the process of a start is there, and no later one that got its number."""
-    if start["pid"] == os.getpid():  # as in a container that was started again
-        return False
-    try:
-        process = psutil.Process(start["pid"])
-        began_before = process.create_time() < start["time"] + TOLERANCE_SECONDS
-        return began_before and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+def seconds_needed(
+    events: Sequence[Event], budget_seconds: float, num_problems: int, num_due: int
+) -> dict[str, float]:
+    """What may come if training goes on -> its seconds: `SAFETY` times the slowest in this run.
 
-
-def start_faults(events: Sequence[Event], start: Mapping[str, Any]) -> list[str]:
-    """Why a start cannot follow what the clock has, in words: an empty list, if it can.
+    An evaluation takes its seconds per problem as the slowest validation did: a few problems keep
+    the sampler less busy than many, so that is rather too long.
 
     Args:
-        events: Before the start.
-        start: Its keys.
+        events: The clock's, over all starts.
+        budget_seconds: Of which shares stand in for what was not measured yet.
+        num_problems: Of the full evaluation.
+        num_due: Of the validation that comes first; 0 without one.
     """
-    faults = []
-    steps = {0} | {event["grpo_step"] for event in events if event["event"] == STEP}
-    if start["from_step"] not in steps:
-        faults.append(
-            f"it goes on from GRPO step {start['from_step']}, which the clock has not seen"
-        )
-    first = next((event for event in events if event["event"] == START), start)
-    for key, what in SAME.items():
-        if start.get(key) != first.get(key):
-            faults.append(f"not all starts have the same {what}")
-    return faults
-
-
-def clock_faults(events: Sequence[Event], metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What cannot be, in words: an empty list, if the clock tells one story.
-
-    Args:
-        events: Of the clock.
-        metrics: The lines of `metrics.jsonl`, whose seconds the run counted by another clock.
-    """
-    if not events or events[0]["event"] != START:
-        return ["it does not begin with a start"]
-    faults = []
-    for number, event in enumerate(events):
-        if event["event"] == START:
-            faults += start_faults(events[:number], event)
-    for before, after in pairwise(events):
-        if after["time"] < before["time"] - TOLERANCE_SECONDS:
-            faults.append(f"{after['event']} is before the {before['event']} that it follows")
-        if after["event"] == START and after["process_started"] < before["time"] - _OVERLAP_SECONDS:
-            faults.append("a second run was at work beside the first")
-    for event in events:
-        if event["event"] == START and event["process_started"] > event["time"]:
-            faults.append("a process started after its first line")
-    faults += _step_faults(events)
-    if [event["event"] for event in events].count(FINISHED) != 1 or (
-        events[-1]["event"] != FINISHED
-    ):
-        faults.append("it does not end with the one end of the full evaluation")
-    return faults + _metrics_faults(events, metrics)
-
-
-def _step_faults(events: Sequence[Event]) -> list[str]:
-    done = 0
-    for event in events:
-        if event["event"] == START:
-            done = event["from_step"]
-        elif event["event"] == STEP:
-            if event["grpo_step"] != done + 1:
-                return [f"GRPO step {event['grpo_step']} comes where step {done + 1} should"]
-            done = event["grpo_step"]
-        elif event["grpo_step"] != done:
-            return [f"{event['event']} is of GRPO step {event['grpo_step']}, after step {done}"]
-    return []
-
-
-def _metrics_faults(events: Sequence[Event], metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Training cannot have taken longer by the metrics than by the clock."""
-    ended = {
-        event["grpo_step"]: event["time"] - clock_start(events)
-        for event in events
-        if event["event"] == STEP
+    steps = [event for event in events if event["event"] == STEP]
+    per_problem = [
+        event["seconds"] / event["num_problems"] for event in events if event["event"] == VALIDATION
+    ]
+    evaluation = UNMEASURED_EVALUATION * budget_seconds
+    if per_problem:
+        evaluation = SAFETY * max(per_problem) * num_problems
+    saving = SAFETY * max((event["pause_seconds"] for event in steps), default=0.0)
+    return {
+        "a validation": evaluation * num_due / num_problems,
+        "another step": SAFETY * max((s["seconds"] for s in steps[-_RECENT_STEPS:]), default=0.0),
+        "saving before and after it": 2 * max(saving, UNMEASURED_SAVING * budget_seconds),
+        "the full evaluation": evaluation,
     }
-    lines = [line for line in metrics if "loss" in line and "grpo_step" in line]
-    if ended and not lines:
-        return ["the metrics have no GRPO step, and the clock has some"]
-    numbers = [line["step"] for line in metrics]
-    if numbers != sorted(numbers):
-        return ["the metrics go backwards"]
-    for line in lines:
-        step, seconds = line["grpo_step"], line["elapsed_seconds"]
-        if step not in ended:
-            return [f"the metrics have GRPO step {step}, and the clock has not"]
-        if seconds > ended[step] + _LOGGING_SECONDS:
-            return [
-                f"GRPO step {step} ended {seconds:.0f} seconds after the start of training by the "
-                f"metrics, and {ended[step]:.0f} after that of the process by the clock"
-            ]
-    return []
+
+
+class StraightToEvaluation(Exception):
+    """A run that was started again has no time for another step, or had ended its training."""
+
+
+class StopInTime(TrainerCallback):
+    """Writes the clock, and ends training while there is time for what has to follow.
+
+    The main process decides, and tells the others.
+
+    Args:
+        clock: The clock, started; None on processes other than the main one.
+        budget_seconds: From the clock's start to the end of the full evaluation.
+        num_problems: Of the full evaluation.
+        num_validated: Of a validation while training.
+
+    Attributes:
+        reason: Why training ended, in words; empty while it goes on.
+    """
+
+    def __init__(
+        self, clock: Clock | None, budget_seconds: float, num_problems: int, num_validated: int
+    ) -> None:
+        self.clock = clock
+        self.budget_seconds = budget_seconds
+        self.num_problems = num_problems
+        self.num_validated = num_validated
+        self.reason = ""
+        self._step_began = 0.0
+        self._pause_began: float | None = None  # the end of a step, plus seconds of validations
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Raises StraightToEvaluation, on all processes, where there is nothing left to train."""
+        if self.clock is not None:
+            self.reason = self._no_time(validation_is_due=bool(args.eval_on_start))
+            if self.clock.has(TRAINING_ENDED):
+                self.reason = "its training had ended before"
+        self.reason = from_main(self.reason)
+        if self.reason:
+            raise StraightToEvaluation(self.reason)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % args.updates_per_grpo_step == 0:
+            self._step_began = time.time()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % args.updates_per_grpo_step != 0:
+            return
+        if self.clock is not None:
+            pause_began = self._step_began if self._pause_began is None else self._pause_began
+            self.clock.record(
+                STEP,
+                grpo_step=state.global_step // args.updates_per_grpo_step,
+                seconds=round(time.time() - self._step_began, 3),
+                pause_seconds=round(self._step_began - pause_began, 3),
+            )
+            self._pause_began = time.time()
+            self.reason = self._no_time(validation_is_due=control.should_evaluate)
+            if control.should_training_stop:
+                self.reason = "all n_grpo_steps are done"
+        self.reason = from_main(self.reason)
+        if self.reason:
+            control.should_training_stop = True
+            control.should_evaluate = False  # all problems come next
+            control.should_save = True  # a run that is killed while it evaluates goes on from here
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._pause_began is not None:
+            self._pause_began += kwargs["metrics"]["eval_seconds"]
+        if self.clock is not None and not self.reason:
+            grpo_step = state.global_step // args.updates_per_grpo_step
+            self.clock.record(VALIDATION, **_evaluation_facts(grpo_step, kwargs["metrics"]))
+
+    def _no_time(self, validation_is_due: bool) -> str:
+        """Why training cannot go on; empty if it can."""
+        assert self.clock is not None
+        num_due = self.num_validated if validation_is_due else 0
+        needs = seconds_needed(self.clock.events, self.budget_seconds, self.num_problems, num_due)
+        left = self.budget_seconds - self.clock.elapsed
+        if left >= sum(needs.values()):
+            return ""
+        return (
+            f"{left:.0f} of {self.budget_seconds:.0f} seconds are left, of which may be needed: "
+            + ", ".join(f"{seconds:.0f} for {what}" for what, seconds in needs.items() if seconds)
+        )
+
+
+def train_and_evaluate(
+    trainer: R1ZeroGRPOTrainer, stopping: StopInTime, checkpoint: str | None
+) -> None:
+    """Train until there is time for the full evaluation only, and make that."""
+    with suppress(StraightToEvaluation):  # there is nothing left to train; its reason is printed
+        trainer.train(resume_from_checkpoint=checkpoint)
+    reason = stopping.reason or "all n_grpo_steps are done"
+    clock = stopping.clock
+    if clock is not None:
+        if not clock.has(TRAINING_ENDED):
+            clock.record(TRAINING_ENDED, grpo_step=trainer.steps_done, reason=reason)
+        print(
+            f"Training ended after {trainer.steps_done} GRPO steps, {clock.elapsed:.0f} seconds "
+            f"after the start: {reason}. Now all {stopping.num_problems:,} validation problems.",
+            flush=True,
+        )
+    stopping.reason = reason  # from here on evaluations are not validations
+    trainer.args.num_eval_examples = None
+    metrics = trainer.evaluate()
+    if clock is not None:
+        clock.record(FINISHED, **_evaluation_facts(trainer.steps_done, metrics))
+
+
+def _evaluation_facts(grpo_step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """What the clock records of an evaluation."""
+    return {
+        "grpo_step": grpo_step,
+        "accuracy": metrics["eval_accuracy"],
+        "accuracy_stderr": metrics.get("eval_accuracy_stderr"),
+        "num_problems": int(metrics["eval_num_examples"]),
+        "seconds": round(metrics["eval_seconds"], 3),
+    }
+
+
+def from_main(value: Any) -> Any:
+    """The main process's value; a collective call."""
+    values = [value]
+    broadcast_object_list(values, from_process=0)
+    return values[0]

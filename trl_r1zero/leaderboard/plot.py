@@ -3,89 +3,50 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
+from trl_r1zero.reports.plots import new_figure, save_figure, style_axes
+from trl_r1zero.runs.metrics import BLUE, GREY, ORANGE
 
-from trl_r1zero.reports.plots import BLUE, GREY, ORANGE
-
-from .clock import FINISHED, START, VALIDATION, Event, clock_start
-
-_SECONDS_PER_HOUR = 3600.0
+from .clock import FINISHED, START, VALIDATION, Event
+from .rules import Board
 
 
-def time_unit(budget_seconds: float) -> tuple[str, float]:
-    """The unit in which a budget is readable, and its seconds."""
-    return ("hours", 3600.0) if budget_seconds >= _SECONDS_PER_HOUR else ("minutes", 60.0)
-
-
-def plot_submission(
-    events: Sequence[Event], budget_seconds: float, title: str, path: str | Path
-) -> None:
-    """Draw the validations while training and the full evaluation, ± 1 standard error, into a PNG.
-
-    Args:
-        events: Of a clock that is finished.
-        budget_seconds: Where the line is.
-        title: Of the figure.
-        path: The figure's file.
-    """
-    unit, seconds = time_unit(budget_seconds)
-    start = clock_start(events)
+def plot_submission(events: Sequence[Event], board: Board, entry: str, path: Path) -> None:
+    """Draw validations while training and the full evaluation, ± 1 standard error, into a PNG."""
+    unit, seconds = board.time_unit
+    figure = new_figure(8.0, 4.6, "")
+    axes = figure.subplots()
 
     def at(event: Event) -> float:
-        return (event["time"] - start) / seconds
+        return (event["time"] - events[0]["process_started"]) / seconds
 
-    figure = Figure(figsize=(8.0, 4.6), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    validations = [event for event in events if event["event"] == VALIDATION]
-    if validations:
-        axes.errorbar(
-            [at(event) for event in validations],
-            [event["accuracy"] for event in validations],
-            yerr=[event["accuracy_stderr"] or 0.0 for event in validations],
-            color=BLUE,
-            marker="o",
-            markersize=3.5,
-            linewidth=1.6,
-            elinewidth=1.0,
-            capsize=2,
-            label=f"while training ({_numbers(validations)} problems)",
-        )
-    (final,) = (event for event in events if event["event"] == FINISHED)
-    axes.errorbar(
-        [at(final)],
-        [final["accuracy"]],
-        yerr=[final["accuracy_stderr"] or 0.0],
-        color=ORANGE,
-        fmt="D",
-        markersize=7,
-        capsize=4,
-        linewidth=1.6,
-        label=f"full evaluation: {final['accuracy']:.1%} ± {final['accuracy_stderr'] or 0:.1%} "
-        f"({final['num_problems']:,} problems)",
-    )
-    for number, event in enumerate(e for e in events[1:] if e["event"] == START):
-        axes.axvline(
-            at(event), color=GREY, linestyle=":", label="started again" if number == 0 else None
-        )
-    budget = budget_seconds / seconds
+    final = events[-1]
+    by_kind = {VALIDATION: (BLUE, "o", "-"), FINISHED: (ORANGE, "D", "none")}
+    for kind, (colour, marker, line) in by_kind.items():
+        drawn = [event for event in events if event["event"] == kind]
+        label = "while training"
+        if kind == FINISHED:
+            error = final["accuracy_stderr"] or 0.0
+            label = f"full evaluation: {final['accuracy']:.1%} ± {error:.1%}"
+        if drawn:
+            axes.errorbar(
+                [at(event) for event in drawn],
+                [event["accuracy"] for event in drawn],
+                yerr=[event["accuracy_stderr"] or 0.0 for event in drawn],
+                color=colour,
+                marker=marker,
+                linestyle=line,
+                capsize=3,
+                label=f"{label} ({drawn[-1]['num_problems']:,} problems)",
+            )
+    restarts = [at(event) for event in events[1:] if event["event"] == START]
+    for number, when in enumerate(restarts):
+        axes.axvline(when, color=GREY, linestyle=":", label=None if number else "started again")
+    budget = board.budget_seconds / seconds
     axes.axvline(budget, color=GREY, linestyle="--", label=f"budget, {budget:g} {unit}")
-    axes.set_title(title, fontsize=11)
-    axes.set_xlabel(f"wall-clock since the start of the process ({unit})", fontsize=10)
-    axes.set_ylabel("validation accuracy, ± 1 standard error", fontsize=10)
+    x_label = f"wall-clock since the start of the process ({unit})"
+    y_label = "validation accuracy, ± 1 standard error"
+    style_axes(axes, f"{entry} — {board.title}", x_label, y_label, whole_x=False)
     axes.set_xlim(0, 1.04 * max(budget, at(final)))
-    bottom, top = axes.get_ylim()
-    axes.set_ylim(max(0.0, bottom - 0.05 * (top - bottom)), min(1.0, top + 0.1 * (top - bottom)))
-    axes.tick_params(labelsize=9)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    # Below the axes: the curve, the full evaluation and the budget leave no sure place in them.
+    # Below the axes: there may be no room for it in them.
     figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-    figure.savefig(path, dpi=100)
-
-
-def _numbers(validations: Sequence[Event]) -> str:
-    numbers = sorted({event["num_problems"] for event in validations})
-    return " or ".join(f"{number:,}" for number in numbers)
+    save_figure(figure, path)

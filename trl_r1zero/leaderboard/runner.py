@@ -1,21 +1,14 @@
 """A run under the rules: it checks them, trains while there is time, evaluates, and submits.
 
-In order: the rules that can be broken before training are checked; the clock starts (or goes on);
-GRPO trains until `StopInTime` ends it; all validation problems are answered by the last weights,
-and the clock ends; the submission is written and verified.
-
 The same command goes on with a run that was killed, from its last checkpoint.
 """
 
-import os
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from trl_r1zero.evaluation.environment import environment
 from trl_r1zero.evaluation.files import differing
 from trl_r1zero.recipe import ParsedRecipe
 from trl_r1zero.recipe.loading import load_tokenizer, model_settings
@@ -24,33 +17,24 @@ from trl_r1zero.reports.report import write_report
 from trl_r1zero.trainers import R1ZeroGRPOTrainer
 from trl_r1zero.trainers.run_folder import METRICS_FILE, last_whole_checkpoint
 
-from .clock import CLOCK_FILE, FINISHED, START, TRAINING_ENDED, Clock, parse_events, process_start
-from .facts import collect_facts
-from .rules import (
-    Board,
-    Check,
-    RuleBrokenError,
-    check_facts,
-    check_overlap,
-    check_run_settings,
-    check_settings,
-    get_board,
-    inputs_sha256,
-    question_hash,
-    require_all,
+from .clock import (
+    CLOCK_FILE,
+    FINISHED,
+    START,
+    Clock,
+    StopInTime,
+    from_main,
+    process_start,
+    train_and_evaluate,
 )
-from .stopping import StopInTime, StraightToEvaluation
-from .submission import RECIPE_FILE, SUBMISSION_FILE, seal_submission, write_submission
-from .verify import describe, read_submission, verify
+from .facts import collect_facts
+from .rules import Board, RuleBrokenError, check_facts, check_settings, get_board
+from .submission import RECIPE_FILE, SUBMISSION_FILE, judge, write_submission
 
 
 @dataclass
 class LeaderboardArguments:
-    """Which board a run is for.
-
-    Raises:
-        ValueError: An unknown board (on `load`), or a budget above the board's.
-    """
+    """The board of a run; `load` raises a ValueError if it is unknown, or its budget is less."""
 
     board: str = field(default="math", metadata={"help": "Whose rules hold: math, embedded."})
     entry: str = field(
@@ -64,14 +48,13 @@ class LeaderboardArguments:
     def load(self) -> tuple[Board, float]:
         """The board, and the budget of this run in seconds."""
         board = get_board(self.board)
-        if self.budget_seconds is None:
-            return board, board.budget_seconds
-        if not 0 < self.budget_seconds <= board.budget_seconds:
+        budget = board.budget_seconds if self.budget_seconds is None else self.budget_seconds
+        if not 0 < budget <= board.budget_seconds:
             raise RuleBrokenError(
                 f"budget_seconds must be above 0 and at most {board.budget_seconds:g}, the budget "
-                f"of board {board.name}; got {self.budget_seconds:g}"
+                f"of board {board.name}; got {budget:g}"
             )
-        return board, self.budget_seconds
+        return board, budget
 
 
 def run_submission(recipe: ParsedRecipe) -> None:
@@ -82,13 +65,14 @@ def run_submission(recipe: ParsedRecipe) -> None:
 
     Raises:
         RuleBrokenError: A rule would be broken; nothing was trained.
-        ClockError: The clock of this folder cannot go on.
+        RuntimeError: Another process is running in the output folder.
     """
-    config, task_args, board_args, model_args = recipe.instances
-    board, budget_seconds = board_args.load()
+    config, task_args, board_args, _ = recipe.instances
+    board, _ = board_args.load()
     folder = Path(config.output_dir)
+    is_main = config.process_index == 0
     if (folder / "submission" / SUBMISSION_FILE).is_file():
-        if _is_main():
+        if is_main:
             print(f"{folder / 'submission'} is finished; for another one choose an --output_dir")
         return
     if config.resume_from_checkpoint not in (None, "auto"):
@@ -96,28 +80,65 @@ def run_submission(recipe: ParsedRecipe) -> None:
             f"resume_from_checkpoint: got {config.resume_from_checkpoint!r}; remove it: a run of "
             "the leaderboard goes on from its own last checkpoint by itself"
         )
-    checks = [*check_settings(board, recipe.values), *check_run_settings(recipe.values)]
     task = task_args.load()
-    checkpoint = last_whole_checkpoint(folder)
-    entry = board_args.entry or folder.name
-    clock = None
+    checks = check_settings(board, recipe.values)
     facts: dict[str, Any] = {}
-    if _is_main():
+    if is_main:
         facts = collect_facts(recipe.values, task, config.world_size, config.use_cpu)
-        checks += [*check_facts(board, facts), _overlap(task)]
-    require_all(checks)
-    if is_finished(folder):  # and killed before its submission was written
-        if _is_main():
-            _submit(folder, board, entry, facts, task, Clock(folder / CLOCK_FILE))
-        return
-    if _is_main():
-        clock = _start_clock(folder, recipe, checkpoint, config, inputs_sha256(facts))
-    stopping = StopInTime(
-        clock,
-        budget_seconds,
-        len(task.eval_dataset),
-        min(config.num_eval_examples or len(task.eval_dataset), len(task.eval_dataset)),
-    )
+        checks += check_facts(board, facts)
+    broken = [
+        f"\n  {check.rule}: got {check.evidence}; allowed: {check.allowed}. {check.advice}"
+        for check in checks
+        if not check.holds
+    ]
+    if broken:
+        raise RuleBrokenError(f"this run breaks rules of the leaderboard:{''.join(broken)}")
+    clock = _open_clock(folder, recipe, facts) if is_main else None
+    # A run may have been killed between the end of its evaluation and its submission.
+    if not from_main(clock is not None and clock.has(FINISHED)):
+        _train(recipe, task, clock)
+    if clock is not None:
+        submission = write_submission(folder, board, board_args.entry or folder.name, clock.events)
+        write_report(folder)
+        print(f"{judge(submission)[2]}\nThe submission is {submission}")
+
+
+def _open_clock(folder: Path, recipe: ParsedRecipe, facts: dict[str, Any]) -> Clock:
+    """The clock of this folder with this start in it, unless it has ended."""
+    clock = Clock(folder / CLOCK_FILE)
+    if clock.has(FINISHED):
+        return clock
+    path = folder / RECIPE_FILE
+    if clock.events:
+        there = yaml.safe_load(path.read_text(encoding="utf-8"))
+        changes = differing(there, yaml.safe_load(recipe.to_yaml()))
+        changes += differing(clock.events[0]["facts"], facts)
+        if changes:
+            raise RuleBrokenError(
+                f"{folder} holds a submission by another recipe, other data or hardware:\n  "
+                + "\n  ".join(changes)
+                + "\nGo on with it as it was started, or choose another --output_dir."
+            )
+        print(f"The clock of {folder} goes on: {clock.elapsed:.0f} seconds so far.", flush=True)
+        clock.record(START)
+        return clock
+    if (folder / METRICS_FILE).is_file() or last_whole_checkpoint(folder):
+        raise RuleBrokenError(
+            f"{folder} holds a run whose {CLOCK_FILE} is missing or empty, so the time used is not "
+            "known; choose another --output_dir"
+        )
+    recipe.write(path)
+    clock.record(START, process_started=process_start(), facts=facts)
+    return clock
+
+
+def _train(recipe: ParsedRecipe, task: LoadedTask, clock: Clock | None) -> None:
+    """Train in time, evaluate, and save the last weights."""
+    config, _, board_args, model_args = recipe.instances
+    folder = Path(config.output_dir)
+    num_problems = len(task.eval_dataset)
+    num_validated = min(config.num_eval_examples or num_problems, num_problems)
+    stopping = StopInTime(clock, board_args.load()[1], num_problems, num_validated)
     trainer = R1ZeroGRPOTrainer(
         **model_settings(config, model_args),
         reward_funcs=task.reward,
@@ -127,115 +148,5 @@ def run_submission(recipe: ParsedRecipe) -> None:
         stop=task.prompt.stop,
     )
     trainer.add_callback(stopping)  # the last, for it may end training before it begins
-    train_and_evaluate(trainer, stopping, checkpoint)
+    train_and_evaluate(trainer, stopping, last_whole_checkpoint(folder))
     trainer.save_model(str(folder / "final"))
-    if clock is not None:
-        _submit(folder, board, entry, facts, task, clock)
-
-
-def train_and_evaluate(
-    trainer: R1ZeroGRPOTrainer, stopping: StopInTime, checkpoint: str | None
-) -> None:
-    """Train until there is time for the full evaluation only, and make that."""
-    with suppress(StraightToEvaluation):  # there is nothing left to train; its reason is printed
-        trainer.train(resume_from_checkpoint=checkpoint)
-    stopping.reason = stopping.reason or "all n_grpo_steps are done"
-    clock = stopping.clock
-    if clock is not None:
-        if not clock.has(TRAINING_ENDED):
-            clock.record(TRAINING_ENDED, grpo_step=trainer.steps_done, reason=stopping.reason)
-        print(
-            f"Training ended after {trainer.steps_done} GRPO steps, {clock.elapsed:.0f} seconds "
-            f"after the start: {stopping.reason}. Now all {stopping.num_problems:,} validation "
-            "problems.",
-            flush=True,
-        )
-    trainer.args.num_eval_examples = None
-    metrics = trainer.evaluate()
-    if clock is not None:
-        clock.record(
-            FINISHED,
-            grpo_step=trainer.steps_done,
-            accuracy=metrics["eval_accuracy"],
-            accuracy_stderr=metrics.get("eval_accuracy_stderr"),
-            num_problems=int(metrics["eval_num_examples"]),
-            seconds=round(metrics["eval_seconds"], 3),
-        )
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether a run's clock has ended; only the main process may open the clock to write."""
-    path = folder / CLOCK_FILE
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    return any(event["event"] == FINISHED for event in parse_events(path, lines))
-
-
-def _start_clock(
-    folder: Path, recipe: ParsedRecipe, checkpoint: str | None, config: Any, inputs: str
-) -> Clock:
-    """The clock of this folder with this start in it."""
-    clock = Clock(folder / CLOCK_FILE)
-    recipe_path = folder / RECIPE_FILE
-    if clock.events:
-        there = yaml.safe_load(recipe_path.read_text(encoding="utf-8"))
-        if changes := differing(there, yaml.safe_load(recipe.to_yaml())):
-            raise RuleBrokenError(
-                f"{folder} holds a submission by another recipe, which differs in\n  "
-                + "\n  ".join(changes)
-                + "\nGo on with it by its own recipe, or choose another --output_dir."
-            )
-    elif checkpoint is not None or (folder / METRICS_FILE).is_file():
-        raise RuleBrokenError(
-            f"{folder} holds a run, and no {CLOCK_FILE}: nobody knows how long it took; choose "
-            "another --output_dir"
-        )
-    else:
-        recipe.write(recipe_path)
-    about = environment(config.world_size)
-    from_step = 0
-    if checkpoint is not None:
-        from_step = int(checkpoint.rpartition("-")[2]) // config.updates_per_grpo_step
-    clock.start(
-        process_start(launcher=not clock.events),
-        from_step,
-        inputs=inputs,
-        **{name: about[name] for name in ("commit", "device", "num_processes")},
-    )
-    if sum(event["event"] == START for event in clock.events) > 1:
-        print(f"The clock of {folder} goes on: {clock.elapsed:.0f} seconds so far.", flush=True)
-    return clock
-
-
-def _submit(
-    folder: Path, board: Board, entry: str, facts: dict[str, Any], task: LoadedTask, clock: Clock
-) -> None:
-    step = clock.events[-1]["grpo_step"]
-    submission = write_submission(
-        folder,
-        board,
-        entry,
-        facts,
-        task.train_dataset["question"],
-        clock.events,
-        folder / "evaluations" / f"grpo_step_{step:05d}.jsonl",
-    )
-    checks = verify(submission)
-    about = read_submission(submission)
-    # The check of the files is of submission.json itself, so it is not in it.
-    seal_submission(submission, board, entry, about["facts"], checks[1:])
-    write_report(folder)
-    print("\n".join(describe(about, verify(submission))))
-    print(f"The submission is {submission}")
-
-
-def _overlap(task: LoadedTask) -> Check:
-    return check_overlap(
-        map(question_hash, task.train_dataset["question"]),
-        map(question_hash, task.eval_dataset["question"]),
-    )
-
-
-def _is_main() -> bool:
-    """Before there is an Accelerator."""
-    return int(os.environ.get("RANK", "0")) == 0

@@ -1,202 +1,209 @@
-"""What a submission is on disk: a folder that can be checked by itself.
-
-| file | what is in it |
-| --- | --- |
-| `submission.json` | board, entry, accuracy, every rule with its evidence, the facts behind it, versions, and size and sha256 of the other files |
-| `responses.jsonl` | one line for each validation problem: prompt, response, ground truth, reward, length in tokens, whether it was cut off |
-| `training_hashes.txt` | the `question_hash` of each different training question, sorted |
-| `clock.jsonl` | every start, GRPO step and validation with its time (see `clock`) |
-| `metrics.jsonl`, `recipe.yaml`, `environment.json` | those of the run |
-| `accuracy.png` | validation accuracy against time |
-
-No file names a user or a machine: paths below the working folder and the checkout are made
-relative, those below the home folder begin with `~`, and a machine is a hash of its name.
-"""  # noqa: E501
+"""A submission: a folder that the runner writes, and that is verified by its own files alone, with
+no model, no data and no network (docs/leaderboard.md)."""
 
 import json
-import platform
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trl_r1zero.evaluation.files import json_line, json_text, write_atomically
-from trl_r1zero.evaluation.metrics import mean, standard_error
-from trl_r1zero.rewards import is_correct
-from trl_r1zero.trainers.run_folder import METRICS_FILE, read_metrics
+import yaml
 
-from .clock import CLOCK_FILE, FINISHED, Event, clock_start, parse_events
+from trl_r1zero.data.prompts import PLACEHOLDER, load_prompt
+from trl_r1zero.evaluation import files
+from trl_r1zero.evaluation.markdown import table
+from trl_r1zero.evaluation.metrics import is_number, mean, standard_error
+from trl_r1zero.rewards import REWARDS, is_correct
+from trl_r1zero.trainers.run_folder import METRICS_FILE
+
+from .clock import CLOCK_FILE, Event
 from .plot import plot_submission
-from .rules import Board, Check, question_hash, sha256_of
+from .rules import BOARDS, Board, Check, check_facts, check_settings, get_board, rows_facts
 
-FORMAT = 1
+FORMAT = 2
 SUBMISSION_FILE = "submission.json"
 RESPONSES_FILE = "responses.jsonl"
-TRAINING_FILE = "training_hashes.txt"
 RECIPE_FILE = "recipe.yaml"
-ENVIRONMENT_FILE = "environment.json"
 PLOT_FILE = "accuracy.png"
-# What submission.json vouches for.
-FILES = (
-    RESPONSES_FILE,
-    TRAINING_FILE,
-    CLOCK_FILE,
-    METRICS_FILE,
-    RECIPE_FILE,
-    ENVIRONMENT_FILE,
-    PLOT_FILE,
-)
+# Those whose sha256 is in submission.json.
+FILES = (RESPONSES_FILE, CLOCK_FILE, METRICS_FILE, RECIPE_FILE, PLOT_FILE)
 # Columns of a table of generations that a submission keeps.
 _COLUMNS = (
-    "prompt",
-    "response",
-    "ground_truth",
-    "reward",
-    "format_reward",
-    "answer_reward",
-    "length",
-    "truncated",
+    *("prompt", "response", "ground_truth", "reward", "format_reward", "answer_reward"),
+    *("length", "truncated"),
 )
 
 
-def write_submission(
-    run_folder: Path,
-    board: Board,
-    entry: str,
-    facts: Mapping[str, Any],
-    training_questions: Sequence[str],
-    events: Sequence[Event],
-    rows_path: Path,
-) -> Path:
-    """Put a finished run's submission into `<run_folder>/submission`, without its checks.
+class SubmissionError(ValueError):
+    """A folder that is not a submission, or whose files cannot be read."""
 
-    Args:
-        run_folder: With the run's metrics, recipe, environment and clock.
-        board: Whose rules hold.
-        entry: What the run is called.
-        facts: Of `collect_facts`.
-        training_questions: All of them.
-        events: The clock's, finished.
-        rows_path: The full evaluation's table of generations.
 
-    Returns:
-        The folder. `seal_submission` adds the checks.
-    """
+def write_submission(run_folder: Path, board: Board, entry: str, events: Sequence[Event]) -> Path:
+    """Write the submission of a run whose clock has ended into `<run_folder>/submission`."""
     folder = run_folder / "submission"
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in rows_path.read_text(encoding="utf-8").splitlines()]
-    kept = [{name: row[name] for name in _COLUMNS if name in row} for row in rows]
-    write_atomically(folder / RESPONSES_FILE, b"".join(map(json_line, kept)))
-    hashes = sorted({question_hash(question) for question in training_questions})
-    write_atomically(folder / TRAINING_FILE, "".join(f"{h}\n" for h in hashes).encode())
-    for name in (CLOCK_FILE, METRICS_FILE):
-        shutil.copyfile(run_folder / name, folder / name)
-    recipe = (run_folder / RECIPE_FILE).read_text(encoding="utf-8")
-    write_atomically(folder / RECIPE_FILE, without_places(recipe).encode())
-    environment = json.loads((run_folder / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
-    del environment["platform"]  # the kernel of one machine; the facts have its CPUs and GPUs
-    write_atomically(folder / ENVIRONMENT_FILE, json_text(_map_texts(environment)))
-    plot_submission(events, board.budget_seconds, f"{entry} — {board.title}", folder / PLOT_FILE)
-    seal_submission(folder, board, entry, _map_texts(facts), [])
-    return folder
-
-
-def seal_submission(
-    folder: Path, board: Board, entry: str, facts: Mapping[str, Any], checks: Sequence[Check]
-) -> None:
-    """Write `submission.json` over the other files of a folder.
-
-    Args:
-        folder: Has all `FILES`.
-        board, entry, facts: As for `write_submission`.
-        checks: Every rule with its evidence.
-    """
-    read = SubmissionFiles(folder)
-    events = read.events
-    (final,) = (event for event in events if event["event"] == FINISHED)
+    folder.mkdir(exist_ok=True)
+    generations = run_folder / "evaluations" / f"grpo_step_{events[-1]['grpo_step']:05d}.jsonl"
+    rows = [{name: row[name] for name in _COLUMNS if name in row} for row in _rows(generations)]
+    (folder / RESPONSES_FILE).write_bytes(b"".join(map(files.json_line, rows)))
+    for name in (CLOCK_FILE, METRICS_FILE, RECIPE_FILE):
+        text = (run_folder / name).read_text(encoding="utf-8")
+        (folder / name).write_text(without_places(text), encoding="utf-8")
+    plot_submission(events, board, entry, folder / PLOT_FILE)
+    environment = json.loads((run_folder / "environment.json").read_bytes())
+    del environment["platform"]  # the kernel of one machine
     about = {
         "format": FORMAT,
         "board": board.name,
         "entry": entry,
-        **accuracy_of(read.rows),
-        "seconds": round(final["time"] - clock_start(events), 3),
-        # Those of the weights: a step that a kill undid is on the clock too.
-        "grpo_steps": final["grpo_step"],
-        "rules": [
-            {
-                "rule": check.rule,
-                "allowed": check.allowed,
-                "evidence": check.evidence,
-                "holds": check.holds,
-            }
-            for check in checks
-        ],
-        "facts": facts,
-        "environment": read.environment,
-        "files": {name: file_facts(folder / name) for name in FILES},
+        **results(rows, events),
+        "facts": events[0]["facts"],
+        "environment": environment,
+        "files": file_hashes(folder),
     }
-    write_atomically(folder / SUBMISSION_FILE, json_text(about))
+    # The last file, and at once: a submission is finished if it is there.
+    text = without_places(files.json_text(about).decode())
+    files.write_atomically(folder / SUBMISSION_FILE, text.encode())
+    return folder
 
 
-def accuracy_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Accuracy and its standard error of graded responses."""
+def results(rows: Sequence[Mapping[str, Any]], events: Sequence[Event]) -> dict[str, Any]:
+    """The numbers of a submission, from its graded responses and its clock."""
     correct = [float(is_correct(row)) for row in rows]
     return {
         "accuracy": mean(correct),
         "accuracy_stderr": standard_error(correct),
         "num_problems": len(rows),
+        "seconds": round(events[-1]["time"] - events[0]["process_started"], 3),
+        "grpo_steps": events[-1]["grpo_step"],
     }
 
 
-def file_facts(path: Path) -> dict[str, Any]:
-    """Size and sha256 of a file."""
-    content = path.read_bytes()
-    return {"bytes": len(content), "sha256": sha256_of(content)}
+def file_hashes(folder: Path) -> dict[str, str]:
+    """The sha256 of each of `FILES` that is there."""
+    return {n: files.file_sha256(folder / n) for n in FILES if (folder / n).is_file()}
 
 
 def without_places(text: str) -> str:
-    """Text without this machine's folders, and without its name in addresses."""
+    """Text without this machine's folders: checkout and working folder are `.`, home is `~`."""
     checkout = Path(__file__).resolve().parents[2]
-    for place, stand_in in ((checkout, "."), (Path.cwd(), "."), (Path.home(), "~")):
-        if place == Path("/"):
-            continue
-        bounded = rf"(?<![\w.~-]){re.escape(str(place))}"
-        if stand_in == ".":  # what is below it is relative
-            text = re.sub(rf"{bounded}/(?=[\w.])", "", text)
-        text = re.sub(rf"{bounded}(?![\w.-])", stand_in, text)
-    # Elsewhere its name may be an ordinary word, such as `train`.
-    return re.sub(rf"(?<=://){re.escape(platform.node())}(?![\w.-])", "host", text)
+    for place, short in ((checkout, "."), (Path.cwd(), "."), (Path.home(), "~")):
+        if place != Path("/"):
+            text = re.sub(rf"(?<![\w.~-]){re.escape(str(place))}(?![\w.-])", short, text)
+    return text
 
 
-def _map_texts(value: Any) -> Any:
-    """JSON, `without_places` in its texts; its keys are left alone."""
-    if isinstance(value, str):
-        return without_places(value)
-    if isinstance(value, Mapping):
-        return {key: _map_texts(content) for key, content in value.items()}
-    if isinstance(value, list | tuple):
-        return [_map_texts(content) for content in value]
-    return value
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
-class SubmissionFiles:
-    """The rows, clock, metrics and training hashes of a submission's folder, read once.
+def read_submission(folder: Path) -> dict[str, Any]:
+    """What a folder's submission.json states.
 
     Raises:
-        OSError: A file cannot be read.
-        ValueError: A file is not what it should be.
+        SubmissionError: There is none, or it is not of this format.
     """
+    path = folder / SUBMISSION_FILE
+    if not path.is_file():
+        raise SubmissionError(f"{path} does not exist; give the folder of a submission")
+    numbers = ("accuracy", "accuracy_stderr", "seconds", "grpo_steps")
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        known = about["format"] == FORMAT and all(is_number(about[name]) for name in numbers)
+    except (LookupError, TypeError, ValueError):
+        known = False
+    if not known:
+        raise SubmissionError(
+            f"{path} is not of format {FORMAT}; unless it was changed by hand, verify it with the "
+            "version of trl-r1zero that wrote it"
+        )
+    return about
 
-    def __init__(self, folder: Path) -> None:
-        self.rows: list[dict[str, Any]] = [
-            json.loads(line) for line in _lines(folder / RESPONSES_FILE)
+
+def verify(folder: str | Path) -> list[Check]:
+    """Every rule, checked by a submission's files; only `files`, where one of them was changed.
+
+    Raises:
+        SubmissionError: The folder has no submission that can be read.
+    """
+    folder = Path(folder)
+    about = read_submission(folder)
+    try:
+        changes = files.differing(about["files"], file_hashes(folder))
+        evidence = "; ".join(changes) or "the same"
+        check = Check("files", f"the sha256 in {SUBMISSION_FILE}", evidence, not changes)
+        return [check] if changes else [check, *_check_contents(folder, about)]
+    except (AttributeError, LookupError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise SubmissionError(
+            f"{folder} is not as the runner writes it ({type(error).__name__}: {error}); copy the "
+            "folder of the run again"
+        ) from error
+
+
+def _check_contents(folder: Path, about: Mapping[str, Any]) -> list[Check]:
+    board = get_board(about["board"])
+    rows = _rows(folder / RESPONSES_FILE)
+    recipe = yaml.safe_load((folder / RECIPE_FILE).read_text(encoding="utf-8"))
+    before, after = load_prompt(board.prompt).template.split(PLACEHOLDER)
+    answered = [
+        (row["prompt"].removeprefix(before).removesuffix(after), row["ground_truth"])
+        for row in rows
+    ]
+    other = sum(not r["prompt"].startswith(before) or not r["prompt"].endswith(after) for r in rows)
+    longer = sum(row["length"] > board.max_tokens for row in rows)
+    grade = REWARDS[board.reward]
+    wrong = sum(not grade(r["response"], r["ground_truth"]).items() <= r.items() for r in rows)
+    found = results(rows, _rows(folder / CLOCK_FILE))
+    differences = files.differing({name: about[name] for name in found}, found)
+    return [
+        *check_facts(board, {**about["facts"], "validation": rows_facts(answered)}),
+        *check_settings(board, recipe),
+        Check(
+            "responses",
+            f"to the prompt, of at most {board.max_tokens:,} tokens, graded by {board.reward}",
+            f"{len(rows):,}, {other} to another prompt, {longer} longer, {wrong} graded otherwise",
+            not (other or longer or wrong),
+        ),
+        Check(
+            "results",
+            "those of the responses and the clock",
+            "; ".join(differences) or "the same",
+            not differences,
+        ),
+        Check(
+            "seconds",
+            f"{board.budget_seconds:,.0f} from the start of the process to the end of the full "
+            "evaluation",
+            f"{found['seconds']:,.1f}",
+            found["seconds"] <= board.budget_seconds,
+        ),
+    ]
+
+
+def judge(folder: str | Path) -> tuple[dict[str, Any], list[str], str]:
+    """What a submission states, the rules that it breaks, and all checks as text to read."""
+    about, checks = read_submission(Path(folder)), verify(folder)
+    broken = [check.rule for check in checks if not check.holds]
+    verdict = f"BROKEN: {', '.join(broken)}" if broken else "every rule holds"
+    rows = [[c.rule, c.allowed, c.evidence, "yes" if c.holds else "NO"] for c in checks]
+    lines = [
+        f"{about['entry']} on board {about['board']}: accuracy {about['accuracy']:.4f} ± "
+        f"{about['accuracy_stderr']:.4f}, {about['seconds']:,.0f} seconds; {verdict}",
+        *table(["rule", "allowed", "found", "holds"], rows),
+    ]
+    return about, broken, "\n".join(lines)
+
+
+def compare_submissions(submissions: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What should be the same in submissions (name -> submission.json), and is not, in words."""
+    differences = []
+    for board in BOARDS.values():
+        facts = {name: a["facts"] for name, a in submissions.items() if a["board"] == board.name}
+        same = {"validation problems": {f["validation"]["sha256"] for f in facts.values()}}
+        if board.model is not None:
+            same["weights at the start"] = {str(f["model"]["weights"]) for f in facts.values()}
+        differences += [
+            f"board {board.name}: the {what} are not the same in {', '.join(facts)}"
+            for what, values in same.items()
+            if len(values) > 1
         ]
-        self.events = parse_events(folder / CLOCK_FILE, _lines(folder / CLOCK_FILE))
-        self.metrics = read_metrics(folder)
-        self.environment = json.loads((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
-        self.training_hashes = _lines(folder / TRAINING_FILE)
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
+    return differences

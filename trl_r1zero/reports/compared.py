@@ -6,18 +6,17 @@ for instruction tuning, the loss.
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeGuard
 
-from trl_r1zero.data.jsonl import read_jsonl
 from trl_r1zero.evaluation import mean
 from trl_r1zero.evaluation.compare import PairedDifference, paired_difference
 from trl_r1zero.evaluation.evaluated import QuestionKey
 from trl_r1zero.rewards import is_correct
-from trl_r1zero.runs.logged_run import Line, LoggedRun
+from trl_r1zero.runs.logged_run import Line, LoggedRun, is_finite
 
 from .grouping import differing_settings, shown_path
 from .statistics import SeedDifference, difference_by_seed, holm, mean_over_steps, t_interval
@@ -48,48 +47,43 @@ class Validation:
     line: Line
 
 
-@dataclass
-class ComparedRun:
+class ComparedRun(LoggedRun):
     """One run of a group.
 
     Attributes:
-        run: What it logged.
+        shown: Its folder, as a report names it.
         is_short: Whether its last validation is earlier than that of another run of its group. Such
             a run is shown, and is in no mean and no difference.
-        has_diverged: Whether its loss became no number.
+        has_diverged: Whether its loss became NaN or infinite.
         notes: What must be said of it: that it is short, was not finished, diverged or collapsed.
     """
 
-    run: LoggedRun
-    is_short: bool = False
-    has_diverged: bool = False
-    notes: list[str] = field(default_factory=list)
-
-    @cached_property
-    def shown(self) -> str:
-        """Its folder, as a report names it."""
-        return shown_path(self.run.folder)
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.shown = shown_path(folder)
+        self.is_short = self.has_diverged = False
+        self.notes: list[str] = []
 
     @property
     def seed(self) -> Hashable:
         """The setting `seed`; None if there is none."""
-        return self.run.settings.get("seed")
+        return self.settings.get("seed")
 
     @cached_property
     def curve(self) -> list[Validation]:
-        """Its validations by ascending step, without those whose outcome is not a number."""
-        run, metric = self.run, self.run.kind.best
+        """Its validations by ascending step, without those whose outcome is NaN or infinite."""
+        key, metric = self.kind.step_key, self.kind.best
         # A resumed run may have a step's validation twice: the last one counts.
         at_step = {
-            int(line[run.step_key]): line
-            for line in run.validations
-            if is_finite(line.get(metric)) and run.step_key in line
+            int(line[key]): line
+            for line in self.validations
+            if is_finite(line.get(metric)) and key in line
         }
         return [
             Validation(
                 step=step,
                 seconds=line["elapsed_seconds"],
-                tokens=run.tokens_at(line),
+                tokens=self.tokens_at(line),
                 value=line[metric],
                 stderr=error if is_finite(error := line.get(f"{metric}_stderr")) else None,
                 line=line,
@@ -104,7 +98,7 @@ class ComparedRun:
     @cached_property
     def best(self) -> Validation:
         """The first of the best validations."""
-        pick = max if self.run.kind.higher_is_better else min
+        pick = max if self.kind.higher_is_better else min
         return pick(self.curve, key=lambda point: point.value)
 
     @cached_property
@@ -117,65 +111,51 @@ class ComparedRun:
     def best_folder(self) -> str | None:
         """Where the model of the best validation lies, as a report names it; None if it was not
         kept."""
-        return f"{self.shown}/best" if (self.run.folder / "best").is_dir() else None
+        return f"{self.shown}/best" if (self.folder / "best").is_dir() else None
 
     def training_end(self, metric: str) -> float | None:
         """A training metric's mean over the last tenth of the logged updates; None if there are no
         numbers."""
-        lines = self.run.training
-        values = [line.get(metric) for line in lines[-max(1, len(lines) // 10) :]]
-        numbers = [value for value in values if is_finite(value)]
+        last = self.training[-max(1, len(self.training) // 10) :]
+        numbers = [value for line in last if is_finite(value := line.get(metric))]
         return mean(numbers) if numbers else None
 
     @cached_property
     def last_answers(self) -> list[tuple[QuestionKey, bool]]:
         """The questions of its last validation in their order, each with whether it was answered
         right; empty if there are no generations."""
-        file = self.run.generation_file(self.last.line)
-        if not self.run.kind.samples or not file.is_file():
-            return []
         # Not the texts themselves: a report may be of many runs with thousands of questions.
         return [
-            (
-                (sha256(f"{row.fields['prompt']}".encode()).hexdigest(), number),
-                is_correct(row.fields),
-            )
-            for number, row in enumerate(read_jsonl(file))
+            ((sha256(f"{row['prompt']}".encode()).hexdigest(), number), is_correct(row))
+            for number, row in enumerate(self.answers(self.last.line))
         ]
 
-    def _note_what_happened(self, last_step: int) -> None:
-        """`last_step`: the latest of its group's last validations."""
-        run, name = self.run, self.run.step_name
-        if self.last.step < last_step:
-            self.is_short = True
+    def note_what_happened(self, last_step: int) -> None:
+        """Fill `notes`. `last_step`: the latest of its group's last validations."""
+        name, last, best = self.kind.step_name, self.last, self.best
+        self.is_short = last.step < last_step
+        if self.is_short:
             self.notes.append(
-                f"its last validation is at {name} {self.last.step}, others of its group have one "
+                f"its last validation is at {name} {last.step}, others of its group have one "
                 f"at {last_step}: it is in no mean and no difference"
             )
-        elif run.planned_steps and self.last.step < run.planned_steps:
+        elif self.planned_steps and last.step < self.planned_steps:
             self.notes.append(
-                f"it is not finished: its last validation is at {name} {self.last.step} of "
-                f"{run.planned_steps}"
+                f"it is not finished: its last validation is at {name} {last.step} of "
+                f"{self.planned_steps}"
             )
-        lost = [line for line in run.training if isinstance(line.get("loss"), float)]
-        first = next((line for line in lost if not math.isfinite(line["loss"])), None)
-        self.has_diverged = first is not None
-        if first is not None:
-            self.notes.append(f"it diverged: its loss is no number from update {first['step']} on")
-        is_collapse = self.last.value < _COLLAPSED_SHARE * self.best.value
-        if (
-            run.kind.higher_is_better
-            and is_collapse
-            and self.best.value - self.last.value > _COLLAPSED_BY
-        ):
+        losses = ((line["step"], line.get("loss")) for line in self.training)
+        lost = [at for at, loss in losses if isinstance(loss, float) and not math.isfinite(loss)]
+        self.has_diverged = bool(lost)
+        if lost:
+            self.notes.append(f"it diverged: its loss is not finite from update {lost[0]} on")
+        fell_by = best.value - last.value
+        is_collapse = last.value < _COLLAPSED_SHARE * best.value and fell_by > _COLLAPSED_BY
+        if self.kind.higher_is_better and is_collapse:
             self.notes.append(
-                f"it collapsed: its accuracy went from {self.best.value:.3f} at {name} "
-                f"{self.best.step} to {self.last.value:.3f} at {self.last.step}"
+                f"it collapsed: its accuracy went from {best.value:.3f} at {name} {best.step} to "
+                f"{last.value:.3f} at {last.step}"
             )
-
-
-def is_finite(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 @dataclass
@@ -213,10 +193,14 @@ class Group:
 
     @property
     def counts(self) -> str:
-        """How many runs the means are of: `3 runs`, or `2 of 3 runs`."""
+        """How many runs the means are of: `3`, or `2 of 3`."""
         number, total = len(self.complete), len(self.runs)
-        of = f"{number} of {total}" if number < total else str(total)
-        return f"{of} run{'s' if total > 1 else ''}"
+        return f"{number} of {total}" if number < total else str(total)
+
+    @property
+    def name(self) -> str:
+        """`label (2 of 3 runs)`."""
+        return f"{self.label} ({self.counts} run{'s' if len(self.runs) > 1 else ''})"
 
     @property
     def lost(self) -> str:
@@ -225,15 +209,15 @@ class Group:
         return f"{number} of {len(self.runs)} of {self.label}" if number else ""
 
     def by_seed(self, attribute: str) -> dict[Hashable, float]:
-        """Seed -> a value, of the complete runs that have a seed."""
-        values = {"last": lambda run: run.last.value, "curve": lambda run: run.mean_over_steps}
-        return {run.seed: values[attribute](run) for run in self.complete if run.seed is not None}
+        """Seed -> an attribute such as `last.value`, of the complete runs that have a seed."""
+        value_of = attrgetter(attribute)
+        return {run.seed: value_of(run) for run in self.complete if run.seed is not None}
 
-    def mean_curve(self) -> list[tuple[int, list[Validation]]]:
-        """Step -> that step's validation of each complete run, for steps that all of them have."""
+    def mean_curve(self) -> list[list[Validation]]:
+        """The validations of all complete runs at one step, for each step that all of them have."""
         at = [{point.step: point for point in run.curve} for run in self.complete]
         shared = [step for step in at[0] if all(step in points for points in at)]
-        return [(step, [points[step] for points in at]) for step in shared]
+        return [[points[step] for points in at] for step in shared]
 
 
 def read_groups(groups: Mapping[str, Sequence[Path]]) -> tuple[list[Group], list[str]]:
@@ -249,36 +233,35 @@ def read_groups(groups: Mapping[str, Sequence[Path]]) -> tuple[list[Group], list
     """
     found, left_out = [], []
     for label, folders in groups.items():
-        runs = [ComparedRun(LoggedRun(Path(folder))) for folder in folders]
-        for run in runs:
-            if not run.curve:
-                left_out.append(
-                    f"{run.shown} ({label}) has no validation to compare; it is left out"
-                )
+        runs = [ComparedRun(Path(folder)) for folder in folders]
+        left_out += [
+            f"{run.shown} ({label}) has no validation to compare; it is left out"
+            for run in runs
+            if not run.curve
+        ]
         runs = [run for run in runs if run.curve]
         if not runs:
             left_out.append(f"{label} has no run to compare; it is left out")
             continue
         _check_seeds(label, runs)
-        last_step = max(run.last.step for run in runs)
         for run in runs:
-            run._note_what_happened(last_step)
-        found.append(Group(label, sorted(runs, key=_by_seed)))
+            run.note_what_happened(max(run.last.step for run in runs))
+        found.append(Group(label, sorted(runs, key=_seed_rank)))
     if not found:
         reasons = "; ".join(left_out) or "no group is given"
         raise ValueError(
             f"there is no validation to compare: {reasons}; give runs whose eval_every is not null"
         )
-    example_of = {run.run.step_key: run for group in found for run in group.runs}
+    example_of = {run.kind.step_key: run for group in found for run in group.runs}
     if len(example_of) > 1:
         kinds = ", ".join(f"{run.shown} counts {key}" for key, run in example_of.items())
         raise ValueError(f"the runs are of different kinds: {kinds}; compare runs of one kind")
     return found, left_out
 
 
-def _by_seed(run: ComparedRun) -> tuple[bool, float, str]:
-    is_number = isinstance(run.seed, int | float)
-    return not is_number, float(run.seed) if is_number else 0.0, run.shown  # type: ignore[arg-type]
+def _seed_rank(run: ComparedRun) -> tuple[float, str]:
+    """Numbers ascending, then runs without one."""
+    return float(run.seed) if isinstance(run.seed, int | float) else math.inf, run.shown
 
 
 def _check_seeds(label: str, runs: Sequence[ComparedRun]) -> None:
@@ -286,7 +269,7 @@ def _check_seeds(label: str, runs: Sequence[ComparedRun]) -> None:
     for run in runs:
         if run.seed is not None and run.seed in run_of:
             other = run_of[run.seed]
-            names = differing_settings([run.run, other.run])
+            names = differing_settings([run, other])
             advice = f"group by {', '.join(names)} too" if names else "leave one out"
             raise ValueError(
                 f"the group {label!r} has seed {run.seed} twice, in {other.shown} and {run.shown}; "
@@ -319,7 +302,7 @@ class Difference:
     last: SeedDifference
     curve: SeedDifference
     questions: PairedDifference | None
-    lost: str = ""
+    lost: str
     outlasts_holm: bool = False
 
 
@@ -327,36 +310,32 @@ def differences_to(baseline: Group, groups: Sequence[Group]) -> list[Difference]
     """The differences of all other groups to the baseline."""
     differences = []
     for group in groups:
-        if group is not baseline:
-            last = difference_by_seed(group.by_seed("last"), baseline.by_seed("last"))
-            curves = [side.by_seed("curve") for side in (group, baseline)]
-            if not _validated_alike(group, baseline):
-                curves = [{}, {}]
-            questions = _over_questions(group, baseline, set(last.differences))
-            lost = ", ".join(side.lost for side in (baseline, group) if side.lost)
-            differences.append(
-                Difference(group.label, last, difference_by_seed(*curves), questions, lost)
+        if group is baseline:
+            continue
+        runs = [*group.complete, *baseline.complete]
+        alike = len({tuple(point.step for point in run.curve) for run in runs}) == 1
+        last = difference_by_seed(group.by_seed("last.value"), baseline.by_seed("last.value"))
+        curves = group.by_seed("mean_over_steps") if alike else {}
+        differences.append(
+            Difference(
+                group.label,
+                last,
+                difference_by_seed(curves, baseline.by_seed("mean_over_steps")),
+                _over_questions(group, baseline, set(last.differences)),
+                ", ".join(side.lost for side in (baseline, group) if side.lost),
             )
+        )
     significant = holm([difference.last.p_value for difference in differences])
     for difference, outlasts in zip(differences, significant, strict=True):
         difference.outlasts_holm = outlasts
     return differences
 
 
-def _validated_alike(group: Group, baseline: Group) -> bool:
-    """Whether all complete runs of both have their validations at the same steps."""
-    runs = [*group.complete, *baseline.complete]
-    return len({tuple(point.step for point in run.curve) for run in runs}) == 1
-
-
 def _over_questions(group: Group, baseline: Group, seeds: set[Hashable]) -> PairedDifference | None:
     """Each question's share of right answers over the seeds, less the baseline's."""
     sides = [[r.last_answers for r in g.complete if r.seed in seeds] for g in (group, baseline)]
-    tables = [answers for side in sides for answers in side]
-    if not tables or not tables[0]:
-        return None
-    asked = [[question for question, _ in answers] for answers in tables]
-    if any(questions != asked[0] for questions in asked):
+    asked = [[question for question, _ in answers] for side in sides for answers in side]
+    if not asked or not asked[0] or any(questions != asked[0] for questions in asked):
         return None
     values = [
         {

@@ -8,7 +8,7 @@ from typing import Any
 from trl_r1zero.recipe.yaml_files import shown_value
 from trl_r1zero.runs.logged_run import LoggedRun
 
-__all__ = ["comparable_settings", "differing_settings", "group_runs", "shown_path", "shown_setting"]
+__all__ = ["differing_settings", "group_runs", "shown_path", "shown_setting"]
 
 ONE_GROUP = "base"
 # A setting of None has no number or name to show. What it means, where it means something:
@@ -16,59 +16,32 @@ _NONE_NAMES = {"num_examples": "all"}
 # These say where a run writes, what it tells of itself, or how it is cut to fit the memory. They do
 # not make it another experiment. Neither does a key that ends in `seed`.
 _NOT_COMPARED = {
-    "dataloader_num_workers",
-    "dataloader_persistent_workers",
-    "dataloader_pin_memory",
+    "debug", "disable_tqdm", "eval_every", "eval_on_start", "gradient_accumulation_steps",
+    "local_rank", "num_completions_to_print", "num_rollouts_to_log", "output_dir",
+    "per_device_eval_batch_size", "per_device_train_batch_size", "project", "report_to",
+    "resume_from_checkpoint", "reward_workers", "run_name", "skip_memory_metrics",
+    "vllm_group_port", "vllm_server_base_url", "vllm_server_host", "vllm_server_port",
+    "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory",
     "dataloader_prefetch_factor",
-    "debug",
-    "disable_tqdm",
-    "eval_every",
-    "eval_on_start",
-    "gradient_accumulation_steps",
-    "local_rank",
-    "num_completions_to_print",
-    "num_rollouts_to_log",
-    "output_dir",
-    "per_device_eval_batch_size",
-    "per_device_train_batch_size",
-    "project",
-    "report_to",
-    "resume_from_checkpoint",
-    "reward_workers",
-    "run_name",
-    "skip_memory_metrics",
-    "vllm_group_port",
-    "vllm_server_base_url",
-    "vllm_server_host",
-    "vllm_server_port",
-}
+}  # fmt: skip
 _NOT_COMPARED_PREFIXES = ("hub_", "log_", "logging_", "push_to_hub", "save_", "trackio_")
 
 
-def comparable_settings(runs: Sequence[LoggedRun]) -> list[str]:
-    """Names of the settings in which runs may be different experiments.
+def differing_settings(runs: Sequence[LoggedRun]) -> list[str]:
+    """Names of the settings that make runs different experiments.
 
     They are keys of `recipe.yaml`, which has what was asked for; `config.json`, which also has what
     follows from that, counts only if no run has a recipe.
     """
     recipes = [run.recipe for run in runs]
     files = recipes if any(recipes) else [run.facts("config.json") for run in runs]
-    names = dict.fromkeys(name for settings in files for name in settings)
     return [
         name
-        for name in names
+        for name in dict.fromkeys(name for settings in files for name in settings)
         if name not in _NOT_COMPARED
         and not name.endswith("seed")
         and not name.startswith(_NOT_COMPARED_PREFIXES)
-    ]
-
-
-def differing_settings(runs: Sequence[LoggedRun]) -> list[str]:
-    """Names of the comparable settings that are not the same in all runs."""
-    return [
-        name
-        for name in comparable_settings(runs)
-        if len({shown_setting(name, run.settings.get(name)) for run in runs}) > 1
+        and len({shown_setting(name, run.settings.get(name)) for run in runs}) > 1
     ]
 
 
@@ -108,15 +81,15 @@ def group_runs(
                 f"no run has the setting {setting!r} in its recipe.yaml or config.json; group by a "
                 "key of these files"
             )
-    settings = differing_settings(runs) if group_by is None else list(group_by)
+    settings = differing_settings(runs) if group_by is None else group_by
     groups: dict[str, list[Path]] = {}
     order: dict[str, list[tuple[int, float, str]]] = {}
     for run in runs:
-        values = [run.settings.get(setting) for setting in settings]
-        texts = [shown_setting(*pair) for pair in zip(settings, values, strict=True)]
-        label = ", ".join(f"{s} {t}" for s, t in zip(settings, texts, strict=True)) or ONE_GROUP
+        values = {setting: run.settings.get(setting) for setting in settings}
+        words = [f"{name} {shown_setting(name, value)}" for name, value in values.items()]
+        label = ", ".join(words) or ONE_GROUP
         groups.setdefault(label, []).append(run.folder)
-        order[label] = [_rank(*pair) for pair in zip(values, texts, strict=True)]
+        order[label] = [_rank(name, value) for name, value in values.items()]
     return {label: groups[label] for label in sorted(groups, key=order.__getitem__)}
 
 
@@ -136,9 +109,9 @@ def shown_path(path: Path) -> str:
     return str(resolved.relative_to(here)) if resolved.is_relative_to(here) else resolved.name
 
 
-def _rank(value: Any, shown: str) -> tuple[int, float, str]:
+def _rank(setting: str, value: Any) -> tuple[int, float, str]:
     """Sorts values: numbers ascending, then words, then None."""
     if value is None:
         return 2, 0.0, ""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return (0, float(value), "") if is_number else (1, 0.0, shown)
+    return (0, float(value), "") if is_number else (1, 0.0, shown_setting(setting, value))

@@ -6,7 +6,7 @@ of a run that broke off: what is not there is said, and the rest is shown.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,20 +14,14 @@ from trl_r1zero.evaluation import mean, standard_error
 from trl_r1zero.evaluation.markdown import quoted, table, wrapped
 from trl_r1zero.reports.plots import plot_run
 from trl_r1zero.rewards import is_correct
-from trl_r1zero.runs.logged_run import (
-    CHANGES,
-    Line,
-    LoggedRun,
-    Row,
-    logged,
-    metric_cell,
-    rollout_pass_metric,
-    telling,
-)
+from trl_r1zero.runs.logged_run import CHANGES, Line, LoggedRun, Row, logged, telling
+from trl_r1zero.runs.metrics import DURATION, OPTIONAL, ROLLOUT_COLUMNS, Rows
 from trl_r1zero.trainers.timing import PARTS_OF_GENERATION
 
 REPORT_FILE = "report.md"
 CURVE_FILE = "curve.png"
+
+Block = list[str]  # lines; a blank line stands between blocks
 
 # What may lie in a run folder. Everything else there is listed too, without words.
 _FILES = {
@@ -46,98 +40,8 @@ _FILES = {
     "config.json": "all settings of the trainer",
     "environment.json": "versions, commit, command and hardware",
 }
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))  # h:mm:ss
-
-
-_Write = tuple[str, Callable[[float], str]]  # label, how to write the number
-_COUNT = "{:.0f}".format
-_SHARE = "{:.3f}".format
-_LENGTH = "{:.1f}".format
-_NUMBER = "{:.3g}".format
-# Rows of the tables, by metric. The validation's begin with the step, whose key is the run's.
-_TIME_ROW: dict[str, _Write] = {"elapsed_seconds": ("time since the start (h:mm:ss)", _duration)}
-_VALIDATION_ROWS: dict[str, _Write] = {
-    **_TIME_ROW,
-    "eval_num_examples": ("questions", _COUNT),
-    "eval_accuracy": ("accuracy", _SHARE),
-    "eval_format_reward": ("format rate", _SHARE),
-    "eval_length": ("mean length (tokens)", _LENGTH),
-    "eval_length_correct": ("mean length, correct", _LENGTH),
-    "eval_length_incorrect": ("mean length, incorrect", _LENGTH),
-    "eval_entropy": ("entropy (nats per token)", _SHARE),
-    "eval_truncated": ("truncated share", _SHARE),
-}
-_RESPONSE_ROWS: dict[str, _Write] = {
-    "length/mean": ("mean length (tokens)", _LENGTH),
-    "entropy": ("entropy (nats per token)", _SHARE),
-}
-_UPDATE_ROWS: dict[str, _Write] = {
-    "loss": ("loss", _NUMBER),
-    "grad_norm": ("gradient norm", _NUMBER),
-}
-_GRPO_ROWS: dict[str, _Write] = {
-    "reward": ("reward", _SHARE),
-    "format_reward": ("format reward", _SHARE),
-    "answer_reward": ("answer reward", _SHARE),
-    **_RESPONSE_ROWS,
-    "truncated": ("truncated share", _SHARE),
-    "zero_advantage_groups": ("groups without advantage (share)", _SHARE),
-    **_UPDATE_ROWS,
-    "ratio": ("ratio of policy to sampling policy", _SHARE),
-    "clip_fraction": ("clipped tokens (share)", _SHARE),
-}
-_SFT_ROWS: dict[str, _Write] = {
-    "nll": ("negative log-likelihood (nats per token)", _SHARE),
-    **_RESPONSE_ROWS,
-    **_UPDATE_ROWS,
-    "learning_rate": ("learning rate", _NUMBER),
-    "tokens_per_second": ("tokens per second", _COUNT),
-}
-_DPO_ROWS: dict[str, _Write] = {
-    "accuracy": ("accuracy (implicit reward)", _SHARE),
-    "log_prob_accuracy": ("accuracy (log-probability)", _SHARE),
-    "margin": ("margin (nats)", _SHARE),
-    "chosen_reward": ("implicit reward, chosen (nats)", _SHARE),
-    "rejected_reward": ("implicit reward, rejected (nats)", _SHARE),
-}
-_TUNING_ROWS: dict[str, _Write] = {
-    **_UPDATE_ROWS,
-    "learning_rate": ("learning rate", _NUMBER),
-}
-_TRAINING_ROWS = {
-    "grpo_step": _GRPO_ROWS,
-    "ei_step": _SFT_ROWS,
-    "dpo_step": {**_DPO_ROWS, **_UPDATE_ROWS, "tokens_per_second": ("tokens per second", _COUNT)},
-    "tuning_step": _TUNING_ROWS,
-    "train_step": _SFT_ROWS,
-}
-_VALIDATION_ROWS_OF = {
-    "grpo_step": _VALIDATION_ROWS,
-    "ei_step": _VALIDATION_ROWS,
-    "dpo_step": {
-        **_TIME_ROW,
-        "eval_num_pairs": ("pairs", _COUNT),
-        **{f"eval_{name}": row for name, row in _DPO_ROWS.items()},
-        "eval_loss": ("loss", _SHARE),
-    },
-    "tuning_step": {**_TIME_ROW, "eval_loss": ("loss (nats per token)", _SHARE)},
-    "train_step": _VALIDATION_ROWS,
-}
-# Columns of the table of an EI run's rollouts; pass@k, whose k is the run's, goes with accuracy.
-_ROLLOUT_COLUMNS: dict[str, _Write] = {
-    "rollout_accuracy": ("accuracy", _SHARE),
-    "rollout_kept": ("kept", _COUNT),
-    "rollout_kept_share": ("share", _SHARE),
-    "rollout_length": ("length", _LENGTH),
-    "rollout_entropy": ("entropy", _SHARE),
-}
 # Seconds of these are in those of other parts.
 _NOT_ADDED = {"step", *PARTS_OF_GENERATION}
-# These are absent where they have no meaning: no such answers, no off-policy updates.
-_OPTIONAL = {"eval_length_correct", "eval_length_incorrect", "ratio", "clip_fraction"}
 
 
 def write_report(run_folder: str | Path) -> str:
@@ -152,7 +56,7 @@ def write_report(run_folder: str | Path) -> str:
         ValueError: Its lines are of several kinds of runs.
     """
     run = LoggedRun(Path(run_folder))
-    has_curve = plot_run(run.lines, run.folder / CURVE_FILE, title=run.name)
+    has_curve = plot_run(run, run.folder / CURVE_FILE, title=run.name)
     (run.folder / REPORT_FILE).write_text(
         _report(run, has_curve, num_pairs=6, characters=2000), encoding="utf-8"
     )
@@ -161,36 +65,19 @@ def write_report(run_folder: str | Path) -> str:
 
 def _report(run: LoggedRun, show_curve: bool, *, num_pairs: int, characters: int) -> str:
     pairs = run.pairs()
-    blocks = [[f"# Run {run.name}"]]
-    environment = run.facts("environment.json")
-    if environment:
-        versions = ", ".join(f"{name} {v}" for name, v in environment["packages"].items())
-        blocks += wrapped(
-            f"Started {environment['started']} on {environment['device']} with "
-            f"{environment['num_processes']} process(es); commit "
-            f"{environment['commit'] or 'unknown'}; {versions}."
-        )
+    blocks = [[f"# Run {run.name}"], *_environment(run)]
     missing = _missing(run)
     if missing:
         blocks += [["## What is missing"], *wrapped(*missing)]
     if show_curve:
         blocks += [[f"![Curves of the run]({CURVE_FILE})"]]
     if run.validations:
-        before, after, best = ([line] for line in run.before_after_best)
-        columns = {"before" if before[0][run.step_key] == 0 else "first": before}
-        if len(run.validations) > 1:
-            columns |= {"after": after, "best": best}
-        rows = {
-            run.step_key: (f"after {run.step_name}", _COUNT),
-            **_VALIDATION_ROWS_OF[run.step_key],
-        }
-        metrics = _metrics_table("± standard error", rows, columns)
-        blocks += [["## Validation"], metrics, *_change(run, pairs)]
+        blocks += [["## Validation"], _validation_table(run), *_change(run, pairs)]
     if run.training:
         tenth = max(1, len(run.training) // 10)
         columns = {f"first {tenth}": run.training[:tenth], f"last {tenth}": run.training[-tenth:]}
-        rows = _TRAINING_ROWS[run.step_key]
-        blocks += [["## Training"], _metrics_table("mean of logged updates", rows, columns)]
+        training = _metrics_table("mean of logged updates", run.kind.training_rows, columns)
+        blocks += [["## Training"], training]
     if run.rollouts:
         blocks += [["## Rollouts"], *_rollouts_of_steps(run)]
     blocks += [["## Wall time"], _time_table(run)]
@@ -204,7 +91,15 @@ def _report(run: LoggedRun, show_curve: bool, *, num_pairs: int, characters: int
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 
-# Blocks of the report, as lines
+def _environment(run: LoggedRun) -> list[Block]:
+    facts = run.facts("environment.json")
+    if not facts:
+        return []
+    versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
+    return wrapped(
+        f"Started {facts['started']} on {facts['device']} with {facts['num_processes']} "
+        f"process(es); commit {facts['commit'] or 'unknown'}; {versions}."
+    )
 
 
 def _missing(run: LoggedRun) -> list[str]:
@@ -214,10 +109,10 @@ def _missing(run: LoggedRun) -> list[str]:
     ends = [line for line in run.lines if marks & line.keys()]
     # A resumed run may have the summary of the run before it, with further work behind.
     if not ends or "train_runtime" not in ends[-1]:
-        done = max(logged(run.lines, run.step_key), default=0)
+        done = max(logged(run.lines, run.kind.step_key), default=0)
         steps = run.planned_steps or "an unknown number"
         missing.append(
-            f"The end of training: the last {run.step_name} logged is {done:.0f} of {steps}."
+            f"The end of training: the last {run.kind.step_name} logged is {done:.0f} of {steps}."
         )
     if not run.training:
         missing.append("Training: no update was logged.")
@@ -225,61 +120,86 @@ def _missing(run: LoggedRun) -> list[str]:
         missing.append("Validation: none was logged (eval_every is null, or none was due yet).")
     elif len(run.validations) == 1:
         missing.append("Before and after: there is only one validation.")
-    expected = (
-        (run.training, _TRAINING_ROWS[run.step_key]),
-        (run.rollouts, _ROLLOUT_COLUMNS),
-        (run.validations, _VALIDATION_ROWS_OF[run.step_key]),
-    )
-    for lines, rows in expected:
-        absent = [m for m in rows if m not in _OPTIONAL and not logged(lines, m)]
+    for lines, rows in (
+        (run.training, run.kind.training_rows),
+        (run.rollouts, ROLLOUT_COLUMNS),
+        (run.validations, run.kind.validation_rows),
+    ):
+        absent = [m for m in rows if m not in OPTIONAL and not logged(lines, m)]
         if lines and absent:
             missing.append(f"Never logged: {', '.join(absent)}.")
-    for file in dict.fromkeys(run.generation_files()):
-        if not file.is_file():
-            missing.append(f"Rollouts: there is no {file.relative_to(run.folder)}.")
+    if run.kind.samples_validation:
+        ends = run.validations[:1] + run.validations[1:][-1:]
+        files = dict.fromkeys(map(run.generation_file, ends))
+        missing += [
+            f"Rollouts: there is no {file.relative_to(run.folder)}."
+            for file in files
+            if not file.is_file()
+        ]
     return missing
 
 
-def _metrics_table(
-    corner: str, rows: Mapping[str, _Write], columns: Mapping[str, Sequence[Line]]
-) -> list[str]:
+# Tables
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))  # h:mm:ss
+
+
+def _metric_cell(lines: Sequence[Line], metric: str, form: str) -> str:
+    """A metric's mean over lines, with its mean standard error where one is logged."""
+    values, errors = logged(lines, metric), logged(lines, f"{metric}_stderr")
+    if not values:
+        return "-"
+    if form == DURATION:
+        return _duration(mean(values))
+    return f"{mean(values):{form}}" + (f" ± {mean(errors):{form}}" if errors else "")
+
+
+def _metrics_table(corner: str, rows: Rows, columns: Mapping[str, Sequence[Line]]) -> Block:
     """The mean of each metric over each column's lines, without metrics that none of them has."""
     cells = [
-        [label, *(metric_cell(lines, metric, write) for lines in columns.values())]
-        for metric, (label, write) in rows.items()
+        [label, *(_metric_cell(lines, metric, form) for lines in columns.values())]
+        for metric, (label, form) in rows.items()
         if any(logged(lines, metric) for lines in columns.values())
     ]
     return table([corner, *columns], cells)
 
 
-def _rollouts_of_steps(run: LoggedRun) -> list[list[str]]:
+def _validation_table(run: LoggedRun) -> Block:
+    before, after, best = ([line] for line in run.before_after_best)
+    columns = {"before" if before[0][run.kind.step_key] == 0 else "first": before}
+    if len(run.validations) > 1:
+        columns |= {"after": after, "best": best}
+    steps: Rows = {run.kind.step_key: (f"after {run.kind.step_name}", ".0f")}
+    return _metrics_table("± standard error", steps | run.kind.validation_rows, columns)
+
+
+def _rollouts_of_steps(run: LoggedRun) -> list[Block]:
     """One row for each EI step, about what was sampled before its updates."""
-    pass_metric = rollout_pass_metric(run.rollouts)
-    columns = {"rollout_accuracy": _ROLLOUT_COLUMNS["rollout_accuracy"]}
-    if pass_metric is not None:
-        columns[pass_metric] = (pass_metric.removeprefix("rollout_"), _SHARE)
-    columns |= _ROLLOUT_COLUMNS
-    # A resumed run may have sampled a step's rollouts anew: the last ones were trained on.
-    of_step = {line["ei_step"]: line for line in run.rollouts}
+    columns = list(ROLLOUT_COLUMNS.items())
+    if run.largest_k is not None:
+        k = run.largest_k
+        columns.insert(1, (f"rollout_pass@{k}", (f"pass@{k}", ".3f")))
     rows = [
-        [str(step), _num_questions(line, pass_metric)]
-        + [metric_cell([line], metric, write) for metric, (_, write) in columns.items()]
-        for step, line in sorted(of_step.items())
+        [str(step), _num_questions(line, run.largest_k)]
+        + [_metric_cell([line], metric, form) for metric, (_, form) in columns]
+        for step, line in sorted(run.rollouts_of_steps.items())
     ]
-    header = [run.step_name, "questions", *(label for label, _ in columns.values())]
+    header = [run.kind.step_name, "questions", *(label for _, (label, _) in columns)]
     note = "Sampled before the step's updates. Kept ones are trained on; share: of all rollouts."
     return [*wrapped(note), table(header, rows)]
 
 
-def _num_questions(line: Line, pass_metric: str | None) -> str:
+def _num_questions(line: Line, k: int | None) -> str:
     """How many questions an EI step asked; if that was not logged, from what was kept."""
     number, share = line.get("rollout_num_examples"), line.get("rollout_kept_share")
-    if number is None and share and pass_metric is not None:
-        number = line["rollout_kept"] / share / int(pass_metric.rpartition("@")[2])
-    return "-" if number is None else _COUNT(number)
+    if number is None and share and k is not None:
+        number = line["rollout_kept"] / share / k
+    return "-" if number is None else f"{number:.0f}"
 
 
-def _change(run: LoggedRun, pairs: Sequence[tuple[Row, Row]]) -> list[list[str]]:
+def _change(run: LoggedRun, pairs: Sequence[tuple[Row, Row]]) -> list[Block]:
     """From the first to the last validation question by question, in words."""
     if len(run.validations) < 2 or len(pairs) < 2:
         return []
@@ -294,7 +214,7 @@ def _change(run: LoggedRun, pairs: Sequence[tuple[Row, Row]]) -> list[list[str]]
     )
 
 
-def _time_table(run: LoggedRun) -> list[str]:
+def _time_table(run: LoggedRun) -> Block:
     seconds: dict[str, float] = defaultdict(float)
     step = 0
     for line in run.training:
@@ -316,19 +236,36 @@ def _time_table(run: LoggedRun) -> list[str]:
     return table(["part", "h:mm:ss", "share"], [*rows, ["total", _duration(total), ""]])
 
 
-def _rollouts(number: int, answers: Mapping[str, Row], characters: int) -> list[list[str]]:
+def _files_table(run: LoggedRun) -> Block:
+    names = {path.name for path in run.folder.iterdir()} | {REPORT_FILE}
+    what = {name: "to resume from" for name in names if name.startswith("checkpoint-")} | _FILES
+    best = run.facts("best", "best.json")
+    if best:
+        what["best"] += f" (after {run.kind.step_name} {best[run.kind.step_key]})"
+    order = [name for name in _FILES if name in names] + sorted(names - set(_FILES))
+    return table(["name", "what"], [[name, what.get(name, "")] for name in order])
+
+
+# Answers
+
+
+def verdict_of_answer(row: Row) -> str:
+    """`right, 12 tokens, truncated`."""
+    cut = ", truncated" if row["truncated"] else ""
+    return f"{'right' if is_correct(row) else 'wrong'}, {row['length']} tokens{cut}"
+
+
+def _rollouts(number: int, answers: Mapping[str, Row], characters: int) -> list[Block]:
     """One question and its answers."""
     row = next(iter(answers.values()))
     blocks = [[f"### Question {number}"], ["Prompt:"], quoted(row["prompt"], characters)]
     blocks += [["Ground truth:"], quoted(str(row["ground_truth"]), characters)]
     for when, row in answers.items():
-        verdict = "right" if is_correct(row) else "wrong"
-        facts = f"{verdict}, {row['length']} tokens{', truncated' if row['truncated'] else ''}"
-        blocks += [[f"{when} ({facts}):"], quoted(row["response"], characters)]
+        blocks += [[f"{when} ({verdict_of_answer(row)}):"], quoted(row["response"], characters)]
     return blocks
 
 
-def _why_wrong(rows: Sequence[Row], *, examples: int, characters: int) -> list[list[str]]:
+def _why_wrong(rows: Sequence[Row], *, examples: int, characters: int) -> list[Block]:
     """Wrong answers of the last validation by the rule that decided, the most frequent first.
 
     Only for rewards that name a rule (`trl_r1zero.rewards.explain`, and rows whose grading hung).
@@ -352,13 +289,3 @@ def _why_wrong(rows: Sequence[Row], *, examples: int, characters: int) -> list[l
             blocks += [[f"Ground truth {row['ground_truth']}, rule {row['rule']}:"]]
             blocks += [quoted(row["response"], characters)]
     return blocks
-
-
-def _files_table(run: LoggedRun) -> list[str]:
-    names = {path.name for path in run.folder.iterdir()} | {REPORT_FILE}
-    what = {name: "to resume from" for name in names if name.startswith("checkpoint-")} | _FILES
-    best = run.facts("best", "best.json")
-    if best:
-        what["best"] += f" (after {run.step_name} {best[run.step_key]})"
-    order = [name for name in _FILES if name in names] + sorted(names - set(_FILES))
-    return table(["name", "what"], [[name, what.get(name, "")] for name in order])

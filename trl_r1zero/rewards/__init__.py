@@ -11,7 +11,6 @@ from .registry import (
     is_correct,
     resolve_reward,
     reward_and_explanation,
-    reward_and_rule,
     reward_identity,
 )
 from .reward_functions import Explanation, explain, question_only_reward_fn, r1_zero_reward_fn
@@ -35,6 +34,5 @@ __all__ = [
     "reset_bound_counts",
     "resolve_reward",
     "reward_and_explanation",
-    "reward_and_rule",
     "reward_identity",
 ]

@@ -27,9 +27,7 @@ from mpmath.libmp import dps_to_prec, from_man_exp, from_rational
 from sympy.core.cache import clear_cache
 
 from .bounds import LIMITS, BoundHit, one_reward
-from .program import Step
-
-__all__ = ["simplifies_to_zero"]
+from .formula import Step
 
 
 def simplifies_to_zero(program: list[Step]) -> bool:
@@ -153,24 +151,21 @@ def _float(literal: str) -> Any:
     value = Fraction(literal)
     mantissa = literal.partition("e")[0].replace(".", "").lstrip("0")
     precision = dps_to_prec(max(15, len(mantissa)))
-    number = (
-        from_man_exp(value.numerator, 0, precision, "n")
-        if value.denominator == 1
-        else from_rational(value.numerator, value.denominator, precision, "n")
-    )
+    if value.denominator == 1:
+        number = from_man_exp(value.numerator, 0, precision, "n")
+    else:
+        number = from_rational(value.numerator, value.denominator, precision, "n")
     return sympy.Float._new(number, precision)
 
 
 def _check_size(program: list[Step]) -> None:
     """Raise BoundHit where the expression would grow beyond the limits of bits, degree, terms or
     radicals."""
-    if len(program) > LIMITS["algebra_nodes"]:
-        raise BoundHit("algebra_nodes")
+    _check_limits(algebra_nodes=len(program))
     stack: list[_Size] = []
-    radicals = 0
-    factorials = 0
-    nested = False
+    radicals = factorials = 0
     orders = 1
+    nested = False
     for step in program:
         kind = step[0]
         if kind == "int":
@@ -206,15 +201,20 @@ def _check_size(program: list[Step]) -> None:
                 stack[-1] = stack[-1].power(right)
             else:
                 stack[-1] = stack[-1].combined(kind, right)
-        stack[-1].check()
-        if radicals > LIMITS["algebra_radicals"]:
-            raise BoundHit("algebra_radicals")
-        if orders > LIMITS["algebra_root_order"]:
-            raise BoundHit("algebra_root_order")
-        if nested and radicals > LIMITS["algebra_nested_radicals"]:
-            raise BoundHit("algebra_nested_radicals")
-        if factorials > LIMITS["algebra_factorials"]:
-            raise BoundHit("algebra_factorials")
+        top = stack[-1]
+        _check_limits(integer_bits=top.bits, algebra_degree=top.degree, algebra_terms=top.terms)
+        _check_limits(
+            algebra_radicals=radicals,
+            algebra_root_order=orders,
+            algebra_nested_radicals=radicals if nested else 0,
+            algebra_factorials=factorials,
+        )
+
+
+def _check_limits(**values: int) -> None:
+    for name, value in values.items():
+        if value > LIMITS[name]:
+            raise BoundHit(name)
 
 
 _EXACT_BITS = 256
@@ -236,15 +236,6 @@ class _Size:
     exact: Fraction | None = None
     has_radical: bool = False
 
-    def check(self) -> None:
-        for value, name in (
-            (self.bits, "integer_bits"),
-            (self.degree, "algebra_degree"),
-            (self.terms, "algebra_terms"),
-        ):
-            if value > LIMITS[name]:
-                raise BoundHit(name)
-
     def negated(self) -> "_Size":
         return replace(self, exact=None if self.exact is None else -self.exact)
 
@@ -259,50 +250,37 @@ class _Size:
                 raise BoundHit("factorial_argument")
             n = int(abs(self.exact))
             bits = max(2, n) * max(2, n).bit_length()
-            exact = (
-                Fraction(math.factorial(n))
-                if name == "factorial" and n == self.exact and n <= 20
-                else None
-            )
-            return _Size(bits, 0, 1, exact)
+            known = name == "factorial" and n == self.exact and n <= 20
+            return _Size(bits, 0, 1, Fraction(math.factorial(n)) if known else None)
         return _Size(self.bits, self.degree, 1, has_radical=self.has_radical or name == "sqrt")
 
     def power(self, exponent: "_Size") -> "_Size":
         n = exponent.exact
         radical = self.has_radical or exponent.has_radical or exponent.root_order() > 1
-        if n is None:
-            # The exponent may yet turn out to be a constant of that many bits.
-            if exponent.bits > _EXPONENT_BITS:
-                raise BoundHit("power_exponent")
-            whole = 2**exponent.bits
-            terms = 1 if self.terms == 1 else math.comb(whole + self.terms - 1, self.terms - 1)
-            degree = self.degree * whole if self.terms > 1 else self.degree + exponent.degree + 1
-            return _Size(self.bits * whole, degree, terms, has_radical=radical)
-        if abs(n) > LIMITS["power_exponent"]:
+        # The exponent may yet turn out to be a constant of that many bits.
+        too_large = (
+            exponent.bits > _EXPONENT_BITS if n is None else abs(n) > LIMITS["power_exponent"]
+        )
+        if too_large:
             raise BoundHit("power_exponent")
-        whole = max(1, math.ceil(abs(n)))
+        whole = 2**exponent.bits if n is None else max(1, math.ceil(abs(n)))
         terms = 1 if self.terms == 1 else math.comb(whole + self.terms - 1, self.terms - 1)
+        degree = self.degree * whole
+        if n is None and self.terms == 1:
+            degree = self.degree + exponent.degree + 1
         exact = None
-        if self.exact and n.denominator == 1 and self.bits * whole <= _EXACT_BITS:
+        if self.exact and n is not None and n.denominator == 1 and self.bits * whole <= _EXACT_BITS:
             exact = self.exact ** int(n)
-        return _Size(self.bits * whole, self.degree * whole, terms, exact, radical)
+        return _Size(self.bits * whole, degree, terms, exact, radical)
 
     def combined(self, kind: str, other: "_Size") -> "_Size":
         a, b = self.exact, other.exact
         exact = None
         bits = self.bits + other.bits
-        if a is not None and b is not None and bits <= _EXACT_BITS:
-            if kind == "add":
-                exact = a + b
-            elif kind == "sub":
-                exact = a - b
-            elif kind == "mul":
-                exact = a * b
-            elif b != 0:
-                exact = a / b
-        radical = self.has_radical or other.has_radical
+        if a is not None and b is not None and bits <= _EXACT_BITS and (kind != "div" or b != 0):
+            exact = _BINARY[kind](a, b)
         if kind in ("add", "sub"):
-            return _Size(
-                bits, max(self.degree, other.degree), self.terms + other.terms, exact, radical
-            )
-        return _Size(bits, self.degree + other.degree, self.terms * other.terms, exact, radical)
+            degree, terms = max(self.degree, other.degree), self.terms + other.terms
+        else:
+            degree, terms = self.degree + other.degree, self.terms * other.terms
+        return _Size(bits, degree, terms, exact, self.has_radical or other.has_radical)

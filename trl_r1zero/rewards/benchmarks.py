@@ -11,8 +11,6 @@ from typing import Any
 from .extraction import before_next_query, parse_gsm8k_response, parse_mmlu_response
 from .reward_functions import Explanation, GroundTruth, ground_truth_texts
 
-__all__ = ["explain_gsm8k", "explain_mmlu", "gsm8k_reward_fn", "mmlu_reward_fn"]
-
 LETTERS = ("A", "B", "C", "D")
 RULES: dict[str, str] = {
     "right_option": "the option that is claimed is the right one",
@@ -104,11 +102,5 @@ def _number(truth: str) -> Decimal:
 
 
 def _explanation(rule: str, answer: str | None, ground_truth: str) -> Explanation:
-    return Explanation(
-        format_reward=float(answer is not None),
-        answer_reward=float(rule in ("right_option", "same_number")),
-        rule=rule,
-        detail=RULES[rule],
-        answer=answer,
-        ground_truth=ground_truth,
-    )
+    right = float(rule in ("right_option", "same_number"))
+    return Explanation(float(answer is not None), right, rule, RULES[rule], answer, ground_truth)

@@ -11,15 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = [
-    "LIMITS",
-    "BoundHit",
-    "bound_counts",
-    "count_bound",
-    "one_reward",
-    "reset_bound_counts",
-]
-
 LIMITS: dict[str, int] = {
     # Characters of an answer or a ground truth that are normalised at all; longer ones are
     # compared as they are.

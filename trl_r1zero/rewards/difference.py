@@ -10,12 +10,9 @@ from functools import lru_cache
 
 from .algebra import simplifies_to_zero
 from .bounds import BoundHit, count_bound
-from .formula import FormulaError, Node, parse_formula
+from .formula import FormulaError, Node, compile_tree, parse_formula
 from .modular import is_zero_modulo_primes
 from .numeric import is_refuted
-from .program import compile_tree
-
-__all__ = ["formula_is_zero"]
 
 _TOWER = re.compile(r"\^[0-9]+\^|\^[0-9][0-9]+")
 # A character that can only make a syntax error or something that is no number.

@@ -11,17 +11,6 @@ import operator
 import re
 from dataclasses import dataclass
 
-__all__ = [
-    "Extraction",
-    "before_next_query",
-    "extract_answer",
-    "extract_boxed",
-    "extract_question_only",
-    "extract_r1_zero",
-    "parse_gsm8k_response",
-    "parse_mmlu_response",
-]
-
 BOX = "\\boxed"
 
 
@@ -90,11 +79,8 @@ def extract_r1_zero(response: str) -> Extraction:
         return Extraction(False, None, "no_think_answer_tags")
     if "</answer>" not in response:
         return Extraction(False, None, "no_closing_answer_tag")
-    answer = response.rsplit("<answer>", 1)[1].replace("</answer>", "")
-    if BOX in answer:
-        boxed = extract_boxed(answer)
-        return Extraction(True, boxed, "" if boxed is not None else "broken_box")
-    return Extraction(True, answer)
+    answer = extract_answer(response)
+    return Extraction(True, answer, "broken_box" if answer is None else "")
 
 
 def extract_question_only(response: str) -> Extraction:
@@ -142,12 +128,11 @@ def parse_gsm8k_response(model_output: str) -> str | None:
     touches the number or its dollar sign ("-5", "-$18", "$-18") and does not follow an operand:
     bullets, dashes, ranges and subtractions are none ("- 72 apples", "20 - 5", "5-3").
     """
-    last = None
-    for match in _NUMBER.finditer(model_output):
-        last = match
-    if last is None:
+    numbers = _NUMBER.findall(model_output)
+    if not numbers:
         return None
-    return ("-" if last.group(1) else "") + _SEPARATOR.sub("", last.group(2))
+    sign, digits = numbers[-1]
+    return ("-" if sign else "") + _SEPARATOR.sub("", digits)
 
 
 # All white space is one character by the time that the patterns below are used (`_undecorated`), so
@@ -253,11 +238,9 @@ def _undecorated(text: str) -> str:
 def _is_one_of_several(text: str, end: int) -> bool:
     """Whether the claimed letter that ends here is followed by another that is claimed with it."""
     another = _ANOTHER.match(text, end)
-    if another is None:
+    if another is None or (another[2] == "A" and _ARTICLE.match(text, another.end())):
         return False
-    if another.group(2) == "A" and _ARTICLE.match(text, another.end()):
-        return False
-    return another.group(1) is not None or not _STATEMENT.match(text, another.end())
+    return another[1] is not None or not _STATEMENT.match(text, another.end())
 
 
 def _letter_at_an_end(options: list[str], text: str) -> str | None:
@@ -291,10 +274,8 @@ def _heads(text: str, start: int = 0) -> set[str]:
 def _letter_of_option_text(options: list[str], text: str) -> str | None:
     """Letter of the one option whose text is claimed, or is all there is."""
     said = _plain(re.split(_LEAD_IN, text)[-1].split("\n", 1)[0])
-    hits = [
-        letter for letter, option in zip("ABCD", options, strict=False) if _plain(option) == said
-    ]
-    return hits[0] if len(hits) == 1 and said else None
+    plain = [_plain(option) for option in options[:4]]
+    return "ABCD"[plain.index(said)] if said and plain.count(said) == 1 else None
 
 
 def _plain(text: str) -> str:

@@ -11,14 +11,13 @@ A tree is nested tuples: ("int", n), ("float", literal), ("symbol", name), ("con
 name, a).
 """
 
+import functools
 import re
 import unicodedata
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 from .bounds import LIMITS, BoundHit
-
-__all__ = ["FormulaError", "Node", "parse_formula"]
 
 Node = tuple[Any, ...]
 
@@ -117,10 +116,7 @@ class _Parser:
             tree = (kind, tree, self.product())
 
     def product(self) -> Node:
-        factors = self.signed()
-        tree = factors[0]
-        for factor in factors[1:]:
-            tree = ("mul", tree, factor)
+        tree = _product(self.signed())
         while True:
             blank = self.peek() == "newline"
             self.skip_newlines()
@@ -134,9 +130,7 @@ class _Parser:
                 factors = self.power()
             else:
                 return tree
-            tree = ("mul" if kind == "*" else "div", tree, factors[0])
-            for factor in factors[1:]:
-                tree = ("mul", tree, factor)
+            tree = _product([("mul" if kind == "*" else "div", tree, factors[0]), *factors[1:]])
 
     def signed(self) -> list[Node]:
         """A factor with its signs; a name of several letters gives several factors, the sign
@@ -203,29 +197,23 @@ class _Parser:
                 raise FormulaError(f"{name} without an argument")
             return [("call", name, self.group())]
         if name in CONSTANTS:
-            factors: list[Node] = [("constant", name)]
-            # The reference takes `pi(3)!` for the factorial of a product.
-            if self.peek() == "(":
-                return self.applied_factorial(factors)
-            return factors
-        if name in _OTHER_NAMES:
+            kind = "constant"
+        elif name in _OTHER_NAMES:
             raise FormulaError(f"{name} is not a number")
-        if _is_splittable(name):
+        elif _is_splittable(name):
             return _split_name(name)
-        if self.peek() == "(":
-            return self.applied_factorial([("symbol", name)], forbidden=True)
-        return [("symbol", name)]
-
-    def applied_factorial(self, factors: list[Node], forbidden: bool = False) -> list[Node]:
-        """A name followed by a group: a product, and an error or a factorial of it if a `!`
-        follows."""
+        else:
+            kind = "symbol"
+        if self.peek() != "(":
+            return [(kind, name)]
         self.take()
         group = self.group()
         if self.peek() != "!":
-            return [*factors, group]
-        if forbidden:
+            return [(kind, name), group]
+        if kind == "symbol":
             raise FormulaError("factorial behind an applied symbol")
-        return [("mul", factors[0], group)]
+        # The reference takes `pi(3)!` for the factorial of a product.
+        return [("mul", (kind, name), group)]
 
     def factorials(self, factors: list[Node]) -> list[Node]:
         marks = 0
@@ -236,18 +224,23 @@ class _Parser:
             return factors
         if marks > 2:
             raise FormulaError("more than two factorial marks")
-        tree = factors[0]
-        for factor in factors[1:]:
-            tree = ("mul", tree, factor)
-        return [("call", "factorial" if marks == 1 else "factorial2", tree)]
+        return [("call", "factorial" if marks == 1 else "factorial2", _product(factors))]
 
 
 _ATOM_STARTS = frozenset({"number", "repeating", "name", "("})
 
 
-def _integer(text: str) -> Node:
+def _product(factors: list[Node]) -> Node:
+    return functools.reduce(lambda left, right: ("mul", left, right), factors)
+
+
+def _check_digits(text: str) -> None:
     if len(text) > LIMITS["literal_digits"]:
         raise BoundHit("literal_digits")
+
+
+def _integer(text: str) -> Node:
+    _check_digits(text)
     return ("int", int(text, 0))
 
 
@@ -260,8 +253,7 @@ def _number(text: str) -> list[Node]:
         "." in text or "e" in text or "E" in text
     ):
         return [_integer(text)]
-    if len(text) > LIMITS["literal_digits"]:
-        raise BoundHit("literal_digits")
+    _check_digits(text)
     literal = text.replace("_", "").lower()
     exponent = literal.partition("e")[2]
     if exponent and abs(int(exponent)) > LIMITS["power_exponent"]:
@@ -270,8 +262,7 @@ def _number(text: str) -> list[Node]:
 
 
 def _repeating_decimal(text: str) -> Node:
-    if len(text) > LIMITS["literal_digits"]:
-        raise BoundHit("literal_digits")
+    _check_digits(text)
     head, repetend = text.replace("_", "")[:-1].split("[")
     before, after = head.split(".")
     if before.strip("0") and before.startswith("0"):
@@ -308,3 +299,36 @@ def _split_name(name: str) -> list[Node]:
         else:
             raise FormulaError(f"{piece!r} inside a name is not a number")
     return factors
+
+
+Step = tuple
+_BINARY = frozenset({"add", "sub", "mul", "div", "pow"})
+
+
+def compile_tree(tree: Node) -> list[Step]:
+    """The tree as a postfix program: steps that leave its value on an empty stack.
+
+    So no evaluator recurses, and a sum of a thousand terms, a tree a thousand levels deep, is a
+    list. A step is a tuple: ("int", n), ("float", literal), ("symbol", name), ("constant", name)
+    push a value; ("neg",), ("call", name) replace the top; ("add",), ("sub",), ("mul",), ("div",),
+    ("pow",) replace the two on top.
+    """
+    steps: list[Step] = []
+    pending: list[Node] = [tree]
+    # Right-to-left preorder, reversed, is left-to-right postorder.
+    while pending:
+        node = pending.pop()
+        kind = node[0]
+        if kind in _BINARY:
+            steps.append((kind,))
+            pending += (node[1], node[2])
+        elif kind == "neg":
+            steps.append((kind,))
+            pending.append(node[1])
+        elif kind == "call":
+            steps.append((kind, node[1]))
+            pending.append(node[2])
+        else:
+            steps.append(node)
+    steps.reverse()
+    return steps

@@ -10,10 +10,8 @@ import os
 import threading
 
 from .bounds import count_bound
-from .equivalence import Verdict
 from .pool import RewardPool, in_worker
-
-__all__ = ["close_latex_pool", "is_repetitive", "latex_equal", "latex_verdict"]
+from .symbolic import Verdict
 
 DEADLINE_S = 5.0
 MEMORY_MB = 1024

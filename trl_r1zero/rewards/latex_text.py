@@ -15,11 +15,9 @@ import re
 import unicodedata
 from collections.abc import Callable
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from .bounds import LIMITS, BoundHit
-
-__all__ = ["UnrenderableError", "latex_to_text"]
 
 
 class UnrenderableError(Exception):
@@ -38,7 +36,7 @@ def latex_to_text(text: str) -> str:
     if _NEEDS_PYLATEXENC.search(text):
         return _pylatexenc_text(text)
     try:
-        return _Reader(text).read_all()
+        return _Reader(text).read_nodes("")
     except (_Unsupported, UnrenderableError):
         # An unrenderable macro inside an argument that is dropped does no harm: pylatexenc has the
         # last word.
@@ -48,17 +46,11 @@ def latex_to_text(text: str) -> str:
 # Environments, math delimiters (other than the dollar sign, which never gets here), comments.
 _NEEDS_PYLATEXENC = re.compile(r"\\(?:begin|end|[()\[\]])|[%$]")
 _STOP = re.compile(r"[\\{}\[\]&~`'\-!?]")
+# Of two that begin alike, the longer one first.
 _SPECIALS = {
-    "&": "   ",
-    "~": "\u00a0",
-    "``": "\u201c",
-    "''": "\u201d",
-    "---": "\u2014",
-    "--": "\u2013",
-    "!`": "\u00a1",
-    "?`": "\u00bf",
-}
-_LONGEST_FIRST = sorted(_SPECIALS, key=len, reverse=True)
+    "---": "\u2014", "--": "\u2013", "``": "\u201c", "''": "\u201d", "!`": "\u00a1", "?`": "\u00bf",
+    "&": "   ", "~": "\u00a0",
+}  # fmt: skip
 
 
 class _EndOfText(Exception):
@@ -73,9 +65,6 @@ class _Reader:
         self.pos = 0
         self.depth = 0
         self.steps = 0
-
-    def read_all(self) -> str:
-        return self.read_nodes("")
 
     def read_nodes(self, closing: str) -> str:
         """Text of everything up to `closing` ("}", "]", or "" for the end of the text)."""
@@ -125,27 +114,23 @@ class _Reader:
         return self.text[self.pos - 1]
 
     def read_special(self) -> str:
-        for special in _LONGEST_FIRST:
+        for special, character in _SPECIALS.items():
             if self.text.startswith(special, self.pos):
                 self.pos += len(special)
-                return _SPECIALS[special]
+                return character
         return ""
 
     def read_macro_name(self) -> str:
         """Name of the macro at `pos`, which is left behind the blanks that belong to the macro."""
         text = self.text
         end = self.pos + 2
-        if text[self.pos + 1].isalpha():
-            while end < len(text) and text[end].isalpha():
-                end += 1
-            name = text[self.pos + 1 : end]
-            self.pos = self.skip_blanks(end)
-            # A blank line is a paragraph break, not a blank.
-            if text.startswith("\n\n", self.pos):
-                return name
-        else:
-            name = text[self.pos + 1]
+        if not text[self.pos + 1].isalpha():
             self.pos = end
+            return text[end - 1]
+        while end < len(text) and text[end].isalpha():
+            end += 1
+        name = text[self.pos + 1 : end]
+        self.pos = self.skip_blanks(end)
         return name
 
     def skip_blanks(self, pos: int) -> int:
@@ -209,24 +194,17 @@ def _without_trailing_blanks(text: str) -> str:
     return text[:end]
 
 
-class _Macro:
+class _Macro(NamedTuple):
     """How one macro is read and rendered: its arguments (a string of "{" and "["), its text with
     and without them."""
 
-    def __init__(
-        self, arguments: str, render: Callable[[list[str]], str], bare: Callable[[], str]
-    ) -> None:
-        self.arguments = arguments
-        self.render = render
-        self.bare = bare
+    arguments: str
+    render: Callable[[list[str]], str]
+    bare: Callable[[], str]
 
 
 def _raise_unrenderable() -> str:
     raise UnrenderableError
-
-
-def _constant(text: str) -> _Macro:
-    return _Macro("", lambda _: text, lambda: text)
 
 
 @lru_cache(maxsize=4096)
@@ -247,16 +225,14 @@ def _macro(name: str) -> _Macro:
     elif isinstance(replacement, str):
         constant = replacement
         if arguments == "" and ("%" not in constant or len(constant) == 1):
-            return _constant(constant)
+            return _Macro("", lambda _: constant, lambda: constant)
         if constant == "%s/%s" and arguments == "{{":
             return _Macro(arguments, "/".join, lambda: constant)
         if constant == "%s" and arguments == "{":
             return _Macro(arguments, "".join, lambda: constant)
     elif arguments == "{" and name in _ACCENTS:
         mark = _ACCENTS[name]
-        return _Macro(
-            arguments, lambda args: _accented(args[0].strip(), mark), lambda: _accented(" ", mark)
-        )
+        return _Macro("{", lambda args: _accented(args[0].strip(), mark), lambda: " " + mark)
     elif arguments == "{" and name in _ALPHABETS:
         style = _ALPHABETS[name]
         return _Macro(arguments, lambda args: _styled(args[0], style), lambda: "")
@@ -264,26 +240,13 @@ def _macro(name: str) -> _Macro:
 
 
 _ACCENTS = {
-    "vec": "\u20d7",
-    "dot": "\u0307",
-    "hat": "\u0302",
-    "tilde": "\u0303",
-    "bar": "\u0305",
-    "ddot": "\u0308",
-    "not": "\u0338",
-    ".": "\u0307",
-    "'": "\u0301",
-}
+    "vec": "\u20d7", "dot": "\u0307", "hat": "\u0302", "tilde": "\u0303", "bar": "\u0305",
+    "ddot": "\u0308", "not": "\u0338", ".": "\u0307", "'": "\u0301",
+}  # fmt: skip
 _ALPHABETS = {
-    "mathbf": "bold",
-    "mathit": "italic",
-    "mathsf": "sans",
-    "mathbb": "doublestruck",
-    "mathtt": "monospace",
-    "mathcal": "script",
-    "mathscr": "script",
-    "mathfrak": "fraktur",
-}
+    "mathbf": "bold", "mathit": "italic", "mathsf": "sans", "mathbb": "doublestruck",
+    "mathtt": "monospace", "mathcal": "script", "mathscr": "script", "mathfrak": "fraktur",
+}  # fmt: skip
 
 
 def _accented(text: str, mark: str) -> str:
@@ -328,14 +291,7 @@ def _budgeted_walker() -> Any:
 def _pylatexenc_text(text: str) -> str:
     from pylatexenc import latex2text
 
-    nesting = (
-        text.count("{")
-        + text.count("\\begin")
-        + text.count("\\(")
-        + text.count("\\[")
-        + text.count("[")
-    )
-    if nesting > LIMITS["latex_depth"] and _depth(text) > LIMITS["latex_depth"]:
+    if _depth(text) > LIMITS["latex_depth"]:
         raise BoundHit("latex_depth")
     if _matrix_chars(text) > LIMITS["latex_matrix_chars"]:
         raise BoundHit("latex_matrix_chars")
@@ -347,9 +303,7 @@ def _pylatexenc_text(text: str) -> str:
         raise
     except RecursionError:
         raise BoundHit("latex_depth") from None
-    except (
-        Exception
-    ) as error:  # pylatexenc raises KeyError, TypeError, ValueError and its own errors here
+    except Exception as error:  # KeyError, TypeError, ValueError and errors of pylatexenc's own
         raise UnrenderableError(str(error)) from error
 
 

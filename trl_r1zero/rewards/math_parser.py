@@ -17,8 +17,6 @@ from .bounds import LIMITS, BoundHit
 from .formula import FormulaError, Node
 from .math_tokens import FUNCTIONS, SIGNS, tokenize
 
-__all__ = ["MathValue", "parse_math"]
-
 MathValue = tuple[Any, ...]
 
 
@@ -74,17 +72,14 @@ class _Parser:
 
     def items_until(self, closing: set[str]) -> list[MathValue]:
         """Values separated by commas or semicolons, up to a closing token, which stays."""
-        with self.level():
-            return self.items_of_level(closing)
-
-    def items_of_level(self, closing: set[str]) -> list[MathValue]:
         items: list[MathValue] = []
-        while self.peek() not in closing:
-            if self.accept(",", ";"):
-                continue
-            items += self.relation()
-            if self.peek() not in closing and self.peek() not in (",", ";"):
-                raise FormulaError(f"unexpected {self.peek()!r}")
+        with self.level():
+            while self.peek() not in closing:
+                if self.accept(",", ";"):
+                    continue
+                items += self.relation()
+                if self.peek() not in closing and self.peek() not in (",", ";"):
+                    raise FormulaError(f"unexpected {self.peek()!r}")
         return items
 
     @contextmanager
@@ -125,10 +120,10 @@ class _Parser:
 
     def union(self) -> list[MathValue]:
         parts = self.sum_values()
-        if self.peek() not in ("\\cup",):
+        if self.peek() != "\\cup":
             return parts
         while self.accept("\\cup"):
-            parts = parts + self.sum_values()
+            parts += self.sum_values()
         return [("union", parts)]
 
     def sum_values(self) -> list[MathValue]:
@@ -150,17 +145,7 @@ class _Parser:
                 items = self.items_until(closing)
                 closed = self.take()
                 several = len(items) > 1 or opening == "\\{" or (opening == "[" and closed == "]")
-                if several and self.peek() in (
-                    "",
-                    ",",
-                    ";",
-                    ")",
-                    "]",
-                    "}",
-                    "\\}",
-                    "\\cup",
-                    *SIGNS,
-                ):
+                if several and (self.peek() in _BEHIND or self.peek() in SIGNS):
                     if opening in ("\\{", "{"):
                         return ("set", items)
                     return ("tuple", opening, items, closed)
@@ -284,10 +269,8 @@ class _Parser:
             return _few([("div", top, bottom) for top in tops for bottom in bottoms])
         if token == "\\sqrt":
             return self.root()
-        if token == "\\infty":
-            return [("constant", "oo")]
-        if token == "\\pi":
-            return [("constant", "pi")]
+        if token in ("\\infty", "\\pi"):
+            return [("constant", "oo" if token == "\\infty" else "pi")]
         if token[1:] in FUNCTIONS and token.startswith("\\"):
             return self.function(token[1:])
         if token.isalpha() or token[1:] in _GREEK:
@@ -300,11 +283,8 @@ class _Parser:
         if self.peek() == "\\frac":
             fraction = self.atom()[0]
             _, top, bottom = fraction if fraction[0] == "div" else ("", ("",), ("",))
-            if (
-                top[0] == bottom[0] == "int"
-                and top[1] < bottom[1]
-                and self.peek() not in ("^", "!")
-            ):
+            proper = top[0] == bottom[0] == "int" and top[1] < bottom[1]
+            if proper and self.peek() not in ("^", "!"):
                 return ("add", ("int", whole), fraction)
             self.index = start
         return ("int", whole)
@@ -345,71 +325,35 @@ class _Parser:
 
     def symbol(self, name: str) -> Node:
         """A letter with its subscript; `e` and `i` are the constants."""
-        if self.accept("_"):
-            if self.accept("{"):
-                while not self.accept("}"):
-                    if self.peek() == "":
-                        raise FormulaError("unfinished subscript")
-                    name += "_" + self.take()
-            else:
-                name += "_" + self.take()
-            return ("symbol", name)
-        if name == "e":
-            return ("call", "exp", ("int", 1))
-        if name == "i":
-            return ("constant", "I")
+        if not self.accept("_"):
+            constants: dict[str, Node] = {"e": ("call", "exp", ("int", 1)), "i": ("constant", "I")}
+            return constants.get(name, ("symbol", name))
+        if not self.accept("{"):
+            return ("symbol", name + "_" + self.take())
+        while not self.accept("}"):
+            if self.peek() == "":
+                raise FormulaError("unfinished subscript")
+            name += "_" + self.take()
         return ("symbol", name)
 
 
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
-_GREEK = frozenset(
-    [
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "varepsilon",
-        "zeta",
-        "eta",
-        "theta",
-        "iota",
-        "kappa",
-        "lambda",
-        "mu",
-        "nu",
-        "xi",
-        "rho",
-        "sigma",
-        "tau",
-        "phi",
-        "varphi",
-        "chi",
-        "psi",
-        "omega",
-        "pi",
-        "infty",
-        "Gamma",
-        "Delta",
-        "Theta",
-        "Lambda",
-        "Sigma",
-        "Phi",
-        "Psi",
-        "Omega",
-    ]
+_BEHIND = frozenset({"", ",", ";", ")", "]", "}", "\\}", "\\cup"})  # a set, tuple or interval
+_GREEK_NAMES = (
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta iota kappa lambda mu nu xi rho "
+    "sigma tau phi varphi chi psi omega pi infty Gamma Delta Theta Lambda Sigma Phi Psi Omega"
 )
+_GREEK = frozenset(_GREEK_NAMES.split())
 
 
 def _is_name(values: list[MathValue]) -> bool:
     """Whether it is what one names an answer with: `x`, `f(x)`, `(x, y)`, `x_1`, `|AB|`."""
-    for value in values:
-        if value[0] == "tuple":
-            if not _is_name(value[2]):
-                return False
-        elif value[0] != "number" or not _is_product_of_symbols(value[1]):
-            return False
-    return True
+    return all(
+        _is_name(value[2])
+        if value[0] == "tuple"
+        else value[0] == "number" and _is_product_of_symbols(value[1])
+        for value in values
+    )
 
 
 def _is_product_of_symbols(node: Node) -> bool:

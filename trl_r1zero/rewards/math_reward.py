@@ -9,20 +9,18 @@ points with an error bound, so an identity is accepted with certainty only up to
 four unrelated points; decimals must agree to 1e-6, absolutely, and to 1e-5, relatively.
 """
 
+import itertools
 import re
 from collections.abc import Callable
 from functools import lru_cache
 
 from .bounds import LIMITS, BoundHit, count_bound, one_reward
 from .extraction import BOX, extract_boxed
-from .formula import FormulaError, Node
+from .formula import FormulaError, Node, compile_tree
 from .math_parser import MathValue, parse_math
 from .modular import is_zero_modulo_primes
 from .numeric import values_agree
-from .program import compile_tree
 from .reward_functions import GroundTruth, ground_truth_texts
-
-__all__ = ["answers_agree", "math_reward_fn"]
 
 DECIMAL_TOLERANCE = 1e-6
 
@@ -63,11 +61,11 @@ def _cores_agree(given: str, truth: str) -> bool:
     if given == truth or _words(given) == _words(truth) != "":
         return True
     # Of prose only one side may be: two sentences that end alike need not say the same.
-    whole_given, whole_truth = _try(given), _try(truth)
-    if whole_given is None and whole_truth is None:
+    given_value, truth_value = _try(given), _try(truth)
+    if given_value is None and truth_value is None:
         return False
-    given_value = _ending(given) if whole_given is None else whole_given
-    truth_value = _ending(truth) if whole_truth is None else whole_truth
+    given_value = given_value or _ending(given)
+    truth_value = truth_value or _ending(truth)
     if given_value is None or truth_value is None:
         return False
     try:
@@ -96,16 +94,11 @@ def _cores(text: str) -> list[str]:
     boxes: list[str] = []  # the last one first
     rest = text
     # Neighbouring boxes are one answer: `\\boxed{1} and \\boxed{2}`.
-    while True:
-        start = rest.rfind(BOX)
-        inside = extract_boxed(rest)
-        if start < 0 or inside is None:
-            break
+    while (inside := extract_boxed(rest)) is not None:
         boxes.append(inside)
-        before = rest[:start]
-        if len(re.sub(r"and|or|\\text|\\quad|[^a-zA-Z]", "", before[before.rfind("}") :])) > 0:
+        rest = rest[: rest.rfind(BOX)]
+        if re.sub(r"and|or|\\text|\\quad|[^a-zA-Z]", "", rest[rest.rfind("}") :]):
             break
-        rest = before
     if not boxes:
         return [text]
     cores = [", ".join(reversed(boxes))]
@@ -161,21 +154,14 @@ def _plain(value: MathValue) -> MathValue:
     return value
 
 
-def _numbers_agree(given: MathValue, truth: MathValue) -> bool:
-    return _nodes_agree(given[1], truth[1])
-
-
 def _nodes_agree(a: Node, b: Node) -> bool:
     if a == b:
         return True
-    exactly = is_zero_modulo_primes(compile_tree(("sub", a, b)))
-    if exactly is not None and not _has_decimal(a) and not _has_decimal(b):
+    difference = compile_tree(("sub", a, b))
+    exactly = is_zero_modulo_primes(difference)
+    if exactly is not None and not any(step[0] == "float" for step in difference):
         return exactly
     return values_agree(compile_tree(a), compile_tree(b), DECIMAL_TOLERANCE)
-
-
-def _has_decimal(node: Node) -> bool:
-    return any(step[0] == "float" for step in compile_tree(node))
 
 
 def _unordered(given: list[MathValue], truth: list[MathValue]) -> bool:
@@ -199,10 +185,6 @@ def _tuples_agree(given: MathValue, truth: MathValue) -> bool:
     return same_brackets and _ordered(given[2], truth[2])
 
 
-def _matrices_agree(given: MathValue, truth: MathValue) -> bool:
-    return len(given[1]) == len(truth[1]) and all(map(_ordered, given[1], truth[1]))
-
-
 def _relations_agree(given: MathValue, truth: MathValue) -> bool:
     """Equal up to a factor: positive for an inequality, any but 0 for an equation."""
     sign, left, right = _normal_relation(given)
@@ -214,16 +196,13 @@ def _relations_agree(given: MathValue, truth: MathValue) -> bool:
     if _nodes_agree(a, b):
         return True
     ratio = ("div", a, b)
-    for numerator, denominator in _RATIOS:
+    for numerator, denominator in itertools.product(range(1, 13), repeat=2):
         factor: Node = ("div", ("int", numerator), ("int", denominator))
         if _nodes_agree(ratio, factor):
             return True
         if sign in ("=", "!=") and _nodes_agree(ratio, ("neg", factor)):
             return True
     return False
-
-
-_RATIOS = [(n, d) for n in range(1, 13) for d in range(1, 13)]
 
 
 def _normal_relation(relation: MathValue) -> tuple[str, MathValue, MathValue]:
@@ -234,16 +213,15 @@ def _normal_relation(relation: MathValue) -> tuple[str, MathValue, MathValue]:
 
 
 _COMPARISONS: dict[tuple[str, str], Callable[[MathValue, MathValue], bool]] = {
-    ("number", "number"): _numbers_agree,
+    ("number", "number"): lambda a, b: _nodes_agree(a[1], b[1]),
     ("relation", "relation"): _relations_agree,
     ("tuple", "tuple"): _tuples_agree,
-    ("matrix", "matrix"): _matrices_agree,
-    ("union", "union"): lambda a, b: _unordered(a[1], b[1]),
-    ("set", "set"): lambda a, b: _unordered(a[1], b[1]),
-    ("list", "list"): lambda a, b: _unordered(a[1], b[1]),
+    ("matrix", "matrix"): lambda a, b: len(a[1]) == len(b[1]) and all(map(_ordered, a[1], b[1])),
     # Braces and the lack of them are not told apart; a set may be announced in words.
-    ("set", "list"): lambda a, b: _unordered(a[1], b[1]),
-    ("list", "set"): lambda a, b: _unordered(a[1], b[1]),
+    **dict.fromkeys(
+        [("union", "union"), ("set", "set"), ("list", "list"), ("set", "list"), ("list", "set")],
+        lambda a, b: _unordered(a[1], b[1]),
+    ),
     ("set", "number"): lambda a, b: _unordered(a[1], [b]),
     ("number", "set"): lambda a, b: _unordered([a], b[1]),
     # An ordered answer whose parts are named one by one.

@@ -8,79 +8,20 @@ import re
 from .bounds import LIMITS, BoundHit
 from .formula import FormulaError
 
-__all__ = ["FUNCTIONS", "SIGNS", "tokenize"]
-
-_UNIT_WORDS = [
-    "millimeters?",
-    "centimeters?",
-    "kilometers?",
-    "meters?",
-    "metres?",
-    "inch(?:es)?",
-    "feet",
-    "foot",
-    "miles?",
-    "yards?",
-    "mm",
-    "cm",
-    "km",
-    "kg",
-    "kilograms?",
-    "grams?",
-    "seconds?",
-    "minutes?",
-    "hours?",
-    "days?",
-    "weeks?",
-    "months?",
-    "years?",
-    "degrees?",
-    "dollars?",
-    "cents?",
-    "yuan",
-    "euros?",
-    "percent(?:age)?",
-    "pct",
-    "units?",
-    "square",
-    "cubic",
-    "liters?",
-    "litres?",
-    "mph",
-    "apples?",
-    "people",
-    "students?",
-    "ways?",
-    "points?",
-]
-_UNIT_NAME = rf"(?:{'|'.join(_UNIT_WORDS)})"
+_UNIT_WORDS = (
+    "millimeters?|centimeters?|kilometers?|meters?|metres?|inch(?:es)?|feet|foot|miles?|yards?|"
+    "mm|cm|km|kg|kilograms?|grams?|seconds?|minutes?|hours?|days?|weeks?|months?|years?|degrees?|"
+    "dollars?|cents?|yuan|euros?|percent(?:age)?|pct|units?|square|cubic|liters?|litres?|mph|"
+    "apples?|people|students?|ways?|points?"
+)
+_UNIT_NAME = rf"(?:{_UNIT_WORDS})"
 _UNIT_POWER = r"(?:\s*\^\s*(?:\{[123]\}|[123]))?"
 _UNIT = re.compile(
     rf"\\mathrm\s*\{{[~\s]*{_UNIT_NAME}\s*\}}{_UNIT_POWER}"
     rf"|(?<![a-zA-Z\\]){_UNIT_NAME}(?![a-zA-Z])\.?{_UNIT_POWER}"
 )
-FUNCTIONS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "ln",
-        "log",
-        "exp",
-        "sqrt",
-        "abs",
-        "floor",
-    ]
-)
+_NAMES = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp sqrt abs floor"
+FUNCTIONS = frozenset(_NAMES.split())
 SIGNS = {
     "=": "=", "<": "<", ">": ">", "\\lt": "<", "\\gt": ">", "\\le": "<=", "\\leq": "<=",
     "\\leqslant": "<=", "\\ge": ">=", "\\geq": ">=", "\\geqslant": ">=",

@@ -13,14 +13,15 @@ Numbers never grow, so x**1000 or 500! cost nothing.
 """
 
 import math
+import operator
 import random
+from collections.abc import Callable
 from fractions import Fraction
 from functools import cache, lru_cache
+from typing import Any
 
 from .bounds import LIMITS
-from .program import Step
-
-__all__ = ["is_zero_modulo_primes"]
+from .formula import Step
 
 
 class _Unsupported(Exception):
@@ -29,6 +30,7 @@ class _Unsupported(Exception):
 
 _MAX_EXACT_BITS = 256
 _PRIMES_FOR_TRIAL = 2_000
+_PRIMES_TRIED = 300
 
 
 def is_zero_modulo_primes(program: list[Step]) -> bool | None:
@@ -38,9 +40,12 @@ def is_zero_modulo_primes(program: list[Step]) -> bool | None:
     try:
         if has_decimal:
             _reject_inexact_decimals(program)
-        radicands = _scan(program)
+        # Without a prime: only to find the primes under square roots.
+        scan = _Evaluation(None, seed=0)
+        scan.run(program)
         for seed in (1, 2):
-            if _evaluate(program, _field(seed, radicands), seed) != 0:
+            prime = _field(seed, frozenset(scan.radicands))
+            if _Evaluation(prime, seed).run(program) != 0:
                 # The reference rounds what a decimal touches: two close numbers may be one there.
                 return None if has_decimal else False
     except (_Unsupported, ZeroDivisionError):
@@ -81,178 +86,135 @@ def _is_complete(steps: list[Step]) -> bool:
     return height == 1
 
 
-def _scan(program: list[Step]) -> frozenset[int]:
-    """Primes under square roots, found by a run without values."""
-    found: set[int] = set()
-    _run(program, None, found, 0)
-    return frozenset(found)
+# Value modulo a prime, and the exact value while it is a rational constant of moderate size.
+_Value = tuple[int, Fraction | None]
 
 
-def _evaluate(program: list[Step], prime: int, seed: int) -> int:
-    return _run(program, prime, set(), seed)
+class _Evaluation:
+    """The value of a program modulo `prime`; with no prime only the exact constants are followed,
+    and the primes under square roots are collected in `radicands`."""
 
+    def __init__(self, prime: int | None, seed: int) -> None:
+        self.prime = prime
+        self.p = prime or 1
+        self.seed = seed
+        self.radicands: set[int] = set()
 
-def _run(program: list[Step], prime: int | None, radicands: set[int], seed: int) -> int:
-    """Value modulo `prime`; with no prime only the exact constants are followed and `radicands` is
-    filled."""
-    p = prime or 1
-    # Each entry: value modulo p, and the exact value while it is a rational constant of moderate
-    # size.
-    stack: list[tuple[int, Fraction | None]] = []
-    for step in program:
-        kind = step[0]
-        if kind == "int":
-            stack.append((step[1] % p, _exact(Fraction(step[1]))))
-        elif kind == "float":
-            stack.append(_decimal(step[1], p))
-        elif kind == "symbol":
-            stack.append((_element("symbol " + step[1], seed) % p, None))
-        elif kind == "constant":
-            if step[1] != "pi":
-                raise _Unsupported
-            stack.append((_element("pi", seed) % p, None))
-        elif kind == "neg":
-            value, exact = stack[-1]
-            stack[-1] = (-value % p, None if exact is None else -exact)
-        elif kind == "call":
-            stack[-1] = _call(step[1], stack[-1], prime, radicands, seed)
+    def run(self, program: list[Step]) -> int:
+        stack: list[_Value] = []
+        for step in program:
+            kind = step[0]
+            if kind == "int":
+                stack.append((step[1] % self.p, _exact(Fraction(step[1]))))
+            elif kind == "float":
+                stack.append(self.decimal(step[1]))
+            elif kind == "symbol":
+                stack.append((_element("symbol " + step[1], self.seed) % self.p, None))
+            elif kind == "constant":
+                if step[1] != "pi":
+                    raise _Unsupported
+                stack.append((_element("pi", self.seed) % self.p, None))
+            elif kind == "neg":
+                value, exact = stack[-1]
+                stack[-1] = (-value % self.p, None if exact is None else -exact)
+            elif kind == "call":
+                stack[-1] = self.call(step[1], stack[-1][1])
+            else:
+                right = stack.pop()
+                stack[-1] = self.binary(kind, stack[-1], right)
+        return stack[0][0]
+
+    def decimal(self, literal: str) -> _Value:
+        # The reference computes decimals in binary floating point; that is exact only for dyadic
+        # rationals of few digits.
+        value = Fraction(literal)
+        top, bottom = value.numerator, value.denominator
+        if bottom & (bottom - 1) or top.bit_length() > 40 or bottom.bit_length() > 20:
+            raise _Unsupported
+        return top * self.inverse(bottom) % self.p, value
+
+    def inverse(self, value: int) -> int:
+        if self.p == 1:
+            return 0
+        if value % self.p == 0:
+            raise ZeroDivisionError
+        return pow(value, -1, self.p)
+
+    def binary(self, kind: str, left: _Value, right: _Value) -> _Value:
+        if kind == "pow":
+            return self.power(left, right[1])
+        (a, a_exact), (b, b_exact) = left, right
+        compute = _OPERATORS[kind]
+        value = a * self.inverse(b) if kind == "div" else compute(a, b)
+        both = a_exact is not None and b_exact is not None
+        return value % self.p, _exact(compute(a_exact, b_exact)) if both else None
+
+    def power(self, base: _Value, power: Fraction | None) -> _Value:
+        if power is None or abs(power) > LIMITS["power_exponent"]:
+            raise _Unsupported
+        if power.denominator == 2:
+            base = self.square_root(base[1])
+            power *= 2
+        if power.denominator != 1:
+            raise _Unsupported
+        n = int(power)
+        value, exact = base
+        if self.prime is None:
+            result = 0
         else:
-            right = stack.pop()
-            stack[-1] = _binary(kind, stack[-1], right, prime, radicands)
-    return stack[0][0]
+            result = pow(value if n >= 0 else self.inverse(value), abs(n), self.p)
+        if exact is not None:
+            bits = max(exact.numerator.bit_length(), exact.denominator.bit_length())
+            exact = _exact(exact**n) if bits * abs(n) <= 2 * _MAX_EXACT_BITS else None
+        return result, exact
+
+    def call(self, name: str, exact: Fraction | None) -> _Value:
+        if name == "sqrt":
+            return self.square_root(exact)
+        if exact is None:
+            raise _Unsupported
+        if name == "ln" and exact > 0:
+            logs = [*_factors(exact.numerator), *((q, -e) for q, e in _factors(exact.denominator))]
+            value = sum(e * _element(f"ln {q}", self.seed) for q, e in logs) % self.p
+            return value, None if logs else Fraction(0)
+        if name in ("factorial", "factorial2") and exact.denominator == 1:
+            if not 0 <= exact <= LIMITS["factorial_argument"]:
+                raise _Unsupported
+            product = math.prod(range(int(exact), 0, -1 if name == "factorial" else -2))
+            small = self.prime is None or exact <= 30
+            return product % self.p, _exact(Fraction(product)) if small else None
+        raise _Unsupported
+
+    def square_root(self, exact: Fraction | None) -> _Value:
+        """Root of a positive rational a/b as the root of a*b over b, prime by prime."""
+        if exact is None or exact < 0:
+            raise _Unsupported
+        if exact == 0:
+            return 0, Fraction(0)
+        whole = irrational = 1
+        odd = []
+        for q, e in _factors(exact.numerator * exact.denominator):
+            whole *= q ** (e // 2)
+            if e % 2:
+                odd.append(q)
+                root = 0 if self.prime is None else pow(q, (self.prime + 1) // 4, self.prime)
+                irrational = irrational * root % self.p
+        self.radicands.update(odd)
+        value = whole * irrational * self.inverse(exact.denominator) % self.p
+        return value, None if odd else Fraction(whole, exact.denominator)
+
+
+_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+}
 
 
 def _exact(value: Fraction) -> Fraction | None:
     small = value.numerator.bit_length() + value.denominator.bit_length() <= _MAX_EXACT_BITS
     return value if small else None
-
-
-def _decimal(literal: str, p: int) -> tuple[int, Fraction | None]:
-    # The reference computes decimals in binary floating point; that is exact only for dyadic
-    # rationals of few digits.
-    value = Fraction(literal)
-    bits = value.numerator.bit_length()
-    if (
-        value.denominator & (value.denominator - 1)
-        or bits > 40
-        or value.denominator.bit_length() > 20
-    ):
-        raise _Unsupported
-    return value.numerator * _inverse(value.denominator, p) % p, value
-
-
-def _binary(
-    kind: str,
-    left: tuple[int, Fraction | None],
-    right: tuple[int, Fraction | None],
-    prime: int | None,
-    radicands: set[int],
-) -> tuple[int, Fraction | None]:
-    a, a_exact = left
-    b, b_exact = right
-    p = prime or 1
-    if kind == "pow":
-        return _power(left, right, prime, radicands)
-    both = a_exact is not None and b_exact is not None
-    exact = None
-    if kind == "add":
-        value = (a + b) % p
-        exact = _exact(a_exact + b_exact) if both else None  # type: ignore[operator]
-    elif kind == "sub":
-        value = (a - b) % p
-        exact = _exact(a_exact - b_exact) if both else None  # type: ignore[operator]
-    elif kind == "mul":
-        value = a * b % p
-        exact = _exact(a_exact * b_exact) if both else None  # type: ignore[operator]
-    else:
-        value = a * _inverse(b, p) % p
-        exact = _exact(a_exact / b_exact) if both else None  # type: ignore[operator]
-    return value, exact
-
-
-def _inverse(value: int, p: int) -> int:
-    if p == 1:
-        return 0
-    if value % p == 0:
-        raise ZeroDivisionError
-    return pow(value, -1, p)
-
-
-def _power(
-    base: tuple[int, Fraction | None],
-    exponent: tuple[int, Fraction | None],
-    prime: int | None,
-    radicands: set[int],
-) -> tuple[int, Fraction | None]:
-    power = exponent[1]
-    p = prime or 1
-    if power is None or abs(power) > LIMITS["power_exponent"]:
-        raise _Unsupported
-    if power.denominator == 2:
-        base = _square_root(base[1], prime, radicands)
-        power *= 2
-    if power.denominator != 1:
-        raise _Unsupported
-    n = int(power)
-    value, exact = base
-    result = 0 if p == 1 else pow(value if n >= 0 else _inverse(value, p), abs(n), p)
-    if exact is not None:
-        bits = max(exact.numerator.bit_length(), exact.denominator.bit_length())
-        exact = _exact(exact**n) if bits * abs(n) <= 2 * _MAX_EXACT_BITS else None
-    return result, exact
-
-
-def _call(
-    name: str,
-    argument: tuple[int, Fraction | None],
-    prime: int | None,
-    radicands: set[int],
-    seed: int,
-) -> tuple[int, Fraction | None]:
-    exact = argument[1]
-    p = prime or 1
-    if name == "sqrt":
-        return _square_root(exact, prime, radicands)
-    if exact is None:
-        raise _Unsupported
-    if name == "ln" and exact > 0:
-        logs = [*_factors(exact.numerator), *((q, -e) for q, e in _factors(exact.denominator))]
-        return sum(e * _element(f"ln {q}", seed) for q, e in logs) % p, None if logs else Fraction(
-            0
-        )
-    if name in ("factorial", "factorial2") and exact.denominator == 1:
-        if not 0 <= exact <= LIMITS["factorial_argument"]:
-            raise _Unsupported
-        step = 1 if name == "factorial" else 2
-        product = 1
-        for factor in range(int(exact), 0, -step):
-            product = product * factor if prime is None else product * factor % p
-        if prime is None or exact <= 30:
-            return product % p, _exact(Fraction(product))
-        return product % p, None
-    raise _Unsupported
-
-
-def _square_root(
-    exact: Fraction | None, prime: int | None, radicands: set[int]
-) -> tuple[int, Fraction | None]:
-    """Root of a positive rational a/b as the root of a*b over b, prime by prime."""
-    if exact is None or exact < 0:
-        raise _Unsupported
-    if exact == 0:
-        return 0, Fraction(0)
-    p = prime or 1
-    whole = 1
-    irrational = 1
-    rational = True
-    for q, e in _factors(exact.numerator * exact.denominator):
-        whole *= q ** (e // 2)
-        if e % 2:
-            rational = False
-            radicands.add(q)
-            irrational = irrational * (0 if prime is None else _root_modulo(q, prime)) % p
-    value = whole * irrational * _inverse(exact.denominator, p) % p
-    return value, Fraction(whole, exact.denominator) if rational else None
 
 
 @lru_cache(maxsize=1024)
@@ -287,11 +249,6 @@ def _element(name: str, seed: int) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _root_modulo(q: int, p: int) -> int:
-    return pow(q, (p + 1) // 4, p)
-
-
-@lru_cache(maxsize=1024)
 def _field(seed: int, radicands: frozenset[int]) -> int:
     """A prime modulo which all `radicands` have a root; one of 2**k primes has, for k radicands."""
     for index in range(_PRIMES_TRIED):
@@ -299,9 +256,6 @@ def _field(seed: int, radicands: frozenset[int]) -> int:
         if all(pow(q, (prime - 1) // 2, prime) == 1 for q in radicands):
             return prime
     raise _Unsupported
-
-
-_PRIMES_TRIED = 300
 
 
 @cache

@@ -9,41 +9,28 @@ import cmath
 import math
 from collections.abc import Callable
 
-from .program import Step
-
-__all__ = ["Undecided", "is_refuted", "values_agree"]
+from .formula import Step
 
 _EPS = 4.0 * 2.0**-53
 # Positive points first, because everything is real there; then the ones where sqrt(x**2) is not x.
 _POINTS: tuple[tuple[float | complex, ...], ...] = (
-    (
-        1.3717421124828532,
-        0.7548776662466927,
-        2.2360679774997896,
-        0.4142135623730951,
-        3.1462643699419726,
-    ),
-    (
-        0.3819660112501051,
-        2.6457513110645907,
-        1.1447142425533319,
-        5.0990195135927845,
-        0.9159655941772190,
-    ),
-    (
-        -7.389056098930650,
-        4.6692016091029907,
-        -2.685452001065306,
-        -0.261497212847642,
-        -13.81740598163902,
-    ),
+    (1.3717421124828532, 0.7548776662466927, 2.2360679774997896, 0.4142135623730951,
+     3.1462643699419726),
+    (0.3819660112501051, 2.6457513110645907, 1.1447142425533319, 5.0990195135927845,
+     0.9159655941772190),
+    (-7.389056098930650, 4.6692016091029907, -2.685452001065306, -0.261497212847642,
+     -13.81740598163902),
     (0.5 + 2.8j, -1.7 + 0.6j, -0.3 - 3.1j, 2.9 - 1.3j, -4.1 + 0.2j),
-)
+)  # fmt: skip
 _Value = tuple[float | complex, float]
+_CONSTANTS: dict[str, _Value] = {"pi": (math.pi, math.pi * _EPS), "I": (1j, 0.0)}
 
 
 class Undecided(Exception):
     """The value cannot be computed, or not with a useful error bound."""
+
+
+_NO_VALUE = (Undecided, OverflowError, ZeroDivisionError, ValueError)
 
 
 def is_refuted(program: list[Step]) -> bool:
@@ -51,7 +38,7 @@ def is_refuted(program: list[Step]) -> bool:
     for point in _POINTS:
         try:
             value, error = _evaluate(program, point)
-        except (Undecided, OverflowError, ZeroDivisionError, ValueError):
+        except _NO_VALUE:
             continue
         if math.isfinite(error) and abs(value) > 4.0 * error:
             return True
@@ -74,7 +61,7 @@ def values_agree(a: list[Step], b: list[Step], tolerance: float) -> bool:
         try:
             left, left_error = _evaluate(a, point, values)
             right, right_error = _evaluate(b, point, values)
-        except (Undecided, OverflowError, ZeroDivisionError, ValueError):
+        except _NO_VALUE:
             continue
         scale = max(abs(left), abs(right))
         if not math.isfinite(scale) or left_error + right_error > 1e-7 * max(scale, 1e-9):
@@ -107,35 +94,25 @@ def _evaluate(
                 symbols[step[1]] = point[index % len(point)] + index // len(point)
             stack.append((symbols[step[1]], 0.0))
         elif kind == "constant":
-            stack.append(_constant(step[1]))
+            if step[1] not in _CONSTANTS:
+                raise Undecided
+            stack.append(_CONSTANTS[step[1]])
         elif kind == "neg":
             value, error = stack[-1]
             stack[-1] = (-value, error)
         elif kind == "call":
             stack[-1] = _call(step[1], *stack[-1])
         else:
-            right, right_error = stack.pop()
-            left, left_error = stack.pop()
-            stack.append(_binary(kind, left, left_error, right, right_error))
+            right = stack.pop()
+            stack.append(_binary(kind, *stack.pop(), *right))
     return stack[0]
-
-
-def _constant(name: str) -> _Value:
-    if name == "pi":
-        return math.pi, math.pi * _EPS
-    if name == "I":
-        return 1j, 0.0
-    raise Undecided
 
 
 def _binary(
     kind: str, a: float | complex, a_error: float, b: float | complex, b_error: float
 ) -> _Value:
-    if kind == "add":
-        value = a + b
-        error = a_error + b_error + (abs(a) + abs(b)) * _EPS
-    elif kind == "sub":
-        value = a - b
+    if kind in ("add", "sub"):
+        value = a + b if kind == "add" else a - b
         error = a_error + b_error + (abs(a) + abs(b)) * _EPS
     elif kind == "mul":
         value = a * b
@@ -211,19 +188,14 @@ def _call(name: str, a: float | complex, error: float) -> _Value:
 # Functions that no formula of the reference contains (`math_reward` reads them): real and complex
 # version, and a bound of the derivative's size in terms of the argument and the value.
 _SMOOTH: dict[str, tuple[Callable[..., float], Callable[..., complex]]] = {
-    "exp": (math.exp, cmath.exp),
-    "sin": (math.sin, cmath.sin),
-    "cos": (math.cos, cmath.cos),
-    "tan": (math.tan, cmath.tan),
-    "sinh": (math.sinh, cmath.sinh),
-    "cosh": (math.cosh, cmath.cosh),
-    "tanh": (math.tanh, cmath.tanh),
-    "arcsin": (math.asin, cmath.asin),
-    "arccos": (math.acos, cmath.acos),
-    "arctan": (math.atan, cmath.atan),
+    name: (getattr(math, function), getattr(cmath, function))
+    for name, function in {
+        **{name: name for name in ("exp", "sin", "cos", "tan", "sinh", "cosh", "tanh")},
+        **{"arcsin": "asin", "arccos": "acos", "arctan": "atan"},
+        **{"cot": "tan", "sec": "cos", "csc": "sin"},
+    }.items()
 }
-_RECIPROCAL = {"cot": "tan", "sec": "cos", "csc": "sin"}
-_SMOOTH.update({name: _SMOOTH[base] for name, base in _RECIPROCAL.items()})
+_RECIPROCALS = ("cot", "sec", "csc")
 
 
 def _smooth(name: str, a: float | complex, error: float) -> _Value:
@@ -235,6 +207,6 @@ def _smooth(name: str, a: float | complex, error: float) -> _Value:
     step = max(error, abs(a) * _EPS, 1e-300)
     slope = abs(function(a + 1e-7 * (1.0 + abs(a))) - value) / (1e-7 * (1.0 + abs(a)))
     spread = 4.0 * (slope + abs(value)) * step + abs(value) * _EPS
-    if name in _RECIPROCAL:
+    if name in _RECIPROCALS:
         return _binary("div", 1.0, 0.0, value, spread)
     return value, spread

@@ -15,6 +15,7 @@ data.
 import contextlib
 import json
 import logging
+import math
 import multiprocessing
 import os
 import resource
@@ -27,8 +28,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
-
-__all__ = ["PoolResult", "RewardPool", "in_worker"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,11 +84,10 @@ class RewardPool:
         warm_up: Callable[[], None] | None = None,
         start_method: str | None = None,
     ) -> None:
-        if workers is not None and workers < 1:
-            raise ValueError(f"workers is {workers}; it must be at least 1")
-        if deadline_s <= 0 or memory_mb <= 0:
+        if (workers is not None and workers < 1) or deadline_s <= 0 or memory_mb <= 0:
             raise ValueError(
-                f"deadline_s ({deadline_s}) and memory_mb ({memory_mb}) must be positive"
+                f"got workers {workers}, deadline_s {deadline_s}, memory_mb {memory_mb}; workers "
+                "must be at least 1, the other two positive"
             )
         self.function = function
         self.deadline_s = deadline_s
@@ -100,9 +98,8 @@ class RewardPool:
             start_method or ("fork" if sys.platform == "linux" else "spawn")
         )
         self._lock = threading.Lock()
-        self._size = workers or min(
-            8, max(1, len(os.sched_getaffinity(0)) - 1 if sys.platform == "linux" else 1)
-        )
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+        self._size = workers or min(8, max(1, cores - 1))
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> "RewardPool":
@@ -163,19 +160,14 @@ class RewardPool:
                 done += 1
                 if result.failure:
                     self.failures[result.failure] += 1
-                    logger.warning(
-                        "reward of row %d failed (%s): %s", finished, result.failure, result.detail
-                    )
+                    message = "reward of row %d failed (%s): %s"
+                    logger.warning(message, finished, result.failure, result.detail)
                 if progress is not None:
                     progress(done, len(rows))
             if progress is None and time.monotonic() - last_report > _PROGRESS_EVERY_S:
                 last_report = time.monotonic()
-                logger.info(
-                    "graded %d of %d rows, %d failed so far",
-                    done,
-                    len(rows),
-                    sum(self.failures.values()),
-                )
+                message = "graded %d of %d rows, %d failed so far"
+                logger.info(message, done, len(rows), self.failures.total())
         return [result for result in results if result is not None]
 
     def _fill(self, size: int) -> None:
@@ -184,26 +176,20 @@ class RewardPool:
 
     def _new_worker(self) -> "_Worker":
         others = [worker.connection for worker in self._workers]
-        return _Worker(self._context, self.function, self._warm_up, self.memory_mb, others)
+        return _Worker(self._context, self.function, self._warm_up, others)
 
     def _wait(self) -> list["_Worker"]:
         """Workers that have something to say, have died or have missed their deadline."""
-        next_deadline = min(worker.deadline for worker in self._workers)
-        by_handle: dict[Any, _Worker] = {}
-        for worker in self._workers:
-            by_handle[worker.connection] = worker
-            by_handle[worker.process.sentinel] = worker
-        timeout = (
-            None if next_deadline == float("inf") else max(0.0, next_deadline - time.monotonic())
-        )
-        ready = {
-            id(by_handle[handle]): by_handle[handle] for handle in wait(list(by_handle), timeout)
-        }
+        deadline = min(worker.deadline for worker in self._workers)
+        timeout = None if math.isinf(deadline) else max(0.0, deadline - time.monotonic())
+        handles = [(w.connection, w.process.sentinel) for w in self._workers]
+        ready = set(wait([handle for pair in handles for handle in pair], timeout))
         now = time.monotonic()
-        for worker in self._workers:
-            if now >= worker.deadline:
-                ready.setdefault(id(worker), worker)
-        return list(ready.values())
+        return [
+            worker
+            for worker, pair in zip(self._workers, handles, strict=True)
+            if now >= worker.deadline or not ready.isdisjoint(pair)
+        ]
 
     def _collect(self, worker: "_Worker") -> PoolResult | None:
         """Result of the worker's row, or None if it only became ready; a worker that failed is
@@ -221,17 +207,14 @@ class RewardPool:
         dead = not worker.process.is_alive()
         if not dead and time.monotonic() < worker.deadline:
             return None
-        started = worker.ready
-        position = self._workers.index(worker)
-        del self._workers[position]
+        self._workers.remove(worker)
         worker.stop()
         code = worker.process.exitcode
-        if not started:
+        if not worker.ready:
             detail = f"exit code {code}" if dead else f"not ready after {_STARTUP_S:.0f} s"
             raise RuntimeError(f"a worker of the reward pool could not be started ({detail})")
-        was_busy = worker.row is not None
-        self._workers.insert(position, self._new_worker())
-        if not was_busy:
+        self._workers.append(self._new_worker())
+        if worker.row is None:
             return None
         if dead:
             return PoolResult(None, "died", f"exit code {code}")
@@ -246,7 +229,6 @@ class _Worker:
         context: Any,
         function: Callable[..., Any],
         warm_up: Callable[[], None] | None,
-        memory_mb: int,
         others: list[Connection],
     ) -> None:
         self.connection, child = context.Pipe()
@@ -325,14 +307,10 @@ def _serve(
         except EOFError:
             return
         try:
-            reply = {"kind": "value", "value": function(*row)}
-            _reply(connection, reply)
-        except (
-            Exception
-        ) as error:  # the function is the user's: whatever it raises belongs to its row
-            _reply(
-                connection, {"kind": "error", "detail": f"{type(error).__name__}: {error}"[:500]}
-            )
+            _reply(connection, {"kind": "value", "value": function(*row)})
+        except Exception as error:  # whatever the user's function raises belongs to its row
+            detail = f"{type(error).__name__}: {error}"[:500]
+            _reply(connection, {"kind": "error", "detail": detail})
 
 
 def _reply(connection: Connection, message: dict[str, Any]) -> None:

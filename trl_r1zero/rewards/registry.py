@@ -9,19 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from trl_r1zero.naming import did_you_mean
-from trl_r1zero.rewards.benchmarks import (
-    explain_gsm8k,
-    explain_mmlu,
-    gsm8k_reward_fn,
-    mmlu_reward_fn,
-)
-from trl_r1zero.rewards.math_reward import math_reward_fn
-from trl_r1zero.rewards.reward_functions import (
-    Explanation,
-    explain,
-    question_only_reward_fn,
-    r1_zero_reward_fn,
-)
+
+from .benchmarks import explain_gsm8k, explain_mmlu, gsm8k_reward_fn, mmlu_reward_fn
+from .math_reward import math_reward_fn
+from .reward_functions import Explanation, explain, question_only_reward_fn, r1_zero_reward_fn
 
 RewardFn = Callable[[str, Any], dict[str, float]]
 
@@ -74,11 +65,11 @@ def resolve_reward(name: str) -> RewardFn:
 
 
 def reward_identity(reward_fn: Callable[..., Any]) -> str:
-    """What tells a reward function from others: `module.qualname`, and a partial's arguments.
+    """Identity of a reward function: `module.qualname`, and a partial's arguments.
 
-    It does not depend on how the function was named or is called: wrappers that keep what they
-    wrap in `__wrapped__` count as that, and a function of the script that runs has the script's
-    name for its module, as where the script is imported. Of an instance it is that of its class.
+    Wrappers that keep what they wrap in `__wrapped__` count as that, and a function of the script
+    that runs has the script's name for its module, as where the script is imported. Of an instance
+    it is that of its class.
     """
     function = inspect.unwrap(reward_fn)
     if isinstance(function, partial):
@@ -111,21 +102,11 @@ def is_correct(parts: Mapping[str, float]) -> bool:
     return parts.get("answer_reward", parts["reward"]) > 0
 
 
-def reward_and_rule(
-    reward_fn: RewardFn, response: str, ground_truth: Any
-) -> tuple[dict[str, float], str | None]:
-    """What `reward_fn` gives, and the rule that decided, from one grading.
-
-    The rule is None for functions that cannot explain themselves.
-    """
-    parts, why = reward_and_explanation(reward_fn, response, ground_truth)
-    return parts, None if why is None else why.rule
-
-
 def reward_and_explanation(
     reward_fn: RewardFn, response: str, ground_truth: Any
 ) -> tuple[dict[str, float], Explanation | None]:
-    """As `reward_and_rule`, with the whole explanation, the graded answer among it."""
+    """What `reward_fn` gives, and why, from one grading; None for functions that cannot explain
+    themselves."""
     explained = _EXPLAINED.get(reward_fn)
     if explained is None:
         return reward_fn(response, ground_truth), None

@@ -16,18 +16,10 @@ before anything is graded.
 from dataclasses import dataclass
 from typing import Literal
 
-from .bounds import one_reward
-from .equivalence import Verdict, answer_verdict
+from .bounds import LIMITS, count_bound, one_reward
 from .extraction import BOX, Extraction, extract_boxed, extract_question_only, extract_r1_zero
-
-__all__ = [
-    "Explanation",
-    "GroundTruth",
-    "explain",
-    "ground_truth_texts",
-    "question_only_reward_fn",
-    "r1_zero_reward_fn",
-]
+from .mathd import mathd_equal
+from .symbolic import Verdict, symbolic_verdict
 
 GroundTruth = str | int | float | list[str]
 
@@ -54,7 +46,7 @@ def r1_zero_reward_fn(
     Raises:
         TypeError: the ground truth is no str, int, float or list of str.
     """
-    return _reward(extract_r1_zero(response), ground_truth, fast)
+    return explain(response, ground_truth, "r1_zero", fast).parts
 
 
 def question_only_reward_fn(
@@ -65,15 +57,13 @@ def question_only_reward_fn(
 
     Arguments, result and errors as in `r1_zero_reward_fn`; tags are not looked at.
     """
-    return _reward(extract_question_only(response), ground_truth, fast)
+    return explain(response, ground_truth, "question_only", fast).parts
 
 
 def ground_truth_texts(ground_truth: GroundTruth) -> list[str]:
     """The accepted answers as texts; TypeError for anything that is not a str, int, float or list
     of str."""
-    if isinstance(ground_truth, str):
-        return [ground_truth]
-    if isinstance(ground_truth, bool | int | float):
+    if isinstance(ground_truth, str | int | float):
         return [str(ground_truth)]
     if isinstance(ground_truth, list):
         for item in ground_truth:
@@ -89,15 +79,6 @@ def ground_truth_texts(ground_truth: GroundTruth) -> list[str]:
     )
 
 
-def _reward(extraction: Extraction, ground_truth: GroundTruth, fast: bool) -> dict[str, float]:
-    right = _grade(extraction, ground_truth, fast)[0].right
-    return {
-        "format_reward": float(extraction.formatted),
-        "answer_reward": float(right),
-        "reward": float(right),
-    }
-
-
 def _grade(extraction: Extraction, ground_truth: GroundTruth, fast: bool) -> tuple[Verdict, str]:
     """Verdict for the accepted answer that matches, or for the first one if none does, and that
     answer."""
@@ -106,14 +87,13 @@ def _grade(extraction: Extraction, ground_truth: GroundTruth, fast: bool) -> tup
         return Verdict(False, extraction.reason), texts[0] if texts else ""
     if not texts:
         return Verdict(False, "no_ground_truth"), ""
-    graded = []
+    verdicts = []
     with one_reward():
         for text in texts:
-            verdict = _grade_one(extraction.answer, text, fast)
-            if verdict.right:
-                return verdict, text
-            graded.append(verdict)
-    return graded[0], texts[0]
+            verdicts.append(_grade_one(extraction.answer, text, fast))
+            if verdicts[-1].right:
+                return verdicts[-1], text
+    return verdicts[0], texts[0]
 
 
 def _grade_one(answer: str, text: str, fast: bool) -> Verdict:
@@ -122,13 +102,24 @@ def _grade_one(answer: str, text: str, fast: bool) -> Verdict:
         if boxed is None:
             return Verdict(False, "ground_truth_box_broken")
         text = boxed
-    verdict = answer_verdict(answer, text)
+    verdict = _fast_verdict(answer, text)
     if verdict.right or fast:
         return verdict
     # Only here, so that the default path starts no process and imports no math-verify.
     from .latex_stage import latex_verdict
 
     return latex_verdict(answer, text, otherwise=verdict)
+
+
+def _fast_verdict(answer: str, text: str) -> Verdict:
+    if answer == text:
+        return Verdict(True, "identical")
+    if max(len(answer), len(text)) > LIMITS["answer_chars"]:
+        count_bound("answer_chars")
+        return Verdict(False, "bound:answer_chars")
+    if mathd_equal(answer, text):
+        return Verdict(True, "string_equal")
+    return symbolic_verdict(answer, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,12 +193,6 @@ def explain(
         raise ValueError(f"style is {style!r}; allowed are {', '.join(map(repr, EXTRACTORS))}")
     extraction = EXTRACTORS[style](response)
     verdict, text = _grade(extraction, ground_truth, fast)
-    return Explanation(
-        format_reward=float(extraction.formatted),
-        answer_reward=float(verdict.right),
-        rule=verdict.rule,
-        detail=RULES.get(verdict.rule)
-        or f"a limit of the grader was reached: {verdict.rule.partition(':')[2]}",
-        answer=extraction.answer,
-        ground_truth=text,
-    )
+    formatted, right, rule = float(extraction.formatted), float(verdict.right), verdict.rule
+    detail = RULES.get(rule) or f"a limit of the grader was reached: {rule.partition(':')[2]}"
+    return Explanation(formatted, right, rule, detail, extraction.answer, text)

@@ -8,46 +8,19 @@ of the reference, in its order; the last one, whether a difference of two formul
 
 import re
 from functools import lru_cache
+from typing import NamedTuple
 
-from .bounds import LIMITS, BoundHit, count_bound
+from .bounds import BoundHit, count_bound
 from .difference import formula_is_zero
 from .latex_text import UnrenderableError, latex_to_text
 
-__all__ = ["normalize_symbolic", "symbolic_verdict"]
-
 _TEXT_WRAPPER = re.compile(r"\\text\{(.+?)\}$")
-_WORDS = (
-    ("\\%", "%"),
-    ("\\$", "$"),
-    ("$", ""),
-    ("%", ""),
-    (" or ", " , "),
-    (" and ", " , "),
-    ("million", "*10^6"),
-    ("billion", "*10^9"),
-    ("trillion", "*10^12"),
+_WORDS = {"\\%": "%", "\\$": "$", "$": "", "%": "", " or ": " , ", " and ": " , "}
+_WORDS |= {"million": "*10^6", "billion": "*10^9", "trillion": "*10^12"}
+_UNIT_NAMES = (
+    "degree cm centimeter meter mile second minute hour day week month year foot feet inch yard"
 )
-_UNITS = tuple(
-    (unit, re.compile(rf"{unit}(es)?(s)? *(\^[0-9]+)?"))
-    for unit in (
-        "degree",
-        "cm",
-        "centimeter",
-        "meter",
-        "mile",
-        "second",
-        "minute",
-        "hour",
-        "day",
-        "week",
-        "month",
-        "year",
-        "foot",
-        "feet",
-        "inch",
-        "yard",
-    )
-)
+_UNITS = {unit: re.compile(rf"{unit}(es)?(s)? *(\^[0-9]+)?") for unit in _UNIT_NAMES.split()}
 _CIRC = re.compile(r"\^ *\\circ")
 _THIN_COMMA = re.compile(r",\\! *")
 _MINUS_BLANKS = re.compile(r"- *")
@@ -59,6 +32,13 @@ _SYMBOLS = str.maketrans(
 )
 _FRACTION = re.compile(r"^-?[0-9]+.?/0*[1-9][0-9]*.?$")
 _BRACKETS = frozenset("()[]")
+
+
+class Verdict(NamedTuple):
+    """Right or wrong, and the name of the rule that decided."""
+
+    right: bool
+    rule: str
 
 
 def _integer_near(text: str) -> int | None:
@@ -78,9 +58,9 @@ def normalize_symbolic(text: str) -> str:
     wrapped = _TEXT_WRAPPER.match(text)
     if wrapped is not None:
         text = wrapped.group(1)
-    for old, new in _WORDS:
+    for old, new in _WORDS.items():
         text = text.replace(old, new)
-    for unit, pattern in _UNITS:
+    for unit, pattern in _UNITS.items():
         if unit in text:
             text = pattern.sub("", text)
     if "^" in text:
@@ -127,27 +107,19 @@ def _elements(text: str) -> list[str]:
     text = _strip_thousands(text)
     if not text:
         return []
-    if (
-        len(text) > 2
-        and text[0] in _BRACKETS
-        and text[-1] in _BRACKETS
-        and _BRACKETS.isdisjoint(text[1:-1])
-    ):
-        return [element.strip() for element in text[1:-1].split(",")]
-    return [text]
+    bracketed = len(text) > 2 and text[0] in _BRACKETS and text[-1] in _BRACKETS
+    if not bracketed or not _BRACKETS.isdisjoint(text[1:-1]):
+        return [text]
+    return [element.strip() for element in text[1:-1].split(",")]
 
 
-def symbolic_verdict(answer: str, ground_truth: str) -> tuple[bool, str]:
-    """Whether the answer equals the ground truth by S, and the name of the rule that decided."""
-    if max(len(answer), len(ground_truth)) > LIMITS["answer_chars"]:
-        count_bound("answer_chars")
-        return False, "bound:answer_chars"
+def symbolic_verdict(answer: str, ground_truth: str) -> Verdict:
+    """Whether the answer equals the ground truth by S."""
     try:
-        truth, given = normalize_symbolic(ground_truth), normalize_symbolic(answer)
-        return _compare(truth, given)
+        return Verdict(*_compare(normalize_symbolic(ground_truth), normalize_symbolic(answer)))
     except BoundHit as bound:
         count_bound(bound.name)
-        return False, f"bound:{bound.name}"
+        return Verdict(False, f"bound:{bound.name}")
 
 
 def _compare(truth: str, given: str) -> tuple[bool, str]:

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,8 +15,6 @@ __all__ = ["ATTEMPTS_FILE", "Attempt", "RunState", "diverged_at", "record", "run
 
 ATTEMPTS_FILE = "attempts.json"
 LOG_FILE = "sweep.log"
-# A loss or a gradient that is not finite leaves no finite weights behind.
-_HAVE_TO_BE_FINITE = ("loss", "grad_norm")
 _MODEL_FILES = ("config.json", "adapter_config.json")
 
 
@@ -60,8 +59,7 @@ def run_state(folder: Path) -> RunState:
     attempts = _attempts(folder)
     seconds = sum(attempt.seconds for attempt in attempts)
     lines = read_metrics(folder) if (folder / METRICS_FILE).is_file() else []
-    diverged = diverged_at(lines)
-    if diverged:
+    if diverged := diverged_at(lines):
         return RunState("diverged", diverged, seconds)
     # The summary of training, and the model that is saved behind it.
     ended = bool(lines) and "train_runtime" in lines[-1]
@@ -72,10 +70,11 @@ def run_state(folder: Path) -> RunState:
     return RunState("stopped" if lines or attempts else "missing", "", seconds)
 
 
-def diverged_at(lines: list[Line]) -> str:
-    """Where a loss or gradient norm first is NaN or infinite, in words; empty if nowhere."""
+def diverged_at(lines: Sequence[Line]) -> str:
+    """Where a loss or gradient norm first is NaN or infinite, in words; empty if nowhere: such an
+    update leaves no finite weights behind."""
     for line in lines:
-        for name in _HAVE_TO_BE_FINITE:
+        for name in ("loss", "grad_norm"):
             value = line.get(name)
             if value is not None and not math.isfinite(value):
                 return f"{name} is {value} at update {line['step']}"

@@ -53,7 +53,7 @@ class CoreTrainer(Trainer):
     """Comes before TRL's trainer among the bases.
 
     Attributes:
-        step_key: What counts the steps of this kind of run, a key of `STEP_NAMES`.
+        step_key: What counts the steps of this kind of run; `step_name`: what a step is called.
         rows_per_microbatch: Rows that a process computes log-probabilities of at a time, at most;
             None where tokens alone count.
         rows_per_generation: Completions that transformers generates at a time; None where memory
@@ -64,6 +64,7 @@ class CoreTrainer(Trainer):
     args: Any
     model: Any
     step_key: ClassVar[str]
+    step_name: ClassVar[str] = "update"
     rows_per_microbatch: int | None
     rows_per_generation: int | None
     timer: StepTimer
@@ -91,7 +92,7 @@ class CoreTrainer(Trainer):
                 self.accelerator.distributed_type,
             )
         self.timer = StepTimer(self.accelerator.device)
-        self.progress = ProgressCallback()
+        self.progress = ProgressCallback(self.step_key, self.step_name)
         use_progress_callback(self, self.progress)
         use_wandb_axes(self)
         self.add_callback(RunFolderCallback())

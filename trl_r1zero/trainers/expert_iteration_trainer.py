@@ -75,11 +75,12 @@ class ExpertIterationTrainer(R1ZeroSFTTrainer):
 
     args: ExpertIterationConfig
     step_key = "ei_step"
+    step_name = "EI step"
     train_columns = ("prompt", "ground_truth")
 
     def _set_up_rows(self, stop: tuple[str, ...]) -> None:
         args = self.args
-        if self.reward is None:
+        if self.grader is None:
             raise ValueError("expert iteration needs a reward_fn to tell which rollouts to keep")
         if len(self.train_dataset) < args.ei_batch_size:
             raise ValueError(

@@ -44,11 +44,11 @@ from trl_r1zero.functional import (
     compute_sampler_importance_weights,
     grpo_microbatch_loss,
 )
-from trl_r1zero.generation import Completion, SamplingConfig, row_seeds
+from trl_r1zero.generation import SamplingConfig, row_seeds
 
 from .grpo_config import R1ZeroGRPOConfig
 from .microbatches import padded_share, plan_microbatches
-from .rewards import as_trl_rewards
+from .rewards import as_trl_rewards, extra_columns, grade_with, grade_with_trl, grader_of
 from .rollout_sampler import RolloutSampler
 from .rollouts import (
     MicroBatch,
@@ -61,7 +61,6 @@ from .rollouts import (
     untrained,
 )
 from .rollouts_ahead import RolloutsAheadMixin
-from .sampling import Grades
 from .trl_grpo import GRPOTrainer
 from .update_metrics import graded_rollout
 from .validation import require_columns
@@ -88,6 +87,7 @@ class R1ZeroGRPOTrainer(RolloutsAheadMixin, GRPOTrainer):
 
     args: R1ZeroGRPOConfig
     step_key = "grpo_step"
+    step_name = "GRPO step"
 
     def __init__(
         self,
@@ -115,10 +115,13 @@ class R1ZeroGRPOTrainer(RolloutsAheadMixin, GRPOTrainer):
         self._take_limits(args)
         use_vllm = args.use_vllm
         args = args.for_transformers()
+        rewards = as_trl_rewards(reward_funcs)
+        # One that grades by itself needs nothing of TRL's.
+        grader = grader_of(rewards[0]) if len(rewards) == 1 and not args.reward_weights else None
         args.use_vllm = False  # TRL would connect a client of its own
         super().__init__(
             model=model,
-            reward_funcs=as_trl_rewards(reward_funcs),
+            reward_funcs=rewards,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -147,6 +150,7 @@ class R1ZeroGRPOTrainer(RolloutsAheadMixin, GRPOTrainer):
             max_tokens=args.eval_max_completion_length or self.rollout_sampling.max_tokens,
         )
         self._rollout_batch: RolloutBatch | None = None
+        self._grade = grade_with_trl(self) if grader is None else grade_with(grader)
         self.args.use_vllm = use_vllm
         self._set_up()
         if args.cast_lm_head_to_fp32 and not self.fused_lm_head:
@@ -200,9 +204,13 @@ class R1ZeroGRPOTrainer(RolloutsAheadMixin, GRPOTrainer):
                 row_seeds(self.args.seed, "rollout", step, rows),
             )
         with self.timer.part("reward"):
-            grades = self._grade(examples, completions)
+            grades, metrics = self._grade(examples, completions)
+        rewards = torch.tensor([grade.reward for grade in grades], device=self.accelerator.device)
         advantages = compute_group_advantages(
-            grades.rewards, self.args.group_size, self.args.advantage, self.args.advantage_eps
+            self.accelerator.gather(rewards).cpu(),
+            self.args.group_size,
+            self.args.advantage,
+            self.args.advantage_eps,
         )
         advantages_NG = advantages.view(-1, self.args.group_size)
         local = slice(rows.start, rows.stop)
@@ -212,18 +220,17 @@ class R1ZeroGRPOTrainer(RolloutsAheadMixin, GRPOTrainer):
                 ground_truth=example["ground_truth"],
                 prompt_ids=ids,
                 completion=completion,
-                rewards={"reward": reward, **part},
+                rewards={"reward": grade.reward, **grade.parts},
                 advantage=advantage,
                 trained=not (self.mask_truncated_completions and completion.truncated),
                 extra=extra,
             )
-            for example, ids, completion, reward, part, extra, advantage in zip(
+            for example, ids, completion, grade, extra, advantage in zip(
                 examples,
                 prompt_ids,
                 completions,
-                grades.rewards[local].tolist(),
-                grades.parts,
-                grades.extras,
+                grades,
+                extra_columns(grades),
                 advantages[local].tolist(),
                 strict=True,
             )
@@ -235,7 +242,7 @@ class R1ZeroGRPOTrainer(RolloutsAheadMixin, GRPOTrainer):
             group_size=self.args.group_size,
             metrics={
                 "zero_advantage_groups": (advantages_NG == 0).all(dim=1).float().mean().item(),
-                **grades.metrics,
+                **self._means_of(metrics),
                 **self._ahead_metrics(),
             },
         )
@@ -469,29 +476,3 @@ class R1ZeroGRPOTrainer(RolloutsAheadMixin, GRPOTrainer):
                 self.run_folder / "rollouts" / f"grpo_step_{step:05d}",
                 title=f"Rollouts of GRPO step {step}",
             )
-
-    # Rewards
-
-    def _grade(
-        self, examples: Sequence[dict[str, Any]], completions: Sequence[Completion]
-    ) -> Grades:
-        rewards_per_func = self._calculate_rewards(  # (N*G, number of reward functions)
-            list(examples),
-            [example["prompt"] for example in examples],
-            [completion.text for completion in completions],
-            [completion.token_ids for completion in completions],
-        )
-        if torch.isnan(rewards_per_func).all(dim=1).any():
-            raise ValueError(
-                "a reward function returned None or NaN; return a number for each completion"
-            )
-        weights = self.reward_weights.to(rewards_per_func.device)
-        grades = self._grades(
-            (rewards_per_func * weights).nansum(dim=1),
-            len(completions),
-            self._pending_extra_logs,
-            self._pending_metrics,
-        )
-        self._pending_extra_logs.clear()
-        self._pending_metrics.clear()
-        return grades

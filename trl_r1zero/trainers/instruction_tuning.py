@@ -24,7 +24,7 @@ from .progress import ProgressCallback, use_progress_callback
 from .run_folder import RunFolderCallback
 from .wandb_axes import use_wandb_axes
 
-STEP_KEY = "tuning_step"
+STEP_KEY, STEP_NAME = "tuning_step", "update"
 
 
 @dataclass
@@ -120,7 +120,7 @@ def make_instruction_tuning_trainer(
     check_second_moment(
         args.optim, args.adam_beta2, model.parameters(), trainer.accelerator.distributed_type
     )
-    use_progress_callback(trainer, ProgressCallback())
+    use_progress_callback(trainer, ProgressCallback(STEP_KEY, STEP_NAME))
     use_wandb_axes(trainer)
     return trainer
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trl_r1zero.data.jsonl import read_jsonl
+from trl_r1zero.data.files import read_jsonl
 from trl_r1zero.evaluation import GradedCompletion
 
 KEPT_FOLDER = "expert_iteration"

@@ -21,8 +21,7 @@ from trl_r1zero.devices.memory import (
     tokens_per_microbatch,
     training_memory,
 )
-from trl_r1zero.devices.model_shape import ModelShape
-from trl_r1zero.devices.training_setup import TrainingSetup
+from trl_r1zero.devices.training_setup import ModelShape, TrainingSetup
 
 from .microbatches import MicroBatchLimits
 

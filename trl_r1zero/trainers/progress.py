@@ -3,30 +3,36 @@
 from collections.abc import Iterator
 from typing import Any
 
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_callback import ProgressCallback as _ProgressCallback
-
-from .run_folder import STEP_NAMES
 
 _METRICS = ("reward", "accuracy", "margin", "nll", "length/mean", "entropy", "loss")
 
 
 class ProgressCallback(_ProgressCallback):
-    """One bar over the optimizer updates with the newest numbers, and one line for each validation,
-    instead of all metrics of all updates (they are in `metrics.jsonl`)."""
+    """One bar over the optimizer updates with the newest numbers, and one line for each
+    validation, instead of all metrics of all updates (they are in `metrics.jsonl`).
+
+    Args:
+        step_key: What counts the steps in what is logged, where it is not optimizer updates alone.
+        step_name: What a step is called.
+    """
+
+    def __init__(self, step_key: str, step_name: str) -> None:
+        super().__init__()
+        self._step_key, self._step_name = step_key, step_name
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
+        step = f"{self._step_name} {logs.get(self._step_key, state.global_step):>4}"
         if "eval_accuracy" in logs or "eval_loss" in logs:
-            key = next((key for key in STEP_NAMES if key in logs), None)
-            step = f"update {state.global_step:>4}" if key is None else _step(logs, key)
             self.training_bar.write(f"{step}: validation {', '.join(_validation(logs))}")
         if "rollout_accuracy" in logs:
             self.training_bar.write(
-                f"{_step(logs, 'ei_step')}: {logs['rollout_kept']} rollouts kept, rollout "
-                f"accuracy {logs['rollout_accuracy']:.3f}, {logs['rollout_seconds']:.1f} s"
+                f"{step}: {logs['rollout_kept']} rollouts kept, rollout accuracy "
+                f"{logs['rollout_accuracy']:.3f}, {logs['rollout_seconds']:.1f} s"
             )
         # TRL logs a metric that is NaN as None.
         values = {
@@ -49,10 +55,6 @@ class ProgressCallback(_ProgressCallback):
             self.training_bar.refresh()
 
 
-def _step(logs: dict[str, Any], key: str) -> str:
-    return f"{STEP_NAMES[key]} {logs[key]:>4}"
-
-
 def _validation(logs: dict[str, Any]) -> Iterator[str]:
     """What a validation found, as far as its kind of run measures it."""
     for name in ("accuracy", "loss"):
@@ -67,7 +69,7 @@ def _validation(logs: dict[str, Any]) -> Iterator[str]:
         yield f"{seconds:.1f} s"
 
 
-def use_progress_callback(trainer: Trainer, callback: TrainerCallback) -> None:
+def use_progress_callback(trainer: Trainer, callback: ProgressCallback) -> None:
     """Put `callback` where the trainer has its own progress bar or printer."""
     had_bar = trainer.pop_callback(_ProgressCallback) is not None
     trainer.pop_callback(PrinterCallback)

@@ -1,14 +1,20 @@
-"""Reward functions of one response as reward functions of TRL's trainers."""
+"""Where our grades meet TRL's reward functions: the only place that knows TRL's convention."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from trl_r1zero.rewards import RewardPool, reward_and_rule
+from trl_r1zero.evaluation import mean
+from trl_r1zero.generation import Completion
+from trl_r1zero.grading import Grade, Grader, RewardFn
 
-RewardFn = Callable[[str, Any], dict[str, float]]
+# Grades this process's completions of examples with a `ground_truth`; a collective call with
+# equally many on each process. It also returns metrics of this process, with the same names on all.
+GradeFn = Callable[
+    [Sequence[Mapping[str, Any]], Sequence[Completion]], tuple[list[Grade], dict[str, float]]
+]
 
 
 class TRLReward:
@@ -21,31 +27,15 @@ class TRLReward:
     rows that failed (`reward_failures`).
 
     Args:
-        reward_fn: Takes a response and its ground truth, returns a dict of floats with `reward`.
-        workers: Processes that grade, for functions that may hang or crash: a row that does, in
-            its own process, costs that row (graded 0), never the run. 0 grades in this process.
-        deadline_seconds: With workers, what one row may take.
-
-    Raises:
-        TypeError: `reward_fn` cannot be called.
-        ValueError: `workers` is below 0, or with workers the deadline is not above 0.
+        reward_fn, workers, deadline_seconds: As in `Grader`, with its errors.
     """
 
     def __init__(
         self, reward_fn: RewardFn, *, workers: int = 0, deadline_seconds: float = 5.0
     ) -> None:
-        if not callable(reward_fn):
-            raise TypeError(
-                f"reward_fn must be a function of (response, ground_truth), got {reward_fn!r}"
-            )
-        if workers < 0:
-            raise ValueError(f"workers: got {workers}, expected 0 (this process) or more")
+        self.grader = Grader(reward_fn, workers=workers, deadline_seconds=deadline_seconds)
         self.reward_fn = reward_fn
-        self.__name__ = getattr(reward_fn, "__name__", type(reward_fn).__name__)
-        self.pool: RewardPool | None = None
-        if workers > 0:
-            self.pool = RewardPool(self._grade_row, workers=workers, deadline_s=deadline_seconds)
-            self.pool.start()  # forks now, before there is a model in this process
+        self.__name__ = self.grader.__name__
 
     def __call__(
         self,
@@ -56,51 +46,99 @@ class TRLReward:
         log_metric: Callable[[str, float], None] | None = None,
         **_: Any,
     ) -> list[float]:
-        """Rewards of the completions, in order.
-
-        Raises:
-            ValueError: `reward_fn` returned no dict, or one without `reward`, or with other parts
-                than for the first completion.
-        """
-        rows = list(zip(completions, ground_truth, strict=True))
-        graded: list[tuple[dict[str, float] | None, str | None]]
-        if self.pool is None:
-            graded = [self._grade_row(*row) for row in rows]
-        else:
-            results = self.pool.map(rows)
-            graded = [r.value or (None, f"reward_{r.failure}") for r in results]
-            if log_metric is not None and rows:
-                failed = sum(result.failure is not None for result in results)
-                log_metric("reward_failures", failed / len(rows))
-        names = next((list(parts) for parts, _ in graded if parts is not None), ["reward"])
-        all_parts = [dict.fromkeys(names, 0.0) if p is None else p for p, _ in graded]
-        for parts in all_parts:
-            if parts.keys() != set(names):
-                raise ValueError(
-                    f"{self.__name__} returned the parts {sorted(parts)} for one completion and "
-                    f"{sorted(names)} for another; return the same keys always"
-                )
-        if log_extra is not None:
-            for name in names:
+        """Rewards of the completions, in order; errors as of `Grader.grade`."""
+        grades = self.grader.grade(list(zip(completions, ground_truth, strict=True)))
+        if log_metric is not None:
+            for name, value in _failures(self.grader, grades).items():
+                log_metric(name, value)
+        if log_extra is not None and grades:
+            for name in grades[0].parts:
                 if name != "reward":
-                    log_extra(name, [parts[name] for parts in all_parts])
-            if any(rule is not None for _, rule in graded):
-                log_extra("rule", [rule for _, rule in graded])
-        return [float(parts["reward"]) for parts in all_parts]
+                    log_extra(name, [grade.parts[name] for grade in grades])
+            if any(grade.rule is not None for grade in grades):
+                log_extra("rule", [grade.rule for grade in grades])
+        return [grade.reward for grade in grades]
 
-    def _grade_row(self, response: str, ground_truth: Any) -> tuple[dict[str, float], str | None]:
-        parts, rule = reward_and_rule(self.reward_fn, response, ground_truth)
-        if not isinstance(parts, dict) or "reward" not in parts:
-            raise ValueError(
-                f"{self.__name__} must return a dict with the key 'reward', got {parts!r}"
-            )
-        return parts, rule
+
+def _failures(grader: Grader, grades: Sequence[Grade]) -> dict[str, float]:
+    if grader.pool is None or not grades:
+        return {}
+    return {"reward_failures": mean([float(grade.failed) for grade in grades])}
+
+
+def grader_of(reward: Any) -> Grader | None:
+    """What grades by itself: a `TRLReward`, or a plain `(response, ground_truth)` function; None
+    for TRL's own kinds."""
+    if isinstance(reward, TRLReward):
+        return reward.grader
+    if isinstance(reward, Grader):
+        return reward
+    return Grader(reward) if _takes_response_and_truth(reward) else None
+
+
+def grade_with(grader: Grader) -> GradeFn:
+    """Grading by a grader alone."""
+
+    def grade(
+        examples: Sequence[Mapping[str, Any]], completions: Sequence[Completion]
+    ) -> tuple[list[Grade], dict[str, float]]:
+        rows = [
+            (completion.text, example["ground_truth"])
+            for example, completion in zip(examples, completions, strict=True)
+        ]
+        grades = grader.grade(rows)
+        return grades, _failures(grader, grades)
+
+    return grade
+
+
+def extra_columns(grades: Sequence[Grade]) -> list[dict[str, Any]]:
+    """What the rows of a batch of completions have besides numbers."""
+    with_rules = any(grade.rule is not None for grade in grades)
+    return [({"rule": grade.rule} if with_rules else {}) | grade.columns for grade in grades]
 
 
 def as_trl_rewards(reward_funcs: Any) -> list[Any]:
     """Plain `(response, ground_truth)` functions wrapped, TRL's own kinds as they are."""
     funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
     return [TRLReward(func) if _takes_response_and_truth(func) else func for func in funcs]
+
+
+def grade_with_trl(trainer: Any) -> GradeFn:
+    """Grading by the reward functions of a GRPO trainer, whatever TRL takes for one: the reward is
+    their weighted sum, what they `log_extra` are parts (numbers) and columns, and what they
+    `log_metric` are metrics."""
+
+    def grade(
+        examples: Sequence[Mapping[str, Any]], completions: Sequence[Completion]
+    ) -> tuple[list[Grade], dict[str, float]]:
+        rewards_per_func = trainer._calculate_rewards(  # (N, number of reward functions)
+            list(examples),
+            [example["prompt"] for example in examples],
+            [completion.text for completion in completions],
+            [completion.token_ids for completion in completions],
+        )
+        if torch.isnan(rewards_per_func).all(dim=1).any():
+            raise ValueError(
+                "a reward function returned None or NaN; return a number for each completion"
+            )
+        weights = trainer.reward_weights.to(rewards_per_func.device)
+        start = trainer.accelerator.process_index * len(completions)
+        rewards = (rewards_per_func * weights).nansum(dim=1).tolist()
+        local = rewards[start : start + len(completions)]
+        logged = {name: list(values) for name, values in trainer._pending_extra_logs.items()}
+        metrics = {name: mean(values) for name, values in trainer._pending_metrics.items()}
+        trainer._pending_extra_logs.clear()
+        trainer._pending_metrics.clear()
+        grades = []
+        for number, reward in enumerate(local):
+            row = {name: values[number] for name, values in logged.items()}
+            parts = {name: value for name, value in row.items() if isinstance(value, int | float)}
+            columns = {name: value for name, value in row.items() if name not in parts}
+            grades.append(Grade({"reward": reward, **parts}, columns=columns))
+        return grades, metrics
+
+    return grade
 
 
 def _takes_response_and_truth(func: Any) -> bool:

@@ -6,22 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from trl_r1zero.evaluation.environment import environment
 
 METRICS_FILE = "metrics.jsonl"
-# The key of a line of metrics that says how far the run is, which differs by the kind of run ->
-# what it counts.
-STEP_NAMES = {
-    "grpo_step": "GRPO step",
-    "ei_step": "EI step",
-    "train_step": "update",
-    "dpo_step": "update",
-    "tuning_step": "update",
-}
 
 
 class RunFolderCallback(TrainerCallback):
@@ -32,17 +23,14 @@ class RunFolderCallback(TrainerCallback):
     checkpoint). On resuming, lines after the checkpoint are dropped, as their steps are done again.
 
     Args:
-        step_key: A key of `STEP_NAMES` that counts optimizer updates, to be added to each line, for
-            a trainer that does not log its own.
+        step_key: What counts optimizer updates in each line, for a trainer that does not log it.
     """
 
     def __init__(self, step_key: str | None = None) -> None:
         self._step_key = step_key
         self._started = time.perf_counter()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         elapsed = 0.0
         if state.is_world_process_zero:
             folder = Path(args.output_dir or ".")
@@ -50,19 +38,11 @@ class RunFolderCallback(TrainerCallback):
             elapsed = _keep_until(folder / METRICS_FILE, state.global_step)
             settings = json.dumps(args.to_dict(), indent=2, default=str)
             (folder / "config.json").write_text(settings + "\n")
-            (folder / "environment.json").write_text(
-                json.dumps(environment(args.world_size), indent=2) + "\n"
-            )
+            facts = json.dumps(environment(args.world_size), indent=2)
+            (folder / "environment.json").write_text(facts + "\n")
         self._started = time.perf_counter() - elapsed
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs:
             return
         line = {
@@ -101,9 +81,8 @@ def _keep_until(path: Path, step: int) -> float:
 
 def is_whole_checkpoint(path: Path) -> bool:
     """Whether a checkpoint was written to its end: the trainer's state is the last of its files."""
-    state = path / TRAINER_STATE_NAME
     try:
-        json.loads(state.read_text(encoding="utf-8"))
+        json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return False
     return True
@@ -135,6 +114,13 @@ def checkpoint_to_resume(output_dir: str | Path, resume_from_checkpoint: str | N
             or it is not whole.
     """
     folder = Path(output_dir)
+    if resume_from_checkpoint is None:
+        if (folder / METRICS_FILE).is_file():
+            raise ValueError(
+                f"{folder} already holds a run; choose another --output_dir, or go on with it by "
+                "`--resume_from_checkpoint last`"
+            )
+        return None
     if resume_from_checkpoint in ("auto", "last"):
         last = last_whole_checkpoint(folder)
         if last is None and resume_from_checkpoint == "last":
@@ -143,22 +129,15 @@ def checkpoint_to_resume(output_dir: str | Path, resume_from_checkpoint: str | N
                 "start afresh"
             )
         return last
-    if resume_from_checkpoint is not None:
-        if not Path(resume_from_checkpoint).is_dir():
-            raise ValueError(
-                f"resume_from_checkpoint: got {resume_from_checkpoint!r}, which is no folder; give "
-                "the path of a checkpoint, `last` or `auto`"
-            )
-        if not is_whole_checkpoint(Path(resume_from_checkpoint)):
-            raise ValueError(
-                f"resume_from_checkpoint: {resume_from_checkpoint} was not written to its end: it "
-                f"has no {TRAINER_STATE_NAME}, or a part of one; give an earlier checkpoint, or "
-                "`last`, which passes such ones over"
-            )
-        return resume_from_checkpoint
-    if (folder / METRICS_FILE).is_file():
+    if not Path(resume_from_checkpoint).is_dir():
         raise ValueError(
-            f"{folder} already holds a run; choose another --output_dir, or go on with it by "
-            "`--resume_from_checkpoint last`"
+            f"resume_from_checkpoint: got {resume_from_checkpoint!r}, which is no folder; give "
+            "the path of a checkpoint, `last` or `auto`"
         )
-    return None
+    if not is_whole_checkpoint(Path(resume_from_checkpoint)):
+        raise ValueError(
+            f"resume_from_checkpoint: {resume_from_checkpoint} was not written to its end: it has "
+            f"no {TRAINER_STATE_NAME}, or a part of one; give an earlier checkpoint, or `last`, "
+            "which passes such ones over"
+        )
+    return resume_from_checkpoint

@@ -16,7 +16,7 @@ from trl.distributed import DistributedBackend
 from trl.models.utils import unwrap_model_for_generation
 
 from trl_r1zero.data.tokenization import pad_and_shift
-from trl_r1zero.evaluation import GradedCompletion, graded_completion, mean
+from trl_r1zero.evaluation import GradedCompletion, graded_completion
 from trl_r1zero.functional import get_response_log_probs
 from trl_r1zero.generation import Completion, SamplingConfig, TransformersEngine, in_order
 from trl_r1zero.generation.vllm_server import VLLMServerConfig
@@ -25,25 +25,9 @@ from .core_trainer import CoreTrainer
 from .memory_limits import DEFAULT_GENERATION_ROWS, forward_limits
 from .microbatches import MicroBatchLimits, PaddedRows, cut_rows
 from .optimizer_state import AveragesFirst
+from .rewards import GradeFn, extra_columns
 from .server_generation import ServerAddress, ServerGeneration
 from .server_place import place_own_server
-
-
-@dataclass
-class Grades:
-    """What the reward functions say.
-
-    Attributes:
-        rewards: (N*G,) total rewards of all processes' completions.
-        parts: For each completion of this process, the parts of its reward, by name.
-        extras: The same for what is no number, such as the `rule` that decided.
-        metrics: What the reward functions logged, mean over processes.
-    """
-
-    rewards: Tensor
-    parts: list[dict[str, float]]
-    extras: list[dict[str, Any]]
-    metrics: dict[str, float]
 
 
 @dataclass
@@ -219,14 +203,13 @@ class SamplingMixin(CoreTrainer):
             description=description,
         )
         self._fill_in_entropies(prompt_ids, completions, sampling)
-        grades = self._grade(chosen, completions)
-        rewards = grades.rewards[rank * share : (rank + 1) * share].tolist()
+        grades, metrics = self._grade(chosen, completions)
         local = [
             (
                 graded_completion(
                     example,
                     completion,
-                    {"reward": reward, **part},
+                    {"reward": grade.reward, **grade.parts},
                     extra,
                     numbers=None
                     if completions_per_example is None
@@ -234,13 +217,13 @@ class SamplingMixin(CoreTrainer):
                 ),
                 completion.token_ids,
             )
-            for number, example, completion, reward, part, extra in zip(
-                numbers, chosen, completions, rewards, grades.parts, grades.extras, strict=True
+            for number, example, completion, grade, extra in zip(
+                numbers, chosen, completions, grades, extra_columns(grades), strict=True
             )
         ]
         gathered = gather_object(local)[:total]
         rows, token_ids = (list(column) for column in zip(*gathered, strict=True))
-        return GradedSample(rows, token_ids, grades.metrics)
+        return GradedSample(rows, token_ids, self._means_of(metrics))
 
     @property
     def _forward_limits(self) -> MicroBatchLimits:
@@ -390,30 +373,12 @@ class SamplingMixin(CoreTrainer):
 
     # Rewards
 
-    def _grade(
-        self, examples: Sequence[dict[str, Any]], completions: Sequence[Completion]
-    ) -> Grades:
-        """Grade this process's completions; a collective call with equally many on each."""
-        raise NotImplementedError
+    _grade: GradeFn
 
-    def _grades(
-        self,
-        rewards: Tensor,
-        num_completions: int,
-        columns: Mapping[str, Sequence[Any]],
-        metrics: Mapping[str, Sequence[float]],
-    ) -> Grades:
-        """Columns of this process's completions as rows, and metrics as means over processes."""
-        grades = Grades(
-            rewards.cpu(),
-            [{} for _ in range(num_completions)],
-            [{} for _ in range(num_completions)],
-            {},
-        )
-        for column, values in columns.items():
-            for part, extra, value in zip(grades.parts, grades.extras, values, strict=True):
-                (part if isinstance(value, int | float) else extra)[column] = value
-        for name, logged in sorted(metrics.items()):
-            local = torch.tensor(mean(logged), device=self.accelerator.device)
-            grades.metrics[name] = self.accelerator.reduce(local, "mean").item()
-        return grades
+    def _means_of(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The mean of each metric over the processes; a collective call."""
+        device = self.accelerator.device
+        return {
+            name: self.accelerator.reduce(torch.tensor(value, device=device), "mean").item()
+            for name, value in sorted(metrics.items())
+        }

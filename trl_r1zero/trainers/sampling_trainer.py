@@ -7,7 +7,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from trl_r1zero.generation.vllm_server import VLLMServerError
 
-from .run_folder import STEP_NAMES
 from .update_metrics import UpdateMetrics
 from .validation import ValidationMixin
 
@@ -46,6 +45,6 @@ class SamplingTrainer(ValidationMixin):
             self._save_checkpoint(self.model, trial=None)
         return (
             f"The run stopped after {self.steps_done} of {self.num_steps} "
-            f"{STEP_NAMES[self.step_key]}s and is saved in {folder}; once the server works, go on "
+            f"{self.step_name}s and is saved in {folder}; once the server works, go on "
             "with --resume_from_checkpoint last."
         )

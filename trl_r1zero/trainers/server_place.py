@@ -11,9 +11,9 @@ from torch import nn
 from transformers.training_args import OptimizerNames
 
 from trl_r1zero.devices import machine_facts
-from trl_r1zero.devices.ipc import ipc_works, platform_here
-from trl_r1zero.devices.trainer_state import ParameterFacts, Sharing, trainer_bytes
-from trl_r1zero.generation.server_placement import resolve_server
+from trl_r1zero.devices.facts import ipc_works
+from trl_r1zero.devices.memory import ParameterFacts, Sharing, trainer_bytes
+from trl_r1zero.generation.server_placement import TrainerFacts, resolve_server
 from trl_r1zero.generation.vllm_server import (
     VLLMServerConfig,
     VLLMServerError,
@@ -55,15 +55,17 @@ def _place(args: Any, accelerator: Accelerator, models: Sequence[nn.Module]) -> 
     config, placement = resolve_server(
         VLLMServerConfig.from_settings(args.vllm_server),
         facts,
-        num_trainers=int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)),
-        trainer_on_cuda=accelerator.device.type == "cuda",
-        server_on_cuda=not is_cpu_build(),
-        trainer_bytes=trainer_bytes(
-            parameter_facts(models), OptimizerNames(args.optim).value, sharing_of(accelerator)
+        TrainerFacts(
+            num_trainers=int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)),
+            trainer_on_cuda=accelerator.device.type == "cuda",
+            server_on_cuda=not is_cpu_build(),
+            trainer_bytes=trainer_bytes(
+                parameter_facts(models), OptimizerNames(args.optim).value, sharing_of(accelerator)
+            ),
+            others_bytes=0 if mine is None else facts.total_bytes((0,)) - mine,
+            samples_while_training=getattr(args, "one_step_off", False),
+            ipc_works=ipc_works(),
         ),
-        others_bytes=0 if mine is None else facts.total_bytes((0,)) - mine,
-        samples_while_training=getattr(args, "one_step_off", False),
-        ipc_works=ipc_works(platform_here()),
     )
     share = config.gpu_memory_utilization
     memory = "" if share is None else f"; it takes {share:.0%} of its GPU's memory"

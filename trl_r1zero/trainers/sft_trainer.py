@@ -17,7 +17,7 @@ optimizer loop, checkpoints, logging. What is replaced, and why:
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from datasets import Dataset
 from torch import Tensor
@@ -26,11 +26,10 @@ from trl import SFTTrainer
 
 from trl_r1zero.data.tokenization import tokenize_separately
 from trl_r1zero.functional import sft_microbatch_loss
-from trl_r1zero.generation import Completion
+from trl_r1zero.grading import Grader
 
 from .epochs import EpochsMixin, without_overlong
-from .rewards import TRLReward, as_trl_rewards
-from .sampling import Grades
+from .rewards import TRLReward, grade_with, grader_of
 from .sampling_trainer import SamplingTrainer
 from .sft_config import R1ZeroSFTConfig
 from .train_rows import SFTMicroBatch, TrainRow, make_sft_microbatch
@@ -85,7 +84,8 @@ class R1ZeroSFTTrainer(EpochsMixin[TrainRow], SamplingTrainer, SFTTrainer):
                 raise ValueError(
                     f"eval_every is set, but there is no {name}; give one, or set it to None"
                 )
-        self.reward = None if reward_fn is None else _as_reward(reward_fn)
+        self.grader = None if reward_fn is None else _as_grader(reward_fn)
+        self._grade = _cannot_grade if self.grader is None else grade_with(self.grader)
         self._take_limits(args)
         args = args.for_transformers()
         args.dataset_kwargs = {"skip_prepare_dataset": True}
@@ -204,31 +204,16 @@ class R1ZeroSFTTrainer(EpochsMixin[TrainRow], SamplingTrainer, SFTTrainer):
             {self.step_key: self.step_at_work, "num_tokens": self.state.num_input_tokens_seen},
         )
 
-    # Rewards
 
-    def _grade(
-        self, examples: Sequence[dict[str, Any]], completions: Sequence[Completion]
-    ) -> Grades:
-        if self.reward is None:
-            raise ValueError("there is no reward_fn to grade with; give one to the trainer")
-        columns: dict[str, list[Any]] = {}
-        metrics: dict[str, list[float]] = {}
-        rewards = self.reward(
-            prompts=[example["prompt"] for example in examples],
-            completions=[completion.text for completion in completions],
-            ground_truth=[example["ground_truth"] for example in examples],
-            log_extra=columns.__setitem__,
-            log_metric=lambda name, value: metrics.__setitem__(name, [value]),
-        )
-        local = Tensor(rewards).to(self.accelerator.device)
-        return self._grades(self.accelerator.gather(local), len(completions), columns, metrics)
-
-
-def _as_reward(reward_fn: Any) -> TRLReward:
-    (reward,) = as_trl_rewards(reward_fn)
-    if not isinstance(reward, TRLReward):
+def _as_grader(reward_fn: Any) -> Grader:
+    grader = grader_of(reward_fn)
+    if grader is None:
         raise TypeError(
             f"reward_fn must be a function of (response, ground_truth) or a TRLReward, got "
             f"{reward_fn!r}"
         )
-    return reward
+    return grader
+
+
+def _cannot_grade(examples: Any, completions: Any) -> NoReturn:
+    raise ValueError("there is no reward_fn to grade with; give one to the trainer")

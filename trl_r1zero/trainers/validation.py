@@ -8,7 +8,6 @@ from transformers import Trainer
 from trl_r1zero.evaluation import summarize, write_generations
 from trl_r1zero.generation import SamplingConfig, row_seeds
 
-from .run_folder import STEP_NAMES
 from .sampling import SamplingMixin
 from .timing import StepTimer
 
@@ -59,7 +58,7 @@ class ValidationMixin(SamplingMixin):
             write_generations(
                 graded.rows,
                 self.run_folder / "evaluations" / f"{self.step_key}_{self.steps_done:05d}",
-                title=f"Validation after {self.steps_done} {STEP_NAMES[self.step_key]}s",
+                title=f"Validation after {self.steps_done} {self.step_name}s",
             )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in results.items()}
         # Not TRL's `log`, which adds whatever training has collected since its last line.

@@ -1,4 +1,4 @@
-"""The tasks by name. To add one: a module with a `Task` dataclass, and a line in `TASKS`."""
+"""The tasks by name. To add one: a module with a dataclass, and its place in `TASKS`."""
 
 import types
 import typing
@@ -17,15 +17,16 @@ from trl_r1zero.naming import unknown_name_message
 
 __all__ = ["TASKS", "Example", "Solution", "Task", "get_task"]
 
-TASKS: dict[str, type[Task]] = {
-    "math": MathTask,
-    "gsm8k": Gsm8kTask,
-    "countdown": CountdownTask,
-    "chain_arithmetic": ChainArithmeticTask,
-    "mmlu": MmluTask,
-    "alpaca_eval": AlpacaEvalTask,
-    "simple_safety_tests": SimpleSafetyTestsTask,
-}
+_ALL: list[type[Task]] = [
+    MathTask,
+    Gsm8kTask,
+    CountdownTask,
+    ChainArithmeticTask,
+    MmluTask,
+    AlpacaEvalTask,
+    SimpleSafetyTestsTask,
+]
+TASKS = {task.name: task for task in _ALL}
 
 
 def get_task(name: str, **task_args: Any) -> Task:

@@ -3,38 +3,34 @@
 A task owns all three, so training and evaluation cannot disagree about any of them. Which reward
 function grades a response follows from the prompt alone: a prompt says where its answer stands
 (`answer_format`), and `rewards` maps that to a function, or to None where nothing grades it.
+
+A task that reads rows is a `RowTask`, which says how a row becomes an example; one that makes its
+examples is a `GeneratedTask`, which draws them.
 """
 
+import hashlib
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, ClassVar
 
-from trl_r1zero.data.jsonl import Row
+from trl_r1zero.data.files import Row
 from trl_r1zero.data.prompts import Prompt
+from trl_r1zero.data.sources import read_source
 from trl_r1zero.naming import unknown_name_message
 from trl_r1zero.rewards import question_only_reward_fn, r1_zero_reward_fn
 
-__all__ = [
-    "MATH_REWARDS",
-    "Example",
-    "GeneratedTask",
-    "GroundTruth",
-    "RewardFn",
-    "Solution",
-    "Task",
-    "take",
-]
-
 RewardFn = Callable[[str, Any], dict[str, float]]
+Rewards = Mapping[str, RewardFn | None]
 GroundTruth = str | list[str] | dict[str, Any]
 
 # answer_format of a prompt -> the reward function that reads it, for answers that are mathematics.
-MATH_REWARDS: Mapping[str, RewardFn] = {
-    "tags": r1_zero_reward_fn,
-    "boxed": question_only_reward_fn,
-}
+MATH_REWARDS: Rewards = {"tags": r1_zero_reward_fn, "boxed": question_only_reward_fn}
+# Splits of a `GeneratedTask`.
+GENERATED_SPLITS = ("train", "validation")
+ATTEMPTS_PER_EXAMPLE = 1000
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class Task(ABC):
 
     Attributes:
         name: a key of `TASKS`.
-        default_prompt: a key of `PROMPTS`.
+        default_prompt: a name of `PROMPTS`.
         eval_split: the split that an evaluation reads, unless it is told another one.
         rewards: answer_format of a prompt -> the function that grades responses to it; None: they
             are not graded, but left to a judge or a person.
@@ -87,10 +83,13 @@ class Task(ABC):
     name: ClassVar[str]
     default_prompt: ClassVar[str]
     eval_split: ClassVar[str] = "validation"
-    rewards: ClassVar[Mapping[str, RewardFn | None]] = MATH_REWARDS
+    rewards: ClassVar[Rewards] = MATH_REWARDS
     output_file: ClassVar[str | None] = None
 
     @abstractmethod
+    def examples(self, source: str | None, split: str) -> Iterator[Example]:
+        """Yields the examples of a split; arguments as in `load`."""
+
     def load(
         self, source: str | None = None, split: str = "train", limit: int | None = None
     ) -> list[Example]:
@@ -103,6 +102,9 @@ class Task(ABC):
                 this says nothing about it.
             limit: at most so many, from the start; rows after them are not read. None: all.
         """
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit: got {limit}, expected at least 1, or None for all examples")
+        return list(islice(self.examples(source, split), limit))
 
     def solutions(self, rows: Iterator[Row] | None, split: str = "train") -> Iterator[Solution]:
         """Yields the worked solutions of a split, in a fixed order; for supervised fine-tuning.
@@ -148,34 +150,91 @@ class Task(ABC):
         """
         raise NotImplementedError(f"task {self.name!r} has no output_file")
 
+    def _check_at_least(self, **bounds: int) -> None:
+        for name, bound in bounds.items():
+            got = getattr(self, name)
+            if got < bound:
+                raise ValueError(
+                    f"task {self.name!r}: {name}: got {got}, expected at least {bound}"
+                )
 
+
+class RowTask(Task):
+    """A task that reads rows: from the source that is given, or from `default_source`, a Hub id. If
+    that is None, a source must be given, and `expected_source` says which, for the message."""
+
+    default_source: ClassVar[str | None] = None
+    expected_source: ClassVar[str] = "a file of rows or a Hub id"
+
+    @abstractmethod
+    def example(self, row: Row) -> Example:
+        """Returns the question and the ground truth of a row."""
+
+    def rows(self, source: str | None, split: str) -> Iterator[Row]:
+        """Returns the rows of a split; None for the usual source."""
+        source = source or self.default_source
+        if source is None:
+            raise ValueError(f"task {self.name!r}: got no source, expected {self.expected_source}")
+        return read_source(source, split)
+
+    def examples(self, source: str | None, split: str) -> Iterator[Example]:
+        return map(self.example, self.rows(source, split))
+
+
+@dataclass(frozen=True)
 class GeneratedTask(Task):
-    """A task that makes its examples from its settings: no source, two disjoint splits."""
+    """A task that makes its examples from its settings: no source, two disjoint splits.
 
-    SPLITS: ClassVar[tuple[str, ...]] = ("train", "validation")
+    A stable hash of the question alone decides its split, so no training question of *any* seed can
+    be a validation question of any other. The stream of a split depends on the task's name and the
+    seed, so a longer one begins with the shorter one.
 
-    def load(
-        self, source: str | None = None, split: str = "train", limit: int | None = None
-    ) -> list[Example]:
-        """Returns the generated examples of `train` or `validation`; the same ones every time."""
+    Attributes:
+        num_train, num_validation: sizes of the two splits, all questions distinct.
+        seed: another one gives other questions.
+    """
+
+    num_train: int = 8192
+    num_validation: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._check_at_least(num_train=1, num_validation=1)
+
+    @abstractmethod
+    def draw(self, rng: random.Random) -> Example:
+        """Returns a random example of either split."""
+
+    def examples(self, source: str | None, split: str) -> Iterator[Example]:
+        """Yields the generated examples of `train` or `validation`; the same ones every time."""
         if source is not None:
             raise ValueError(
                 f"task {self.name!r}: got source {source!r}, expected none, for this task "
                 "generates its examples; remove the source"
             )
-        if split not in self.SPLITS:
+        if split not in GENERATED_SPLITS:
             raise ValueError(
-                f"task {self.name!r}: " + unknown_name_message("split", split, self.SPLITS)
+                f"task {self.name!r}: " + unknown_name_message("split", split, GENERATED_SPLITS)
             )
-        return take(self.generate(split), limit)
+        rng = random.Random(f"{self.name}/{self.seed}/{split}")
+        wanted = self.num_train if split == "train" else self.num_validation
+        seen: set[str] = set()
+        while len(seen) < wanted:
+            for _ in range(ATTEMPTS_PER_EXAMPLE):
+                example = self.draw(rng)
+                if example.question not in seen and split_of_question(example.question) == split:
+                    break
+            else:
+                raise ValueError(
+                    f"task {self.name!r}: found only {len(seen)} distinct questions for split "
+                    f"{split!r}, expected {wanted}; ask for fewer, or widen the range of numbers"
+                )
+            seen.add(example.question)
+            yield example
 
-    @abstractmethod
-    def generate(self, split: str) -> Iterator[Example]:
-        """Yields the examples of a split."""
 
-
-def take(examples: Iterator[Example], limit: int | None) -> list[Example]:
-    """Returns the first `limit` examples (fewer if there are fewer), or all if it is None."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit: got {limit}, expected at least 1, or None for all examples")
-    return list(islice(examples, limit))
+def split_of_question(question: str) -> str:
+    """Returns `validation` for a tenth of all generated questions and `train` for the rest."""
+    # Python's own `hash` of a string differs from process to process.
+    digest = hashlib.sha256(question.encode("utf-8")).digest()
+    return "validation" if int.from_bytes(digest[:8], "big") % 10 == 0 else "train"

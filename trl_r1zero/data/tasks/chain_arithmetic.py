@@ -13,20 +13,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import ClassVar
 
-from trl_r1zero.data.jsonl import Row
+from trl_r1zero.data.files import Row
 from trl_r1zero.data.tasks.base import Example, GeneratedTask, Solution
-from trl_r1zero.data.tasks.splitting import distinct_examples
-
-__all__ = [
-    "ChainArithmeticTask",
-    "TraceNoise",
-    "noisy_trace",
-    "parse_chain",
-    "solve_steps",
-    "solve_trace",
-]
 
 MAX_VALUE = 49
 QUESTION = re.compile(r"(?:0|[1-9]\d*)(?: [+-] (?:0|[1-9]\d*))+", re.ASCII)
@@ -41,50 +30,37 @@ class ChainArithmeticTask(GeneratedTask):
     The ground truth is the final value as a string.
 
     Attributes:
-        num_train, num_validation: sizes of the two splits, all questions distinct.
-        seed: another one gives other questions; the splits stay disjoint across all seeds.
         min_operands, max_operands: length of a chain.
         max_step: the largest number that is added or subtracted in one step.
     """
 
-    num_train: int = 8192
-    num_validation: int = 512
-    seed: int = 0
     min_operands: int = 3
     max_operands: int = 5
     max_step: int = 9
 
-    name: ClassVar[str] = "chain_arithmetic"
-    default_prompt: ClassVar[str] = "chain_arithmetic"
+    name = "chain_arithmetic"
+    default_prompt = "chain_arithmetic"
 
     def __post_init__(self) -> None:
-        _at_least(self.name, "num_train", self.num_train, 1)
-        _at_least(self.name, "num_validation", self.num_validation, 1)
-        _at_least(self.name, "min_operands", self.min_operands, 2)
-        _at_least(self.name, "max_operands", self.max_operands, self.min_operands)
-        _at_least(self.name, "max_step", self.max_step, 1)
+        super().__post_init__()
+        self._check_at_least(min_operands=2, max_operands=self.min_operands, max_step=1)
         if self.max_step > MAX_VALUE:
             raise ValueError(
                 f"task {self.name!r}: max_step: got {self.max_step}, expected at most {MAX_VALUE}"
             )
-
-    def generate(self, split: str) -> Iterator[Example]:
-        count = {"train": self.num_train, "validation": self.num_validation}[split]
-        return distinct_examples(self._draw, self.name, self.seed, split, count)
 
     def solutions(self, rows: Iterator[Row] | None, split: str = "train") -> Iterator[Solution]:
         """Yields the honest steps of each generated chain; see `Task.solutions`."""
         if rows is not None:
             raise ValueError(
                 f"task {self.name!r}: got problems, expected traces or no source, for this task "
-                "generates its problems; remove the source, or give one whose rows have the fields "
-                "prompt and response"
+                "generates its problems; remove the source, or give rows of prompt and response"
             )
         for number, example in enumerate(self.load(split=split)):
             working, answer = solve_steps(example.question)
             yield Solution(example.question, working, answer, f"{self.name} {split} row {number}")
 
-    def _draw(self, rng: random.Random) -> Example:
+    def draw(self, rng: random.Random) -> Example:
         value = rng.randint(0, MAX_VALUE)
         question = str(value)
         operands = rng.randint(self.min_operands, self.max_operands)
@@ -128,11 +104,7 @@ HONEST = TraceNoise(guess=0.0, step_error=0.0, bad_format=0.0, recheck=0.0)
 WRONG_BY = (-10, -3, -2, -1, 1, 2, 3, 10)
 STEP_SEPARATOR = " ; "
 GOOD_FORMAT = " </think> <answer> {value} </answer>"
-BAD_FORMATS = (
-    " </think> {value}",
-    " <answer> {value} </answer>",
-    " </think> <answer> {value}",
-)
+BAD_FORMATS = (" </think> {value}", " <answer> {value} </answer>", " </think> <answer> {value}")
 
 
 def parse_chain(question: str) -> tuple[int, list[int]]:
@@ -141,27 +113,21 @@ def parse_chain(question: str) -> tuple[int, list[int]]:
         raise ValueError(
             f"got {question!r}, expected a chain such as '14 + 5 - 8', one space around each sign"
         )
-    first, *rest = question.split(" ")
-    return int(first), [
-        int(sign + number) for sign, number in zip(rest[::2], rest[1::2], strict=True)
-    ]
+    first, *steps = re.sub(r"([+-]) ", r"\1", question).split(" ")
+    return int(first), [int(step) for step in steps]
 
 
 def solve_trace(question: str) -> str:
-    """Returns the honest completion of the `chain_arithmetic` prompt for this question.
+    """Returns the honest completion of the `chain_arithmetic` prompt, without end-of-text token.
 
-    `14 + 5 + 9 - 8` -> ` 14 + 5 = 19 ; 19 + 9 = 28 ; 28 - 8 = 20 </think> <answer> 20 </answer>`.
-    It begins with a space, as the prompt ends in `<think>`; it has no end-of-text token.
+    `14 + 5 - 8` -> ` 14 + 5 = 19 ; 19 - 8 = 11 </think> <answer> 11 </answer>`
     """
     working, answer = solve_steps(question)
     return f" {working}" + GOOD_FORMAT.format(value=answer)
 
 
 def solve_steps(question: str) -> tuple[str, str]:
-    """Returns the honest steps for this question, and the final value.
-
-    `14 + 5 - 8` -> `("14 + 5 = 19 ; 19 - 8 = 11", "11")`.
-    """
+    """Returns the honest steps, and the final value: `("14 + 5 = 19 ; 19 - 8 = 11", "11")`."""
     first, steps = parse_chain(question)
     values = list(accumulate(steps, initial=first))
     lines = map(_line, values, steps, values[1:])
@@ -175,8 +141,9 @@ def noisy_trace(question: str, rng: random.Random, noise: TraceNoise = TraceNois
     """
     first, steps = parse_chain(question)
     if rng.random() < noise.guess:
-        value = _guess(first + sum(steps), rng, noise.guess_range)
-        working = ""
+        right = first + sum(steps)
+        low, high = max(0, right - noise.guess_range), min(MAX_VALUE, right + noise.guess_range)
+        value, working = rng.randint(low, high), ""
     else:
         value, lines = first, []
         for position, step in enumerate(steps):
@@ -189,11 +156,6 @@ def noisy_trace(question: str, rng: random.Random, noise: TraceNoise = TraceNois
         working = " " + STEP_SEPARATOR.join(lines)
     formats = BAD_FORMATS if rng.random() < noise.bad_format else (GOOD_FORMAT,)
     return working + rng.choice(formats).format(value=value)
-
-
-def _guess(right: int, rng: random.Random, guess_range: int) -> int:
-    low, high = max(0, right - guess_range), min(MAX_VALUE, right + guess_range)
-    return rng.randint(low, high)
 
 
 def _result(value: int, steps: list[int], rng: random.Random, step_error: float) -> int:
@@ -212,8 +174,3 @@ def _result(value: int, steps: list[int], rng: random.Random, step_error: float)
 
 def _line(before: int, step: int, result: int) -> str:
     return f"{before} {'+' if step > 0 else '-'} {abs(step)} = {result}"
-
-
-def _at_least(task: str, name: str, got: int, least: int) -> None:
-    if got < least:
-        raise ValueError(f"task {task!r}: {name}: got {got}, expected at least {least}")

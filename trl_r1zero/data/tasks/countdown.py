@@ -7,21 +7,12 @@ safely (`expressions`). The ground truth carries what the check needs, as a JSON
 
 import json
 import random
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from trl_r1zero.data.tasks.base import Example, GeneratedTask, RewardFn
+from trl_r1zero.data.tasks.base import Example, GeneratedTask, Rewards
 from trl_r1zero.data.tasks.expressions import ExpressionError, evaluate_expression
-from trl_r1zero.data.tasks.splitting import distinct_examples
 from trl_r1zero.rewards.extraction import Extraction, extract_question_only, extract_r1_zero
-
-__all__ = [
-    "CountdownTask",
-    "countdown_boxed_reward_fn",
-    "countdown_is_right",
-    "countdown_tags_reward_fn",
-]
 
 
 def countdown_is_right(answer: str, ground_truth: str) -> bool:
@@ -54,49 +45,30 @@ class CountdownTask(GeneratedTask):
     """Puzzles made from a random expression, hence always solvable.
 
     Attributes:
-        num_train, num_validation: sizes of the two splits, all questions distinct.
-        seed: another one gives other questions; the splits stay disjoint across all seeds.
         min_numbers, max_numbers: how many numbers a puzzle has, uniformly.
         max_number: numbers are in 1..max_number.
         max_target: targets are integers in 1..max_target.
     """
 
-    num_train: int = 8192
-    num_validation: int = 512
-    seed: int = 0
     min_numbers: int = 3
     max_numbers: int = 4
     max_number: int = 25
     max_target: int = 100
 
-    name: ClassVar[str] = "countdown"
-    default_prompt: ClassVar[str] = "r1_zero"
-    rewards: ClassVar[Mapping[str, RewardFn | None]] = {
+    name = "countdown"
+    default_prompt = "r1_zero"
+    rewards: ClassVar[Rewards] = {
         "tags": countdown_tags_reward_fn,
         "boxed": countdown_boxed_reward_fn,
     }
 
     def __post_init__(self) -> None:
-        least = {
-            "num_train": 1,
-            "num_validation": 1,
-            "min_numbers": 2,
-            "max_numbers": self.min_numbers,
-            "max_number": 2,
-            "max_target": 2,
-        }
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(
-                    f"task {self.name!r}: {name}: got {getattr(self, name)}, expected at "
-                    f"least {bound}"
-                )
+        super().__post_init__()
+        self._check_at_least(
+            min_numbers=2, max_numbers=self.min_numbers, max_number=2, max_target=2
+        )
 
-    def generate(self, split: str) -> Iterator[Example]:
-        count = {"train": self.num_train, "validation": self.num_validation}[split]
-        return distinct_examples(self._draw, self.name, self.seed, split, count)
-
-    def _draw(self, rng: random.Random) -> Example:
+    def draw(self, rng: random.Random) -> Example:
         while True:
             count = rng.randint(self.min_numbers, self.max_numbers)
             # Sorted, so that one puzzle cannot be in both splits with its numbers rearranged.
@@ -136,16 +108,15 @@ def _reward(extraction: Extraction, ground_truth: str | list[str]) -> dict[str, 
 
 
 def _decode(ground_truth: str) -> tuple[list[int], int]:
-    expected = 'expected a JSON string such as {"numbers": [3, 7, 25], "target": 46}'
     try:
         decoded: Any = json.loads(ground_truth)
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"ground_truth: got {ground_truth!r}, {expected}") from error
-    if (
-        not isinstance(decoded, dict)
-        or decoded.keys() != {"numbers", "target"}
-        or not isinstance(decoded["numbers"], list)
-        or not all(type(number) is int for number in [*decoded["numbers"], decoded["target"]])
-    ):
-        raise ValueError(f"ground_truth: got {ground_truth!r}, {expected}")
-    return decoded["numbers"], decoded["target"]
+        numbers, target = decoded["numbers"], decoded["target"]
+        right = type(numbers) is list and {type(number) for number in [*numbers, target]} == {int}
+    except (ValueError, TypeError, KeyError):
+        right = False
+    if not right or len(decoded) != 2:
+        raise ValueError(
+            f"ground_truth: got {ground_truth!r}, expected a JSON string such as "
+            '{"numbers": [3, 7, 25], "target": 46}'
+        )
+    return numbers, target

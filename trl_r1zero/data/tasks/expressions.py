@@ -11,8 +11,6 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-__all__ = ["ExpressionError", "evaluate_expression"]
-
 MAX_CHARACTERS = 200
 MAX_DEPTH = 20
 MAX_DIGITS = 9
@@ -20,17 +18,8 @@ MAX_DIGITS = 9
 TOKEN = re.compile(r"\s*([0-9]+|[-+*/()])", re.ASCII)
 
 # Other ways in which models write the same signs.
-SYNONYMS = {
-    "\\times": "*",
-    "\\cdot": "*",
-    "\\div": "/",
-    "\\left(": "(",
-    "\\right)": ")",
-    "×": "*",  # noqa: RUF001  (the multiplication sign is meant)
-    "·": "*",
-    "÷": "/",
-    "−": "-",  # noqa: RUF001  (the Unicode minus sign is meant)
-}
+SYNONYMS = {"\\times": "*", "\\cdot": "*", "\\div": "/", "\\left(": "(", "\\right)": ")"}
+SYNONYMS |= {"×": "*", "·": "*", "÷": "/", "−": "-"}  # noqa: RUF001  (Unicode's signs are meant)
 
 
 class ExpressionError(ValueError):

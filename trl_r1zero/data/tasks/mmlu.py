@@ -1,19 +1,16 @@
 """MMLU (Hendrycks et al. 2021, arXiv:2009.03300): questions with four options on 57 subjects."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
-from trl_r1zero.data.csv_files import read_csv
-from trl_r1zero.data.jsonl import Row
-from trl_r1zero.data.sources import read_source
-from trl_r1zero.data.tasks.base import Example, RewardFn, Task, take
+from trl_r1zero.data.files import Row, describe, read_csv
+from trl_r1zero.data.tasks.base import Example, Rewards, RowTask
 from trl_r1zero.naming import unknown_name_message
 from trl_r1zero.rewards import mmlu_reward_fn
-
-__all__ = ["MmluTask"]
 
 LETTERS = "ABCD"
 # The columns of the published CSV files, which have no header.
@@ -29,8 +26,12 @@ QUESTION = (
 
 
 @dataclass(frozen=True)
-class MmluTask(Task):
+class MmluTask(RowTask):
     """Questions in the words of the handout; the answer is a letter, "A" to "D".
+
+    A source is also the published folder, with `dev/*_dev.csv`, `val/*_val.csv` and
+    `test/*_test.csv`, subject by subject, or one of these files. Rows of JSON lines or of the Hub
+    have `question`, `subject`, `choices` (four texts) and `answer` (0 to 3).
 
     The ground truth is the `mmlu_example` of `parse_mmlu_response`, `{"answer": "B", "options":
     [four texts]}`. The metadata has the `subject`, such as `abstract_algebra`.
@@ -43,33 +44,19 @@ class MmluTask(Task):
     subject: str | None = None
     num_per_subject: int | None = None
 
-    name: ClassVar[str] = "mmlu"
-    default_prompt: ClassVar[str] = "zero_shot"
-    default_source: ClassVar[str] = "cais/mmlu@all"
-    eval_split: ClassVar[str] = "test"
-    rewards: ClassVar[Mapping[str, RewardFn | None]] = {"text": mmlu_reward_fn}
+    name = "mmlu"
+    default_prompt = "zero_shot"
+    default_source = "cais/mmlu@all"
+    eval_split = "test"
+    rewards: ClassVar[Rewards] = {"text": mmlu_reward_fn}
 
     def __post_init__(self) -> None:
-        if self.num_per_subject is not None and self.num_per_subject < 1:
-            raise ValueError(
-                f"task {self.name!r}: num_per_subject: got {self.num_per_subject}, expected at "
-                "least 1, or None for all"
-            )
+        if self.num_per_subject is not None:
+            self._check_at_least(num_per_subject=1)
 
-    def load(
-        self, source: str | None = None, split: str = "train", limit: int | None = None
-    ) -> list[Example]:
-        """Returns the questions of `source` (None: `cais/mmlu@all` on the Hub); see `Task.load`.
-
-        A source is also the published folder, with `dev/*_dev.csv`, `val/*_val.csv` and
-        `test/*_test.csv`, subject by subject, or one of these files. Rows of JSON lines or of the
-        Hub have `question`, `subject`, `choices` (four texts) and `answer` (0 to 3).
-        """
-        return take(self._of_subjects(_examples(source or self.default_source, split)), limit)
-
-    def _of_subjects(self, examples: Iterator[Example]) -> Iterator[Example]:
+    def examples(self, source: str | None, split: str) -> Iterator[Example]:
         seen: Counter[str] = Counter()
-        for example in examples:
+        for example in super().examples(source, split):
             subject = example.metadata["subject"]
             seen[subject] += 1
             enough = self.num_per_subject is not None and seen[subject] > self.num_per_subject
@@ -80,16 +67,29 @@ class MmluTask(Task):
                 f"task {self.name!r}: " + unknown_name_message("subject", self.subject, seen)
             )
 
+    def rows(self, source: str | None, split: str) -> Iterator[Row]:
+        files = _csv_files(source, split) if source else []
+        return chain.from_iterable(map(_csv_rows, files)) if files else super().rows(source, split)
 
-def _examples(source: str, split: str) -> Iterator[Example]:
-    files = _csv_files(source, split)
-    if files:
-        return (_csv_example(row, _subject(path)) for path in files for row in _rows(path))
-    return map(_example, read_source(source, split))
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    return read_csv(path, columns=COLUMNS)
+    def example(self, row: Row) -> Example:
+        choices: Any = row.fields.get("choices")
+        four = "a list of four texts"
+        if not isinstance(choices, list) or len(choices) != len(LETTERS):
+            raise row.error("choices", describe(choices), four)
+        for choice in choices:
+            if not isinstance(choice, str) or not choice.strip():
+                raise row.error("choices", f"{describe(choice)} in it", four)
+        answer: Any = row.fields.get("answer")
+        if type(answer) is not int or answer not in range(len(LETTERS)):
+            raise row.error("answer", describe(answer), "the number of the right choice, 0 to 3")
+        subject = row.text("subject")
+        question = QUESTION.format(
+            subject=subject.replace("_", " "),
+            question=row.text("question"),
+            **dict(zip(LETTERS, choices, strict=True)),
+        )
+        truth = {"answer": LETTERS[answer], "options": choices}
+        return Example(question, truth, {"subject": subject})
 
 
 def _csv_files(source: str, split: str) -> list[Path]:
@@ -108,40 +108,20 @@ def _csv_files(source: str, split: str) -> list[Path]:
     return files
 
 
-def _subject(path: Path) -> str:
-    """`abstract_algebra` of `abstract_algebra_test.csv`."""
+def _csv_rows(path: Path) -> Iterator[Row]:
+    """Yields the records of `abstract_algebra_test.csv` as the rows of the Hub."""
     subject, _, ending = path.stem.rpartition("_")
-    return subject if subject and ending in ("dev", "val", "test") else path.stem
-
-
-def _csv_example(row: Row, subject: str) -> Example:
-    letter = row.text("answer")
-    if letter not in tuple(LETTERS):
-        raise row.error(
-            "answer", repr(letter), "A, B, C or D", "put the letter into the last column"
-        )
-    return _build(row, subject, [row.text(letter) for letter in LETTERS], letter)
-
-
-def _example(row: Row) -> Example:
-    choices: Any = row.fields.get("choices")
-    if not isinstance(choices, list) or len(choices) != len(LETTERS):
-        raise row.error("choices", f"{choices!r:.80}", "a list of four texts", "correct the row")
-    for choice in choices:
-        if not isinstance(choice, str) or not choice.strip():
-            raise row.error("choices", f"{choice!r:.80} in it", "four texts", "correct the row")
-    answer: Any = row.fields.get("answer")
-    if type(answer) is not int or answer not in range(len(LETTERS)):
-        raise row.error(
-            "answer", f"{answer!r:.80}", "the number of the right choice, 0 to 3", "correct the row"
-        )
-    return _build(row, row.text("subject"), choices, LETTERS[answer])
-
-
-def _build(row: Row, subject: str, options: list[str], letter: str) -> Example:
-    question = QUESTION.format(
-        subject=subject.replace("_", " "),
-        question=row.text("question"),
-        **dict(zip(LETTERS, options, strict=True)),
-    )
-    return Example(question, {"answer": letter, "options": options}, {"subject": subject})
+    if not subject or ending not in ("dev", "val", "test"):
+        subject = path.stem
+    for row in read_csv(path, columns=COLUMNS):
+        letter = row.text("answer")
+        if letter not in tuple(LETTERS):
+            do = "put the letter into the last column"
+            raise row.error("answer", repr(letter), "A, B, C or D", do)
+        fields = {
+            "question": row.text("question"),
+            "subject": subject,
+            "choices": [row.text(name) for name in LETTERS],
+            "answer": LETTERS.index(letter),
+        }
+        yield Row(row.where, fields)
