@@ -11,7 +11,7 @@ _METRICS = ("reward", "accuracy", "margin", "nll", "length/mean", "entropy", "lo
 
 
 class ProgressCallback(_ProgressCallback):
-    """One bar over the optimizer updates with the newest numbers, and one line for each
+    """One bar over the optimizer updates, with the newest numbers behind it, and one line for each
     validation, instead of all metrics of all updates (they are in `metrics.jsonl`).
 
     Args:
