@@ -1,7 +1,7 @@
 """Whether two processes can share memory of a GPU here, for weights on their way.
 
 That is known from the machine before it is tried. Where nothing speaks against it and it fails all
-the same, the weights go through the host's memory instead (`generation.ipc_sync`).
+the same, the weights go through the host's memory instead (`generation.weight_sync`).
 """
 
 import os
