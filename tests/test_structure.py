@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -268,3 +269,48 @@ def test_public_names_are_documented_and_typed(name):
             parameter.annotation is not inspect.Parameter.empty
             for parameter in signature.parameters.values()
         )
+
+
+# Trainers
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("R1ZeroGRPOTrainer", 2),
+        ("R1ZeroSFTTrainer", 2),
+        ("R1ZeroDPOTrainer", 2),
+        ("ExpertIterationTrainer", 3),
+    ],
+)
+def test_trainers_are_flat(name, most):
+    """What is theirs besides TRL's trainer is in attributes, not in mixins."""
+    ours = [cls for cls in getattr(trl_r1zero, name).__mro__ if "trl_r1zero" in cls.__module__]
+    assert len(ours) <= most
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_no_module_is_put_in_place_of_another(path):
+    """`sys.modules` is read, if at all."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        targets = getattr(node, "targets", [])
+        assert not any(ast.unparse(target).startswith("sys.modules[") for target in targets)
+
+
+def test_private_names_of_others_are_in_trl_compat():
+    """Outside of it, `x._name` is a name that the trainers' modules define or assign."""
+    # Of single settings of transformers, and of its own callback for wandb, in a module for each.
+    own = {"_attn_implementation", "_setup_devices", "_initialized", "_wandb"}
+    used: dict[str, set[str]] = {}
+    for path in in_layer("trainers"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                own.add(node.name)
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                own.add(node.target.id)
+            elif isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr):
+                if isinstance(node.ctx, ast.Store):
+                    own.add(node.attr)
+                used.setdefault(node.attr, set()).add(path.stem)
+    strange = {name: where - {"trl_compat"} for name, where in used.items() if name not in own}
+    assert not any(strange.values()), strange
