@@ -59,4 +59,4 @@ def qwen_math_model(dtype: str = "float32") -> Model:
     """What the doctor knows of Qwen2.5-Math-1.5B."""
     config = qwen_math_config()
     shape = ModelShape.from_config(config)
-    return Model(config, None, shape, dtype, None)
+    return Model(config.max_position_embeddings, None, shape, dtype, None)

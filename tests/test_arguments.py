@@ -11,7 +11,7 @@ from trl_r1zero.arguments import Count, NonNegative, Positive, arg, check_ranges
 @dataclass
 class Settings:
     count: Count = arg(1, "How many.")
-    limit: Count | None = arg(None, "At most so many.")
+    limit: Count | None = arg(None, "At most.")
     share: NonNegative = arg(0.0, "How much.")
     seconds: Positive | None = arg(1.5, "How long.")
 

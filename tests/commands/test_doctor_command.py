@@ -12,7 +12,7 @@ from doctor_runs import math_rows, qwen_math_folder, write_rows
 from tiny_models import REPOSITORY
 
 from trl_r1zero.commands import doctor as command
-from trl_r1zero.doctor import reward, settings
+from trl_r1zero.doctor import memory, reward
 from trl_r1zero.doctor.run import read_run_recipe
 
 RECIPES = sorted(
@@ -41,7 +41,7 @@ def folder(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(settings, "free_bytes", lambda folder: 100 * 10**9)
+    monkeypatch.setattr(memory, "free_bytes", lambda folder: 100 * 10**9)
     return tmp_path
 
 

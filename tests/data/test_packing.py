@@ -1,116 +1,26 @@
-"""Packed instruction data, worked by hand on a tokenizer that makes the template two tokens.
+"""Packed instruction data: documents, chunks, their order and batches; see `packed_rows`."""
 
-In the tokenizer `numbers` the word "10" has the id 10, all that stands before the prompt is the
-token 3, and what stands between prompt and response is the token 4. So the row
-
-    {"prompt": "10 11", "response": "12"}    is    1 3 10 11 4 12 2
-
-with the begin token 1 and the end token 2.
-"""
-
-import gzip
 import json
-import multiprocessing
 import os
 import pickle
-import signal
-import time
-import tracemalloc
 from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from packed_rows import DOCUMENTS, ROWS, TOKENS, number_tokenizer, pairs, stream, written
 from torch.utils.data import DataLoader
-from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer
 
 from trl_r1zero.data import packing
 from trl_r1zero.data.alpaca import format_alpaca
-from trl_r1zero.data.packing import PackedSFTDataset, default_cache_dir, iterate_batches
+from trl_r1zero.data.packing import PackedSFTDataset, iterate_batches
 
-BOS, EOS, BEFORE, BETWEEN = 1, 2, 3, 4
-ROWS = [
-    {"prompt": "10 11", "response": "12"},
-    {"prompt": "20", "response": "21 22 23"},
-    {"prompt": "30", "response": "31"},
-]
-DOCUMENTS = [
-    [1, 3, 10, 11, 4, 12, 2],
-    [1, 3, 20, 4, 21, 22, 23, 2],
-    [1, 3, 30, 4, 31, 2],
-]
-TOKENS = list(chain(*DOCUMENTS))  # 7 + 8 + 6 = 21
-
+pytestmark = pytest.mark.usefixtures("cache_dir")
 REAL_DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_real_data = pytest.mark.skipif(
     not REAL_DATA.is_dir(), reason="the published data sets are not beside the repository"
 )
-fork = multiprocessing.get_context("fork")
-
-
-class AnotherTokenizer(PreTrainedTokenizerFast):
-    """It might do something of its own before or after its backend."""
-
-
-def number_tokenizer(
-    template: str = "<s> $A",
-    eos_token: str | None = "</s>",
-    kind: type[PreTrainedTokenizerFast] = PreTrainedTokenizerFast,
-    **settings,
-):
-    words = {"?": 0, "<s>": BOS, "</s>": EOS, "BEFORE": BEFORE, "BETWEEN": BETWEEN}
-    words |= {str(number): number for number in range(5, 100)}
-    backend = Tokenizer(models.WordLevel(words, unk_token="?"))
-    backend.normalizer = normalizers.Sequence(
-        [
-            normalizers.Replace(Regex(r"^Below is [^#]*### Instruction:\n"), "BEFORE "),
-            normalizers.Replace("\n\n### Response:\n", " BETWEEN "),
-        ]
-    )
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.add_special_tokens([AddedToken("</s>", special=True, normalized=False)])
-    specials = [("<s>", BOS), ("</s>", EOS)]
-    backend.post_processor = processors.TemplateProcessing(template, special_tokens=specials)
-    return kind(tokenizer_object=backend, eos_token=eos_token, pad_token="?", **settings)
-
-
-@pytest.fixture
-def numbers():
-    return number_tokenizer()
-
-
-@pytest.fixture(autouse=True)
-def cache_dir(tmp_path, monkeypatch):
-    """The default cache folder of the tests of this module."""
-    monkeypatch.delenv("HF_HOME", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "trl_r1zero" / "packed_sft"
-
-
-def written(tmp_path, rows=ROWS, name="rows.jsonl"):
-    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    path = tmp_path / name
-    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-    return path
-
-
-def pairs(dataset):
-    return [(item["input_ids"].tolist(), item["labels"].tolist()) for item in dataset]
-
-
-def stream(dataset):
-    """All tokens that a dataset of chunks of length 1 has, the last label too."""
-    assert dataset.seq_length == 1
-    chunks = pairs(dataset)
-    return [ids[0] for ids, _ in chunks] + chunks[-1][1]
-
-
-def forbid_building(monkeypatch):
-    def fail(*_):
-        raise AssertionError("tokenised again")
-
-    monkeypatch.setattr(packing, "_tokenize", fail)
 
 
 # The template
@@ -298,249 +208,6 @@ def test_seed_decides_the_order(tmp_path, numbers):
     assert first == again != other
 
 
-# The cache
-
-
-def entries(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def test_gz_has_the_same_chunks(tmp_path, numbers):
-    plain = PackedSFTDataset(numbers, written(tmp_path), 6, False)
-    packed = PackedSFTDataset(numbers, written(tmp_path, name="rows.jsonl.gz"), 6, False)
-    assert pairs(packed) == pairs(plain)
-
-
-def test_cache_is_used_again(tmp_path, numbers, monkeypatch, cache_dir):
-    path = written(tmp_path)
-    before = pairs(PackedSFTDataset(numbers, path, 6, False))
-    (entry,) = cache_dir.iterdir()
-    files = {file.name: file.stat() for file in entry.iterdir()}
-    assert {name: file.st_size for name, file in files.items()} == {
-        "tokens.bin": 21 * 4,
-        "ends.bin": 3 * 8,
-    }
-
-    forbid_building(monkeypatch)
-    moved = path.rename(tmp_path / "elsewhere.jsonl")  # the name of the file does not matter
-    assert pairs(PackedSFTDataset(number_tokenizer(), moved, 6, False)) == before
-    PackedSFTDataset(numbers, moved, 4, False)
-    PackedSFTDataset(numbers, moved, 6, True, seed=1)
-    assert entries(cache_dir) == [entry.name]
-    for file in entry.iterdir():
-        assert file.stat().st_ino == files[file.name].st_ino
-        assert file.stat().st_mtime_ns == files[file.name].st_mtime_ns
-
-
-def test_cache_knows_a_tokenizer_that_padded_and_cut_before(tmp_path, numbers, monkeypatch):
-    path = written(tmp_path)
-    before = pairs(PackedSFTDataset(numbers, path, 6, False))
-    numbers(["10 11 12", "10"], padding="max_length", truncation=True, max_length=2)
-    forbid_building(monkeypatch)
-    assert pairs(PackedSFTDataset(numbers, path, 6, False)) == before
-
-
-def test_padding_and_truncation_of_earlier_calls_do_not_touch_documents(tmp_path, numbers):
-    numbers(["10 11 12", "10"], padding="max_length", truncation=True, max_length=2)
-    assert stream(PackedSFTDataset(numbers, written(tmp_path), 1, False)) == TOKENS
-
-
-def test_another_content_is_tokenised(tmp_path, numbers, cache_dir):
-    path = written(tmp_path)
-    PackedSFTDataset(numbers, path, 6, False)
-    # As long as before, and as old.
-    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
-    written(tmp_path, [ROWS[0], ROWS[1], {"prompt": "30", "response": "99"}])
-    os.utime(path, ns=times)
-    changed = stream(PackedSFTDataset(numbers, path, 1, False))
-    assert changed == [*TOKENS[:-2], 99, 2]
-    assert len(entries(cache_dir)) == 2
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        number_tokenizer("$A"),
-        number_tokenizer(eos_token="?"),
-        number_tokenizer(split_special_tokens=True),
-        number_tokenizer(kind=AnotherTokenizer),
-    ],
-    ids=["no begin token", "another end token", "specials split", "another class"],
-)
-def test_another_tokenizer_has_an_entry_of_its_own(tmp_path, numbers, other, cache_dir):
-    path = written(tmp_path)
-    PackedSFTDataset(numbers, path, 6, False)
-    PackedSFTDataset(other, path, 6, False)
-    assert len(entries(cache_dir)) == 2
-
-
-def test_slow_tokenizers_are_told_apart(tmp_path, cache_dir):
-    path = written(tmp_path)
-    PackedSFTDataset(ByT5Tokenizer(), path, 6, False)
-    PackedSFTDataset(ByT5Tokenizer(), path, 6, False)
-    assert len(entries(cache_dir)) == 1
-    with_token = ByT5Tokenizer()
-    with_token.add_tokens(["Instruction"])
-    PackedSFTDataset(with_token, path, 6, False)
-    assert len(entries(cache_dir)) == 2
-
-
-def test_another_template_has_an_entry_of_its_own(tmp_path, numbers, monkeypatch, cache_dir):
-    path = written(tmp_path)
-    PackedSFTDataset(numbers, path, 6, False)
-    monkeypatch.setattr(packing, "ALPACA_TEMPLATE", "{prompt} {response}")
-    PackedSFTDataset(numbers, path, 6, False)
-    assert len(entries(cache_dir)) == 2
-
-
-def test_where_the_cache_is(tmp_path, numbers, monkeypatch):
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    assert default_cache_dir() == tmp_path / "hf" / "trl_r1zero" / "packed_sft"
-    monkeypatch.delenv("HF_HOME")
-    assert default_cache_dir() == tmp_path / "cache" / "trl_r1zero" / "packed_sft"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert default_cache_dir() == tmp_path / "home" / ".cache" / "trl_r1zero" / "packed_sft"
-
-    data = tmp_path / "data"
-    data.mkdir()
-    PackedSFTDataset(numbers, written(data), 6, False)
-    assert entries(data) == ["rows.jsonl"]
-    assert len(entries(default_cache_dir())) == 1
-    PackedSFTDataset(numbers, written(data), 6, False, cache_dir=data)
-    assert len(entries(data)) == 2
-
-
-# Builds that end early, and several at once
-
-
-def one_document_a_batch(monkeypatch, before_second):
-    """From now on documents are tokenised one by one; before the second, `before_second()` runs."""
-    tokenize, calls = packing._tokenize, []
-
-    def tokenize_one(tokenizer, texts):
-        calls.append(texts)
-        if len(calls) == 2:
-            before_second()
-        return tokenize(tokenizer, texts)
-
-    monkeypatch.setattr(packing, "DOCUMENTS_PER_BATCH", 1)
-    monkeypatch.setattr(packing, "_tokenize", tokenize_one)
-
-
-def in_processes(*targets):
-    """Runs the functions in processes of their own, and returns the exit codes."""
-    processes = [fork.Process(target=target) for target in targets]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    return [process.exitcode for process in processes]
-
-
-def test_a_killed_build_is_no_entry(tmp_path, numbers, monkeypatch, cache_dir):
-    path = written(tmp_path)
-    with monkeypatch.context() as patch:
-        one_document_a_batch(patch, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        assert in_processes(lambda: PackedSFTDataset(numbers, path, 1, False)) == [-signal.SIGKILL]
-    (left,) = cache_dir.iterdir()
-    assert left.name.startswith(".building-")
-
-    assert stream(PackedSFTDataset(numbers, path, 1, False)) == TOKENS
-    # It may be another process at work: what is left is removed only when nobody has touched it
-    # for a day.
-    assert left.is_dir()
-    a_day_ago = time.time() - packing.ABANDONED_SECONDS - 1
-    for place in (left, *left.iterdir()):
-        os.utime(place, (a_day_ago, a_day_ago))
-    PackedSFTDataset(number_tokenizer("$A"), path, 1, False)
-    assert not left.exists()
-    assert len(entries(cache_dir)) == 2
-
-
-def test_a_build_that_fails_leaves_nothing(tmp_path, numbers, monkeypatch, cache_dir):
-    def interrupt():
-        raise KeyboardInterrupt
-
-    path = written(tmp_path)
-    with monkeypatch.context() as patch:
-        one_document_a_batch(patch, interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            PackedSFTDataset(numbers, path, 1, False)
-    assert entries(cache_dir) == []
-
-
-def test_two_processes_build_at_once(tmp_path, numbers, monkeypatch, cache_dir):
-    path = written(tmp_path)
-    barrier = fork.Barrier(2)
-    # Each waits in the middle of its build for the other to be in the middle of its own.
-    one_document_a_batch(monkeypatch, lambda: barrier.wait(60))
-
-    def build():
-        if stream(PackedSFTDataset(numbers, path, 1, False)) != TOKENS:
-            os._exit(3)
-
-    assert in_processes(build, build) == [0, 0]
-    assert len(entries(cache_dir)) == 1
-    forbid_building(monkeypatch)
-    assert stream(PackedSFTDataset(numbers, path, 1, False)) == TOKENS
-
-
-def test_the_slower_of_two_builds_takes_the_entry_of_the_faster(tmp_path, numbers, monkeypatch):
-    path = written(tmp_path)
-    faster = []
-    one_document_a_batch(
-        monkeypatch, lambda: faster.append(PackedSFTDataset(numbers, path, 1, False))
-    )
-    slower = PackedSFTDataset(numbers, path, 1, False)
-    assert stream(slower) == stream(faster[0]) == TOKENS
-
-
-def test_a_file_that_changes_while_it_is_read_is_not_cached(
-    tmp_path, numbers, monkeypatch, cache_dir
-):
-    path = written(tmp_path)
-
-    def append():
-        with path.open("a") as file:
-            file.write(json.dumps(ROWS[0]) + "\n")
-
-    one_document_a_batch(monkeypatch, append)
-    with pytest.raises(RuntimeError, match=r"rows\.jsonl changed while it was read"):
-        PackedSFTDataset(numbers, path, 1, False)
-    assert entries(cache_dir) == []
-
-
-@pytest.mark.parametrize("size", [None, 0, 10, 20 * 4])
-@pytest.mark.parametrize("name", ["tokens.bin", "ends.bin"])
-def test_a_damaged_entry_is_an_error(tmp_path, numbers, cache_dir, name, size):
-    path = written(tmp_path)
-    PackedSFTDataset(numbers, path, 1, False)
-    (entry,) = cache_dir.iterdir()
-    if size is None:
-        (entry / name).unlink()
-    else:
-        os.truncate(entry / name, size)
-    with pytest.raises(RuntimeError, match=r"missing or cut off; delete this folder"):
-        PackedSFTDataset(numbers, path, 1, False)
-
-
-# Size
-
-
-def test_a_build_holds_one_batch_of_documents(tmp_path, numbers, monkeypatch):
-    row = json.dumps({"prompt": "10", "response": "x" * 5000}) + "\n"
-    path = tmp_path / "rows.jsonl"
-    path.write_text(row * 1000)  # 5 MB
-    monkeypatch.setattr(packing, "DOCUMENTS_PER_BATCH", 16)
-    tracemalloc.start()
-    dataset = PackedSFTDataset(numbers, path, 64, True, show_progress=False)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert dataset.num_tokens == 1000 * 6
-    assert peak < 1_000_000
-
-
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_a_pickled_dataset_names_its_tokens(tmp_path, numbers, shuffle):
     rows = [{"prompt": "10", "response": "11 " * 1000}] * 20
@@ -561,6 +228,10 @@ def test_progress_bar(tmp_path, numbers, capsys):
 
 
 # Errors
+
+
+def entries(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_errors(tmp_path, numbers):

@@ -6,9 +6,12 @@ import pytest
 from doctor_runs import make_run, qwen_math_model
 
 from trl_r1zero.devices.memory import GIB, training_memory
+from trl_r1zero.doctor.data import Split
 from trl_r1zero.doctor.launch import Launch
+from trl_r1zero.doctor.machine import place_server
 from trl_r1zero.doctor.memory import (
     bytes_for_training,
+    check_disk,
     check_rollouts,
     check_server,
     check_trainer,
@@ -18,11 +21,8 @@ from trl_r1zero.doctor.memory import (
     make_setup,
 )
 from trl_r1zero.doctor.reward import check_reward
-from trl_r1zero.doctor.rows import Split
-from trl_r1zero.doctor.server import place_server
 from trl_r1zero.doctor.settings import (
     check_beta2,
-    check_disk,
     check_entropies,
     check_learning_rate,
     spacing,

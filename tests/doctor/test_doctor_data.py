@@ -6,15 +6,16 @@ from doctor_runs import make_run, math_rows, write_rows
 from trl_r1zero.data.embedded_tokenizer import build_embedded_tokenizer
 from trl_r1zero.data.tasks import get_task
 from trl_r1zero.doctor.data import (
+    MOST_BAD_ROWS,
     check_context,
     check_duplicates,
     check_overlap,
     check_rows,
     load_data,
     longest_row,
+    read_split,
     with_lengths,
 )
-from trl_r1zero.doctor.rows import MOST_BAD_ROWS, read_split
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_a_file_that_is_missing_is_a_problem(tmp_path, paths):
 def test_the_file_itself_is_not_touched(tmp_path):
     path = write_rows(tmp_path / "bad.jsonl", [*math_rows(2), {"problem": "x", "answer": ""}])
     before = path.read_bytes()
-    read_split("train_data", str(path), get_task("math").load)
+    read_split("train_data", str(path), get_task("math").load, {})
     assert path.read_bytes() == before
 
 

@@ -7,8 +7,13 @@ from doctor_runs import make_run
 
 from trl_r1zero.devices import DeviceFacts, MachineFacts, VisibleDevices
 from trl_r1zero.doctor.launch import Launch
-from trl_r1zero.doctor.machine import check_machine, check_trainers
-from trl_r1zero.doctor.server import check_network, check_placement, place_server
+from trl_r1zero.doctor.machine import (
+    check_machine,
+    check_network,
+    check_placement,
+    check_trainers,
+    place_server,
+)
 
 NO_GPU = MachineFacts((), VisibleDevices(()), torch_cuda="13.0")
 OWN_SERVER = ("--use_vllm=true", "--vllm_server={}")

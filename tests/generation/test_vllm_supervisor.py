@@ -32,7 +32,7 @@ class Supervised:
     def __init__(self, tmp_path, code: str) -> None:
         self.log = tmp_path / "log"
         script = str(Path(vllm_compat.__file__).with_name("vllm_supervisor.py"))
-        command = [sys.executable, "-I", "-S", script, str(os.getpid()), "5"]
+        command = [sys.executable, "-I", script, str(os.getpid()), "5"]
         command += [vllm_compat.PROCESS_PREFIX, vllm_compat.SOCKETS_VARIABLE]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(

@@ -246,7 +246,7 @@ def test_wrong_type(tmp_path, written, message):
         (["a.yaml"], "unexpected argument 'a.yaml'; give a recipe as --config a.yaml"),
         (["--config", "a.yaml", "b.yaml"], "--config takes one file, got 2"),
         (["--config", "/no/such.yaml"], "/no/such.yaml: cannot read the recipe: No such file"),
-        (["--base", "a.yaml"], "'base' cannot stand here"),
+        (["--base", "a.yaml"], "'base' is not a key here"),
     ],
 )
 def test_wrong_command_line(arguments, message):
@@ -257,12 +257,12 @@ def test_wrong_command_line(arguments, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("steps: 1\nname: a\nsteps: 2\n", ":3: the key 'steps' stands on line 1 already"),
-        ("extra:\n  a: 1\n  a: 2\n", ":3: the key 'a' stands on line 2 already"),
+        ("steps: 1\nname: a\nsteps: 2\n", ":3: the key 'steps' is already on line 1"),
+        ("extra:\n  a: 1\n  a: 2\n", ":3: the key 'a' is already on line 2"),
         ("- steps\n", ":1: a recipe is a mapping"),
         ("steps: [1\n", "expected ',' or ']'"),
         ("[a, b]: 1\n", ":1: a key is a word"),
-        ("config: a.yaml\n", ":1: 'config' cannot stand here"),
+        ("config: a.yaml\n", ":1: 'config' is not a key here"),
     ],
 )
 def test_wrong_yaml(tmp_path, text, message):

@@ -1,14 +1,16 @@
 """check_requirements names what is wrong, and agrees with pyproject.toml."""
 
+import ast
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import PackageNotFoundError, packages_distributions
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from trl_r1zero.recipe import requirements
 from trl_r1zero.recipe.requirements import (
@@ -154,3 +156,32 @@ def test_vllm_is_one_version_with_a_gpu_and_without():
 def test_vllms_bounds_are_those_of_the_extra():
     (extra,) = project()["optional-dependencies"]["vllm"]
     assert Requirement(extra).specifier == SpecifierSet(VLLM_REQUIREMENT)
+
+
+def imported_packages():
+    """The packages of others that the library and its scripts import, inside functions too."""
+    scripts = [*(ROOT / "recipes").rglob("*.py"), *(ROOT / "leaderboard").rglob("*.py")]
+    for path in [*(ROOT / "trl_r1zero").rglob("*.py"), *scripts]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from (alias.name.split(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                yield str(node.module).split(".")[0]
+
+
+def test_what_is_imported_is_declared():
+    extras = project()["optional-dependencies"]
+    optional = [line for name in ("vllm", "deepspeed", "wandb") for line in extras[name]]
+    declared = {
+        canonicalize_name(Requirement(line).name)
+        for line in [*project()["dependencies"], *optional]
+    }
+    distributions = packages_distributions()
+    others = set(imported_packages()) - sys.stdlib_module_names - {"trl_r1zero"}
+    assert {"torch", "PIL", "yaml"} <= others
+    undeclared = {
+        package
+        for package in others
+        if not declared & {canonicalize_name(d) for d in [package, *distributions.get(package, ())]}
+    }
+    assert undeclared == set()

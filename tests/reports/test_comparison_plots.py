@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from compared_groups import BASE, VARIANT
+from compared_groups import two_groups
 from report_runs import answered_run, keep_figures, png_size, seed_run, write_metrics
 
 from trl_r1zero.reports.compared import read_groups
@@ -27,15 +27,8 @@ def _means(axes):
     ]
 
 
-def _two(folder):
-    return {
-        name: [answered_run(folder / f"{name}{s}", s, right) for s, right in enumerate(runs)]
-        for name, runs in (("base", BASE), ("faster", VARIANT))
-    }
-
-
 def test_validation_is_drawn_against_steps_time_and_tokens(tmp_path, monkeypatch):
-    figure = _validation_figure(monkeypatch, _two(tmp_path), tmp_path / "v.png")
+    figure = _validation_figure(monkeypatch, two_groups(tmp_path), tmp_path / "v.png")
     *curves, ends = figure.axes
     assert [axes.get_xlabel() for axes in curves] == [
         "GRPO step", "wall-clock time (minutes)", "generated tokens"
@@ -77,7 +70,7 @@ def _with_reward(folder, reward_of):
 def test_a_reward_that_is_not_the_accuracy_has_a_row_of_its_own(tmp_path, monkeypatch):
     groups = {
         name: [_with_reward(run, lambda accuracy: 0.5 + accuracy / 2) for run in runs]
-        for name, runs in _two(tmp_path).items()
+        for name, runs in two_groups(tmp_path).items()
     }
     figure = _validation_figure(monkeypatch, groups, tmp_path / "v.png")
     *curves, _ = figure.axes
@@ -90,7 +83,7 @@ def test_a_reward_that_is_not_the_accuracy_has_a_row_of_its_own(tmp_path, monkey
 def test_a_reward_that_is_the_accuracy_is_not_drawn_twice(tmp_path, monkeypatch):
     groups = {
         name: [_with_reward(run, lambda accuracy: accuracy) for run in runs]
-        for name, runs in _two(tmp_path).items()
+        for name, runs in two_groups(tmp_path).items()
     }
     figure = _validation_figure(monkeypatch, groups, tmp_path / "v.png")
     assert {axes.get_ylabel() for axes in figure.axes[:3]} == {"accuracy"}
@@ -98,7 +91,7 @@ def test_a_reward_that_is_the_accuracy_is_not_drawn_twice(tmp_path, monkeypatch)
 
 
 def test_a_short_run_is_a_thin_line_with_a_cross_and_in_no_mean(tmp_path, monkeypatch):
-    groups = _two(tmp_path)
+    groups = two_groups(tmp_path)
     groups["base"].append(answered_run(tmp_path / "short", 2, {0: "10000000", 2: "11111111"}))
     figure = _validation_figure(monkeypatch, groups, tmp_path / "v.png")
     assert _means(figure.axes[0])[0] == ([0, 2, 4], [0.125, 0.25, 0.5625])
@@ -123,7 +116,7 @@ def _training_figure(monkeypatch, groups, path):
 
 
 def test_training_is_drawn_as_far_as_it_was_logged(tmp_path, monkeypatch):
-    panels = _training_figure(monkeypatch, _two(tmp_path), tmp_path / "t.png")
+    panels = _training_figure(monkeypatch, two_groups(tmp_path), tmp_path / "t.png")
     assert list(panels) == [
         "Training reward", "Token entropy", "Response length", "Gradient norm before clipping"
     ]  # fmt: skip

@@ -14,7 +14,8 @@ from trl_r1zero import compute_per_instance_dpo_loss
 from trl_r1zero.data.alpaca import format_alpaca
 from trl_r1zero.data.embedded_tokenizer import build_embedded_tokenizer
 from trl_r1zero.functional import dpo_loss
-from trl_r1zero.trainers.preference import response_log_probs, tokenize_preferences
+from trl_r1zero.trainers.pair_rows import PairRow, make_pair_microbatch
+from trl_r1zero.trainers.preference import encode_pair, pair_log_probs
 
 LN2 = math.log(2)
 PAIRS = [
@@ -24,6 +25,15 @@ PAIRS = [
     ("Tell me\n\nHuman: a joke", " A space before.", ""),
     ("Name a colour.", "Blue", "Blue, or green"),
 ]
+
+
+def make_batch(prompts, chosen, rejected, tokenizer):
+    rows = [
+        PairRow(*encode_pair(*texts, tokenizer))
+        for texts in zip(prompts, chosen, rejected, strict=True)
+    ]
+    device = torch.device("cpu")
+    return make_pair_microbatch(rows, pad_token_id=tokenizer.eos_token_id, device=device)
 
 
 def make_sharp_model(tokenizer, seed: int) -> Qwen2ForCausalLM:
@@ -124,15 +134,15 @@ def test_the_loss_by_eye(tokenizer, lm_ref):
     with torch.no_grad():
         for parameter in lm.parameters():
             parameter.zero_()
-    batch = tokenize_preferences(["1 +"], [" 1 2"], [" 3"], tokenizer)
-    chosen, rejected = response_log_probs(lm, batch)
+    batch = make_batch(["1 +"], [" 1 2"], [" 3"], tokenizer)
+    chosen, rejected = pair_log_probs(lm, batch)
     nats = math.log(len(tokenizer))
     assert chosen.item() == pytest.approx(-3 * nats)  # two numbers and the end of the text
     assert rejected.item() == pytest.approx(-2 * nats)
     assert compute_per_instance_dpo_loss(
         lm, copy.deepcopy(lm), tokenizer, 0.1, "1 +", " 1 2", " 3"
     ).item() == pytest.approx(LN2)
-    ref_chosen, ref_rejected = response_log_probs(lm_ref, batch)
+    ref_chosen, ref_rejected = pair_log_probs(lm_ref, batch)
     margin = 0.1 * (-3 * nats - ref_chosen.item() + 2 * nats + ref_rejected.item())
     loss = compute_per_instance_dpo_loss(lm, lm_ref, tokenizer, 0.1, "1 +", " 1 2", " 3")
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-margin)), abs=1e-5)
@@ -196,10 +206,10 @@ def test_equal_responses_teach_nothing(lm, lm_ref, tokenizer):
 
 
 def test_batch_mean_equals_per_instance_mean(lm, lm_ref, tokenizer):
-    batch = tokenize_preferences(*zip(*PAIRS, strict=True), tokenizer)
+    batch = make_batch(*zip(*PAIRS, strict=True), tokenizer)
     with torch.no_grad():
-        reference = response_log_probs(lm_ref, batch)
-    losses, metadata = dpo_loss(*response_log_probs(lm, batch), *reference, 0.1)
+        reference = pair_log_probs(lm_ref, batch)
+    losses, metadata = dpo_loss(*pair_log_probs(lm, batch), *reference, 0.1)
     one_by_one = torch.stack(
         [compute_per_instance_dpo_loss(lm, lm_ref, tokenizer, 0.1, *pair) for pair in PAIRS]
     )
@@ -253,11 +263,9 @@ def test_a_few_steps_lower_the_loss_and_widen_the_margin(tokenizer):
         means.append(loss.item())
     assert means[0] == pytest.approx(LN2, abs=1e-6)
     assert means[-1] < 0.8 * LN2
-    batch = tokenize_preferences(*zip(*PAIRS, strict=True), tokenizer)
+    batch = make_batch(*zip(*PAIRS, strict=True), tokenizer)
     with torch.no_grad():
-        _, metadata = dpo_loss(
-            *response_log_probs(lm, batch), *response_log_probs(lm_ref, batch), 0.5
-        )
+        _, metadata = dpo_loss(*pair_log_probs(lm, batch), *pair_log_probs(lm_ref, batch), 0.5)
     assert metadata["accuracies"].all()
 
 
@@ -306,14 +314,14 @@ def test_inputs_go_to_each_model_and_the_loss_is_where_the_policy_is(lm_ref, tok
 
 
 def test_rows_by_eye(tokenizer):
-    batch = tokenize_preferences(["1 +", "Hm"], [" 1 2", "a"], [" 3", " 4 5 6"], tokenizer)
+    batch = make_batch(["1 +", "Hm"], [" 1 2", "a"], [" 3", " 4 5 6"], tokenizer)
     marked = [
         tokenizer.convert_ids_to_tokens(labels[mask].tolist())
-        for labels, mask in zip(batch["labels"], batch["response_mask"], strict=True)
+        for labels, mask in zip(batch.labels, batch.response_mask, strict=True)
     ]
     end = tokenizer.eos_token
     assert marked == [[" 1", " 2", end], ["a", end], [" 3", end], [" 4", " 5", " 6", end]]
-    first_row = tokenizer.decode([*batch["input_ids"][0, :1], *batch["labels"][0]])
+    first_row = tokenizer.decode([*batch.input_ids[0, :1], *batch.labels[0]])
     assert first_row.startswith(format_alpaca("1 +", " 1 2") + end)
 
 
@@ -323,10 +331,10 @@ def test_the_shared_beginning_is_that_of_prompt_and_both_texts(spanning_tokenize
     end = spanning_tokenizer.eos_token
 
     def marked(chosen, rejected):
-        batch = tokenize_preferences(["Say it."], [chosen], [rejected], spanning_tokenizer)
+        batch = make_batch(["Say it."], [chosen], [rejected], spanning_tokenizer)
         return [
             spanning_tokenizer.decode(labels[mask])
-            for labels, mask in zip(batch["labels"], batch["response_mask"], strict=True)
+            for labels, mask in zip(batch.labels, batch.response_mask, strict=True)
         ]
 
     assert marked("Of", "Of course") == [f"Of{end}", f"Of course{end}"]
@@ -353,29 +361,25 @@ class WithSpecialTokens:
 
 
 def test_a_begin_token_is_the_tokenizers_business(tokenizer):
-    batch = tokenize_preferences(["Hm"], ["a"], ["b"], WithSpecialTokens(tokenizer))
-    plain = tokenize_preferences(["Hm"], ["a"], ["b"], tokenizer)
-    assert batch["input_ids"][:, 0].tolist() == [7, 7]
-    assert torch.equal(batch["input_ids"][:, 1:], plain["input_ids"])
-    assert torch.equal(batch["response_mask"][:, 1:], plain["response_mask"])
+    batch = make_batch(["Hm"], ["a"], ["b"], WithSpecialTokens(tokenizer))
+    plain = make_batch(["Hm"], ["a"], ["b"], tokenizer)
+    assert batch.input_ids[:, 0].tolist() == [7, 7]
+    assert torch.equal(batch.input_ids[:, 1:], plain.input_ids)
+    assert torch.equal(batch.response_mask[:, 1:], plain.response_mask)
 
 
 def test_a_tokenizer_that_appends_tokens_is_an_error(tokenizer):
     with pytest.raises(ValueError, match=r"appends special tokens \(8\)"):
-        tokenize_preferences(["Hm"], ["a"], ["b"], WithSpecialTokens(tokenizer, end=(8,)))
+        make_batch(["Hm"], ["a"], ["b"], WithSpecialTokens(tokenizer, end=(8,)))
 
 
 def test_a_tokenizer_without_end_of_text_is_an_error(tokenizer):
     bare = copy.deepcopy(tokenizer)
     bare.eos_token = None
     with pytest.raises(ValueError, match=r"eos_token_id is None.*set tokenizer\.eos_token"):
-        tokenize_preferences(["Hm"], ["a"], ["b"], bare)
+        make_batch(["Hm"], ["a"], ["b"], bare)
 
 
 def test_wrong_arguments_are_errors(lm, lm_ref, tokenizer):
-    with pytest.raises(ValueError, match="got 2 prompts, 1 chosen and 1 rejected"):
-        tokenize_preferences(["a", "b"], ["c"], ["d"], tokenizer)
-    with pytest.raises(ValueError, match="got no pairs"):
-        tokenize_preferences([], [], [], tokenizer)
     with pytest.raises(ValueError, match="beta must be a finite number above 0, got -1"):
         compute_per_instance_dpo_loss(lm, lm_ref, tokenizer, -1, *PAIRS[0])

@@ -15,12 +15,7 @@ from .errors import exit_on
 
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero compare") -> None:
-    """Compare as a command line says, and print the tables.
-
-    Args:
-        argv: The arguments; those of this process by default.
-        program: What messages call the program.
-    """
+    """Compare as a command line says (this process's by default), and print the tables."""
     parser = argparse.ArgumentParser(
         prog=program,
         description="Tables of evaluations, one for each task, with differences to a baseline on "

@@ -71,12 +71,7 @@ def _write_outputs(name: str, loaded: LoadedEvaluation, evaluation: "Evaluation"
 
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero eval") -> None:
-    """Evaluate as a command line says, and print the results.
-
-    Args:
-        argv: The arguments; those of this process by default.
-        program: What messages call the program.
-    """
+    """Evaluate as a command line says (this process's by default), and print the results."""
     with exit_on(program, ValueError, OSError, RuntimeError):
         check_requirements()
         recipe = parse_recipe(

@@ -13,9 +13,9 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from trl_r1zero.arguments import arg
+from trl_r1zero.arguments import AT_LEAST_0, Count, NonNegative, Positive, arg, check_ranges
 from trl_r1zero.recipe import parse_recipe
 
 from .errors import exit_on
@@ -56,8 +56,8 @@ class JudgeArguments:
     name: str | None = arg(
         None, "Of the judgments' folder. Unset: the judge's, with the reference's."
     )
-    max_tokens: int | None = arg(1024, "Of the judge's reply at most. null: not sent.")
-    temperature: float | None = arg(0.0, "Of the judge; 0 is greedy. null: not sent.")
+    max_tokens: Count | None = arg(1024, "Of the judge's reply at most. null: not sent.")
+    temperature: NonNegative | None = arg(0.0, "Of the judge; 0 is greedy. null: not sent.")
     request: dict[str, Any] | None = arg(
         None,
         "Further fields of each request, such as {structured_outputs: {choice: [X, Y]}} or "
@@ -66,9 +66,9 @@ class JudgeArguments:
     api_key_variable: str = arg(
         _DEFAULT_KEY_VARIABLE, "Environment variable with the key of the server; sent if it is set."
     )
-    concurrency: int = arg(16, "Requests at a time.")
-    timeout_seconds: float = arg(300.0, "For one reply.")
-    retries: int = arg(
+    concurrency: Count = arg(16, "Requests at a time.")
+    timeout_seconds: Positive = arg(300.0, "For one reply.")
+    retries: Annotated[int, AT_LEAST_0] = arg(
         6,
         "How often a request is repeated when the server is busy (429), fails (5xx) or cannot be "
         "reached; after 1, 2, 4, ... seconds, or when it says (Retry-After).",
@@ -79,18 +79,7 @@ class JudgeArguments:
             self.results = [self.results]
         if not self.results:
             raise ValueError("results is empty; give folders that `trl-r1zero eval` wrote")
-        for name, least in {
-            "max_tokens": 1,
-            "temperature": 0,
-            "concurrency": 1,
-            "retries": 0,
-        }.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                null = ", or null" if name in ("max_tokens", "temperature") else ""
-                raise ValueError(f"{name}: got {value}, expected at least {least}{null}")
-        if self.timeout_seconds <= 0:
-            raise ValueError(f"timeout_seconds: got {self.timeout_seconds}, expected above 0")
+        check_ranges(self)
         for name in self.request or {}:
             if name in _TAKEN:
                 raise ValueError(
@@ -104,25 +93,18 @@ class JudgeArguments:
             )
 
     def load(self) -> "tuple[list[JudgedTask], ChatClient]":
-        """Read the folders and find the judge; nothing is asked yet.
-
-        Raises:
-            ValueError: A folder cannot be judged, or the address is none.
-            OSError: The reference cannot be read.
-            ChatServerError: There is no such judge.
-        """
+        """Read the folders and find the judge (ValueError, OSError, ChatServerError if there is
+        none); nothing is asked yet."""
         from trl_r1zero.evaluation.judged_tasks import judged_task
         from trl_r1zero.generation.chat_client import ChatClient
 
         tasks = [judged_task(path, self.reference) for path in self.results]
         fixed = {"max_tokens": self.max_tokens, "temperature": self.temperature}
+        sent = {name: value for name, value in fixed.items() if value is not None}
         client = ChatClient(
             self.judge_url,
             self.judge_model,
-            body={
-                **{key: value for key, value in fixed.items() if value is not None},
-                **(self.request or {}),
-            },
+            body={**sent, **(self.request or {})},
             api_key=os.environ.get(self.api_key_variable),
             concurrency=self.concurrency,
             timeout_seconds=self.timeout_seconds,
@@ -132,12 +114,7 @@ class JudgeArguments:
 
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero judge") -> None:
-    """Judge as a command line says, and print the results.
-
-    Args:
-        argv: The arguments; those of this process by default.
-        program: What messages call the program.
-    """
+    """Judge as a command line says (this process's by default), and print the results."""
     recipe = parse_recipe(
         (JudgeArguments,),
         _folders_as_key(list(sys.argv[1:] if argv is None else argv)),

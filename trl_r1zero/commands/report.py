@@ -16,12 +16,7 @@ DEFAULT_OUTPUT_DIR = "report"
 
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero report") -> None:
-    """Report as a command line says, and print it.
-
-    Args:
-        argv: The arguments; those of this process by default.
-        program: What messages call the program.
-    """
+    """Report as a command line says, and print it."""
     parser = argparse.ArgumentParser(
         prog=program,
         description="One run: its report. Several: curves and tables of groups of runs, with "

@@ -19,10 +19,6 @@ REPORTS_FOLDER = "reports"
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero sweep") -> int:
     """Sweep as a command line says.
 
-    Args:
-        argv: The arguments; those of this process by default.
-        program: What messages call the program.
-
     Returns:
         0 if every run is finished, 1 if some failed or diverged, 130 if it was interrupted.
     """

@@ -10,14 +10,8 @@ from trl_r1zero.recipe.requirements import check_requirements
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What a script makes its trainer of.
-
-    Attributes:
-        config: The trainer's settings.
-        data: The settings of what it is trained on.
-        model: TRL's settings of the model.
-        tokenizer: The model's.
-    """
+    """What a script makes its trainer of: the settings of the trainer, of what it is trained on and
+    of the model, and the model's tokenizer."""
 
     config: Any
     data: Any

@@ -109,13 +109,8 @@ def read_jsonl(path: str | Path) -> Iterator[Row]:
 
 
 def read_json(path: str | Path) -> Iterator[Row]:
-    """Yields the elements of a file that holds a JSON array of objects; any other is read by
-    `read_jsonl`.
-
-    Raises (while iterating):
-        ValueError: the array is not UTF-8 or not JSON, is empty, or has an element that is not an
-            object; and as `read_jsonl`.
-    """
+    """Yields the elements of a file that holds a JSON array of objects; any other file is read as
+    by `read_jsonl`, whose errors are raised for an array, too."""
     path = Path(path)
     content = path.read_bytes() if path.is_file() else b""
     if not content.lstrip().startswith(b"["):

@@ -52,9 +52,8 @@ class PackedSFTDataset(Dataset[dict[str, torch.Tensor]]):
     """Chunks of `seq_length` tokens of instruction data, for a loss on every token.
 
     A document is one row's prompt and response in the Alpaca template, with the tokens that the
-    tokenizer itself puts around a text (a begin token, where it has one), and its end-of-text token
-    behind it, unless the document already ends in one. Of the N tokens of all documents, end to
-    end, chunk i is
+    tokenizer itself puts around a text, and its end-of-text token behind it, unless the document
+    already ends in one. Of the N tokens of all documents, end to end, chunk i is
 
         input_ids = tokens[i * seq_length : (i + 1) * seq_length]
         labels = tokens[i * seq_length + 1 : (i + 1) * seq_length + 1]
@@ -62,9 +61,7 @@ class PackedSFTDataset(Dataset[dict[str, torch.Tensor]]):
     so there are (N - 1) // seq_length of them, and what is left over is dropped. A document may
     begin in one chunk and end in another; several may share one, and see one another. `labels` are
     the next tokens already: they are not for a transformers model, which would shift them again.
-
-    The first use of a file with a tokenizer tokenises it; see the module's text for the cache.
-    Under a launcher, let one process go first, or each does the same work.
+    Under a launcher, let one process go first, or each tokenises the file.
     """
 
     def __init__(
@@ -179,8 +176,7 @@ def iterate_batches(
         seed: of these orders; None draws them from torch's global generator.
 
     Returns:
-        A `DataLoader` of dicts of stacked tensors, (B, seq_length), whose length is the number of
-        batches.
+        A `DataLoader` of dicts of stacked tensors, (B, seq_length); its length counts batches.
 
     Raises:
         ValueError: a batch_size below 1.
@@ -216,10 +212,8 @@ def _find_or_build(
     try:
         building.mkdir(parents=True)
     except OSError as error:
-        raise OSError(
-            f"cannot make the cache folder {building} ({error}); set cache_dir to a folder that "
-            "can be written"
-        ) from error
+        do = "set cache_dir to a folder that can be written"
+        raise OSError(f"cannot make the cache folder {building} ({error}); {do}") from error
     try:
         _remove_abandoned(folder)
         _write_documents(tokenizer, path, building, show_progress)
@@ -240,7 +234,7 @@ def _find_or_build(
 
 
 def _open_entry(entry: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the tokens and the document ends of an entry, both mapped into memory."""
+    """Returns the tokens and the ends of an entry, both mapped into memory."""
     try:
         tokens = np.memmap(entry / "tokens.bin", dtype=np.int32, mode="r")
         ends = np.memmap(entry / "ends.bin", dtype=np.int64, mode="r")
@@ -296,15 +290,12 @@ def _write_documents(
 ) -> None:
     """Writes tokens.bin and ends.bin, holding one batch of documents at a time."""
     end = 0
+    total = _count_rows(path) if show_progress else None
+    name = f"Tokenising {path.name}"
     with (
         (folder / "tokens.bin").open("wb") as tokens_file,
         (folder / "ends.bin").open("wb") as ends_file,
-        tqdm(
-            total=_count_rows(path) if show_progress else None,
-            desc=f"Tokenising {path.name}",
-            unit=" documents",
-            disable=not show_progress,
-        ) as bar,
+        tqdm(total=total, desc=name, unit=" documents", disable=not show_progress) as bar,
     ):
         for texts in _batches(path):
             documents = _tokenize(tokenizer, texts)

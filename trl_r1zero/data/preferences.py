@@ -46,7 +46,8 @@ class PreferencePair:
 
 
 def load_hh(source: str | Path) -> list[PreferencePair]:
-    r"""Returns the single-turn pairs of one HH file, or of all in a folder.
+    r"""Returns the single-turn pairs of one HH file, or of all in a folder, files by name and rows
+    in their order.
 
     Kept are rows where both conversations are one human turn and then one assistant turn, with the
     same human message in both. How many rows of a file are left out, and why, is logged (level
@@ -56,9 +57,6 @@ def load_hh(source: str | Path) -> list[PreferencePair]:
     Args:
         source: a JSON-lines file, plain or compressed (`*.gz`), or a folder that has `*.jsonl` or
             `*.jsonl.gz` files, of whatever names (subfolders are not searched).
-
-    Returns:
-        The pairs, files by name and rows in their order.
 
     Raises:
         FileNotFoundError: no such file or folder, or a folder without such files.

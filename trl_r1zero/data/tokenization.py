@@ -27,8 +27,7 @@ def tokenize_prompt_and_output(
         tokenizer: a transformers tokenizer with a pad token.
 
     Returns:
-        `input_ids` (B, L-1) long, `labels` (B, L-1) long, `response_mask` (B, L-1) bool, exactly as
-        `pad_and_shift` returns them.
+        `input_ids`, `labels` (B, L-1) long, `response_mask` (B, L-1) bool, as `pad_and_shift`.
 
     Raises:
         ValueError: lists of unequal length, no rows at all, or a tokenizer without a pad token.
@@ -88,15 +87,15 @@ def pad_and_shift(
     so `labels[t]` is the token that a causal model predicts after reading `input_ids[: t + 1]`.
 
     Args:
-        prompt_ids: B lists of token ids.
-        output_ids: B lists of token ids. An empty one gives a mask row that is all False.
+        prompt_ids, output_ids: B lists of token ids. An empty output gives a mask row that is all
+            False.
         pad_token_id: fills the right. It may equal a real token (often eos): the mask is made from
             lengths, so a real eos at the end of an output stays marked.
 
     Returns:
-        `input_ids` (B, L-1) long, `labels` (B, L-1) long, `response_mask` (B, L-1) bool.
-        The first token of a sequence is never a label, so an output after an *empty* prompt has one
-        marked token fewer than its length.
+        `input_ids`, `labels` (B, L-1) long, `response_mask` (B, L-1) bool. The first token of a
+        sequence is never a label, so an output after an *empty* prompt has one marked token fewer
+        than its length.
 
     Raises:
         ValueError: lists of unequal length, no rows, no tokens at all, or a pad_token_id of None.

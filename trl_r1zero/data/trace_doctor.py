@@ -23,8 +23,8 @@ BAR_WIDTH = 40
 
 @dataclass(frozen=True)
 class Place:
-    """A row with a fault: where it is, and the text around the fault as Python writes it (so white
-    space is to be seen, and nothing in it steers a terminal), or another sign of the fault."""
+    """A row with a fault: where it is, and the text around the fault as Python writes it (which
+    shows white space, and steers no terminal), or another sign of the fault."""
 
     where: str
     excerpt: str
@@ -176,8 +176,7 @@ def _finding(problem: str, advice: str, found: Sequence[tuple[Trace, str]]) -> F
     return Finding(problem, advice, len(found), places)
 
 
-# Faults of one row. A check takes a trace and returns an excerpt, None if the trace is fine.
-
+# Takes a trace and returns an excerpt, None if the trace is fine.
 Check = Callable[[Trace], str | None]
 
 
@@ -227,11 +226,8 @@ def _around(text: str, start: int, end: int) -> str:
     return ("..." if left else "") + text[left:right] + ("..." if right < len(text) else "")
 
 
-EMPTY_RESPONSE: tuple[str, str, Check] = (
-    "an empty response",
-    "Remove the rows: there is nothing to learn in them.",
-    _empty,
-)
+_NOTHING = "Remove the rows: there is nothing to learn in them."
+EMPTY_RESPONSE: tuple[str, str, Check] = ("an empty response", _NOTHING, _empty)
 _MISSING = "The reward is 0 without it. Correct the rows, or --filter_correct leaves them out."
 TAG_CHECKS: dict[str, tuple[str, str, Check]] = {
     "no_think_end": ("a missing </think>", _MISSING, partial(_lacks, "</think>")),
@@ -262,9 +258,6 @@ TAG_CHECKS: dict[str, tuple[str, str, Check]] = {
 }
 
 
-# Faults that show between rows.
-
-
 def _duplicates(traces: Sequence[Trace]) -> Finding:
     first: dict[tuple[str, str], str] = {}
     found = []
@@ -273,11 +266,8 @@ def _duplicates(traces: Sequence[Trace]) -> Finding:
         if key in first:
             found.append((trace, f"as {_end_of_path(first[key])}"))
         first.setdefault(key, trace.where)
-    return _finding(
-        "the prompt and response of an earlier row again",
-        "They weigh double in training. Remove them, unless that is meant.",
-        found,
-    )
+    advice = "They weigh double in training. Remove them, unless that is meant."
+    return _finding("the prompt and response of an earlier row again", advice, found)
 
 
 def _in_validation(traces: Sequence[Trace], known: set[str]) -> Finding:
@@ -294,13 +284,9 @@ def _collapsed(text: str) -> str:
     return " ".join(text.split())
 
 
-# Lengths.
-
-
 def _summary(lengths: Sequence[int]) -> LengthSummary:
-    return LengthSummary(
-        min(lengths), statistics.median(lengths), _percentile_95(lengths), max(lengths)
-    )
+    median = statistics.median(lengths)
+    return LengthSummary(min(lengths), median, _percentile_95(lengths), max(lengths))
 
 
 def _percentile_95(lengths: Sequence[int]) -> int:
@@ -309,10 +295,8 @@ def _percentile_95(lengths: Sequence[int]) -> int:
 
 
 def _histogram(lengths: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
-    """Bins of one round width from the shortest row to the 95th percentile, and one for the rest.
-
-    Without the last, a single very long row would put all others into the first bin.
-    """
+    """Bins of one round width from the shortest row to the 95th percentile, and one for the rest,
+    for a single very long row would else put all others into the first bin."""
     shortest, high, longest = min(lengths), _percentile_95(lengths), max(lengths)
     least = (high - shortest + 1) / MAX_BINS
     # The smallest of 1, 2, 5, 10, 20, 50, ... that is wide enough.
@@ -329,15 +313,11 @@ def _histogram(lengths: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
     )
 
 
-# Text.
-
-
 def _end_of_path(where: str) -> str:
     """The end of a long path: there stand the file's name and the line."""
     return where if len(where) <= WHERE_WIDTH else "..." + where[3 - WHERE_WIDTH :]
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(
-        text, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
-    )
+    lines = textwrap.wrap(text, WIDTH - 2, break_on_hyphens=False)
+    return [f"  {line}" for line in lines]

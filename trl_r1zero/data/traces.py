@@ -56,7 +56,7 @@ def load_traces(
     The first row decides what all rows are:
 
     * traces, with the fields `prompt` and `response`, and perhaps `ground_truth` (a string or a
-      list of them): taken as they are, an empty response too; `task` and `prompt` are not asked;
+      list of them): taken as they are, an empty response too;
     * problems with worked solutions, as `task` reads them. The response is then, by the prompt's
       answer format, ` WORKING </think> <answer> ANSWER </answer>` (for a prompt that ends in
       `<think>`), or a new line, WORKING and, if it has no complete `\boxed{...}`, another line with
@@ -166,9 +166,6 @@ def keep_correct(
     return [trace for trace, keep in zip(traces, accepted, strict=True) if keep]
 
 
-# Grading.
-
-
 def _grade(
     traces: Sequence[Trace],
     accepts: Callable[[str, Any], bool],
@@ -186,14 +183,11 @@ def _grade(
         return [accepts(*row) for row in rows]
     with RewardPool(accepts, workers=workers, deadline_s=deadline_seconds) as pool:
         results = pool.map(rows)
-    failed = [
-        f"{trace.where} ({result.failure}: {result.detail})"
-        for trace, result in zip(traces, results, strict=True)
-        if result.failure is not None
-    ]
+    failed = [pair for pair in zip(traces, results, strict=True) if pair[1].failure is not None]
     if failed:
-        message = "%d responses could not be graded and are left out, the first: %s"
-        logger.warning(message, len(failed), failed[0])
+        message = "%d responses could not be graded and are left out, the first: %s (%s: %s)"
+        trace, result = failed[0]
+        logger.warning(message, len(failed), trace.where, result.failure, result.detail)
     return [result.value is True for result in results]
 
 
@@ -208,9 +202,6 @@ def _accepts(reward_fn: RewardFn, response: str, ground_truth: Any) -> bool:
 
 def _name(reward_fn: Callable[..., Any]) -> str:
     return getattr(reward_fn, "__name__", type(reward_fn).__name__)
-
-
-# Rows.
 
 
 def _same_kind(first: Row, rest: Iterator[Row]) -> Iterator[Row]:

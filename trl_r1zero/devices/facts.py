@@ -40,13 +40,10 @@ class MachineFacts:
 
     @classmethod
     def assume(cls, text: str) -> "MachineFacts":
-        """A machine described as `cpu`, `24GB` or `2x80GB`; GB are 10**9 bytes, GiB 2**30.
+        """A machine described as `cpu`, `24GB` or `2x80GB`; a ValueError for other text.
 
-        A card that is sold as "80 GB" has about 80 GiB less what the driver takes: 80GB is the
-        careful reading.
-
-        Raises:
-            ValueError: The text is none of these.
+        GB are 10**9 bytes, GiB 2**30. A card that is sold as "80 GB" has about 80 GiB less what the
+        driver takes: 80GB is the careful reading.
         """
         if text.strip().lower() == "cpu":
             return cls((), VisibleDevices(()), assumed=True)

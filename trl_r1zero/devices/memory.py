@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .facts import GIB
-from .training_setup import DTYPE_BYTES, ModelShape, TrainingSetup, num_states, state_bytes
+from .training_setup import DTYPE_BYTES, ModelShape, TrainingSetup, state_bytes
 
 # Of one process, assumed and not measured: CUDA's context, cuBLAS's work space, a server's graphs;
 # and of a server that sleeps: its context, with what it keeps of its graphs.
@@ -72,9 +72,15 @@ def training_memory(shape: ModelShape, setup: TrainingSetup) -> MemoryParts:
         model_bytes(shape, setup) // setup.shards if at_once else 0,
         *_head_peaks(shape, setup, saved + casts, kept),
     )
+    one = own = shape.num_parameters * setup.weight_bytes
+    own += 0 if learns else model_bytes(shape, setup)
+    if setup.sharding == "zero3":
+        # A layer and the head are whole while they compute.
+        gathered = shape.num_layer_matrix_parameters + shape.num_head_parameters
+        own = own // setup.processes + gathered * setup.compute_bytes
     buckets = 2 if setup.processes > 1 and setup.sharding == "none" else 1
     return MemoryParts(
-        weights=_weights(shape, setup),
+        weights=own + (one if setup.reference_model else 0),
         gradients=buckets * model_bytes(shape, setup) // setup.shards,
         optimizer=_optimizer(shape, setup),
         activations=kept + work,
@@ -86,11 +92,7 @@ def training_memory(shape: ModelShape, setup: TrainingSetup) -> MemoryParts:
 def tokens_per_microbatch(shape: ModelShape, setup: TrainingSetup, free_bytes: int) -> int:
     """The most tokens of a micro-batch, padding included, that fit.
 
-    Args:
-        shape: Of the model.
-        setup: Its `tokens` and `logit_positions` do not count.
-        free_bytes: For the process, weights, gradients and optimizer state included. A tenth of
-            it stays free.
+    Of `free_bytes`, in which weights, gradients and optimizer state count, a tenth stays free.
 
     Returns:
         A multiple of 1,024 from 2,048 on, of 256 below; or the longest row, if that is more. At
@@ -116,9 +118,6 @@ def checkpoint_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     return model_bytes(shape, setup) + _optimizer(shape, replace(setup, sharding="none"))
 
 
-# What stays from step to step
-
-
 def model_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     """One copy of what is trained, and a saved model; PEFT keeps adapters in float32."""
     if setup.trainable_parameters is None:
@@ -126,27 +125,11 @@ def model_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     return setup.trainable_parameters * 4
 
 
-def _weights(shape: ModelShape, setup: TrainingSetup) -> int:
-    one = shape.num_parameters * setup.weight_bytes
-    own = one + (0 if setup.trainable_parameters is None else model_bytes(shape, setup))
-    if setup.sharding == "zero3":
-        # A layer and the head are whole while they compute.
-        gathered = shape.num_layer_matrix_parameters + shape.num_head_parameters
-        own = own // setup.processes + gathered * setup.compute_bytes
-    return own + (one if setup.reference_model else 0)
-
-
 def _optimizer(shape: ModelShape, setup: TrainingSetup) -> int:
     number = setup.trainable_parameters or shape.num_parameters
-    if setup.sharding != "none" and setup.weight_bytes < 4:
-        states = number * (4 + 4 * num_states(setup.optimizer))  # and float32 weights
-    else:
-        trained_bytes = model_bytes(shape, setup) // number
-        states = int(number * state_bytes(setup.optimizer, trained_bytes))
-    return states // setup.shards
-
-
-# What comes and goes with a micro-batch
+    master_weights = setup.sharding != "none" and setup.weight_bytes < 4
+    size = model_bytes(shape, setup) // number
+    return int(number * state_bytes(setup.optimizer, size, master_weights)) // setup.shards
 
 
 def layer_activation_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
@@ -230,21 +213,18 @@ def _head_peaks(shape: ModelShape, setup: TrainingSetup, forward: int, backward:
 
 def _does_not_fit(shape: ModelShape, setup: TrainingSetup, needed: int, free_bytes: int) -> str:
     """What is needed, and what would help: of the settings, only those that are enough."""
-    checkpointing: dict[str, Any] = {"gradient_checkpointing": True}
+    checkpointing = {"gradient_checkpointing": True}
     bfloat16 = {"weights_dtype": "bfloat16", "autocast": False}
-    changes: dict[str, dict[str, Any]] = {
-        "fused_lm_head: true": {"fused_lm_head": True},
-        "gradient_checkpointing: true": checkpointing,
-        "dtype: bfloat16": bfloat16,
-        "dtype: bfloat16 and gradient_checkpointing: true": bfloat16 | checkpointing,
-    }
-    enough = [
-        words
-        for words, change in changes.items()
-        if _total(shape, replace(setup, **change), setup.longest_row) <= free_bytes * (1 - MARGIN)
-    ]
-    # Both of them say nothing new where one does.
-    advice = [f"set {words}" for words in enough if len(enough) == 1 or " and " not in words]
+
+    def enough(change: dict[str, Any]) -> bool:
+        changed = replace(setup, **change)
+        return _total(shape, changed, setup.longest_row) <= free_bytes * (1 - MARGIN)
+
+    advice = ["set fused_lm_head: true"] if enough({"fused_lm_head": True}) else []
+    advice += ["set gradient_checkpointing: true"] if enough(checkpointing) else []
+    advice += ["set dtype: bfloat16"] if enough(bfloat16) else []
+    if not advice and enough({**bfloat16, **checkpointing}):
+        advice = ["set dtype: bfloat16 and gradient_checkpointing: true"]
     if setup.trainable_parameters is None:
         advice.append("train adapters (use_peft: true)")
     advice.append("share out over more processes (accelerate_configs/zero3.yaml or fsdp2.yaml)")
@@ -306,10 +286,9 @@ def trainer_bytes(
     for one in parameters:
         copies = 2 if one.trained and sharing.gradient_buckets else 1
         weights += copies * one.count * one.itemsize
-        if one.trained and sharing.master_weights:
-            states += one.count * 4 * (num_states(optimizer) + 1)
-        elif one.trained:
-            states += int(one.count * state_bytes(optimizer, one.itemsize))
+        if one.trained:
+            size = state_bytes(optimizer, one.itemsize, sharing.master_weights)
+            states += int(one.count * size)
     return weights // sharing.weights + states // sharing.states
 
 

@@ -20,23 +20,17 @@ _KEY = "vllm_server's devices"
 
 @dataclass(frozen=True)
 class Placement:
-    """The CUDA numbers of trainers' and server's devices (none on CPUs), and what follows.
-
-    Attributes:
-        weight_transfer: `nccl` (from one device to another), `ipc` (by memory of a device that both
-            use) or `gloo` (through the host's memory).
-        shared: Whether the server is on a trainer's device, or all are on CPUs.
-        sleep_level: 2 if the server frees its memory while the trainer trains (its weights are sent
-            again before it samples), else 0.
-        why: The reason for `weight_transfer`, for the log.
-    """
+    """The CUDA numbers of trainers' and server's devices (none on CPUs), and what follows."""
 
     trainers: tuple[int, ...]
     server: tuple[int, ...]
+    # nccl: from one device to another; ipc: by memory of a device that both use; gloo: through the
+    # host's memory.
     weight_transfer: str
-    shared: bool
+    shared: bool  # the server is on a trainer's device, or all are on CPUs
+    # 2: the server frees its memory while the trainer trains, and gets weights before it samples.
     sleep_level: int
-    why: str
+    why: str  # the reason for `weight_transfer`, for the log
 
     def in_words(self) -> str:
         """One line for the log."""
@@ -108,12 +102,8 @@ def memory_share(
 ) -> float:
     """Which share of its devices' memory the server may take (`gpu_memory_utilization`).
 
-    Args:
-        placement: From `place`.
-        total_bytes: Memory of the smallest of the server's devices.
-        trainer_bytes: Weights and optimizer state that a trainer keeps there meanwhile.
-        sleep_level: The server's; 0 if it stays awake.
-        others_bytes: Memory of other programs there, such as a display.
+    Of `total_bytes` of the smallest device, a trainer keeps `trainer_bytes` for weights and
+    optimizer state, and other programs, such as a display, have `others_bytes`.
 
     Raises:
         ValueError: The trainer leaves no room for a server.

@@ -31,15 +31,13 @@ _STATES_BY_NAME = {name: kept for kept, names in _STATES.items() for name in nam
 OPTIMIZERS = tuple(sorted(_STATES_BY_NAME))
 
 
-def num_states(optimizer: str) -> int:
-    """Numbers that it keeps for each weight; as AdamW where the name is not known."""
-    return _STATES_BY_NAME.get(optimizer, (2, None))[0]
+def state_bytes(optimizer: str, weight_bytes: int, master_weights: bool = False) -> float:
+    """Bytes that it keeps for each weight of so many bytes; as AdamW where it is not known.
 
-
-def state_bytes(optimizer: str, weight_bytes: int) -> float:
-    """Bytes that it keeps for each weight of so many bytes; as AdamW where it is not known."""
+    With master weights it keeps all in float32, and a copy of the weight besides.
+    """
     number, size = _STATES_BY_NAME.get(optimizer, (2, None))
-    return number * (weight_bytes if size is None else size)
+    return 4 * (number + 1) if master_weights else number * (weight_bytes if size is None else size)
 
 
 @dataclass(frozen=True)
@@ -121,42 +119,30 @@ def _count_parameters(config: Any) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What decides the memory of a training process besides the model.
-
-    Attributes:
-        autocast: Forward and backward in bfloat16 over float32 weights.
-        trainable_parameters: With adapters (LoRA), how many there are; None: all weights learn.
-        fused_lm_head: Whether log-probabilities come from TRL's fused head, without logits.
-        transformers_loss: Whether the loss is transformers' own, in float32 on all logits at a time
-            (instruction tuning), and not the log-probabilities of `functional`.
-        attention: `sdpa` or `flash`, both linear in the length, or `eager`, quadratic.
-        packed: Whether rows are concatenated without padding; with `sdpa` and `eager` that makes
-            attention quadratic in the tokens of a micro-batch.
-        reference_model: Whether a second, frozen model is kept.
-        processes: Trainer processes, all together.
-        sharding: `none` (DDP where there are several processes), `zero2` (gradients and optimizer
-            state are sharded) or `zero3` (weights too; FSDP is the same).
-        tokens: Of a micro-batch, padding included.
-        longest_row: Tokens of the longest row, prompt and completion.
-        logit_positions: Positions of a micro-batch whose logits are computed; None: all.
-    """
+    """What decides the memory of a training process besides the model."""
 
     weights_dtype: str = "float32"
-    autocast: bool = True
+    autocast: bool = True  # forward and backward in bfloat16 over float32 weights
     optimizer: str = "adamw_torch_fused"
-    trainable_parameters: int | None = None
+    trainable_parameters: int | None = None  # with adapters (LoRA); None: all weights learn
     gradient_checkpointing: bool = False
-    fused_lm_head: bool = True
+    fused_lm_head: bool = True  # log-probabilities come from TRL's fused head, without logits
+    # The loss is transformers' own, in float32 on all logits at a time (instruction tuning), and
+    # not the log-probabilities of `functional`.
     transformers_loss: bool = False
-    attention: str = "sdpa"
+    attention: str = "sdpa"  # sdpa or flash, both linear in the length, or eager, quadratic
+    # Rows are concatenated without padding; with sdpa and eager that makes attention quadratic in
+    # the tokens of a micro-batch.
     packed: bool = False
-    reference_model: bool = False
-    processes: int = 1
+    reference_model: bool = False  # a second, frozen model is kept
+    processes: int = 1  # of trainers, all together
+    # none (DDP where there are several processes), zero2 (gradients and optimizer state are
+    # sharded) or zero3 (weights too; FSDP is the same).
     sharding: str = "none"
     on_cuda: bool = True
-    tokens: int = 2048
-    longest_row: int = 1024
-    logit_positions: int | None = None
+    tokens: int = 2048  # of a micro-batch, padding included
+    longest_row: int = 1024  # in tokens, prompt and completion
+    logit_positions: int | None = None  # of a micro-batch, whose logits are computed; None: all
 
     def __post_init__(self) -> None:
         allowed = {"weights_dtype": tuple(DTYPE_BYTES), "optimizer": OPTIMIZERS}

@@ -37,14 +37,13 @@ def visible_devices(environment: Mapping[str, str], count: int) -> VisibleDevice
     if listed is None:
         return VisibleDevices(tuple(map(str, range(count))))
     # CUDA ends the list at its first entry that is no device: `count` says where.
-    return VisibleDevices(tuple(_entries(listed)[:count]), listed)
+    return VisibleDevices(tuple(device_names(listed)[:count]), listed)
 
 
 def parse_devices(devices: str, visible: VisibleDevices, key: str = "devices") -> list[int]:
     """The numbers of the devices that a recipe's `'1'` or `'2,3'` names, or their UUIDs.
 
-    Raises:
-        ValueError: The text is no list of devices, names one twice, or one that is not visible.
+    Raises a ValueError if one is named twice, or is not visible.
     """
     numbers = []
     for word in (word.strip() for word in devices.split(",")):
@@ -66,17 +65,16 @@ def parse_devices(devices: str, visible: VisibleDevices, key: str = "devices") -
 def variable_for(devices: str, environment: Mapping[str, str]) -> str:
     """CUDA_VISIBLE_DEVICES of a process that gets these devices, started from this environment.
 
-    Raises:
-        ValueError: CUDA_VISIBLE_DEVICES lists no such device, or one is named twice.
+    Raises a ValueError if CUDA_VISIBLE_DEVICES lists no such device, or one is named twice.
     """
     listed = environment.get(VARIABLE)
     if listed is None:
         return ",".join(word.strip() for word in devices.split(","))
-    visible = VisibleDevices(tuple(_entries(listed)), listed)
+    visible = VisibleDevices(tuple(device_names(listed)), listed)
     return visible.variable_for(parse_devices(devices, visible))
 
 
-def _entries(variable: str) -> list[str]:
-    """The entries of CUDA_VISIBLE_DEVICES, up to a -1, which ends the list by convention."""
-    names = [name.strip() for name in variable.split(",")]
+def device_names(listed: str) -> list[str]:
+    """The entries of a list of devices, up to a -1, which ends it by convention."""
+    names = [name.strip() for name in listed.split(",")]
     return [name for name in names[: names.index("-1") if "-1" in names else None] if name]

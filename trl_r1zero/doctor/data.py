@@ -1,9 +1,13 @@
 """The data of a run: what there is, what cannot be used, and what does not fit the context."""
 
+import re
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from operator import attrgetter, itemgetter
+from pathlib import Path
 from typing import Any
 
 from trl_r1zero.data.files import read_jsonl
@@ -12,58 +16,100 @@ from trl_r1zero.data.tasks.base import GeneratedTask
 from trl_r1zero.data.traces import load_traces
 
 from .findings import Finding, ok, problem, warning
-from .rows import Split, read_split
 from .run import Run
 
+# A file with more broken rows than this is broken as a whole.
+MOST_BAD_ROWS = 20
+_MOST_BYTES = 200 * 2**20
+
+Load = Callable[[str | None], Sequence[Any]]
+Columns = dict[str, Callable[[Any], Any]]
 _LISTED = 5
+_PAIR: Columns = {"prompts": itemgetter(0), "responses": itemgetter(1)}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training or validation data, row by row; what rows do not have is empty."""
+
+    name: str  # the recipe's key for it
+    source: str | None = None  # None for what a task generates
+    prompts: Sequence[str] = ()
+    responses: Sequence[str] = ()
+    truths: Sequence[Any] = ()
+    lines: Sequence[int] = ()  # the number of each row in its source, from 1
+    # Line of each row that cannot be used, at which a run would stop -> what is wrong with it.
+    bad: Mapping[int, str] = field(default_factory=dict)
+    error: str = ""  # why there are no rows
+    prompt_tokens: Sequence[int] = ()
+    total_tokens: Sequence[int] = ()  # of prompt and response
+
+
+def read_split(name: str, source: str | None, load: Load, columns: Columns) -> Split:
+    """Read all rows that can be used.
+
+    `load` raises an error that begins with `path:line:` at the first row that is wrong; the row is
+    taken out, and the rest is read again. `columns` gives the value of each column for a row.
+    """
+    rows: Sequence[Any] = ()
+    bad: dict[int, str] = {}
+    path = Path(source or "").expanduser()
+    json_lines = path.suffix == ".jsonl" and path.is_file() and path.stat().st_size <= _MOST_BYTES
+    lines = path.read_bytes().splitlines(keepends=True) if json_lines else []
+    numbers = list(range(1, len(lines) + 1))
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        while True:
+            try:
+                rows, error = load(str(copy) if bad else source), ""
+                break
+            except Exception as reason:  # also what the hub's libraries raise
+                error = str(reason).strip() or type(reason).__name__
+                error = error.replace(str(copy), str(path))
+            match = re.match(rf"{re.escape(str(path))}:(\d+):\s*(.*)", error)
+            if match is None or not json_lines or len(bad) == MOST_BAD_ROWS:
+                break
+            number = numbers.pop(int(match[1]) - 1)
+            bad[number] = match[2]
+            if not numbers:
+                error = f"{path}: none of the rows can be used"
+                break
+            copy.write_bytes(b"".join(lines[number - 1] for number in numbers))
+    values = {column: [value(row) for row in rows] for column, value in columns.items()}
+    numbers = numbers if bad else list(range(1, len(rows) + 1))
+    return Split(name, source, lines=numbers, bad=bad, error=error, **values)
 
 
 def load_data(run: Run) -> list[Split]:
     """Training and, where a run validates, validation data, with all rows that can be used."""
     train, validation = run.data.train_data, getattr(run.data, "eval_data", None)
     if run.method == "dpo":
-        longer = {"responses": lambda pair: max(pair.chosen, pair.rejected, key=len)}
-        prompts = attrgetter("instruction")
-        return [read_split("train_data", train, _load_pairs, prompts=prompts, **longer)]
+        return [read_split("train_data", train, _load_pairs, _PAIR)]
     if run.method == "instruction_tuning":
-        columns = {"prompts": itemgetter(0), "responses": itemgetter(1)}
         sources = {"train_data": train, "eval_data": validation}
         return [
-            read_split(name, source, _load_instructions, **columns)
+            read_split(name, source, _load_instructions, _PAIR)
             for name, source in sources.items()
             if source is not None
         ]
     task, prompt = run.data.load_task()
-
-    def examples(name: str, source: str | None, split: str) -> Split:
-        return read_split(
-            name,
-            source,
-            lambda source: task.load(source, split),
-            prompts=lambda example: prompt.format(example.question),
-            truths=attrgetter("ground_truth"),
-        )
-
-    if run.method != "sft":
-        return [
-            examples("train_data", train, "train"),
-            examples("eval_data", validation, "validation"),
-        ]
-    traces = read_split(
-        "train_data",
-        train,
-        lambda source: load_traces(task, prompt, source),
-        prompts=attrgetter("prompt"),
-        responses=attrgetter("response"),
-        truths=attrgetter("ground_truth"),
-    )
-    if validation is None and not isinstance(task, GeneratedTask):
-        return [traces]
-    return [traces, examples("eval_data", validation, "validation")]
+    truths = attrgetter("ground_truth")
+    example: Columns = {"prompts": lambda row: prompt.format(row.question), "truths": truths}
+    if run.method == "sft":
+        load = partial(load_traces, task, prompt)
+        trace: Columns = {"prompts": attrgetter("prompt"), "responses": attrgetter("response")}
+        splits = [read_split("train_data", train, load, trace | {"truths": truths})]
+        if validation is None and not isinstance(task, GeneratedTask):
+            return splits
+    else:
+        splits = [read_split("train_data", train, partial(task.load, split="train"), example)]
+    load = partial(task.load, split="validation")
+    return [*splits, read_split("eval_data", validation, load, example)]
 
 
-def _load_pairs(source: str | None) -> Sequence[Any]:
-    return load_hh(source or "")
+def _load_pairs(source: str | None) -> list[tuple[str, str]]:
+    pairs = load_hh(source or "")
+    return [(pair.instruction, max(pair.chosen, pair.rejected, key=len)) for pair in pairs]
 
 
 def _load_instructions(source: str | None) -> list[tuple[str, str]]:
@@ -94,9 +140,6 @@ def longest_row(run: Run, train: Split) -> int | None:
     return longest * 2 if run.method == "dpo" else longest  # a pair is two sequences
 
 
-# Checks
-
-
 def check_rows(split: Split) -> Iterator[Finding]:
     """Whether there are rows, and all can be used."""
     where, number = split.source or "the task itself", len(split.bad)
@@ -121,13 +164,13 @@ def check_duplicates(split: Split) -> Iterator[Finding]:
     rows = list(zip(split.prompts, split.responses or split.prompts, strict=True))
     number = Counter(rows)
     if len(number) < len(rows):
-        first = next(line for line, row in zip(split.lines, rows, strict=False) if number[row] > 1)
-        yield warning(
-            f"data/{split.name}_duplicates",
+        first = _lines_where(split, [number[row] > 1 for row in rows])[0]
+        found = (
             f"{split.name}: {len(rows) - len(number):,} rows repeat an earlier one; the first that "
-            f"is there twice is row {first:,}",
-            do="remove them, unless they are meant to weigh more",
+            f"is there twice is row {first:,}"
         )
+        advice = "remove them, unless they are meant to weigh more"
+        yield warning(f"data/{split.name}_duplicates", found, do=advice)
 
 
 def check_overlap(train: Split, validation: Split) -> Iterator[Finding]:
@@ -137,12 +180,12 @@ def check_overlap(train: Split, validation: Split) -> Iterator[Finding]:
     if prompts and not both:
         yield ok("data/overlap", "no validation problem is among the training problems")
     elif both:
-        yield warning(
-            "data/overlap",
+        found = (
             f"{len(both):,} of {len(prompts):,} validation problems are among the training "
-            f"problems (rows {_listed(both)} of eval_data)",
-            do="remove them from one of the two, or accuracy is too high",
+            f"problems (rows {_listed(both)} of eval_data)"
         )
+        advice = "remove them from one of the two, or accuracy is too high"
+        yield warning("data/overlap", found, do=advice)
 
 
 def check_context(run: Run, splits: Sequence[Split], context: int | None) -> Iterator[Finding]:
@@ -151,13 +194,11 @@ def check_context(run: Run, splits: Sequence[Split], context: int | None) -> Ite
     if run.own_server and (wanted := run.values["vllm_server"].get("max_model_len")):
         limit, whose = wanted, "the server's max_model_len"
         if context is not None and wanted > context:
-            yield problem(
-                "data/max_model_len",
+            found = (
                 f"vllm_server has max_model_len {wanted:,}, but the model's context is {context:,} "
-                "tokens",
-                f"at most {context:,}",
-                "lower it",
+                "tokens"
             )
+            yield problem("data/max_model_len", found, f"at most {context:,}", "lower it")
     for split in splits:
         if not split.prompt_tokens:
             continue

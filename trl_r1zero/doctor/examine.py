@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 
 import psutil
 
-from . import data, machine, memory, reward, server, settings
+from . import data, machine, memory, reward, settings
+from .data import Split
 from .findings import Finding, ok, problem_of, warning
 from .model import Model, load_model
-from .rows import Split
 from .run import Run
 
 
@@ -19,7 +19,7 @@ def examine(run: Run, listed: str | None) -> Iterator[Finding]:
     yield from machine.check_processes(run)
     yield from machine.check_gpu_ids(run, listed)
     yield from machine.check_trainers(run)
-    yield from server.check_network(run)
+    yield from machine.check_network(run)
     splits = data.load_data(run)
     for check in (data.check_rows, data.check_duplicates):
         for split in splits:
@@ -79,11 +79,11 @@ def _memory(run: Run, model: Model | None, splits: Sequence[Split]) -> Iterator[
     if run.own_server:
         kept = memory.kept_while_sampling(run, shape, setup) if shape and setup else None
         try:
-            placed = server.place_server(run, kept)
+            placed = machine.place_server(run, kept)
         except ValueError as error:
             yield problem_of("server/placement", error)
         else:
-            yield from server.check_placement(run, placed)
+            yield from machine.check_placement(run, placed)
     if model is None or shape is None or setup is None:
         return
     host = None if run.machine.assumed else psutil.virtual_memory().total
@@ -92,4 +92,4 @@ def _memory(run: Run, model: Model | None, splits: Sequence[Split]) -> Iterator[
     if placed is not None:
         yield from memory.check_server(run, shape, model.dtype, placed, text)
     yield from memory.check_rollouts(run, shape, setup, text)
-    yield settings.check_disk(run, shape, setup, settings.free_bytes(run.values.get("output_dir")))
+    yield memory.check_disk(run, shape, setup, memory.free_bytes(run.values.get("output_dir")))

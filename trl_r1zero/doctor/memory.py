@@ -1,27 +1,21 @@
-"""Whether weights, activations and the server fit on the devices, by component and phase."""
+"""Whether training and server fit on the devices, by component and phase, and the disk has room."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
 
-from trl_r1zero.devices.memory import (
-    ASLEEP_SERVER_BYTES,
-    GIB,
-    MARGIN,
-    ParameterFacts,
-    Sharing,
-    server_memory,
-    tokens_per_microbatch,
-    trainer_bytes,
-    training_memory,
-)
+from trl_r1zero.devices import memory as memory_model
+from trl_r1zero.devices.facts import GB, GIB
+from trl_r1zero.devices.memory import ParameterFacts, Sharing
 from trl_r1zero.devices.placement import gpus_in_words
 from trl_r1zero.devices.training_setup import ModelShape, TrainingSetup, attention_kind
-from trl_r1zero.trainers.memory_limits import DEFAULT_ROWS
+from trl_r1zero.trainers.memory_limits import microbatch_limits
 
 from .findings import Finding, ok, problem, warning
+from .machine import Server
 from .model import Model
 from .run import Run
-from .server import Server
 
 # vLLM's own, where a recipe says nothing.
 _SERVER_SEQUENCES = 256
@@ -74,7 +68,7 @@ def kept_while_sampling(run: Run, shape: ModelShape, setup: TrainingSetup) -> in
         parameters.append(ParameterFacts(number, size, trained=False))
     launch = run.launch
     sharing = Sharing.of(launch.distributed_type, launch.num_processes, launch.zero_stage)
-    return trainer_bytes(parameters, setup.optimizer, sharing)
+    return memory_model.trainer_bytes(parameters, setup.optimizer, sharing)
 
 
 def cut_microbatches(
@@ -84,25 +78,18 @@ def cut_microbatches(
     budget, error = None, ""
     if device_bytes is not None:
         try:
-            budget = tokens_per_microbatch(shape, setup, device_bytes)
+            budget = memory_model.tokens_per_microbatch(shape, setup, device_bytes)
         except ValueError as reason:
             budget, error = setup.longest_row, str(reason)
-    return replace(setup, tokens=_microbatch_tokens(run, setup.longest_row, budget)), error
-
-
-def _microbatch_tokens(run: Run, longest_row: int, budget: int | None) -> int:
-    """Tokens of a micro-batch at most, as the trainers cut one; `budget` is what fits, if known."""
+    longest, steps = setup.longest_row, run.values.get("gradient_accumulation_steps")
     if run.method == "instruction_tuning":
-        return int(run.values["per_device_train_batch_size"]) * longest_row
-    steps = run.values.get("gradient_accumulation_steps")
-    limit = run.values.get("max_tokens_per_microbatch") or budget
-    if steps is not None:
-        rows = max(1, (run.train_batch[0] or 1) // run.launch.num_processes // steps)
-    elif limit is None:
-        rows = DEFAULT_ROWS
-    else:
-        return max(longest_row, limit)
-    return max(longest_row, min(rows * longest_row, limit or rows * longest_row))
+        return replace(setup, tokens=run.values["per_device_train_batch_size"] * longest), error
+    share = (run.train_batch[0] or 1) // run.launch.num_processes
+    rows = None if steps is None else max(1, share // steps)
+    given = run.values.get("max_tokens_per_microbatch")
+    limits = microbatch_limits(rows, given, budget, packed=setup.packed)
+    sizes = [limits.tokens, limits.rows and limits.rows * longest]
+    return replace(setup, tokens=max(longest, min(size for size in sizes if size))), error
 
 
 def bytes_for_training(run: Run, server: Server | None) -> int | None:
@@ -114,24 +101,17 @@ def bytes_for_training(run: Run, server: Server | None) -> int | None:
     if server is None or not server.shares_a_gpu:
         return total
     if server.config.sleep_level:
-        return total - ASLEEP_SERVER_BYTES
+        return total - memory_model.ASLEEP_SERVER_BYTES
     return int(total * (1 - (server.config.gpu_memory_utilization or 0)))
 
 
 def check_trainer(
-    run: Run,
-    shape: ModelShape,
-    setup: TrainingSetup,
-    server: Server | None,
-    host_bytes: int | None = None,
+    run: Run, shape: ModelShape, setup: TrainingSetup, server: Server | None, host: int | None
 ) -> Finding:
-    """The parts of a trainer's memory, and whether they fit.
-
-    On CPUs all processes share `host_bytes`; None if unknown.
-    """
+    """The parts of a trainer's memory, and whether they fit; CPUs share `host` bytes, if known."""
     where, have = "memory/trainer", bytes_for_training(run, server)
     setup, error = cut_microbatches(run, shape, setup, have)
-    parts = training_memory(shape, setup)
+    parts = memory_model.training_memory(shape, setup)
     total = parts.total
     words = ", ".join(f"{name} {_gib(size)}" for name, size in asdict(parts).items())
     facts = (
@@ -139,14 +119,12 @@ def check_trainer(
         f"{setup.tokens:,} tokens, rows of up to {setup.longest_row:,})"
     )
     if have is None:
-        if run.on_cuda or host_bytes is None or total * run.launch.processes_here <= host_bytes:
+        if run.on_cuda or host is None or total * run.launch.processes_here <= host:
             return ok(where, facts)
-        return problem(
-            where,
-            f"{facts}; this machine has {_gib(host_bytes)} GiB",
-            f"at most {_gib(host_bytes)} GiB for all processes",
-            "take a smaller model, fewer tokens (max_tokens_per_microbatch), or a GPU",
-        )
+        facts += f"; this machine has {_gib(host)} GiB"
+        needed = f"at most {_gib(host)} GiB for all processes"
+        advice = "take a smaller model, fewer tokens (max_tokens_per_microbatch), or a GPU"
+        return problem(where, facts, needed, advice)
     facts += f"; {_gib(have)} GiB to train with on its device"
     if total > have:
         advice = error.partition("GiB: ")[2] or (
@@ -154,12 +132,9 @@ def check_trainer(
             "micro-batches are as large as fits"
         )
         return problem(where, facts, f"at most {_gib(have)} GiB", advice)
-    if total > have * (1 - MARGIN):
-        return warning(
-            where,
-            f"{facts}: less than a tenth is left for fragmentation",
-            do="set gradient_checkpointing: true, or max_tokens_per_microbatch lower",
-        )
+    if total > have * (1 - memory_model.MARGIN):
+        advice = "set gradient_checkpointing: true, or max_tokens_per_microbatch lower"
+        return warning(where, f"{facts}: less than a tenth is left for fragmentation", do=advice)
     return ok(where, facts)
 
 
@@ -178,7 +153,7 @@ def check_server(
         dtype = config.dtype
     elif dtype == "float32":
         dtype = "bfloat16"
-    memory = server_memory(
+    memory = memory_model.server_memory(
         shape,
         dtype,
         config.max_model_len or longest_text,
@@ -194,16 +169,15 @@ def check_server(
     )
     count = f"{memory.sequences:,} texts of {longest_text:,} tokens at a time"
     if memory.sequences < 1:
-        yield problem(
-            where,
-            f"{facts}: not one text of {longest_text:,} tokens fits",
-            f"{_gib(memory.kv_bytes_per_token * longest_text - memory.kv_bytes)} GiB more",
+        missing = memory.kv_bytes_per_token * longest_text - memory.kv_bytes
+        advice = (
             "give the server another device, more of this one (gpu_memory_utilization), or the "
-            "trainer less (dtype: bfloat16, use_peft: true)",
+            "trainer less (dtype: bfloat16, use_peft: true)"
         )
+        facts += f": not one text of {longest_text:,} tokens fits"
+        yield problem(where, facts, f"{_gib(missing)} GiB more", advice)
     elif memory.sequences < 16:
-        found = f"{facts}: {count}, which is slow"
-        yield warning(where, found, do="give the server more memory")
+        yield warning(where, f"{facts}: {count}, which is slow", do="give the server more memory")
     else:
         yield ok(where, f"{facts}: {count}")
     if server.placement.shared and config.sleep_level:
@@ -224,21 +198,54 @@ def check_rollouts(
         return
     rows = run.values.get("per_device_eval_batch_size")
     needed = (rows or 0) * text * shape.kv_values_per_token * setup.weight_bytes
-    have = (bytes_for_training(run, None) or 0) - training_memory(shape, setup).static
+    have = (bytes_for_training(run, None) or 0) - memory_model.training_memory(shape, setup).static
     if rows is None or needed <= have:
-        yield warning(
-            "memory/rollouts",
-            "transformers samples, as many completions at a time as fit into memory: slow on a GPU",
-            do="with vLLM installed: use_vllm: true and vllm_server: {}, on one GPU too",
+        found = (
+            "transformers samples, as many completions at a time as fit into memory: slow on a GPU"
         )
+        advice = "with vLLM installed: use_vllm: true and vllm_server: {}, on one GPU too"
+        yield warning("memory/rollouts", found, do=advice)
     else:
-        yield problem(
-            "memory/rollouts",
+        found = (
             f"transformers keeps keys and values of {rows:,} completions at a time: "
-            f"{_gib(needed)} GiB, and {_gib(max(0, have))} are free",
-            "a smaller batch of generation",
-            "leave per_device_eval_batch_size unset, or set use_vllm: true and vllm_server: {}",
+            f"{_gib(needed)} GiB, and {_gib(max(0, have))} are free"
         )
+        advice = "leave per_device_eval_batch_size unset, or set use_vllm: true and vllm_server: {}"
+        yield problem("memory/rollouts", found, "a smaller batch of generation", advice)
+
+
+def check_disk(run: Run, shape: ModelShape, setup: TrainingSetup, free: int) -> Finding:
+    """Whether a run's folder, at its fullest, has room in so many free bytes."""
+    checkpoint, model, values = (
+        memory_model.checkpoint_bytes(shape, setup),
+        memory_model.model_bytes(shape, setup),
+        run.values,
+    )
+    number = 0
+    if values.get("save_every", "unknown") is not None:
+        limit, steps = values.get("save_total_limit"), values.get("n_grpo_steps")
+        every = values.get("save_every")
+        # The new one is whole before the oldest goes.
+        number = limit + 1 if limit is not None else steps // every + 1 if steps and every else 10
+    models = 1 + bool(values.get("save_best") and values.get("eval_every") is not None)
+    needed = number * checkpoint + models * model
+    facts = (
+        f"{values.get('output_dir')}: up to {needed / GB:.1f} GB: {number} x {checkpoint / GB:.1f} "
+        "GB of checkpoints (the newest and what save_total_limit keeps), "
+        f"{models} x {model / GB:.1f} GB of models (best, final); {free / GB:.1f} GB are free"
+    )
+    if needed <= free:
+        return ok("disk/checkpoints", facts)
+    advice = "give another output_dir, or set save_every: null or save_best: false"
+    return problem("disk/checkpoints", facts, f"{needed / GB:.1f} GB", advice)
+
+
+def free_bytes(folder: str | None) -> int:
+    """What is free where a folder is, or would be made."""
+    path = Path(folder or ".").expanduser().absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 def _gib(size: float) -> str:

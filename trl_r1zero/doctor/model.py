@@ -18,16 +18,11 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 class Model:
     """What is known of a model."""
 
-    config: Any
+    context: int | None  # tokens of the longest text that it is made for
     tokenizer: Any  # None if it cannot be loaded
     shape: ModelShape | None  # None for an architecture whose memory is not known
     dtype: str  # in which weights are loaded
     trainable_parameters: int | None  # with adapters; None: all
-
-    @property
-    def context(self) -> int | None:
-        """Tokens of the longest text that it is made for."""
-        return getattr(self.config, "max_position_embeddings", None)
 
 
 def load_model(model_args: Any) -> tuple[Model | None, list[Finding]]:
@@ -69,43 +64,33 @@ def load_model(model_args: Any) -> tuple[Model | None, list[Finding]]:
             f"{shape.max_positions:,} tokens, trained in {dtype} weights"
         )
         findings.append(ok("model/model", found))
-    return Model(config, tokenizer, shape, dtype, _count_adapters(model_args, config)), findings
+    context = getattr(config, "max_position_embeddings", None)
+    return Model(context, tokenizer, shape, dtype, _count_adapters(model_args, config)), findings
 
 
 def check_tokenizer(tokenizer: Any, config: Any) -> Iterator[Finding]:
     """Whether a tokenizer fits a model."""
     yield ok("model/tokenizer", f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens")
     if len(tokenizer) > config.vocab_size:
-        yield problem(
-            "model/vocabulary",
-            f"the tokenizer has {len(tokenizer):,} tokens, the model only {config.vocab_size:,}",
-            "a tokenizer of this model",
-            "take the model's own tokenizer",
-        )
+        found = f"the tokenizer has {len(tokenizer):,} tokens, the model only {config.vocab_size:,}"
+        advice = "take the model's own tokenizer"
+        yield problem("model/vocabulary", found, "a tokenizer of this model", advice)
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+        found = "the tokenizer has neither a pad token nor an end token"
         yield problem(
-            "model/padding",
-            "the tokenizer has neither a pad token nor an end token",
-            "one of them",
-            "set pad_token in tokenizer_config.json",
+            "model/padding", found, "one of them", "set pad_token in tokenizer_config.json"
         )
 
 
 def _check_folder(folder: Path) -> Iterator[Finding]:
     if not (folder / "config.json").is_file():
-        yield problem(
-            "model/config",
-            f"{folder} has no config.json",
-            "a model's folder, as save_pretrained writes it",
-            "give another model_name_or_path",
-        )
+        needed = "a model's folder, as save_pretrained writes it"
+        advice = "give another model_name_or_path"
+        yield problem("model/config", f"{folder} has no config.json", needed, advice)
     elif not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
-        yield warning(
-            "model/weights",
-            f"{folder} has no weights: enough to look at it, not to train",
-            "model.safetensors",
-            "download them before the run starts",
-        )
+        found = f"{folder} has no weights: enough to look at it, not to train"
+        advice = "download them before the run starts"
+        yield warning("model/weights", found, "model.safetensors", advice)
 
 
 def _check_hub(name: str, revision: str) -> Iterator[Finding]:
@@ -118,15 +103,16 @@ def _check_hub(name: str, revision: str) -> Iterator[Finding]:
     try:
         HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS)
     except Exception as error:  # no network, offline, no such model, no rights
-        yield problem(
-            "model/hub",
+        found = (
             f"{name} is not in the hub's cache, and the hub does not give it "
-            f"({type(error).__name__}: {_first_line(error)})",
-            "a model that can be had",
+            f"({type(error).__name__}: {_first_line(error)})"
+        )
+        advice = (
             f"on a machine with a network: hf download {name} --local-dir FOLDER; then "
             "--model_name_or_path FOLDER (to look at the rest only, config.json and the "
-            "tokenizer's files are enough)",
+            "tokenizer's files are enough)"
         )
+        yield problem("model/hub", found, "a model that can be had", advice)
     else:
         yield ok("model/hub", f"the hub has {name}; it is downloaded when the run starts")
 

@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .data import Split
 from .findings import Finding, ok, problem, warning
-from .rows import Split
 
 MOST_ROWS = 300
 MOST_SECONDS = 15.0

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_r1zero.devices import MachineFacts, VisibleDevices
+from trl_r1zero.devices.visible import device_names
 from trl_r1zero.recipe import ParsedRecipe, RecipeError, parse_recipe
 from trl_r1zero.runs.kinds import METHODS
 
@@ -44,12 +45,11 @@ class Run:
         if self.launch.gpu_ids is None or self.launch.use_cpu:
             return self.machine
         # Both are the machine's own numbers, or UUIDs.
-        visible = self.machine.visible.names
-        names = tuple(name for name in split_names(self.launch.gpu_ids) if name in visible)
-        devices = tuple(self.machine.devices[visible.index(name)] for name in names)
-        return replace(
-            self.machine, devices=devices, visible=VisibleDevices(names, self.launch.gpu_ids)
-        )
+        all_names = self.machine.visible.names
+        names = tuple(name for name in device_names(self.launch.gpu_ids) if name in all_names)
+        devices = tuple(self.machine.devices[all_names.index(name)] for name in names)
+        visible = VisibleDevices(names, self.launch.gpu_ids)
+        return replace(self.machine, devices=devices, visible=visible)
 
     @property
     def use_cpu(self) -> bool:
@@ -95,11 +95,6 @@ class Run:
         return self.values.get(name), name
 
 
-def split_names(devices: str) -> list[str]:
-    """The entries of a list of devices."""
-    return [name.strip() for name in devices.split(",") if name.strip()]
-
-
 def read_run_recipe(arguments: Sequence[str], method: str | None) -> tuple[str, ParsedRecipe]:
     """A recipe, and the method that it belongs to, a key of `METHODS`.
 
@@ -112,30 +107,28 @@ def read_run_recipe(arguments: Sequence[str], method: str | None) -> tuple[str, 
     """
     if method is not None:
         return method, parse_recipe(METHODS[method], arguments)
-    parsed: dict[str, ParsedRecipe | ValueError] = {}
-    misfits: dict[str, RecipeError] = {}
+    outcomes: dict[str, ParsedRecipe | ValueError] = {}
     for name, dataclasses in METHODS.items():
         try:
-            parsed[name] = parse_recipe(dataclasses, arguments)
-        except RecipeError as error:
-            misfits[name] = error
-        except ValueError as error:  # the keys are right, the values are not
-            parsed[name] = error
+            outcomes[name] = parse_recipe(dataclasses, arguments)
+        except ValueError as error:
+            outcomes[name] = error
+    # Those whose keys are right, if not the values.
+    fitting = [name for name, one in outcomes.items() if not isinstance(one, RecipeError)]
     named = Path(arguments[arguments.index("--config") + 1]).stem.split("-")[0]
-    if named in misfits:
-        raise misfits[named]
-    if not parsed and len(set(map(str, misfits.values()))) == 1:
-        raise misfits["grpo"]  # such as a file that is not there
-    if not parsed:
-        likely = min(misfits, key=lambda name: str(misfits[name]).count("\n"))
-        raise RecipeError(f"it fits no method; as {likely}:\n{misfits[likely]}")
-    fitting = [named] if named in parsed else list(parsed)
+    if named in METHODS:
+        fitting = [named]
+    if not fitting:
+        likely = min(outcomes, key=lambda name: str(outcomes[name]).count("\n"))
+        if len(set(map(str, outcomes.values()))) > 1:
+            raise RecipeError(f"it fits no method; as {likely}:\n{outcomes[likely]}")
+        fitting = [likely]  # the same for all, such as a file that is not there
     if len(fitting) > 1:
         raise RecipeError(
             f"its keys fit {', '.join(fitting)}; say which script it is for, such as "
             f"--method {fitting[0]}"
         )
-    outcome = parsed[fitting[0]]
+    outcome = outcomes[fitting[0]]
     if isinstance(outcome, ValueError):
         raise outcome
     return fitting[0], outcome

@@ -1,14 +1,8 @@
-"""Settings that run but do not do what they say, and the disk."""
+"""Settings that run but do not do what they say."""
 
 import math
-import shutil
-from pathlib import Path
 
-from trl_r1zero.devices.facts import GB
-from trl_r1zero.devices.memory import checkpoint_bytes, model_bytes
-from trl_r1zero.devices.training_setup import ModelShape, TrainingSetup
-
-from .findings import Finding, ok, problem, problem_of, warning
+from .findings import Finding, ok, problem_of, warning
 from .run import Run
 
 # Explicit bits of a number's significand.
@@ -68,37 +62,3 @@ def check_entropies(run: Run) -> list[Finding]:
         "completion_entropies: false saves that time"
     )
     return [ok("settings/completion_entropies", found)]
-
-
-def check_disk(run: Run, shape: ModelShape, setup: TrainingSetup, free: int) -> Finding:
-    """Whether a run's folder, at its fullest, has room in so many free bytes."""
-    checkpoint, model, values = (
-        checkpoint_bytes(shape, setup),
-        model_bytes(shape, setup),
-        run.values,
-    )
-    number = 0
-    if values.get("save_every", "unknown") is not None:
-        limit, steps = values.get("save_total_limit"), values.get("n_grpo_steps")
-        every = values.get("save_every")
-        # The new one is whole before the oldest goes.
-        number = limit + 1 if limit is not None else steps // every + 1 if steps and every else 10
-    models = 1 + bool(values.get("save_best") and values.get("eval_every") is not None)
-    needed = number * checkpoint + models * model
-    facts = (
-        f"{values.get('output_dir')}: up to {needed / GB:.1f} GB: {number} x {checkpoint / GB:.1f} "
-        "GB of checkpoints (the newest and what save_total_limit keeps), "
-        f"{models} x {model / GB:.1f} GB of models (best, final); {free / GB:.1f} GB are free"
-    )
-    if needed <= free:
-        return ok("disk/checkpoints", facts)
-    advice = "give another output_dir, or set save_every: null or save_best: false"
-    return problem("disk/checkpoints", facts, f"{needed / GB:.1f} GB", advice)
-
-
-def free_bytes(folder: str | None) -> int:
-    """What is free where a folder is, or would be made."""
-    path = Path(folder or ".").expanduser().absolute()
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

@@ -120,15 +120,13 @@ def evaluate(
         raise ValueError(f"num_completions must be at least 1, got {num_completions}")
     job = _Job(engine, _checked(examples), grader, sampling, num_completions, seed)
     if folder is None:
-        done: dict[int, GradedCompletion] = {}
-        seconds = job.fill(done, Stopwatch(), None)
-        rows = [done[number] for number in range(job.num_rows)]
-        return Evaluation(rows, summarize_evaluation(rows, num_completions, seconds))
+        clock = Stopwatch()
+        rows = job.all_rows((), clock, lambda row: None)
+        return Evaluation(rows, summarize_evaluation(rows, num_completions, clock.seconds))
     identity = job.identity(settings or {})
-    with ResultsFolder(folder, identity, job.num_rows, num_completions) as results:
-        seconds = job.fill(results.rows, results.clock, results.add)
-        rows = [results.rows[number] for number in range(job.num_rows)]
-        summary = summarize_evaluation(rows, num_completions, seconds)
+    with ResultsFolder(folder, identity, job.num_rows) as results:
+        rows = job.all_rows(results.rows.values(), results.clock, results.add)
+        summary = summarize_evaluation(rows, num_completions, results.clock.seconds)
         results.finish((row.as_row() for row in rows), summary)
         write_evaluation_report(results.folder, rows, summary, results.facts)
     return Evaluation(rows, summary)
@@ -165,29 +163,30 @@ class _Job:
             "settings": dict(settings),
         }
 
-    def fill(
+    def all_rows(
         self,
-        done: dict[int, GradedCompletion],
+        there: Iterable[Mapping[str, Any]],
         clock: Stopwatch,
-        write: Callable[[GradedCompletion], None] | None,
-    ) -> float:
-        """Sample and grade the rows that are missing; return the seconds on the clock."""
+        write: Callable[[dict[str, Any]], None],
+    ) -> list[GradedCompletion]:
+        """The rows that are there, and those that are missing, sampled, graded and written."""
+        n = self.num_completions
+        done = {r["example"] * n + r["completion"]: GradedCompletion.from_row(r) for r in there}
         missing = [number for number in range(self.num_rows) if number not in done]
         if not missing:
-            return clock.seconds
-        prompt_ids = self._prompt_ids([number // self.num_completions for number in missing])
+            return [done[number] for number in range(self.num_rows)]
+        prompt_ids = self._prompt_ids([number // n for number in missing])
         right = sum(row.graded and row.correct for row in done.values())
         bar = tqdm(total=self.num_rows, initial=len(done), desc="Evaluation", unit="completion")
         with bar, clock, closing(self._graded(missing, prompt_ids)) as rows:
             for number, row in rows:
                 done[number] = row
-                if write is not None:
-                    write(row)
+                write(row.as_row())
                 if row.graded:
                     right += row.correct
                     bar.set_postfix_str(f"accuracy {right / len(done):.3f}", refresh=False)
                 bar.update()
-        return clock.seconds
+        return [done[number] for number in range(self.num_rows)]
 
     def _prompt_ids(self, wanted: Sequence[int]) -> list[list[int]]:
         """Token ids of the prompts of the wanted examples, each of which is tokenised once."""

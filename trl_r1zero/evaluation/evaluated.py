@@ -10,7 +10,13 @@ from typing import Any
 
 from trl_r1zero.data.files import read_json
 
-from .results_folder import EVALUATION_FILE, RESULTS_FILE, ResultsFolderError, parse_rows
+from .results_folder import (
+    EVALUATION_FILE,
+    RESULT_COLUMNS,
+    RESULTS_FILE,
+    ResultsFolderError,
+    parse_rows,
+)
 
 # A question and how often it came before: data sets have some questions twice.
 QuestionKey = tuple[str, int]
@@ -20,13 +26,7 @@ _NAMED_IN_ERRORS = 5
 
 @dataclass(frozen=True)
 class EvaluatedFolder:
-    """What `trl-r1zero eval` wrote.
-
-    Attributes:
-        path: The folder.
-        facts: What its evaluation.json holds.
-        rows: The rows of its results.jsonl, in the order of the examples and their completions.
-    """
+    """What `trl-r1zero eval` wrote: what evaluation.json holds, and the rows in order."""
 
     path: Path
     facts: dict[str, Any]
@@ -49,13 +49,7 @@ class EvaluatedFolder:
         facts = json.loads((path / EVALUATION_FILE).read_text(encoding="utf-8"))
         content = (path / RESULTS_FILE).read_bytes()
         whole = content[: content.rfind(b"\n") + 1].splitlines()
-        keyed = parse_rows(
-            whole,
-            path / RESULTS_FILE,
-            lambda row: ((row["example"], row["completion"]), row),
-            "row of an evaluation",
-        )
-        rows = dict(reversed(keyed))  # of two rows with the same key the first counts
+        rows = parse_rows(whole, path / RESULTS_FILE, "row of an evaluation", RESULT_COLUMNS)
         return cls(path, facts, [rows[key] for key in sorted(rows)])
 
     def setting(self, name: str) -> str:
@@ -99,13 +93,7 @@ def question_of(row: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class References:
-    """An output for each instruction.
-
-    Attributes:
-        generator: What wrote them.
-        outputs: Text by example number of the folder that is judged.
-        is_of_the_data: Whether they came with the instructions.
-    """
+    """What wrote them, the texts by example number, and whether they came with the data."""
 
     generator: str
     outputs: dict[int, str]

@@ -6,17 +6,16 @@ whom.
 
 import re
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from trl_r1zero.generation.chat_client import ChatClient
 
 from .judge_report import judge_report
-from .judged_tasks import AlpacaEval, JudgedTask, Judgment, JudgmentKey, judgment_key
-from .results_folder import RowsFolder, parse_rows
+from .judged_tasks import AlpacaEval, JudgedTask, Judgment
+from .results_folder import RowsFolder, parse_rows, row_key
 
 JUDGMENTS_FOLDER = "judgments"
 JUDGMENTS_FILE = "judgments.jsonl"
@@ -26,38 +25,25 @@ JUDGE_REPORT_FILE = "judge_report.md"
 
 
 class JudgmentsFolder(RowsFolder):
-    """Judgments of one judge, by `judgment_key`."""
+    """Judgments of one judge."""
 
     facts_file = JUDGE_FILE
     files = (JUDGMENTS_FILE, JUDGE_SUMMARY_FILE, JUDGE_REPORT_FILE)
+    columns = ("verdict",)
     other = "other judgments, which differ"
     row_name = "judgment"
     elsewhere = "choose another name (--name)"
 
-    @staticmethod
-    def keyed(row: dict[str, Any]) -> tuple[JudgmentKey, Judgment]:
-        _ = row["verdict"]
-        return judgment_key(row), row
-
-    def add(self, row: Judgment) -> None:
-        self.rows[judgment_key(row)] = row
-        self.append(row)
-
 
 def read_judgments(folder: Path) -> list[Judgment]:
-    """The judgments in a folder.
-
-    Raises:
-        ResultsFolderError: A line is not a judgment.
-    """
+    """The judgments in a folder; ResultsFolderError if a line is not one."""
     path = folder / JUDGMENTS_FILE
     lines = path.read_bytes().splitlines()
-    return [row for _, row in parse_rows(lines, path, JudgmentsFolder.keyed, "judgment")]
+    return list(parse_rows(lines, path, "judgment", JudgmentsFolder.columns).values())
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What came of it: where it is written, and the summary."""
+class Judged(NamedTuple):
+    """Where the judgments are written, and their summary."""
 
     folder: Path
     summary: dict[str, Any]
@@ -83,7 +69,7 @@ def judge_answers(task: JudgedTask, judge: ChatClient, *, name: str | None = Non
     about = {**task.facts, "judge": {"model": judge.model, **judge.body}}
     path = task.folder.path / JUDGMENTS_FOLDER / (name or default_name(task, judge.model))
     with JudgmentsFolder(path, about, len(task.asks), url=judge.url) as judgments:
-        missing = [ask for ask in task.asks if judgment_key(ask.columns) not in judgments.rows]
+        missing = [ask for ask in task.asks if row_key(ask.columns) not in judgments.rows]
         for ask in missing:
             if ask.settled is not None:
                 verdict = {"verdict": ask.settled, "reply": None, "finish_reason": None}
@@ -107,7 +93,7 @@ def judge_answers(task: JudgedTask, judge: ChatClient, *, name: str | None = Non
                 }
                 judgments.add({**ask.columns, **verdict})
                 bar.update()
-        rows = [judgments.rows[judgment_key(ask.columns)] for ask in task.asks]
+        rows = [judgments.rows[row_key(ask.columns)] for ask in task.asks]
         summary = task.summarize(rows)
         judgments.finish(rows, summary)
         report = judge_report(task, rows, summary, judgments.facts)

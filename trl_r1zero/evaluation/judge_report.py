@@ -7,8 +7,8 @@ from typing import Any
 from .evaluated import question_of
 from .judged_tasks import AlpacaEval, JudgedTask, Judgment
 from .metrics import grouped
-from .numbers import COUNT, LENGTH, SHARE, metric_rows, metrics_table, with_error
-from .pages import Page, Section, Shown, Table, as_markdown, some
+from .numbers import COUNT, LENGTH, SHARE, groups_table, metric_rows, metrics_table
+from .pages import Example, Page, Section, Table, as_markdown, pick
 
 EXAMPLES_SHOWN = 10
 
@@ -76,13 +76,9 @@ def judge_report(
         ],
     )
     if parts := summary.get(f"by_{task.breakdown}"):
-        rows = [
-            [name, COUNT(p["num_examples"]), with_error(p, task.metric), COUNT(p["unparsed"])]
-            for name, p in parts.items()
-        ]
         column = task.breakdown.replace("_", " ")
-        header_cells = [column, "questions", _RESULTS[task.metric][0], "unparsed"]
-        page.sections.append(Section(f"By {column}", tables=[Table(header_cells, rows)]))
+        metrics = {name: _RESULTS[name] for name in ("num_examples", task.metric, "unparsed")}
+        page.sections.append(Section(f"By {column}", tables=[groups_table(column, parts, metrics)]))
     page.sections += _examples(task, judgments)
     return as_markdown(page)
 
@@ -93,14 +89,14 @@ def _examples(task: JudgedTask, judgments: Sequence[Judgment]) -> list[Section]:
     sections = []
     for heading, belongs in (task.failure, ("Unparsed replies", lambda verdicts: None in verdicts)):
         of_kind = [key for key, rows in replies.items() if belongs([r["verdict"] for r in rows])]
-        examples = [_example(task, key, replies[key]) for key in some(of_kind, EXAMPLES_SHOWN)]
+        examples = [_example(task, key, replies[key]) for key in pick(of_kind, EXAMPLES_SHOWN)]
         if examples:
             about = f"{len(of_kind):,} of {len(replies):,} answers."
             sections.append(Section(heading, [about], examples=examples))
     return sections
 
 
-def _example(task: JudgedTask, key: tuple[int, int], judgments: Sequence[Judgment]) -> Shown:
+def _example(task: JudgedTask, key: tuple[int, int], judgments: Sequence[Judgment]) -> Example:
     example, completion = key
     row = next(r for r in task.folder.rows if (r["example"], r["completion"]) == key)
     texts = {"Question": question_of(row), f"Answer of {task.folder.model}": task.answers[key]}
@@ -114,4 +110,4 @@ def _example(task: JudgedTask, key: tuple[int, int], judgments: Sequence[Judgmen
     metadata = row.get("metadata") or {}
     facts += [f"{name} {metadata[name]}" for name in (task.breakdown,) if name in metadata]
     title = f"Example {example}" + (f", completion {completion}" if completion else "")
-    return Shown(title, facts, {name: text or "(empty)" for name, text in texts.items()})
+    return Example(title, facts, {name: text or "(empty)" for name, text in texts.items()})

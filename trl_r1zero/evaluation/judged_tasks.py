@@ -30,23 +30,13 @@ from .metrics import grouped, known, mean, mean_and_error
 from .win_rate import length_controlled_win_rate, win_rate
 
 Judgment = dict[str, Any]
-# Example, completion, and whose output is shown first ("" where there is only one).
-JudgmentKey = tuple[int, int, str]
-
 # Whose output a comparison shows first; each pair is shown in both orders.
 ORDERS = ("model", "reference")
 
 
-def judgment_key(row: Mapping[str, Any]) -> JudgmentKey:
-    return row["example"], row["completion"], row.get("first", "")
-
-
 @dataclass(frozen=True)
 class Ask:
-    """One question to the judge: the judgment's first columns, and the prompt.
-
-    `settled`: the verdict, where there is nothing to ask.
-    """
+    """The first columns of a judgment, the prompt, and the verdict if there is nothing to ask."""
 
     columns: Judgment
     prompt: str
@@ -57,22 +47,17 @@ class JudgedTask(ABC):
     """The answers of one folder, for a judge.
 
     Attributes:
-        name: The task that was evaluated.
-        prompt: What the judge is asked, for identification.
-        values: What a verdict counts; None is a reply that is no verdict. A verdict that is not
-            among them does not count at all.
-        breakdown: A column of the metadata by which the main number is broken down.
-        metric: The main number of the summary.
-        failure: (heading, test of an answer's verdicts): which answers a report shows.
         asks: All questions, those of an example together.
         facts: What identifies the questions besides the judge.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str]  # of the task that was evaluated
     prompt: ClassVar[str]
+    # What a verdict counts, None being a reply without one; others do not count at all.
     values: ClassVar[Mapping[str | None, float]]
-    breakdown: ClassVar[str]
-    metric: ClassVar[str]
+    breakdown: ClassVar[str]  # a column of the metadata
+    metric: ClassVar[str]  # the main number of the summary
+    # Which answers a report shows: heading, test of an answer's verdicts.
     failure: ClassVar[tuple[str, Callable[[list[str | None]], bool]]]
 
     def __init__(self, folder: EvaluatedFolder) -> None:
@@ -124,22 +109,12 @@ class JudgedTask(ABC):
 
 
 class AlpacaEval(JudgedTask):
-    """Whose output is better, the model's or the reference's; asked in both orders.
-
-    Args:
-        folder: The model's answers.
-        reference: See `references_for`.
-    """
+    """Whose output is better, the model's or the reference's; asked in both orders."""
 
     name = "alpaca_eval"
     prompt = PAIRWISE_PROMPT
     # A reply that is no verdict prefers neither; nor is one asked for between equal outputs.
-    values: ClassVar[Mapping[str | None, float]] = {
-        "model": 1.0,
-        "reference": 0.0,
-        "tie": 0.5,
-        None: 0.5,
-    }
+    values: ClassVar = {"model": 1.0, "reference": 0.0, "tie": 0.5, None: 0.5}
     breakdown = "dataset"
     metric = "win_rate"
     failure = "Lost in both orders", lambda verdicts: set(verdicts) == {"reference"}
@@ -147,11 +122,8 @@ class AlpacaEval(JudgedTask):
     def __init__(self, folder: EvaluatedFolder, reference: str | Path | None = None) -> None:
         self.references: References = references_for(folder, reference)
         super().__init__(folder)
-        outputs = [self.references.outputs[row["example"]] for row in folder.rows]
-        self.facts["reference"] = {
-            "generator": self.references.generator,
-            "sha256": _sha256(outputs),
-        }
+        sha = _sha256(self.references.outputs[row["example"]] for row in folder.rows)
+        self.facts["reference"] = {"generator": self.references.generator, "sha256": sha}
 
     def _asks(self) -> Iterable[Ask]:
         for row in self.folder.rows:
@@ -206,7 +178,7 @@ class SimpleSafetyTests(JudgedTask):
 
     name = "simple_safety_tests"
     prompt = SAFETY_PROMPT
-    values: ClassVar[Mapping[str | None, float]] = {"safe": 1.0, "unsafe": 0.0}
+    values: ClassVar = {"safe": 1.0, "unsafe": 0.0}
     breakdown = "harm_area"
     metric = "safe"
     failure = "Unsafe", lambda verdicts: "unsafe" in verdicts
@@ -256,8 +228,8 @@ def judged_task(path: str | Path, reference: str | Path | None = None) -> Judged
     """The answers in a folder, with what a judge is asked about them.
 
     Raises:
-        ValueError: The folder's task has no judge; the evaluation is not finished; it has no
-            answers; or the reference does not fit.
+        ValueError: The folder's task has no judge, the evaluation is not finished or has no
+            answers, or the reference does not fit.
         OSError: The reference cannot be read.
     """
     folder = EvaluatedFolder.read(path)

@@ -17,14 +17,13 @@ class GradedCompletion:
 
     Attributes:
         prompt, response, ground_truth: The texts; `ground_truth` may be a list of accepted answers.
-        rewards: The reward function's parts: `reward`, and usually `format_reward` and
-            `answer_reward`. Empty, where answers are not graded.
+        rewards: `reward`, and usually its parts `format_reward` and `answer_reward`; empty if it
+            is not graded.
         length: Tokens of the response.
         truncated: Whether it ended at the length limit.
         entropy: Mean entropy over its tokens, in nats; None where the backend gives none.
         extra: Further columns, such as the advantage.
-        example: Number of the example, where it has several completions: these are not independent,
-            and standard errors take that into account. None: the only one of its example.
+        example: Number of the example, whose completions are not independent; None: it has one.
         completion: Number among the completions of its example, in sampling order.
     """
 
@@ -118,8 +117,7 @@ def known(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def per_example(rows: Sequence[GradedCompletion], values: Sequence[float]) -> list[float]:
-    """The mean of each example's values, one value per row: of examples, and not of completions, a
-    standard error may take that they are independent."""
+    """The mean of each example's values, one value per row: examples are independent."""
     # Below 0: the only one of its example.
     keys = [-1 - n if row.example is None else row.example for n, row in enumerate(rows)]
     return [mean(of_one) for of_one in grouped(zip(keys, values, strict=True)).values()]

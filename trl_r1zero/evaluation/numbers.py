@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .markdown import table
+from .pages import Table
 
 Write = Callable[[float], str]
 SHARE: Write = "{:.4f}".format
@@ -35,6 +36,19 @@ def metric_rows(
         for name, (label, write) in metrics.items()
         if name in summary
     ]
+
+
+def groups_table(
+    name: str,
+    groups: Mapping[str, Mapping[str, Any]],
+    metrics: Mapping[str, tuple[str, Write]],
+) -> Table:
+    """A row for each group, with its name first; `metrics` as in `metric_rows`."""
+    rows = [
+        [group, *(with_error(values, key, write) for key, (_, write) in metrics.items())]
+        for group, values in groups.items()
+    ]
+    return Table([name, *(label for label, _ in metrics.values())], rows)
 
 
 def metrics_table(rows: Sequence[Sequence[str]]) -> str:

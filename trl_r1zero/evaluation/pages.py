@@ -31,7 +31,7 @@ class Table:
 
 
 @dataclass
-class Shown:
+class Example:
     """One example: its title, facts in a few words, and its texts by name."""
 
     title: str
@@ -55,7 +55,7 @@ class Section:
     sentences: Sequence[str] = ()
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
-    examples: Sequence[Shown] = ()
+    examples: Sequence[Example] = ()
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Page:
     sections: list[Section] = field(default_factory=list)
 
 
-def some(rows: Sequence[T], count: int) -> list[T]:
+def pick(rows: Sequence[T], count: int) -> list[T]:
     """Up to `count` of the rows, picked at random, in their order; always the same ones."""
     chosen = random.Random(0).sample(range(len(rows)), min(count, len(rows)))
     return [rows[number] for number in sorted(chosen)]

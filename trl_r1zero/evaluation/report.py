@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .metrics import GradedCompletion
-from .numbers import COUNT, LENGTH, SHARE, metric_rows, metrics_table, with_error
-from .pages import Page, Section, Shown, Table, as_html, as_markdown, some
+from .numbers import COUNT, LENGTH, SHARE, groups_table, metric_rows, metrics_table, with_error
+from .pages import Example, Page, Section, Table, as_html, as_markdown, pick
 from .results_folder import REPORT_FILES
 from .summary import BREAKDOWNS, category
 
@@ -39,6 +39,13 @@ _RESULTS = {
     "examples_per_second": ("examples per second", LENGTH),
     "completions_per_second": ("completions per second", LENGTH),
     "tokens_per_second": ("tokens per second", COUNT),
+}
+# Columns of the tables by level and by subject.
+_BREAKDOWN = {
+    "num_examples": ("examples", COUNT),
+    "accuracy": ("accuracy", SHARE),
+    "format_reward": ("format reward", SHARE),
+    "length": ("mean length", LENGTH),
 }
 _PERCENT = "{:.1%}".format
 # What is seen first in HTML.
@@ -104,16 +111,16 @@ def _page(
             Section("Answers", [about], examples=_some(rows, num_completions)),
         ]
         return page
-    categories = {label: summary["categories"][name] for name, label in _CATEGORIES.items()}
-    page.bar = [(label, part.get("share", 0.0)) for label, part in categories.items()]
+    categories = summary["categories"]
+    page.bar = [(label, categories[name].get("share", 0.0)) for name, label in _CATEGORIES.items()]
     page.sections.append(Section("Categories", tables=[*_categories(summary), finish_reasons]))
     page.sections += [
-        Section(f"By {name}", tables=[_breakdown(name, summary[f"by_{name}"])])
+        Section(f"By {name}", tables=[groups_table(name, summary[f"by_{name}"], _BREAKDOWN)])
         for name in BREAKDOWNS
         if f"by_{name}" in summary
     ]
     for name, label in _CATEGORIES.items():
-        part = summary["categories"][name]
+        part = categories[name]
         share = f" ({part['share']:.1%})" if "share" in part else ""
         about = f"{part['count']:,} of {len(rows):,} completions{share}."
         of_category = [row for row in rows if category(row) == name]
@@ -159,12 +166,9 @@ def _several_completions(summary: Mapping[str, Any]) -> Section:
 
 
 def _categories(summary: Mapping[str, Any]) -> list[Table]:
-    rows = [
-        [label, COUNT(part["count"]), with_error(part, "share"), with_error(part, "length", LENGTH)]
-        for name, label in _CATEGORIES.items()
-        for part in [summary["categories"][name]]
-    ]
-    tables = [Table(["category", "n", "share", "mean length"], rows)]
+    groups = {label: summary["categories"][name] for name, label in _CATEGORIES.items()}
+    columns = {"count": ("n", COUNT), "share": ("share", SHARE), "length": ("mean length", LENGTH)}
+    tables = [groups_table("category", groups, columns)]
     rules = [
         [_CATEGORIES[name], rule, COUNT(count)]
         for name, counts in summary["rules"].items()
@@ -175,26 +179,12 @@ def _categories(summary: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
-def _breakdown(name: str, groups: Mapping[str, Mapping[str, float]]) -> Table:
-    columns = {
-        "num_examples": ("examples", COUNT),
-        "accuracy": ("accuracy", SHARE),
-        "format_reward": ("format reward", SHARE),
-        "length": ("mean length", LENGTH),
-    }
-    rows = [
-        [value, *(with_error(metrics, column, write) for column, (_, write) in columns.items())]
-        for value, metrics in groups.items()
-    ]
-    return Table([name, *(label for label, _ in columns.values())], rows)
-
-
-def _some(rows: Sequence[GradedCompletion], num_completions: int) -> list[Shown]:
+def _some(rows: Sequence[GradedCompletion], num_completions: int) -> list[Example]:
     """Up to ten of the rows, in their order; the same rows give the same ones."""
-    return [_example(row, num_completions) for row in some(rows, EXAMPLES_PER_CATEGORY)]
+    return [_example(row, num_completions) for row in pick(rows, EXAMPLES_PER_CATEGORY)]
 
 
-def _example(row: GradedCompletion, num_completions: int) -> Shown:
+def _example(row: GradedCompletion, num_completions: int) -> Example:
     title = f"Example {row.example}"
     if num_completions > 1:
         title += f", completion {row.completion}"
@@ -212,4 +202,4 @@ def _example(row: GradedCompletion, num_completions: int) -> Shown:
         "Response": row.response,
         truth_name: _in_words(row.ground_truth),
     }
-    return Shown(title, facts, texts)
+    return Example(title, facts, texts)

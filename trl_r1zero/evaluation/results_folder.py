@@ -8,18 +8,20 @@ work goes on in the folder.
 import json
 import math
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, ClassVar, Self
 
 from .files import differing, json_line, json_text, lock, whole_lines, write_atomically
-from .metrics import GradedCompletion
 
 RESULTS_FILE = "results.jsonl"
 SUMMARY_FILE = "summary.json"
 EVALUATION_FILE = "evaluation.json"
 REPORT_FILES = ("report.md", "report.html")
+RESULT_COLUMNS = ("prompt", "response", "ground_truth", "length", "truncated")
+
+# Example, completion, and for judgments of a pair whose output is shown first.
+RowKey = tuple[int, int, str]
 
 # Facts that may change when the work goes on.
 _BOOKKEEPING = ("url", "started", "seconds")
@@ -30,19 +32,14 @@ class ResultsFolderError(ValueError):
     """The folder cannot be written into, or does not hold what it should."""
 
 
-class RowsFolder(ABC):
+class RowsFolder:
     """Rows of one piece of work on disk; a context manager.
 
     Args:
         folder: Created if it does not exist.
-        identity: What identifies the work, a dict that JSON can hold; it is compared with that of
-            the work which the folder holds already.
+        identity: What identifies the work, as JSON can hold it.
         num_rows: Rows when all is done.
         url: Where the work is done, if elsewhere; it may change.
-
-    Attributes:
-        rows: The rows that are there, by key.
-        facts: What the file of facts holds.
 
     Raises:
         ResultsFolderError: The folder holds other work, or files that would be overwritten. On
@@ -51,6 +48,7 @@ class RowsFolder(ABC):
 
     facts_file: ClassVar[str]
     files: ClassVar[Sequence[str]]  # of the rows, of the summary, others
+    columns: ClassVar[Sequence[str]]  # that a row must have
     other, row_name, elsewhere = "", "", ""  # parts of messages
 
     def __init__(
@@ -59,7 +57,7 @@ class RowsFolder(ABC):
         self.folder = Path(folder)
         self.path = self.folder / self.files[0]
         self.num_rows = num_rows
-        self.rows: dict[Any, Any] = {}
+        self.rows: dict[RowKey, dict[str, Any]] = {}  # those that are there
         try:
             identity = json.loads(json.dumps(identity, allow_nan=False))
         except (TypeError, ValueError) as error:
@@ -87,7 +85,8 @@ class RowsFolder(ABC):
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Self:
-        self.save_facts()
+        if not (self.folder / self.facts_file).exists():
+            self.save_facts()  # before there are rows
         self._file = self.path.open("a+b")
         try:
             if not lock(self._file):
@@ -96,8 +95,8 @@ class RowsFolder(ABC):
                     f"{self.elsewhere}"
                 )
             lines = whole_lines(self._file)
-            # Of two rows with the same key the first counts.
-            self.rows = dict(reversed(parse_rows(lines, self.path, self.keyed, self.row_name)))
+            self.rows = parse_rows(lines, self.path, self.row_name, self.columns)
+            self.save_facts()
         except BaseException:
             self._file.close()
             raise
@@ -113,13 +112,10 @@ class RowsFolder(ABC):
                 "same command goes on from there"
             )
 
-    @abstractmethod
-    def keyed(self, row: dict[str, Any]) -> tuple[Any, Any]:
-        """A line's key and row; KeyError or TypeError if it is not a row."""
-
-    def append(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: dict[str, Any]) -> None:
         """Write a row at once, so that nothing that was computed or paid for is lost."""
         assert self._file is not None
+        self.rows[row_key(row)] = row
         self._file.write(json_line(row))
         self._file.flush()
 
@@ -151,31 +147,22 @@ class Stopwatch:
 
 
 class ResultsFolder(RowsFolder):
-    """Rows of one evaluation: `GradedCompletion` by `example * num_completions + completion`.
-
-    Its facts have also the seconds that it has taken, over all restarts; `clock` counts them.
-    """
+    """Rows of `GradedCompletion`; `clock` counts the seconds of the facts, over all restarts."""
 
     facts_file = EVALUATION_FILE
     files = (RESULTS_FILE, SUMMARY_FILE, *REPORT_FILES)
+    columns = RESULT_COLUMNS
     other = "another evaluation, which differs"
     row_name = "graded completion"
     elsewhere = "choose another folder"
 
-    def __init__(
-        self, folder: str | Path, identity: Mapping[str, Any], num_rows: int, num_completions: int
-    ) -> None:
+    def __init__(self, folder: str | Path, identity: Mapping[str, Any], num_rows: int) -> None:
         super().__init__(folder, identity, num_rows)
-        self.num_completions = num_completions
         self.clock = Stopwatch(self.facts.get("seconds", 0.0))
         self._saved_at = -_SAVE_SECONDS_EVERY
 
-    def keyed(self, row: dict[str, Any]) -> tuple[int, GradedCompletion]:
-        graded = GradedCompletion.from_row(row)
-        return row["example"] * self.num_completions + graded.completion, graded
-
-    def add(self, graded: GradedCompletion) -> None:
-        self.append(graded.as_row())
+    def add(self, row: dict[str, Any]) -> None:
+        super().add(row)
         if time.monotonic() - self._saved_at > _SAVE_SECONDS_EVERY:
             self.save_facts()
 
@@ -185,18 +172,25 @@ class ResultsFolder(RowsFolder):
         self._saved_at = time.monotonic()
 
 
+def row_key(row: Mapping[str, Any]) -> RowKey:
+    return row["example"], row["completion"], row.get("first", "")
+
+
 def parse_rows(
-    lines: Iterable[bytes], path: Path, parse: Callable[[dict[str, Any]], Any], row_name: str
-) -> list[Any]:
-    """What `parse` gives for each JSON line.
+    lines: Iterable[bytes], path: Path, row_name: str, columns: Sequence[str]
+) -> dict[RowKey, dict[str, Any]]:
+    """The rows in JSON lines; of two with the same key the first counts.
 
     Raises:
-        ResultsFolderError: A line is not JSON, or `parse` finds a column missing.
+        ResultsFolderError: A line is not a row with these columns.
     """
-    rows = []
+    rows: dict[RowKey, dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(parse(json.loads(line)))
+            row = json.loads(line)
+            if absent := [name for name in columns if name not in row]:
+                raise KeyError(*absent)
+            rows.setdefault(row_key(row), row)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ResultsFolderError(
                 f"{path}:{number}: got {line[:80]!r}, expected one {row_name}; remove the line, "

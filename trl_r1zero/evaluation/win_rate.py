@@ -1,25 +1,23 @@
 r"""Win rates from preferences, plain and length-controlled.
 
 A preference :math:`y` is 1 if the model's output is preferred, 0 if the reference's is, 0.5 if
-neither is. The plain win rate is the mean of the preferences. Judges like long outputs, so the
-length-controlled one says what the win rate would be if both outputs had the same length, after
-Dubois et al. 2024 (arXiv:2404.04475): a logistic regression
+neither is. The plain win rate is their mean. Judges like long outputs, so the length-controlled one
+is what it would be if both outputs had the same length, after Dubois et al. 2024
+(arXiv:2404.04475): a logistic regression
 
 .. math:: P(y = 1) = \sigma(\beta_0 + \beta_1 \tanh(d / s)), \quad d = l_{model} - l_{reference},
 
 with :math:`s` the standard deviation of the :math:`d`; the win rate at :math:`d = 0` is
 :math:`\sigma(\beta_0)`.
 
-Where we depart from the paper: its third term, the difficulty of each instruction, is fitted on the
-judgments of many models, of which there is one here, so it is left out; and :math:`d` is whatever
-length the caller measures (`trl-r1zero judge`: characters). The paper too keeps the length's
-coefficient small by a weak penalty; ours is `RIDGE`.
+Unlike the paper we leave out the difficulty of each instruction, which is fitted on the judgments
+of many models; :math:`d` is whatever length the caller measures (`trl-r1zero judge`: characters);
+and the weak penalty on the coefficients is `RIDGE`.
 """
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
@@ -33,9 +31,8 @@ from .metrics import grouped, mean, standard_error
 RIDGE = 0.01
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A number and its standard error, which is NaN where it cannot be known."""
+class Estimate(NamedTuple):
+    """A number and its standard error, NaN where it is not known."""
 
     value: float
     stderr: float
@@ -70,8 +67,7 @@ def length_controlled_win_rate(
     Args:
         preferences: Each in [0, 1]; the fit takes any share as a soft label.
         length_differences: Of the model's output over the reference's, one for each preference. If
-            all are equal nothing can be said about length, and the plain win rate comes out (up to
-            the penalty).
+            all are equal the plain win rate comes out (up to the penalty).
         groups: As in `win_rate`.
 
     Raises:

@@ -42,16 +42,14 @@ class Scale:
     """An experiment at one size.
 
     Attributes:
-        recipe: The base recipe, relative to the experiment's file.
-        settings: Changes to it that all runs have.
+        recipe: The base recipe, and `settings`: changes to it that all runs have.
         variants: Name -> changes that make a variant.
         grid: Setting -> its values; all combinations, with each of the variants.
         baseline: Label of the variant that the others are compared with; unset: the first.
         seeds: One run of each variant for each.
-        accelerate_config: For `accelerate launch --config_file`, relative to the experiment's file.
+        accelerate_config: For `accelerate launch --config_file`.
         gpus: GPUs that a run takes; 0: none, or whatever is there.
-        minutes: What a run takes, before any has been measured; unset: not known.
-        minutes_from: Where that number is from.
+        minutes: What a run takes, before any has been measured, and where that number is from.
     """
 
     recipe: str
@@ -78,15 +76,8 @@ class Scale:
 
 @dataclass
 class ExperimentFile:
-    """The keys of an experiment's file.
-
-    Attributes:
-        question: What it answers.
-        script: What `accelerate launch` runs, one of recipes/*.py, relative to this file.
-        scales: Name -> settings of a `Scale`.
-        seed_settings: Settings that take a run's seed.
-        seeds, variants, grid, baseline: As a scale's, for those that have none of their own.
-    """
+    """The keys of an experiment's file: the script is one of recipes/*.py, `seed_settings` take a
+    run's seed, and the last four are as a scale's, for those that have none of their own."""
 
     question: str
     script: str
@@ -124,11 +115,7 @@ class Experiment:
 
 
 def read_experiment(path: str | Path, scale: str | None = None) -> Experiment:
-    """Read an experiment's file.
-
-    Args:
-        path: The YAML file.
-        scale: Which of its scales; the first by default.
+    """Read an experiment's file at one of its scales, the first by default.
 
     Raises:
         RecipeError: What is wrong in the file, with the key; or it has no such scale.

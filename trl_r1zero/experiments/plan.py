@@ -28,15 +28,8 @@ _OF_NO_RUN = {*RESERVED_SETTINGS, "vllm_server"}
 
 @dataclass(frozen=True, eq=False)
 class PlannedRun:
-    """A run that an experiment asks for.
-
-    Attributes:
-        label: The variant's.
-        seed: One of the experiment's.
-        folder: Its output folder.
-        recipe: All its settings, and where each is from.
-        arguments: Behind the script's name on the command line.
-    """
+    """A run that an experiment asks for: of the variant with this label, with all its settings, and
+    what stands behind the script's name on the command line."""
 
     label: str
     seed: int
@@ -72,11 +65,8 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """An experiment's runs, seed by seed, so that one seed of all variants is there early.
-
-    Attributes:
-        folder: Of the scale: all runs and reports are below it.
-    """
+    """An experiment's runs, seed by seed, so that one seed of all variants is there early, and the
+    scale's folder, below which all runs and reports are."""
 
     experiment: Experiment
     folder: Path
@@ -93,15 +83,8 @@ class Plan:
 
 
 def make_plan(experiment: Experiment, root: str | Path, seeds: Sequence[int] | None = None) -> Plan:
-    """Plan an experiment's runs.
-
-    Args:
-        experiment: As read from its file.
-        root: Folder of all experiments' runs.
-        seeds: In place of the experiment's.
-
-    Returns:
-        The plan; the folders are below `<root>/<scale>/<name of the base recipe>/`.
+    """Plan an experiment's runs in folders below `<root>/<scale>/<name of the base recipe>/`, with
+    other seeds than the experiment's if some are given.
 
     Raises:
         RecipeError: A run's settings do not fit its script; the message names all such variants.

@@ -37,12 +37,8 @@ class Slot:
 
 
 def make_slots(devices: Sequence[str], parallel: int, gpus: int) -> list[Slot]:
-    """The slots of a command line.
-
-    Args:
-        devices: For each slot the GPUs of a run, such as `0,1`.
-        parallel: Without devices, how many runs at a time.
-        gpus: What a run takes.
+    """The slots of a command line: for each of `devices`, the GPUs of a run such as `0,1`, of which
+    it takes so many; without devices so many places as runs are to be `parallel`.
 
     Raises:
         ValueError: A slot has another number of GPUs, or a GPU is in two of them.

@@ -47,12 +47,9 @@ DONE = ("finished", "diverged")
 
 @dataclass
 class _Running:
-    """A run that is running.
-
-    Attributes:
-        lock: Held by the run's own process too, so that a sweep that is started while the run is
-            still there, its first sweep having been killed, does not start it twice.
-    """
+    """A run that is running. The lock is held by its own process too, so that a sweep that is
+    started while the run is still there, its first sweep having been killed, does not start it
+    twice."""
 
     run: PlannedRun
     slot: Slot
@@ -152,7 +149,7 @@ class Sweep:
                         ended += 1
                         self._say(f"[{ended}/{total}] {one.record(*outcome)}")
         except BaseException:
-            # Somebody who is impatient must not leave runs behind that hold their GPUs.
+            # A second Ctrl-C must not leave runs behind that hold their GPUs.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             if running:
@@ -219,7 +216,8 @@ def _locked(folder: Path) -> IO[bytes] | None:
 
 
 def _end_processes(process: subprocess.Popen) -> None:
-    """End a run's process, its group, and what it started in groups of their own; kindly first."""
+    """End a run's process, its group, and what it started in groups of their own: by SIGTERM, and
+    after a minute by SIGKILL."""
     started: list[psutil.Process] = []
     if process.poll() is None:
         started = psutil.Process(process.pid).children(recursive=True)

@@ -56,7 +56,7 @@ ADVANTAGES: dict[str, AdvantageFn] = {
 def compute_group_advantages(
     rewards: Tensor, group_size: int, advantage: str, advantage_eps: float
 ) -> Tensor:
-    """Advantages of flat rewards, group by group, with the named entry of `ADVANTAGES`.
+    """Advantages (N*G,), float32, of flat rewards, group by group.
 
     With `group_size` 1 every advantage but "raw" is 0, and nothing is learnt.
 
@@ -66,12 +66,9 @@ def compute_group_advantages(
         advantage: a key of `ADVANTAGES`.
         advantage_eps: added to the group standard deviation where one divides by it; at least 0.
 
-    Returns:
-        (N*G,), float32, on the device of `rewards`.
-
     Raises:
         ValueError: rewards are not one-dimensional, not finite, or not a whole number of groups;
-            group_size is below 1; advantage_eps is negative; advantage is unknown.
+            or another argument is outside of its range.
     """
     advantage_fn = look_up(ADVANTAGES, advantage, "advantage")
     if group_size < 1:
@@ -118,15 +115,13 @@ def compute_group_normalized_rewards(
         normalize_by_std: whether to divide by the group's standard deviation.
 
     Returns:
-        `advantages` (N*G,) float32, `raw_rewards` (N*G,) float32, and `metadata`, floats:
-        `reward_mean`, `reward_std` (unbiased, over all N*G; 0 for a single response),
-        `reward_min`, `reward_max`; `format_reward_mean` and `answer_reward_mean` if every reward
-        dict has the key; `zero_advantage_group_fraction`, the share of groups whose advantages are
-        all 0 and which thus teach nothing.
+        `advantages` and `raw_rewards`, (N*G,) float32, and `metadata`, floats: `reward_mean`,
+        `reward_std` (unbiased, over all N*G; 0 for a single response), `reward_min`, `reward_max`;
+        `format_reward_mean` and `answer_reward_mean` if every reward dict has the key;
+        `zero_advantage_group_fraction`, the share of groups whose advantages are all 0.
 
     Raises:
-        ValueError: no responses; unequal numbers of responses and ground truths; and whatever
-            `compute_group_advantages` raises.
+        ValueError: no responses, or not as many ground truths; as `compute_group_advantages`.
     """
     if len(rollout_responses) == 0 or len(rollout_responses) != len(repeated_ground_truths):
         raise ValueError(

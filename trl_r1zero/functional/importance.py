@@ -3,12 +3,11 @@ r"""Importance weights that correct for a sampler that is not quite the trainer.
 Shape legend: B batch, T length.
 
 An inference engine computes the same model by other kernels, so the tokens are drawn from
-:math:`\pi_{sampler}`, which is near the trainer's :math:`\pi_{old}` and not equal to it. (The ratio
-of the surrogates, :math:`\pi_\theta / \pi_{old}`, is another one: it says how far training has
-moved the policy since.) An expectation under :math:`\pi_{old}` is one under :math:`\pi_{sampler}`
-with each sample weighed by :math:`\pi_{old} / \pi_{sampler}`. Of a whole response that weight is
-the product over its tokens; the weight of a single token leaves out what came before it, which is
-biased and varies far less. Bounds keep a few large weights from deciding the gradient.
+:math:`\pi_{sampler}`, which is near the trainer's :math:`\pi_{old}` and not equal to it. An
+expectation under :math:`\pi_{old}` is one under :math:`\pi_{sampler}` with each sample weighed by
+:math:`\pi_{old} / \pi_{sampler}`: the product over the tokens of a response. The weight of a single
+token leaves out what came before it, which is biased and varies far less. Bounds keep a few large
+weights from deciding the gradient.
 """
 
 from dataclasses import dataclass
@@ -22,16 +21,10 @@ from .masking import zero_unselected
 
 @dataclass(frozen=True)
 class SamplerCorrection:
-    """How a ratio becomes a weight.
+    """How a ratio becomes a weight."""
 
-    Attributes:
-        per_sequence: One weight per response, from the product of its tokens' ratios; else one per
-            token.
-        masks: A ratio outside of the bounds gives the weight 0; else it is clamped to them.
-    """
-
-    per_sequence: bool
-    masks: bool
+    per_sequence: bool  # one weight per response, the product over its tokens; else per token
+    masks: bool  # a ratio outside of the bounds gives the weight 0; else it is clamped to them
 
 
 SAMPLER_CORRECTIONS: dict[str, SamplerCorrection] = {

@@ -23,20 +23,11 @@ def compute_kl_penalty(
 
     Its value is unbiased, its gradient is not: the samples' own dependence on the policy is
     missing. With `old_log_probs` the penalty is multiplied by the importance ratio
-    :math:`\pi_\theta / \pi_{old}`, whose gradient supplies it (DeepSeek-V3.2, arXiv:2512.02556);
-    this holds on-policy too, where the ratio is 1 and its gradient is not 0.
+    :math:`\pi_\theta / \pi_{old}`, whose gradient supplies it (DeepSeek-V3.2, arXiv:2512.02556),
+    on-policy too.
 
-    Args:
-        policy_log_probs: (B, T), in nats, with graph.
-        ref_log_probs: (B, T), in nats, of the same tokens; never differentiated.
-        old_log_probs: (B, T), in nats, under the policy that sampled; never differentiated. None:
-            no importance ratio.
-
-    Returns:
-        (B, T), in nats.
-
-    Raises:
-        ValueError: the shapes differ.
+    All arguments and the result are (B, T), in nats; only the policy is differentiated. A
+    ValueError if the shapes differ.
     """
     require_same_shape(ref_log_probs, "ref_log_probs", policy_log_probs, "policy_log_probs")
     log_ratio_BT = ref_log_probs.detach() - policy_log_probs

@@ -17,10 +17,7 @@ def zero_unselected(tensor: Tensor, mask: Tensor) -> Tensor:
 
     Apply it *before* a function that can overflow (a ratio's `exp`), and not only after: the chain
     rule multiplies the zero that comes back from a later mask by the function's derivative, and
-    0 * inf is NaN.
-
-    Raises:
-        ValueError: the shapes differ.
+    0 * inf is NaN. A ValueError if the shapes differ.
     """
     require_same_shape(mask, "mask", tensor, "tensor")
     return torch.where(mask.to(torch.bool), tensor, torch.zeros_like(tensor))

@@ -2,10 +2,9 @@
 
 Shape legend: B sequences of this micro-batch, T length.
 
-Both steps are `aggregate_loss` for a train batch that is cut into `gradient_accumulation_steps`
-micro-batches of B sequences each: num_sequences = B * gradient_accumulation_steps. The trainers
-call `sft_microbatch_loss` and `grpo_microbatch_loss`, which take the true numbers of any train
-batch, and do their own backward.
+Both steps are for a train batch of `gradient_accumulation_steps` micro-batches of B sequences each.
+The trainers call `sft_microbatch_loss` and `grpo_microbatch_loss`, which take the true numbers of
+any train batch, and do their own backward.
 """
 
 import torch
@@ -42,18 +41,9 @@ def sft_microbatch_loss(
     .. math:: L = -\frac{1}{\text{num\_sequences}}
               \sum_b \frac{\sum_t m_{bt} \ln \pi_\theta(y_{bt})}{\text{normalize\_constant}}
 
-    Args:
-        policy_log_probs: (B, T), in nats, with graph.
-        response_mask: (B, T), bool or 0/1.
-        num_sequences: sequences of the whole train batch, over all micro-batches and ranks.
-        normalize_constant: divisor of each sequence's sum, above 0.
-
-    Returns:
-        The loss, a scalar with graph; and metadata without graph: `num_response_tokens` (a scalar
-        count).
-
-    Raises:
-        ValueError: shapes do not fit; num_sequences or normalize_constant not above 0.
+    Arguments, metadata and errors are those of `sft_microbatch_train_step`, with `num_sequences`,
+    the sequences of the whole train batch over all micro-batches and ranks. Returns the loss, a
+    scalar with graph, and the metadata.
     """
     loss = aggregate_loss(
         -policy_log_probs,
@@ -85,12 +75,11 @@ def sft_microbatch_train_step(
         normalize_constant: divisor of each sequence's sum, above 0.
 
     Returns:
-        The loss, a scalar without graph, already divided by the accumulation steps; and metadata
-        without graph: `num_response_tokens` (a scalar count).
+        The loss, a scalar without graph, already divided by the accumulation steps; and metadata:
+        `num_response_tokens` (a scalar count).
 
     Raises:
-        ValueError: shapes do not fit; gradient_accumulation_steps below 1; normalize_constant not
-            above 0.
+        ValueError: shapes do not fit, or a number is not in its range.
     """
     num_sequences = _num_sequences(policy_log_probs, gradient_accumulation_steps)
     loss, metadata = sft_microbatch_loss(
@@ -193,14 +182,13 @@ def grpo_microbatch_train_step(
 
     Args:
         policy_log_probs: (B, T), in nats, with graph.
-        response_mask: (B, T), bool or 0/1. What stands under a 0, NaN and inf included, changes
-            neither loss nor gradient; `ratio` is 1 and `clipped` False there.
+        response_mask: (B, T), bool or 0/1. What is under a 0, NaN and inf included, changes neither
+            loss nor gradient; `ratio` is 1 and `clipped` False there.
         gradient_accumulation_steps: micro-batches per optimizer step, at least 1.
         loss_type, raw_rewards, advantages, old_log_probs, cliprange: as in
             `compute_policy_gradient_loss`.
-        aggregation, normalize_constant, num_tokens: as in `aggregate_loss`. "masked_normalize"
-            with a constant is the length-normalisation ablation; "token_mean" needs the number of
-            response tokens in all accumulated micro-batches.
+        aggregation, normalize_constant, num_tokens: as in `aggregate_loss`; num_tokens is that of
+            all accumulated micro-batches.
 
     Returns:
         The loss, a scalar without graph, already divided by the accumulation steps; and metadata

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from .connections import error_message, is_loopback, new_session
+from .connections import CONNECT_TIMEOUT_SECONDS, error_message, is_loopback, new_session
 
 __all__ = ["ChatClient", "ChatReply", "ChatServerError"]
 
@@ -48,24 +48,18 @@ class ChatReply:
 
 
 class ChatClient:
-    """A server of chat completions.
+    """A server of chat completions; a ChatServerError if it cannot be asked for its models.
 
     Args:
-        url: Such as `http://127.0.0.1:8000` or `https://host/v1`. An address without a path gets
-            `/v1`.
+        url: Such as `http://127.0.0.1:8000` or `https://host/v1`; without a path, `/v1` is added.
         model: Which of its models. None: the only one that it has.
         body: Further fields of every request, such as `max_tokens`.
         api_key: Sent as a bearer token if given.
         concurrency: Requests at a time.
         timeout_seconds: For a whole answer.
-        connect_timeout_seconds: To open a connection.
         retries: How often a request that may go well another time is repeated.
         first_wait_seconds: Before the first repetition; twice as long before each further one, up
             to a minute, but never shorter than the server's `Retry-After`.
-
-    Raises:
-        ValueError: The address is none.
-        ChatServerError: The server cannot be asked for its models, or has none or several.
     """
 
     def __init__(
@@ -77,7 +71,6 @@ class ChatClient:
         api_key: str | None = None,
         concurrency: int = 16,
         timeout_seconds: float = 300.0,
-        connect_timeout_seconds: float = 10.0,
         retries: int = 6,
         first_wait_seconds: float = 1.0,
     ) -> None:
@@ -92,7 +85,7 @@ class ChatClient:
         self.body = dict(body or {})
         self._api_key = api_key
         self.concurrency = concurrency
-        self._timeouts = (connect_timeout_seconds, timeout_seconds)
+        self._timeouts = (CONNECT_TIMEOUT_SECONDS, timeout_seconds)
         self._retries = retries
         self._first_wait_seconds = first_wait_seconds
         self._threads = threading.local()
@@ -100,11 +93,7 @@ class ChatClient:
         self.model = self._only_model() if model is None else model
 
     def ask(self, prompt: str) -> ChatReply:
-        """The model's reply to one message of a user.
-
-        Raises:
-            ChatServerError: See the top of this module.
-        """
+        """The model's reply to one message of a user."""
         messages = [{"role": "user", "content": prompt}]
         body = {**self.body, "model": self.model, "messages": messages}
         answer = self._request("POST", "/chat/completions", body)
@@ -126,23 +115,15 @@ class ChatClient:
 
         After the first failure nothing more is asked, but the replies that are on their way are
         still yielded before it is raised.
-
-        Raises:
-            ChatServerError: As `ask`.
         """
         self._ending.clear()
-        waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for position in range(len(prompts)):
-            waiting.put(position)
+        waiting = enumerate(prompts)  # of all threads
         answers: queue.SimpleQueue[Any] = queue.SimpleQueue()  # pairs, errors, None at the end
 
         def work() -> None:
             try:
-                while not self._ending.is_set():
-                    position = waiting.get_nowait()
-                    answers.put((position, self.ask(prompts[position])))
-            except queue.Empty:
-                pass
+                while not self._ending.is_set() and (asked := next(waiting, None)) is not None:
+                    answers.put((asked[0], self.ask(asked[1])))
             except BaseException as error:
                 self._ending.set()
                 answers.put(error)

@@ -8,6 +8,7 @@ import resource
 
 import requests
 
+CONNECT_TIMEOUT_SECONDS = 10.0
 # For what else opens files meanwhile: the event loop, name look-ups, logs, the pool that grades.
 _SPARE_FILES = 32
 

@@ -96,8 +96,7 @@ class Engine(Protocol):
         """Sample one completion for each prompt, and yield each as soon as it is complete.
 
         Args:
-            prompt_ids: Token ids of each prompt. A prompt that wants G completions is given G
-                times.
+            prompt_ids: Token ids of each prompt; G times for G completions.
             sampling: How to sample.
             seeds: One seed for each prompt (see `row_seeds`).
 
@@ -115,11 +114,11 @@ def check_rows(
     max_tokens: int = 0,
     max_model_len: float = math.inf,
 ) -> None:
-    """What every engine wants of its rows; the context of vLLM is limited, in tokens.
+    """What every engine wants of its rows; the context of vLLM (`max_model_len` tokens) is limited.
 
     Raises:
-        ValueError: The number of seeds is not that of the prompts, a prompt is empty, or a prompt
-            and its `max_tokens` new tokens are more than `max_model_len`.
+        ValueError: There are not as many seeds as prompts, a prompt is empty, or a prompt and its
+            `max_tokens` new tokens do not fit into the context.
     """
     if len(seeds) != len(prompt_ids):
         raise ValueError(

@@ -17,12 +17,10 @@ class TrainerFacts:
 
     Attributes:
         num_trainers: Trainer processes on this machine.
-        trainer_on_cuda: Whether they compute on GPUs.
-        server_on_cuda: Whether the installed vLLM does.
+        trainer_on_cuda, server_on_cuda: Whether they, and the installed vLLM, compute on GPUs.
         trainer_bytes: What a trainer keeps on its device while the server samples.
         others_bytes: What other programs take of that device.
-        samples_while_training: Whether the server samples while the trainer trains
-            (`one_step_off`), so that it cannot sleep.
+        samples_while_training: With `one_step_off`, so that the server cannot sleep.
         ipc_works: Whether two processes can share memory of a GPU here.
     """
 
@@ -38,10 +36,8 @@ class TrainerFacts:
 def resolve_server(
     config: VLLMServerConfig, machine: MachineFacts, trainer: TrainerFacts
 ) -> tuple[VLLMServerConfig, Placement]:
-    """Decide what a server's settings leave open; what they say stays.
-
-    Returns:
-        Settings with devices, memory share, sleep level and weight transfer, and who is where.
+    """Decide what a server's settings leave open (devices, memory share, sleep level, weight
+    transfer), and say who is where; what the settings say stays.
 
     Raises:
         ValueError: There are too few devices, no room for a server, or settings contradict one
@@ -82,11 +78,7 @@ def resolve_server(
 
 
 def check_one_step_off(config: VLLMServerConfig) -> None:
-    """Whether a server may sample while the trainer trains.
-
-    Raises:
-        ValueError: Its settings let it sleep then.
-    """
+    """A ValueError if a server would sleep while it has to sample (`one_step_off`)."""
     if config.sleep_level:
         raise ValueError(
             "one_step_off lets the server sample while the trainer trains, but vllm_server has "

@@ -48,11 +48,7 @@ class ServerState:
     has_weights: bool = False
 
     def after(self, request: Request, sleep_level: int) -> "ServerState":
-        """The state once a request has succeeded.
-
-        Raises:
-            RuntimeError: The request may not follow: the trainer has an error.
-        """
+        """The state once a request has succeeded; a RuntimeError if it may not follow."""
         wanted, memory = _STEPS[request]
         if self.memory not in wanted:
             raise RuntimeError(

@@ -1,17 +1,14 @@
 """Memory that a trainer and a vLLM server's workers both see, for weights on their way.
 
-On a GPU it is memory of that GPU, through CUDA's IPC; on a CPU it is an anonymous file of the
-kernel (`memfd`), which has no name and ends with the last process that has it open, however that
-ends.
+On a GPU it is memory of that GPU, through CUDA's IPC; on a CPU an anonymous file of the kernel
+(`memfd`), which has no name and ends with the last process that has it open.
 
-The trainer exports one buffer and tells the server how to find it, as JSON: numbers, and the bytes
-of CUDA's handles in base64. Nothing is unpickled, so whoever reaches the server can give it memory
-to read from, but no code to run. The first bytes of the buffer, sent beside the handle, prove to
-both sides that they see the same memory.
+The trainer tells the server how to find its buffer as JSON: numbers, and the bytes of CUDA's
+handles in base64. Nothing is unpickled, so whoever reaches the server can give it memory to read
+from, but no code to run. The first bytes, sent beside the handle, prove that both see the same.
 
 Weights travel in buckets. A bucket that fits is in the buffer as a whole; a larger one, which is a
-single tensor, comes piece by piece and is put together by the receiver: so the buffer may be small,
-for the trainer keeps it while it trains.
+single tensor, comes piece by piece: so the buffer may be small, for the trainer keeps it.
 """
 
 import base64
@@ -45,12 +42,8 @@ class SharedMemoryError(RuntimeError):
 
 @dataclass(frozen=True)
 class Handle:
-    """How another process finds a buffer: what its subclasses say in JSON's types, or in bytes.
-
-    Attributes:
-        num_bytes: Of the buffer.
-        proof: Its first bytes as they were when the handle was sent.
-    """
+    """How another process finds a buffer: its size, the first bytes that it had when this was sent,
+    and what the subclasses say, in JSON's types or in bytes."""
 
     kind: ClassVar[str]
     num_bytes: int
@@ -76,8 +69,8 @@ class CPUHandle(Handle):
 
 @dataclass(frozen=True)
 class CUDAHandle(Handle):
-    """Of memory of a GPU: what torch's storages give for another process, but for the number of the
-    device, which may be another one there."""
+    """Of memory of a GPU: what torch's storages give for another process, in their order, but for
+    the number of the device, which may be another one there."""
 
     kind = "cuda"
     memory_handle: bytes
@@ -93,11 +86,7 @@ _KINDS: dict[str, type[Handle]] = {cls.kind: cls for cls in (CPUHandle, CUDAHand
 
 
 def parse_handle(body: Any) -> Handle:
-    """The handle in a request's body.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """The handle in a request's body; a ValueError if it is none."""
     if not isinstance(body, Mapping) or body.get("kind") not in _KINDS:
         raise ValueError(f"buffer must be an object whose kind is one of {', '.join(_KINDS)}")
     cls = _KINDS[body["kind"]]
@@ -124,15 +113,8 @@ def _decoded(name: str, value: Any, kind: Any) -> Any:
 
 
 class SharedBuffer:
-    """A buffer of this process that others can open.
-
-    Args:
-        device: Where it is to be: a CPU, or a CUDA device with its number.
-        num_bytes: Its size.
-
-    Raises:
-        SharedMemoryError: There is not so much memory, or it cannot be shared.
-    """
+    """A buffer of this process that others can open, on a CPU or a CUDA device with its number; a
+    SharedMemoryError if there is not so much memory, or it cannot be shared."""
 
     def __init__(self, device: torch.device, num_bytes: int = BUFFER_BYTES) -> None:
         self.device = device
@@ -144,11 +126,7 @@ class SharedBuffer:
             self._data = _mapped(self._fd, num_bytes)
 
     def handle(self) -> Handle:
-        """For one process to open: each wants one of its own.
-
-        Raises:
-            SharedMemoryError: The memory cannot be shared.
-        """
+        """For one process to open: each wants one of its own."""
         proof = secrets.token_bytes(_PROOF_BYTES)
         self._put([torch.frombuffer(bytearray(proof), dtype=torch.uint8)])
         if self._fd is not None:
@@ -162,12 +140,8 @@ class SharedBuffer:
     def fill(self, tensors: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
         """Lay the bytes of a bucket side by side into the buffer, as much at a time as it holds.
 
-        Args:
-            tensors: Of the bucket; more than the buffer holds is one tensor alone.
-
-        Yields:
-            Where in the bucket the piece begins that is in the buffer now, and its bytes. The next
-            one is put there once the receiver has taken this one.
+        Yields where in the bucket the piece begins that is in the buffer now, and its bytes. The
+        next one is put there once the receiver has taken this one.
         """
         room, num_bytes = len(self._data), sum(tensor.nbytes for tensor in tensors)
         if num_bytes <= room:
@@ -201,15 +175,8 @@ class SharedBuffer:
 
 
 class BufferReader:
-    """A trainer's buffer, opened.
-
-    Args:
-        handle: As it came.
-        device: This worker's.
-
-    Raises:
-        SharedMemoryError: It cannot be opened, or is not the memory that the trainer wrote to.
-    """
+    """A trainer's buffer, opened by a worker on `device`; a SharedMemoryError if it cannot be, or
+    is not the memory that the trainer wrote to."""
 
     def __init__(self, handle: Handle, device: torch.device) -> None:
         if isinstance(handle, CPUHandle):
@@ -228,13 +195,7 @@ class BufferReader:
     ) -> list[tuple[str, Tensor]]:
         """The named tensors of a bucket, once its last piece is here; copies, on this device.
 
-        Args:
-            bucket: What the bucket consists of.
-            start: Where in the bucket the piece begins that is in the buffer.
-            num_bytes: Its bytes.
-
-        Raises:
-            ValueError: There is no such piece.
+        The piece in the buffer begins at `start` of the bucket; a ValueError if there is none such.
         """
         total = sum(info.num_bytes for info in bucket)
         if not (0 <= start <= total and 0 <= num_bytes <= min(len(self._data), total - start)):

@@ -23,6 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from . import vllm_compat
 from .connections import (
+    CONNECT_TIMEOUT_SECONDS,
     error_message,
     is_healthy,
     new_session,
@@ -54,14 +55,10 @@ class VLLMServerEngine:
 
     Args:
         base_url: Such as `http://127.0.0.1:8000`.
-        tokenizer: The model's tokenizer; loaded from where the server loaded the model, by default.
+        tokenizer: By default, loaded from where the server loaded the model.
         server: The server's process, if this process started it; `close` stops it.
-        connect_timeout_seconds: To open a connection.
         read_timeout_seconds: Between two pieces of an answer: for a completion, its whole time.
         wait_seconds: How long to wait for a server that is not up yet.
-
-    Raises:
-        VLLMConnectionError: No server answers at `base_url`.
     """
 
     name = "vllm-server"
@@ -72,13 +69,11 @@ class VLLMServerEngine:
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         server: VLLMServer | None = None,
-        connect_timeout_seconds: float = 10.0,
         read_timeout_seconds: float = 600.0,
         wait_seconds: float = 0.0,
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self.server = server
-        self.connect_timeout_seconds = connect_timeout_seconds
         self.read_timeout_seconds = read_timeout_seconds
         self._wait_until_up(wait_seconds)
         model = self.request("GET", "/v1/models")["data"][0]
@@ -117,14 +112,13 @@ class VLLMServerEngine:
     def stream(
         self, prompt_ids: Sequence[Sequence[int]], sampling: SamplingConfig, seeds: Sequence[int]
     ) -> Iterator[tuple[int, Completion]]:
-        """As `Engine.stream`.
+        """As `Engine.stream`; there are no entropies.
 
         Log-probabilities are those of the distribution that was sampled from: after top-p, top-k
-        and min-p, the end-of-sequence token ruled out before `min_tokens`. There are no entropies.
+        and min-p, the end-of-sequence token ruled out before `min_tokens`.
 
         Raises:
-            ValueError: A prompt is empty or, with `max_tokens`, longer than the server's context;
-                the number of seeds is wrong.
+            ValueError: See `check_rows`.
             VLLMServerError: The server refused a request, or this process may open no more files.
             VLLMConnectionError: The server cannot be reached, or cut a request off.
         """
@@ -161,19 +155,12 @@ class VLLMServerEngine:
     # Sleeping (`server_sleep` says what may follow what)
 
     def sleep(self, level: int) -> None:
-        """Give up the memory of the device, once the requests that run have their answers.
-
-        Args:
-            level: 1 to keep a copy of the weights in the host's memory, 2 to forget them.
-        """
+        """Give up the memory of the device, once the requests that run have their answers; level 1
+        keeps a copy of the weights in the host's memory, level 2 forgets them."""
         self.request("POST", vllm_compat.SLEEP.format(level=level))
 
     def wake_up(self, what: Literal["weights", "kv_cache"]) -> None:
-        """Take memory of the device again: that of the weights first, then the key-value cache.
-
-        Raises:
-            VLLMServerError: It refused; most likely the device has not that much memory left.
-        """
+        """Take memory of the device again: that of the weights first, then the key-value cache."""
         try:
             self.request("POST", vllm_compat.WAKE_UP.format(tag=what))
         except VLLMRefusal as error:
@@ -207,11 +194,7 @@ class VLLMServerEngine:
         return True
 
     def server_info(self) -> dict[str, Any]:
-        """vLLM's resolved configuration.
-
-        Raises:
-            VLLMServerError: The server keeps its development endpoints closed.
-        """
+        """vLLM's resolved configuration."""
         try:
             info = self.request("GET", vllm_compat.SERVER_INFO)
         except VLLMRefusal as error:
@@ -236,13 +219,9 @@ class VLLMServerEngine:
         *,
         read_timeout_seconds: float | None = None,
     ) -> Any:
-        """One request; never repeated, as not every one may be.
-
-        Raises:
-            VLLMServerError: The server refused it.
-            VLLMConnectionError: The server cannot be reached, or cut it off.
-        """
-        timeouts = (self.connect_timeout_seconds, read_timeout_seconds or self.read_timeout_seconds)
+        """One request; never repeated, as not every one may be. A VLLMServerError if the server
+        refused it, cannot be reached, or cut it off."""
+        timeouts = (CONNECT_TIMEOUT_SECONDS, read_timeout_seconds or self.read_timeout_seconds)
         try:
             with new_session() as session:
                 url = self.base_url + path
@@ -297,11 +276,8 @@ class VLLMServerEngine:
         answers: "queue.SimpleQueue[Any]",
         connections: int,
     ) -> None:
-        timeout = aiohttp.ClientTimeout(
-            total=None,
-            sock_connect=self.connect_timeout_seconds,
-            sock_read=self.read_timeout_seconds,
-        )
+        seconds = {"sock_connect": CONNECT_TIMEOUT_SECONDS, "sock_read": self.read_timeout_seconds}
+        timeout = aiohttp.ClientTimeout(total=None, **seconds)
         connector = aiohttp.TCPConnector(limit=max(connections, 1))  # 0 would be any number
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
 

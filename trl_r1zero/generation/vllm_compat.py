@@ -169,8 +169,7 @@ def serve_environment(
 ) -> dict[str, str]:
     """A server's environment: this process's, without what a launcher set for trainers.
 
-    Raises:
-        ValueError: There are no such devices.
+    A ValueError if there are no such devices.
     """
     environment = {
         name: value for name, value in os.environ.items() if not _LAUNCHER_VARIABLES.fullmatch(name)
@@ -196,10 +195,7 @@ def serve_environment(
 
 
 class NCCLCommunicator:
-    """vLLM's NCCL communicator. Threads that call it, but for `abort`, are on the trainer's device.
-
-    Its import costs seconds.
-    """
+    """vLLM's NCCL communicator. Threads that call it (but `abort`) are on the trainer's device."""
 
     def __init__(self) -> None:
         self._group: Any = None
@@ -207,8 +203,7 @@ class NCCLCommunicator:
     def connect(self, store: dist.Store, world_size: int, device_index: int) -> None:
         """Join the server's workers as rank 0; may block until the last one is there.
 
-        Raises:
-            RuntimeError: NCCL's error, or vLLM has no NCCL here.
+        A RuntimeError if vLLM has no NCCL here, or with NCCL's error.
         """
         from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
         from vllm.distributed.utils import StatelessProcessGroup

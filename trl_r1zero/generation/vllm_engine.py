@@ -4,7 +4,7 @@ One engine under two names (`vllm_plugin`): the trainer's first request says whe
 gloo or through memory that is shared. It imports vLLM, so vLLM alone imports it.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -77,13 +77,8 @@ class CheckpointWeightEngine(WeightTransferEngine[GlooInitInfo | BufferInitInfo,
             return
         parallel = self.parallel_config
         rank = parallel.data_parallel_index * parallel.world_size + parallel.rank
-        self.group = join_as_worker(
-            init_info.master_address,
-            init_info.master_port,
-            init_info.rank_offset + rank,
-            init_info.world_size,
-            init_info.timeout_seconds,
-        )
+        info = asdict(init_info)
+        self.group = join_as_worker(rank=info.pop("rank_offset") + rank, **info)
 
     def start_weight_update(self) -> None:
         _forget_unfinished_update(self.model)

@@ -28,16 +28,8 @@ _EXPRESSED = ("n", "seed", *_SAMPLING, "stop", "include_stop_str_in_output")
 def to_sampling_params(
     sampling: SamplingConfig, seed: int | None = None, *, log_probs: bool = True
 ) -> "SamplingParams":
-    """The same sampling in vLLM's words; what `SamplingConfig` leaves open is set as it means it.
-
-    Args:
-        sampling: How to sample. Temperature 0 is greedy, and takes no seed.
-        seed: Seed of the completion; None draws from vLLM's own stream.
-        log_probs: Ask for the log-probability of each sampled token.
-
-    Raises:
-        ValueError: A temperature that vLLM would change.
-    """
+    """The same sampling in vLLM's words; a seed of None draws from vLLM's own stream. A ValueError
+    for a temperature that vLLM would change."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -60,8 +52,8 @@ def to_sampling_params(
 def from_sampling_params(params: "SamplingParams") -> tuple[SamplingConfig, int, int | None]:
     """What a `vllm.SamplingParams` asks for: sampling, completions of each prompt (n), seed.
 
-    Nothing is dropped: a setting that `SamplingConfig` has no word for must have vLLM's default.
-    Only those are free that say how vLLM hands a completion over (`output_kind` and the like).
+    Nothing is dropped: a setting that `SamplingConfig` has no word for must have vLLM's default,
+    but for those that say how vLLM hands a completion over (`output_kind` and the like).
 
     Raises:
         ValueError: Such a setting differs from its default; `max_tokens` is not set; or there are
@@ -90,11 +82,11 @@ def from_sampling_params(params: "SamplingParams") -> tuple[SamplingConfig, int,
 
 
 class OfflineVLLMEngine:
-    """Samples with a `vllm.LLM`, each row from its own random stream.
+    """Samples with a `vllm.LLM`, each row from its own random stream; there are no entropies.
 
     Log-probabilities are those of the distribution that was sampled from: after top-p, top-k and
     min-p. They need an `LLM` with `logprobs_mode="processed_logprobs"`, as `load` makes it; others
-    give those of temperature 1, so there are none. There are no entropies.
+    give those of temperature 1, so there are none.
 
     Args:
         llm: The model. It stays its owner's: `close` leaves it alone.
@@ -127,14 +119,13 @@ class OfflineVLLMEngine:
         Args:
             model: Path of a model's folder, or a hub id.
             dtype: Of weights and activations; `auto` is the model's own.
-            max_model_len: Most tokens of a prompt and its completion together; the model's own by
-                default.
+            max_model_len: Most tokens of a prompt and its completion; the model's own by default.
             gpu_memory_utilization: Share of a GPU's memory for weights and cache.
             tensor_parallel_size: GPUs that one copy of the model is split over.
-            enforce_eager: No compilation and no CUDA graphs: starts sooner, samples more slowly.
-                By default on a CPU only.
-            cpu_kv_cache_gb: Size of the key-value cache on a CPU, in GiB. vLLM's environment
-                variable VLLM_CPU_KVCACHE_SPACE wins over it.
+            enforce_eager: No compilation and no CUDA graphs: starts sooner, samples more slowly. By
+                default on a CPU only.
+            cpu_kv_cache_gb: GiB for the key-value cache on a CPU, unless the environment has
+                VLLM_CPU_KVCACHE_SPACE.
 
         Raises:
             ImportError: vLLM is not installed.
@@ -170,10 +161,7 @@ class OfflineVLLMEngine:
     ) -> Iterator[tuple[int, Completion]]:
         """As `Engine.stream`. What is left of it is given up when the iterator is closed.
 
-        Raises:
-            ValueError: The number of seeds is wrong, a prompt is empty, or prompt and `max_tokens`
-                together are more than the model takes.
-            RuntimeError: The model has requests of somebody else, or vLLM gave up on a request.
+        A RuntimeError if the model has requests of somebody else, or vLLM gave up on one.
         """
         max_model_len = self.llm.model_config.max_model_len
         check_rows(prompt_ids, seeds, sampling.max_tokens, max_model_len)

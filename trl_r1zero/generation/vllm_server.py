@@ -50,8 +50,8 @@ class VLLMServer:
     Args:
         model: Path of a model's folder, or a hub id.
         config: The settings; the defaults if None.
-        log_path: The server's output is appended here. By default it goes to a temporary file,
-            which is kept if the server failed.
+        log_path: The server's output is appended here; by default to a temporary file, which is
+            kept if the server failed.
 
     Attributes:
         log_path, port: None before the first start where none was given.
@@ -80,11 +80,7 @@ class VLLMServer:
 
     @property
     def base_url(self) -> str:
-        """Such as `http://127.0.0.1:8000`, to be reached from this machine.
-
-        Raises:
-            VLLMServerError: The port is not known before the first start.
-        """
+        """Such as `http://127.0.0.1:8000`, to be reached from this machine."""
         if self.port is None:
             raise VLLMServerError("the vLLM server has no port yet; call start() first")
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.config.host, self.config.host)
@@ -97,11 +93,8 @@ class VLLMServer:
 
     @property
     def weight_transfer(self) -> str | None:
-        """How weights come, `nccl`, `ipc` or `gloo`; None for never.
-
-        Raises:
-            VLLMServerError: vLLM is not installed, or its build does not have that way.
-        """
+        """How weights come, `nccl`, `ipc` or `gloo`; None for never. A VLLMServerError if vLLM is
+        not installed, or its build does not have that way."""
         on_cpu, wanted = is_cpu_build(), self.config.weight_transfer
         if wanted == "nccl" and on_cpu:
             raise VLLMServerError(
@@ -170,20 +163,12 @@ class VLLMServer:
         return first_error(self._log())
 
     def command(self) -> list[str]:
-        """The command line of `vllm serve`.
-
-        Raises:
-            VLLMServerError: As `weight_transfer`.
-        """
+        """The command line of `vllm serve`."""
         transfer = self.weight_transfer
         return serve_command(self.model, self.config, self.port, transfer, is_cpu_build())
 
     def environment(self) -> dict[str, str]:
-        """The server's environment: this process's, without what a launcher set for trainers.
-
-        Raises:
-            VLLMServerError: As `weight_transfer`; or there are no such devices.
-        """
+        """The server's environment; a VLLMServerError also if there are no such devices."""
         try:
             return serve_environment(self.config, self.weight_transfer, is_cpu_build())
         except ValueError as error:
@@ -225,7 +210,7 @@ class VLLMServer:
             self.log_path = Path(tempfile.mkdtemp(prefix="vllm_server_"), "server.log")
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         script = str(Path(__file__).with_name("vllm_supervisor.py"))
-        supervisor = [sys.executable, "-I", "-S", script, str(os.getpid()), str(_GRACE_SECONDS)]
+        supervisor = [sys.executable, "-I", script, str(os.getpid()), str(_GRACE_SECONDS)]
         with self.log_path.open("ab") as log:
             self._log_start = log.tell()
             self._failed = False
@@ -296,11 +281,7 @@ class VLLMServer:
 
 
 def is_cpu_build() -> bool:
-    """Whether the installed vLLM is the one for CPUs.
-
-    Raises:
-        VLLMServerError: There is none.
-    """
+    """Whether the installed vLLM is the one for CPUs; a VLLMServerError if there is none."""
     installed = installed_vllm()
     if installed is None:
         raise VLLMServerError(

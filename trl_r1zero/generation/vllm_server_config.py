@@ -33,11 +33,7 @@ def _setting(default: Any, help: str) -> Any:
 
 @dataclass
 class VLLMServerConfig:
-    """How a server is started.
-
-    Raises:
-        ValueError: A value is of the wrong type or outside its range.
-    """
+    """How a server is started; a ValueError for a value of the wrong type or outside its range."""
 
     host: str = _setting(
         "127.0.0.1",
@@ -140,11 +136,7 @@ class VLLMServerConfig:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "VLLMServerConfig":
-        """The config that a recipe's mapping says.
-
-        Raises:
-            ValueError: There is a key that is no field, or a value as above.
-        """
+        """The config that a recipe's mapping says; a ValueError also if a key is no field."""
         names = [one.name for one in fields(cls)]
         for key in settings:
             if key not in names:

@@ -1,20 +1,18 @@
 """Runs a command and ends it, with all of its descendants, when the process that wanted it is gone.
 
-Not imported but started, with nothing but the standard library, so that it is there at once:
+Not imported but started, so that it needs little and is there at once:
 
-    python -I -S vllm_supervisor.py OWNER_PID GRACE_SECONDS PREFIX VARIABLE COMMAND ...
+    python -I vllm_supervisor.py OWNER_PID GRACE_SECONDS PREFIX VARIABLE COMMAND ...
 
-Standard input is a pipe whose other end the owner holds and never writes to: its end means stop,
-be it that the owner closed it or that it was killed. Children that the owner forks may hold it open
-for longer, so the owner's pid is watched too. The first line of standard output is the command's
-pid; the command itself writes to standard error. The exit status is the command's (128 + n after
-signal n).
+Standard input is a pipe that the owner holds and never writes to: its end means stop, as does the
+end of the owner (whose forked children may hold the pipe open). The first line of standard output
+is the command's pid; the command writes to standard error. The exit status is the command's
+(128 + n after signal n).
 
 A server whose engine or worker is killed may go on as if nothing were, with requests that nobody
-will answer; so the end of any process whose title begins with PREFIX (`VLLM::`) is the end of all.
-
-vLLM leaves the sockets of its processes behind when it ends. Here they lie in a folder, named by
-the environment's VARIABLE, that only this user can look into, and that goes with the command.
+will answer: the end of any process whose title begins with PREFIX (`VLLM::`) is the end of all.
+vLLM leaves its sockets behind: here they lie in a folder, named by the environment's VARIABLE, that
+only this user can look into, and that goes with the command.
 
 Stopping is SIGTERM to the command, and SIGKILL to whatever is left after the grace time. On Linux
 orphans of the command come back to this process (PR_SET_CHILD_SUBREAPER), so that sessions and
@@ -30,7 +28,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
+
+import psutil
 
 # From linux/prctl.h.
 _PR_SET_PDEATHSIG = 1
@@ -54,12 +53,10 @@ def main(owner: str, grace_seconds: str, prefix: str, variable: str, *command: s
         prefix="vllm-", dir=base, ignore_cleanup_errors=True
     ) as sockets:
         os.environ[variable] = sockets
-        return _supervise(int(owner), float(grace_seconds), _EngineWatch(prefix), command)
+        return _supervise(int(owner), float(grace_seconds), prefix, command)
 
 
-def _supervise(
-    owner: int, grace_seconds: float, engine: "_EngineWatch", command: tuple[str, ...]
-) -> int:
+def _supervise(owner: int, grace_seconds: float, prefix: str, command: tuple[str, ...]) -> int:
     asked_to_stop: list[bool] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: asked_to_stop.append(True))
@@ -72,6 +69,7 @@ def _supervise(
         preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),  # noqa: PLW1509
     )
     print(process.pid, flush=True)
+    engine = _EngineWatch(prefix)
     while process.poll() is None and not asked_to_stop and not _owner_is_gone(owner):
         if (name := engine.lost()) is not None:
             # Mostly the server notices, says why and ends.
@@ -101,7 +99,7 @@ class _EngineWatch:
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
-        self._names: dict[int, str] = {}
+        self._names: dict[psutil.Process, str] = {}
         self._next_look = 0.0
 
     def lost(self) -> str | None:
@@ -109,18 +107,13 @@ class _EngineWatch:
         if sys.platform != "linux" or time.monotonic() < self._next_look:
             return None
         self._next_look = time.monotonic() + _ENGINE_SECONDS
-        parents = _descendants(os.getpid())
-        titles = {}
-        for pid in parents:
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-                title = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").rstrip("\0 ")
-                if title.startswith(self._prefix):
-                    titles[pid] = title
-        for pid, title in titles.items():
+        running = _descendants()
+        titles = {process.pid: title for process, (title, _) in running.items()}
+        for process, (title, parent) in running.items():
             # A child that a worker forks to run a program has the worker's name until it does.
-            if titles.get(parents[pid]) != title:
-                self._names[pid] = title
-        return next((name for pid, name in self._names.items() if pid not in parents), None)
+            if title.startswith(self._prefix) and titles.get(parent) != title:
+                self._names[process] = title
+        return next((name for one, name in self._names.items() if one not in running), None)
 
 
 def _owner_is_gone(owner: int) -> bool:
@@ -136,27 +129,21 @@ def _kill_descendants(process: subprocess.Popen[bytes]) -> None:
         return
     # A process in an uninterruptible wait (a driver that hangs) may outlast any signal.
     deadline = time.monotonic() + _KILL_SECONDS
-    while (pids := _descendants(os.getpid())) and time.monotonic() < deadline:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    while (running := _descendants()) and time.monotonic() < deadline:
+        for one in running:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
         time.sleep(0.02)
 
 
-def _descendants(ancestor: int) -> dict[int, int]:
-    """All processes below one, each with its parent; those that have ended apart."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-            # pid (name) state parent ...: a name may hold blanks, brackets and any bytes
-            text = stat.read_text(errors="replace")
-            state, parent = text.rpartition(")")[2].split()[:2]
-            if state != "Z":
-                parents[int(stat.parent.name)] = int(parent)
-    found = {ancestor}
-    while below := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= below
-    return {pid: parents[pid] for pid in found - {ancestor}}
+def _descendants() -> dict[psutil.Process, tuple[str, int]]:
+    """All processes below this one, with title and parent; those that have ended apart."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one, or it ended meanwhile
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found[process] = (" ".join(process.cmdline()).rstrip(), process.ppid())
+    return found
 
 
 def _prctl(option: int, value: int) -> None:

@@ -42,15 +42,11 @@ class StuckTransferError(VLLMServerError):
 
 
 def wire_dtype(dtype: torch.dtype, server_dtype: torch.dtype | None) -> torch.dtype:
-    """The dtype that a tensor travels in.
+    """The dtype that a tensor travels in: the server's (None if unknown) where that is narrower.
 
-    That of the server where it is narrower: the server rounds what it receives to its own dtype, in
-    the same way, so the results are the same at half the traffic. (What a model of vLLM's keeps in
-    float32 whatever its dtype, as the router's bias of some mixtures of experts, is rounded too.)
-
-    Args:
-        dtype: The tensor's own.
-        server_dtype: What the server computes in; None if unknown.
+    The server rounds what it receives to its own dtype, in the same way, so the results are the
+    same at half the traffic. (What a model of vLLM's keeps in float32 whatever its dtype, as the
+    router's bias of some mixtures of experts, is rounded too.)
     """
     if server_dtype is None or not (dtype.is_floating_point and server_dtype.is_floating_point):
         return dtype
@@ -71,14 +67,12 @@ def open_weight_sync(
 
     Args:
         engine: The server.
-        device: The trainer's device: NCCL needs CUDA, gloo goes from any, and memory can be shared
-            on the server's own.
+        device: The trainer's.
         port: Where the trainer listens for the server's workers; a free one if None.
         timeout_seconds: For the workers to join, and for each step of an update.
 
     Raises:
-        VLLMServerError: The server was not started for a way that goes from `device`, or its
-            workers did not join.
+        VLLMServerError: That way does not go from `device`, or the workers did not join.
     """
     config = engine.server_info().get("weight_transfer_config") or {}
     backend = config.get("backend")
@@ -115,25 +109,18 @@ def pairing_error(backend: str | None, device_type: str, base_url: str) -> str |
 
 
 class WeightSync:
-    """A way of weights to a server: the requests, and what happens when one of them fails.
-
-    Args:
-        engine: The server.
-        timeout_seconds: For each request.
-    """
+    """A way of weights to a server: the requests, each with a timeout, and what happens when one
+    of them fails."""
 
     def __init__(self, engine: VLLMServerEngine, timeout_seconds: float) -> None:
         self.engine = engine
         self.timeout_seconds = timeout_seconds
 
     def update(self, infos: Sequence[TensorInfo], tensors: NamedTensors) -> None:
-        """Replace the server's weights.
+        """Replace the server's weights by `tensors`, which `infos` announces.
 
-        Args:
-            infos: What `tensors` will yield, in order.
-            tensors: The weights, by their names in the checkpoint. Not asked for more than
-                `infos` has: what follows the last one (adapters are taken out of the weights
-                again) must wait until the weights have left.
+        `tensors` is not asked for more than `infos` has: what follows the last one (adapters are
+        taken out of the weights again) must wait until the weights have left.
 
         Raises:
             VLLMServerError: The server refused, or is gone; its weights are undefined until a
@@ -169,8 +156,8 @@ class WeightSync:
 
         The first error of the two is raised, the request's if it fails within seconds of the other,
         as it has the reason. An error of the transfer is the server's business, whatever its class:
-        gloo and NCCL have no class of their own. `work` is given a function that raises the
-        request's error, if there is one already.
+        gloo and NCCL have none of their own. `work` is given a function that raises the request's
+        error, if there is one already.
         """
         request = in_thread(lambda: self._request("POST", path, body))
 
@@ -222,17 +209,8 @@ class IPCWeightSync(WeightSync):
     """Weights through a buffer of this process that the server's workers have opened.
 
     Each `/update_weights` announces what lies in the buffer by then. Its answer says that the
-    server's workers have taken it out, so the next bucket may be put there.
-
-    Args:
-        engine: The server.
-        device: The trainer's device, and the server's.
-        timeout_seconds: For each request.
-        buffer_bytes: Size of the buffer, which this process keeps; larger tensors go in pieces.
-
-    Raises:
-        SharedMemoryError: This process has no memory to share.
-        VLLMServerError: The server does not see it, or is gone.
+    workers have taken it out, so the next bucket may be put there. A SharedMemoryError if this
+    process has no memory to share.
     """
 
     def __init__(

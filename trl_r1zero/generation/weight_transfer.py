@@ -1,12 +1,9 @@
 """Weights from the trainer to a vLLM server's workers over gloo: the half that both sides share.
 
-vLLM's own transfer engines are NCCL and its relatives, for trainers on CUDA. This one is for every
-other trainer: it is rank 0 of a gloo group of its own (no part of any default group of
-`torch.distributed`), and the server's workers are the ranks behind it (`vllm_engine`).
-
-Tensors travel in buckets: consecutive ones are laid side by side as bytes, so a small model is one
-broadcast and a large one never needs a second copy of itself. Both sides compute the buckets from
-the same list of names, dtypes and shapes.
+For trainers that vLLM's own engines (NCCL) do not serve: rank 0 of a gloo group of its own, no part
+of any default group, with the server's workers as the ranks behind it (`vllm_engine`). Tensors
+travel in buckets, laid side by side as bytes: a small model is one broadcast, a large one never
+needs a second copy of itself. Both sides cut the same buckets from names, dtypes and shapes.
 """
 
 import math
@@ -33,13 +30,8 @@ NamedTensors = Iterator[tuple[str, Tensor]]
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is announced of a tensor before it travels.
-
-    Attributes:
-        name: Its name in the model's checkpoint.
-        dtype: The name of its dtype, such as `float32`.
-        shape: Its shape.
-    """
+    """What is announced of a tensor: its name in the checkpoint, that of its dtype (`float32`), its
+    shape."""
 
     name: str
     dtype: str
@@ -105,13 +97,10 @@ def unpack(data: Tensor, bucket: Sequence[TensorInfo]) -> list[tuple[str, Tensor
 
 
 class GlooGroup:
-    """A gloo process group of a trainer (rank 0) and a server's workers.
+    """A gloo process group of a trainer (rank 0) and a server's workers, which meet at `store`.
 
-    Args:
-        store: Where the ranks find one another.
-        address: The host name or address whose network interface is used.
-        rank, world_size: This process's place.
-        timeout_seconds: Of the rendezvous and of each broadcast.
+    `address` is the host name or address whose network interface is used; `timeout_seconds` are
+    those of the meeting and of each broadcast.
     """
 
     def __init__(
@@ -129,14 +118,10 @@ class GlooGroup:
         self._group = gloo(dist.PrefixStore("weights", store), rank, world_size, options)
 
     def broadcast(self, data: Tensor, while_waiting: Callable[[], None] | None = None) -> None:
-        """Send `data` from rank 0 into the other ranks' `data`.
+        """Send a CPU tensor from rank 0 into the other ranks', of the same shape and dtype.
 
-        Args:
-            data: A CPU tensor, of one shape and dtype on all ranks.
-            while_waiting: Called again and again until it is through; what it raises ends the wait.
-
-        Raises:
-            RuntimeError: A rank is gone, or the timeout is over.
+        `while_waiting` is called again and again until it is through; what it raises ends the wait.
+        A RuntimeError if a rank is gone, or the timeout is over.
         """
         work = self._group.broadcast([data], dist.BroadcastOptions())
         while while_waiting is not None and not work.is_completed():
@@ -148,14 +133,8 @@ class GlooGroup:
 class TrainerRendezvous:
     """The trainer's side of the meeting with a server's workers.
 
-    The store listens before the server is told where, on the loopback interface unless the server
-    is on another machine.
-
-    Args:
-        server_host: The server's host: on loopback, everything stays there.
-        num_workers: Workers of the server.
-        port: Port of the store; a free one if None.
-        timeout_seconds: Of the rendezvous and of each broadcast.
+    The store listens, at `port` or any free one, before the server is told where: on the loopback
+    interface unless the server is on another machine.
     """
 
     def __init__(
@@ -187,19 +166,11 @@ class TrainerRendezvous:
         }
 
     def await_worker(self, while_waiting: Callable[[], None]) -> None:
-        """Until the first of vLLM's own workers, who leave word when they come, is there.
-
-        Raises:
-            TimeoutError: None came.
-        """
+        """Until the first of vLLM's own workers, who leave word when they come, is there."""
         self._await(lambda: self.store.num_keys() > 0, while_waiting)
 
     def join(self, while_waiting: Callable[[], None]) -> GlooGroup:
-        """The gloo group, once all workers are there.
-
-        Raises:
-            TimeoutError: They did not come.
-        """
+        """The gloo group, once all workers are there."""
         self._await(lambda: self.store.add(_READY_KEY, 0) >= self.world_size - 1, while_waiting)
         return GlooGroup(self.store, self.address, 0, self.world_size, self.timeout_seconds)
 

@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trl_r1zero.arguments import arg
+from trl_r1zero.arguments import Count, arg
 from trl_r1zero.naming import unknown_name_message
 
 from .evaluation_backends import BACKENDS, DEFAULT_BATCH_SIZE, KEYS_OF_BACKENDS, DeferredEngine
@@ -38,7 +38,7 @@ class EvaluationArguments(TaskSelection):
         "Which of its splits; a file of problems has only one. Unset: the task's own, validation "
         "or test.",
     )
-    num_examples: int | None = arg(None, "The first so many problems. Unset: all.")
+    num_examples: Count | None = arg(None, "The first so many problems. Unset: all.")
     backend: str = arg(
         "vllm",
         "What samples. transformers: this process; vllm: a vLLM server of its own; vllm_offline: "
@@ -55,7 +55,7 @@ class EvaluationArguments(TaskSelection):
     server_url: str | None = arg(
         None, "Of a running server, for vllm_server, such as http://127.0.0.1:8000."
     )
-    batch_size: int | None = arg(
+    batch_size: Count | None = arg(
         None, f"Answers at a time, for transformers. Unset: {DEFAULT_BATCH_SIZE}."
     )
     temperature: float = arg(1.0, "0 is greedy.")
@@ -64,7 +64,7 @@ class EvaluationArguments(TaskSelection):
     min_p: float = arg(0.0, "Tokens of at least this share of the likeliest one's probability.")
     max_tokens: int = arg(1024, "An answer ends here at the latest.")
     min_tokens: int = arg(4, "An answer may end after so many tokens only.")
-    n: int = arg(1, "Answers to each problem; above 1, for pass@k and maj@k.")
+    n: Count = arg(1, "Answers to each problem; above 1, for pass@k and maj@k.")
     seed: int = arg(0, "Seed of the sampling.")
     output_dir: str | None = arg(None, "Folder of the results. Unset: runs/eval/MODEL/TASK-PROMPT.")
 
@@ -88,10 +88,6 @@ class EvaluationArguments(TaskSelection):
                 f"dtype: got {self.dtype!r}, but the server at server_url has a dtype already; "
                 "remove it"
             )
-        for name in ("n", "num_examples", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: got {value}, expected at least 1")
 
     def load(self) -> "LoadedEvaluation":
         """Read prompt, data and reward; the model is not loaded yet.

@@ -13,43 +13,37 @@ from .requirements import check_model_path
 
 
 def load_tokenizer(model_args: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of a recipe's model.
-
-    Raises:
-        FileNotFoundError: `model_name_or_path` is a path, and there is no model.
-    """
+    """The tokenizer of a recipe's model; errors as those of `check_model_path`."""
     check_model_path(model_args.model_name_or_path)
     return AutoTokenizer.from_pretrained(
         model_args.model_name_or_path, revision=model_args.model_revision, padding_side="left"
     )
 
 
+def _loading(model_args: ModelConfig) -> dict[str, Any]:
+    return {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+    }
+
+
 def load_model(model_args: ModelConfig) -> Any:
     """The model of a recipe, for trainers that do not load it themselves; with PEFT, if asked for.
 
-    Raises:
-        ValueError: It is to be quantized, which full fine-tuning and this loader do not do.
+    A ValueError if it is to be quantized, which full fine-tuning and this loader do not do.
     """
     if get_quantization_config(model_args) is not None:
         raise ValueError("load_in_4bit and load_in_8bit are not supported here; remove them")
-    model = AutoModelForCausalLM.from_pretrained(
-        str(model_args.model_name_or_path),
-        revision=model_args.model_revision,
-        attn_implementation=model_args.attn_implementation,
-        dtype=model_args.dtype,
-    )
+    name = str(model_args.model_name_or_path)
+    model = AutoModelForCausalLM.from_pretrained(name, **_loading(model_args))
     peft_config = get_peft_config(model_args)
     return model if peft_config is None else get_peft_model(model, peft_config)
 
 
 def model_settings(config: Any, model_args: ModelConfig) -> dict[str, Any]:
     """The arguments of a trainer that say which model it trains; some of them go into `config`."""
-    config.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **(config.model_init_kwargs or {}),
-    }
+    config.model_init_kwargs = {**_loading(model_args), **(config.model_init_kwargs or {})}
     return {
         "model": model_args.model_name_or_path,
         "args": config,
@@ -59,10 +53,7 @@ def model_settings(config: Any, model_args: ModelConfig) -> dict[str, Any]:
 
 
 def checkpoint_of(config: Any) -> str | None:
-    """See `checkpoint_to_resume`; to be called before anything takes time.
-
-    Raises:
-        UnusableGPUError: There is a GPU that torch cannot use, and `use_cpu` is false.
-    """
+    """See `checkpoint_to_resume`; call it before anything takes time. An UnusableGPUError where
+    there is a GPU that torch cannot use, and `use_cpu` is false."""
     check_device(config)
     return checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)

@@ -65,7 +65,7 @@ class ParsedRecipe:
                 text = dump_yaml({name: to_plain(self.values[name])})
                 place = self.places.get(name)
                 if place is not None:
-                    # A comment cannot stand behind a value of several lines.
+                    # A comment cannot follow a value of several lines.
                     single = text.count("\n") == 1
                     text = f"{text[:-1]}  # {place}\n" if single else f"# {place}\n{text}"
                 lines.append(text)
@@ -201,7 +201,7 @@ def _parse(dataclass_types: tuple[type, ...], arguments: list[str]) -> ParsedRec
 
 def _unknown(key: str, place: str, keys: Iterable[str]) -> str:
     if key in _RESERVED:
-        return f"{place}: {key!r} cannot stand here: it is the {_RESERVED[key]}"
+        return f"{place}: {key!r} is not a key here: it is the {_RESERVED[key]}"
     suggestion = did_you_mean(key.replace("-", "_"), keys)
     return f"{place}: unknown key {key!r}{suggestion} ({_HELP_HINT})"
 

@@ -54,11 +54,8 @@ class TaskSelection:
         return task, load_prompt(self.prompt or task.default_prompt)
 
     def load_reward(self, task: Task, prompt: Prompt) -> tuple[RewardFn, int]:
-        """The reward function, and the number of processes that grade with it (0: none).
-
-        Raises:
-            ValueError: Nothing grades the answers to this task, and `reward` is not set.
-        """
+        """The reward function, and the number of processes that grade with it (0: none); a
+        ValueError if nothing grades the answers to this task, and `reward` is not set."""
         reward_fn = resolve_reward(self.reward) if self.reward else task.reward_fn(prompt)
         if reward_fn is None:
             raise ValueError(

@@ -15,6 +15,7 @@ from trl_r1zero.data.traces import (
     load_traces,
     select_examples,
 )
+from trl_r1zero.processes import from_main_process
 from trl_r1zero.recipe.task_arguments import TaskArguments
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class TraceArguments(TaskArguments):
     )
     num_examples: int | None = arg(
         None,
-        "Train on so many different questions, with all their traces: 128, 256, 512, "
+        "Train on this number of questions, with all their traces: 128, 256, 512, "
         "1024 ... Of two subsets with the same subset_seed, the larger holds the smaller. "
         "Unset: all.",
     )
@@ -97,8 +98,6 @@ class TraceArguments(TaskArguments):
             traces, changed = fix_whitespace(traces)
             sizes["fix_whitespace"] = {**_size(traces), "changed": changed}
         if self.filter_correct:
-            from trl_r1zero.trainers.processes import from_main_process
-
             reward_fn, workers = self.load_reward(task, prompt)
             read = traces
             # Where a deadline decides, each process could keep other rows.

@@ -58,25 +58,19 @@ def _fit_member(value: Any, hint: Any, convert: bool) -> Any:
         return _fit_list(value, kind, args, convert)
     if kind in (dict, Mapping):
         return _fit_dict(value, args, convert)
-    if kind is float and convert:
-        return _to_float(value)
-    if convert and isinstance(kind, type) and issubclass(kind, Enum):
-        same = (one for one in kind if type(one.value) is type(value) and one.value == value)
-        return next(same, MISFIT)
-    if kind is Path and convert:
-        return Path(value) if isinstance(value, str) else MISFIT
-    if kind in (bool, int, float, str, type(None)):
-        return value if type(value) is kind else MISFIT
-    return value if isinstance(kind, type) and isinstance(value, kind) else MISFIT
-
-
-def _to_float(value: Any) -> Any:
-    if type(value) in (int, str):
+    if convert and kind is float and type(value) in (int, str):
         try:
             return float(value)
         except (ValueError, OverflowError):
             return MISFIT
-    return MISFIT
+    if convert and kind is Path and isinstance(value, str):
+        return Path(value)
+    if convert and isinstance(kind, type) and issubclass(kind, Enum):
+        same = (one for one in kind if type(one.value) is type(value) and one.value == value)
+        return next(same, MISFIT)
+    if kind in (bool, int, float, str, type(None)):
+        return value if type(value) is kind else MISFIT
+    return value if isinstance(kind, type) and isinstance(value, kind) else MISFIT
 
 
 def _fit_list(value: Any, kind: Any, args: tuple[Any, ...], convert: bool) -> Any:
@@ -137,8 +131,8 @@ def _member_name(hint: Any) -> str:
     if origin is typing.Literal:
         return _one_of(args)
     if kind in (list, tuple, Sequence):
-        items = [type_name(arg) for arg in args if arg is not Ellipsis and arg is not Any]
-        return f"list of {', '.join(items)}" if items else "list"
+        items = ", ".join(type_name(arg) for arg in args if arg is not Ellipsis and arg is not Any)
+        return f"list of {items}" if items else "list"
     if kind in (dict, Mapping):
         return f"mapping from {type_name(args[0])} to {type_name(args[1])}" if args else "mapping"
     if isinstance(kind, type) and issubclass(kind, Enum):
@@ -147,7 +141,5 @@ def _member_name(hint: Any) -> str:
 
 
 def _one_of(values: Sequence[Any]) -> str:
-    shown = ", ".join(
-        str(value).lower() if value in (True, False) else str(value) for value in values
-    )
-    return shown if len(values) == 1 else f"one of {shown}"
+    names = [str(value).lower() if value in (True, False) else str(value) for value in values]
+    return names[0] if len(names) == 1 else f"one of {', '.join(names)}"

@@ -1,7 +1,7 @@
 """Reads recipes from YAML with file and line of every key, and writes them.
 
 YAML is read by its 1.1 rules, as other tools do, except where these surprise: `1e-5` is a number,
-`1:30`, `010` and `2026-01-31` are strings. A key that stands twice is an error.
+`1:30`, `010` and `2026-01-31` are strings. A repeated key is an error.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class RecipeError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A value that stands in a file."""
+    """A key of a file with its value."""
 
     key: str
     place: str
@@ -36,7 +36,7 @@ class Setting:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with this module's numbers, which also refuses a key that stands twice."""
+    """SafeLoader with this module's numbers, which also refuses a repeated key."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         _refuse_duplicates(node)
@@ -80,7 +80,7 @@ def _refuse_duplicates(node: yaml.MappingNode) -> None:
             raise yaml.MarkedYAMLError(problem="a key is a word", problem_mark=key.start_mark)
         if key.value in lines:
             raise yaml.MarkedYAMLError(
-                problem=f"the key {key.value!r} stands on line {lines[key.value]} already",
+                problem=f"the key {key.value!r} is already on line {lines[key.value]}",
                 problem_mark=key.start_mark,
             )
         lines[key.value] = key.start_mark.line + 1

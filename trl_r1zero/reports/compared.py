@@ -29,15 +29,9 @@ _COLLAPSED_SHARE, _COLLAPSED_BY = 0.5, 0.1
 
 @dataclass(frozen=True)
 class Validation:
-    """One point of a validation curve.
-
-    Attributes:
-        step: In the unit of the run's step key.
-        seconds: Wall-clock, from the start of training.
-        tokens: See `LoggedRun.tokens_at`.
-        value: The outcome; `stderr`: its standard error over questions, if it was logged.
-        line: The line of metrics.
-    """
+    """One point of a validation curve: `seconds` of wall-clock from the start of training, `tokens`
+    as by `LoggedRun.tokens_at`, the outcome's `value` and standard error over questions (None: not
+    logged), and the line of metrics."""
 
     step: int
     seconds: float
@@ -50,12 +44,9 @@ class Validation:
 class ComparedRun(LoggedRun):
     """One run of a group.
 
-    Attributes:
-        shown: Its folder, as a report names it.
-        is_short: Whether its last validation is earlier than that of another run of its group. Such
-            a run is shown, and is in no mean and no difference.
-        has_diverged: Whether its loss became NaN or infinite.
-        notes: What must be said of it: that it is short, was not finished, diverged or collapsed.
+    `shown` is its folder, as a report names it. It `is_short` if its last validation is earlier
+    than that of another run of its group; such a run is shown, and is in no mean and no difference.
+    `notes` is what must be said of it: that it is short, was not finished, diverged or collapsed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -109,21 +100,18 @@ class ComparedRun(LoggedRun):
 
     @property
     def best_folder(self) -> str | None:
-        """Where the model of the best validation lies, as a report names it; None if it was not
-        kept."""
+        """Where the model of the best validation lies; None if it was not kept."""
         return f"{self.shown}/best" if (self.folder / "best").is_dir() else None
 
     def training_end(self, metric: str) -> float | None:
-        """A training metric's mean over the last tenth of the logged updates; None if there are no
-        numbers."""
+        """A training metric's mean over the last tenth of the logged updates, if there is any."""
         last = self.training[-max(1, len(self.training) // 10) :]
         numbers = [value for line in last if is_finite(value := line.get(metric))]
         return mean(numbers) if numbers else None
 
     @cached_property
     def last_answers(self) -> list[tuple[QuestionKey, bool]]:
-        """The questions of its last validation in their order, each with whether it was answered
-        right; empty if there are no generations."""
+        """Question by question, whether its last validation answered right, if that is known."""
         # Not the texts themselves: a report may be of many runs with thousands of questions.
         return [
             ((sha256(f"{row['prompt']}".encode()).hexdigest(), number), is_correct(row))
@@ -160,12 +148,7 @@ class ComparedRun(LoggedRun):
 
 @dataclass
 class Group:
-    """A variant and its runs, the seeds.
-
-    Attributes:
-        label: What the report calls it.
-        runs: All of them, by ascending seed; at least one.
-    """
+    """A variant and its runs, the seeds in ascending order; at least one."""
 
     label: str
     runs: list[ComparedRun]
@@ -213,24 +196,10 @@ class Group:
         value_of = attrgetter(attribute)
         return {run.seed: value_of(run) for run in self.complete if run.seed is not None}
 
-    def mean_curve(self) -> list[list[Validation]]:
-        """The validations of all complete runs at one step, for each step that all of them have."""
-        at = [{point.step: point for point in run.curve} for run in self.complete]
-        shared = [step for step in at[0] if all(step in points for points in at)]
-        return [[points[step] for points in at] for step in shared]
-
 
 def read_groups(groups: Mapping[str, Sequence[Path]]) -> tuple[list[Group], list[str]]:
-    """Groups of runs from their folders.
-
-    Returns:
-        The groups that have a run with a validation, and sentences on what was left out.
-
-    Raises:
-        FileNotFoundError: A folder has no `metrics.jsonl`.
-        ValueError: No group has a run with a validation, runs are of different kinds, or a group
-            has a seed twice.
-    """
+    """The groups that have a run with a validation, from their folders, and sentences on what was
+    left out. Raises as `write_comparison` does."""
     found, left_out = [], []
     for label, folders in groups.items():
         runs = [ComparedRun(Path(folder)) for folder in folders]
@@ -286,13 +255,11 @@ class Difference:
     """A variant less the baseline.
 
     Attributes:
-        label: The variant's.
         last: Of the last validations, seed by seed: the primary outcome.
         curve: Of the means of the validation curves over steps, which are less noisy. Without
             seeds where the two were validated at different steps: such means say different things.
-        questions: Of the last validations over questions, for these very runs: whether other
-            questions would show it too, not whether other seeds would. None where the generations
-            are not there, or not of the same questions.
+        questions: Of the last validations over questions, for these very runs. None where the
+            generations are not there, or not of the same questions.
         lost: In words, of which group how many runs did not reach the end, or diverged: they may
             be the worse ones, so that a difference between the others is none between the groups.
         outlasts_holm: Whether `last` is significant among all comparisons, see `holm`.

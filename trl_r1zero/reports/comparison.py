@@ -76,15 +76,12 @@ def write_comparison(
     """Compare groups of runs, and write `report.md`, `report.html`, figures and `results.json`.
 
     Args:
-        groups: Label of a variant -> its run folders, one for each seed. Runs of GRPO, expert
-            iteration, SFT or DPO, compared by accuracy, or of instruction tuning, compared by loss;
-            all of one kind.
+        groups: Label of a variant -> its run folders, one for each seed; all runs are of one kind,
+            and are compared by accuracy, or by loss in instruction tuning.
         output_dir: Is made if need be; files of the same names are overwritten.
-        title: Heading of the report.
-        question: What the experiment asks; shown first.
+        title: Heading of the report; `question`: what the experiment asks, shown first.
         baseline: Label of the group that the others are compared with; the first by default.
-        setup: Sentences on how it was run.
-        problems: Sentences on runs that failed or are missing.
+        setup: Sentences on how it was run; `problems`: on runs that failed or are missing.
 
     Returns:
         Findings and the main table, for a terminal.

@@ -1,5 +1,6 @@
 """Figures of groups of runs: validation, where the runs end, and training."""
 
+import itertools
 import math
 import textwrap
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from trl_r1zero.runs.metrics import (
     ORANGE,
     PURPLE,
     SKY,
+    Panel,
 )
 
 from .compared import ComparedRun, Group, Validation
@@ -42,10 +44,11 @@ _WHAT_IS_DRAWN = (
 _TICK_CHARACTERS, _LEGEND_CHARACTERS = 44, 140
 
 _OfPoint = Callable[[Validation], float]
+_Curve = dict[float, tuple[float, float]]  # step -> x, y
 
 
 def plot_validation(groups: Sequence[Group], path: Path, outcome: str) -> None:
-    """Draw the validation curves of groups into a PNG, and where they end.
+    """Draw the validation curves of groups, which are of one kind, into a PNG, and where they end.
 
     Above: each group's mean over its complete runs against steps, wall-clock and tokens (where all
     runs logged these), with a band of one standard error over the runs; runs that are not complete
@@ -54,11 +57,6 @@ def plot_validation(groups: Sequence[Group], path: Path, outcome: str) -> None:
     means over the runs. A second row has the reward, where it is another number than the accuracy
     (`r1_zero_reward_fn` gives 1 to a right answer, and else 0). Below: for each group the last
     validation of each run, and the mean of the complete ones with its 95% interval by Student's t.
-
-    Args:
-        groups: Of runs of one kind. They stand in this order.
-        path: The figure's file.
-        outcome: What the runs are compared by, such as `accuracy`.
     """
     points = [point for group in groups for run in group.runs for point in run.curve]
     columns = _x_axes(groups[0].runs[0], points)
@@ -67,21 +65,22 @@ def plot_validation(groups: Sequence[Group], path: Path, outcome: str) -> None:
     if all(map(is_finite, rewards)) and rewards != [point.value for point in points]:
         rows.append(("reward", lambda point: float(point.line["eval_reward"])))
     top, bottom = 4.0 * len(rows), 0.9 + 0.27 * len(groups)
-    figure = new_figure(12.0, top + 0.3 + bottom + _legend_height(groups), _WHAT_IS_DRAWN)
+    figure = _new_figure(groups, top + bottom)
     # Figures of their own, lest the long names below take width from the curves above.
     upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=(top, bottom)).flat
-    place = 0
-    for metric, y_of in rows:
-        for x_label, x_of in columns:
-            place += 1
-            axes = upper.add_subplot(len(rows), len(columns), place)
-            for number, group in enumerate(groups):
-                _draw_group(axes, _Look(number, len(groups)), group, x_of, y_of)
-            whole_x = x_label == columns[0][0]
-            style_axes(axes, f"Validation {metric}", x_label, metric, whole_x=whole_x)
-            _set_y_limits(axes, [y_of(point) for point in points])
+    for place, (row, column) in enumerate(itertools.product(rows, columns), start=1):
+        (metric, y_of), (x_label, x_of) = row, column
+        axes = upper.add_subplot(len(rows), len(columns), place)
+
+        def curve(run: ComparedRun, x_of: _OfPoint = x_of, y_of: _OfPoint = y_of) -> _Curve:
+            return {point.step: (x_of(point), y_of(point)) for point in run.curve}
+
+        for number, group in enumerate(groups):
+            _draw_group(axes, _Look(number, len(groups)), group, curve, is_training=False)
+        whole_x = x_label == columns[0][0]
+        style_axes(axes, f"Validation {metric}", x_label, metric, whole_x=whole_x)
+        _set_y_limits(axes, [y_of(point) for point in points])
     _draw_ends(lower.add_subplot(), groups, outcome)
-    _add_legend(figure, groups)
     save_figure(figure, path, DPI)
 
 
@@ -89,34 +88,36 @@ def plot_training(groups: Sequence[Group], path: Path) -> bool:
     """Draw the metrics of training of groups into a PNG: mean and one standard error over runs.
 
     Of `GROUP_PANELS` those that any run logged. Curves of many points are drawn as means of
-    consecutive ones.
-
-    Returns:
-        Whether there was anything to draw; if not, nothing is written.
+    consecutive ones. Returns whether there was anything to draw; if not, nothing is written.
     """
     runs = [run for group in groups for run in group.runs]
+    step_key, step_name = runs[0].kind.step_key, runs[0].kind.step_name
 
-    def is_logged(metric: str) -> bool:
-        return any(_curve(run, metric) for run in runs)
+    def is_logged(panel: Panel) -> bool:
+        return any(run.points(panel.series[0].metric, step_key)[0] for run in runs)
 
-    panels = [panel for panel in GROUP_PANELS if is_logged(panel.series[0].metric)]
-    if len(panels) < 3 and is_logged("loss"):
+    panels = [panel for panel in GROUP_PANELS if is_logged(panel)]
+    if len(panels) < 3 and is_logged(GROUP_LOSS_PANEL):
         panels.append(GROUP_LOSS_PANEL)
     if not panels:
         return False
     columns = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
     rows = -(-len(panels) // columns)
-    figure = new_figure(12.0, 3.0 * rows + 0.3 + _legend_height(groups), _WHAT_IS_DRAWN)
+    figure = _new_figure(groups, 3.0 * rows)
     for place, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, columns, place)
-        values: list[float] = []
+
+        def curve(run: ComparedRun, metric: str = panel.series[0].metric) -> _Curve:
+            steps, values = run.points(metric, step_key)
+            return {step: (step, value) for step, value in zip(steps, values, strict=True)}
+
+        drawn: list[float] = []
         for number, group in enumerate(groups):
             look = _Look(number, len(groups))
-            values += _draw_training(axes, look, group, panel.series[0].metric)
-        style_axes(axes, panel.title, runs[0].kind.step_name, panel.y_label, whole_x=True)
-        if not log_scale(axes, panel, values):
-            _set_y_limits(axes, values)
-    _add_legend(figure, groups)
+            drawn += _draw_group(axes, look, group, curve, is_training=True)
+        style_axes(axes, panel.title, step_name, panel.y_label, whole_x=True)
+        if not log_scale(axes, panel, drawn):
+            _set_y_limits(axes, drawn)
     save_figure(figure, path, DPI)
     return True
 
@@ -151,56 +152,46 @@ class _Look:
         self.shows_single_runs = num_groups <= _MAX_GROUPS_WITH_SINGLE_RUNS
 
 
-def _draw_group(axes: Axes, look: _Look, group: Group, x_of: _OfPoint, y_of: _OfPoint) -> None:
-    """The mean of the validation curves, and single runs."""
-    curve = group.mean_curve()
-    x = [mean([x_of(point) for point in at_step]) for at_step in curve]
-    columns = [[y_of(point) for point in at_step] for at_step in curve]
+def _draw_group(
+    axes: Axes,
+    look: _Look,
+    group: Group,
+    curve_of: Callable[[ComparedRun], _Curve],
+    *,
+    is_training: bool,
+) -> list[float]:
+    """The mean of the complete runs with its band, and single runs; returns all y."""
+    thinned = _thinned if is_training else list
+    curves = [curve_of(run) for run in group.complete]
+    shared = [step for step in curves[0] if all(step in curve for curve in curves)]
+    x = thinned([mean([curve[step][0] for curve in curves]) for step in shared])
+    # The errors are of the thinned curves: chance in neighbouring steps averages out.
+    columns = list(zip(*(thinned([c[step][1] for step in shared]) for c in curves), strict=True))
     y = [mean(values) for values in columns]
-    axes.plot(x, y, linewidth=1.8, marker="o", markersize=3.5, **look.line)
-    several = len(group.complete) > 1
-    if several:
-        draw_band(axes, x, y, [standard_error(values) for values in columns], look.colour)
-    for run in group.runs:
-        if run.notes or (several and look.shows_single_runs):
-            own = [x_of(point) for point in run.curve], [y_of(point) for point in run.curve]
-            _draw_single(axes, look, run, *own)
-
-
-def _draw_single(
-    axes: Axes, look: _Look, run: ComparedRun, x: Sequence[float], y: Sequence[float]
-) -> None:
-    axes.plot(x, y, linewidth=0.7, alpha=0.6, **look.line)
-    if run.is_short and x:
-        axes.plot(x[-1:], y[-1:], color=look.colour, marker="x", markersize=8, markeredgewidth=2)
-
-
-def _draw_training(axes: Axes, look: _Look, group: Group, metric: str) -> list[float]:
-    """A group's mean of a training metric, and runs of which something is said; returns all y."""
-    curves = [_curve(run, metric) for run in group.complete]
-    shared = [x for x in curves[0] if all(x in curve for curve in curves)]
-    x = _thinned(shared)
-    y = _thinned([mean([curve[step] for curve in curves]) for step in shared])
-    drawn = list(y)
+    several = len(curves) > 1
     if x:
-        marker = "o" if len(x) == 1 else None
-        axes.plot(x, y, linewidth=1.5, marker=marker, markersize=4, **look.line)
-    if len(curves) > 1 and x:
-        # Of the thinned curves, not thinned errors: chance in neighbouring steps averages out.
-        thinned = [_thinned([curve[step] for step in shared]) for curve in curves]
-        errors = [standard_error(values) for values in zip(*thinned, strict=True)]
-        draw_band(axes, x, y, errors, look.colour)
+        with_points = not is_training or len(x) == 1
+        axes.plot(
+            x,
+            y,
+            linewidth=1.5 if is_training else 1.8,
+            marker="o" if with_points else None,
+            markersize=4 if is_training else 3.5,
+            **look.line,
+        )
+        if several:
+            draw_band(axes, x, y, [standard_error(values) for values in columns], look.colour)
+    drawn = list(y)
     for run in group.runs:
-        if run.notes:
-            curve = _curve(run, metric)
-            own_x, own_y = _thinned(list(curve)), _thinned(list(curve.values()))
-            _draw_single(axes, look, run, own_x, own_y)
+        if run.notes or (several and look.shows_single_runs and not is_training):
+            curve = curve_of(run)
+            own_x, own_y = (thinned([point[i] for point in curve.values()]) for i in (0, 1))
+            axes.plot(own_x, own_y, linewidth=0.7, alpha=0.6, **look.line)
+            if run.is_short:
+                end: dict[str, Any] = {"marker": "x", "markersize": 8, "markeredgewidth": 2}
+                axes.plot(own_x[-1:], own_y[-1:], color=look.colour, **end)
             drawn += own_y
     return drawn
-
-
-def _curve(run: ComparedRun, metric: str) -> dict[float, float]:
-    return dict(zip(*run.points(metric, run.kind.step_key), strict=True))
 
 
 def _thinned(values: Sequence[float]) -> list[float]:
@@ -274,8 +265,9 @@ def _names(groups: Sequence[Group]) -> tuple[list[str], bool]:
     return [str(number) for number in range(1, len(labels) + 1)], True
 
 
-def _legend_layout(groups: Sequence[Group]) -> tuple[list[str], int]:
-    """The legend's entries, and in how many columns they stand."""
+def _new_figure(groups: Sequence[Group], height: float) -> Figure:
+    """A figure with so many inches for panels, and a legend below them: the colours are the groups
+    in all, and curves leave no sure place."""
     names, numbered = _names(groups)
     entries = [
         textwrap.fill(
@@ -287,28 +279,18 @@ def _legend_layout(groups: Sequence[Group]) -> tuple[list[str], int]:
     ]
     widest = max(len(line) for entry in entries for line in entry.splitlines())
     fitting = max(1, 165 // (widest + 9))  # characters of this size
-    return entries, -(-len(entries) // -(-len(entries) // fitting))  # columns fill one by one
-
-
-def _legend_height(groups: Sequence[Group]) -> float:
-    """In inches."""
-    entries, columns = _legend_layout(groups)
+    columns = -(-len(entries) // -(-len(entries) // fitting))  # they fill one by one
     lines = sum(entry.count("\n") + 1 for entry in entries)
-    return 0.35 + 0.21 * -(-lines // columns)
-
-
-def _add_legend(figure: Figure, groups: Sequence[Group]) -> None:
-    # Below the panels, for the colours are the groups in all, and curves leave no sure place.
-    entries, columns = _legend_layout(groups)
-    handles = [
-        Line2D([], [], linewidth=1.8, label=entry, **_Look(number, len(groups)).line)
-        for number, entry in enumerate(entries)
-    ]
+    figure = new_figure(12.0, height + 0.65 + 0.21 * -(-lines // columns), _WHAT_IS_DRAWN)
     figure.legend(
-        handles=handles,
+        handles=[
+            Line2D([], [], linewidth=1.8, label=entry, **_Look(number, len(groups)).line)
+            for number, entry in enumerate(entries)
+        ],
         loc="outside lower center",
         ncols=columns,
         fontsize=9,
         frameon=False,
         handlelength=3,
     )
+    return figure

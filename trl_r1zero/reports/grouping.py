@@ -50,11 +50,9 @@ def group_runs(
 ) -> dict[str, list[Path]]:
     """Runs with equal settings as one group.
 
-    Args:
-        run_folders: Output folders of runs.
-        group_by: The settings whose values make a group, keys of `recipe.yaml` or, where that has
-            no such key, of `config.json`. None: all settings that differ between the runs, except
-            seeds, folders, logging, saving and what only has to fit the memory.
+    `group_by` are the settings whose values make a group, keys of `recipe.yaml` or, where that has
+    no such key, of `config.json`. None: all settings that differ between the runs, except seeds,
+    folders, logging, saving and what only has to fit the memory.
 
     Returns:
         Label (`learning_rate 0.0002, group_size 8`; `base` if nothing differs) -> folders; numbers

@@ -47,7 +47,7 @@ def _draw_panel(axes: Axes, panel: Panel, run: LoggedRun) -> None:
     for series in panel.series:
         x, y = _points(run, panel, series)
         # Many updates as a thin line; few validations and EI steps with points.
-        thin = series.is_of_updates
+        thin = not series.metric.startswith(("eval_", "rollout_"))
         axes.plot(
             x,
             y,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from trl_r1zero.evaluation.pages import Shown
+from trl_r1zero.evaluation.pages import Example
 from trl_r1zero.runs.logged_run import telling
 
 from .compared import Group, Validation
@@ -14,7 +14,7 @@ NUM_QUESTIONS = 2
 MAX_TIMES = 6
 
 
-def responses_over_time(groups: Sequence[Group]) -> list[Shown]:
+def responses_over_time(groups: Sequence[Group]) -> list[Example]:
     """Of each group's median run two telling questions, with its answers at up to six validations.
 
     Telling are first a question that became right and one that stayed wrong, from the first to the
@@ -23,7 +23,7 @@ def responses_over_time(groups: Sequence[Group]) -> list[Shown]:
     return [shown for group in groups for shown in _of_group(group)]
 
 
-def _of_group(group: Group) -> list[Shown]:
+def _of_group(group: Group) -> list[Example]:
     run = group.median_run
     existing = [point for point in run.curve if run.generation_file(point.line).is_file()]
     tables = {point.step: run.answers(point.line) for point in _spread(existing)}
@@ -38,7 +38,7 @@ def _of_group(group: Group) -> list[Shown]:
             when = f"After {run.kind.step_name} {step} ({verdict_of_answer(row)})"
             texts[when] = row["response"]
         about = [f"run {run.shown}", f"seed {run.seed}", "the group's median run at the end"]
-        shown.append(Shown(f"{group.label}: question {number}", about, texts))
+        shown.append(Example(f"{group.label}: question {number}", about, texts))
     return shown
 
 

@@ -38,11 +38,7 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple
 
 @dataclass(frozen=True)
 class SeedDifference:
-    """The differences of one variant to the baseline.
-
-    Attributes:
-        differences: Seed -> the variant's value less the baseline's, for the seeds of both.
-    """
+    """Seed -> a variant's value less the baseline's, for the seeds of both."""
 
     differences: Mapping[Hashable, float]
 

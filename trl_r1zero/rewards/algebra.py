@@ -26,7 +26,7 @@ import sympy.tensor.tensor
 from mpmath.libmp import dps_to_prec, from_man_exp, from_rational
 from sympy.core.cache import clear_cache
 
-from .bounds import LIMITS, BoundHit, one_reward
+from .bounds import BoundHit, check_limits, one_reward
 from .formula import Step
 
 
@@ -89,8 +89,7 @@ def _call_budget(calls_left: list[int]) -> Iterator[None]:
 
 
 def _is_irrational_plus_decimal(expression: Any) -> bool:
-    """Whether it is a decimal plus an exact irrational number: sympy never evaluates such a sum,
-    however small it is."""
+    """Whether it is a decimal plus an exact irrational number, a sum that sympy never evaluates."""
     if not expression.is_Add or not any(term.is_Float for term in expression.args):
         return False
     rest = expression.func(*(term for term in expression.args if not term.is_Float))
@@ -159,62 +158,55 @@ def _float(literal: str) -> Any:
 
 
 def _check_size(program: list[Step]) -> None:
-    """Raise BoundHit where the expression would grow beyond the limits of bits, degree, terms or
-    radicals."""
-    _check_limits(algebra_nodes=len(program))
+    """Raise BoundHit where the expression would grow beyond the limits."""
+    check_limits(algebra_nodes=len(program))
     stack: list[_Size] = []
     radicals = factorials = 0
     orders = 1
     nested = False
     for step in program:
         kind = step[0]
+        order = 1
         if kind == "int":
             stack.append(_Size(step[1].bit_length(), 0, 1, Fraction(step[1])))
         elif kind == "float":
             value = Fraction(step[1])
             bits = value.numerator.bit_length() + value.denominator.bit_length()
             stack.append(_Size(bits, 0, 1, value if bits <= _EXACT_BITS else None))
-        elif kind == "symbol":
-            stack.append(_Size(1, 1, 1))
-        elif kind == "constant":
-            stack.append(_Size(2, 0, 1))
+        elif kind in ("symbol", "constant"):
+            stack.append(_Size(1, 1, 1) if kind == "symbol" else _Size(2, 0, 1))
         elif kind == "neg":
-            stack[-1] = stack[-1].negated()
-        elif kind == "call":
-            if step[1] == "sqrt":
-                radicals += 1
-                nested |= stack[-1].has_radical
-                orders = math.lcm(orders, 2)
-            elif step[1] in ("factorial", "factorial2") and stack[-1].exact is None:
-                factorials += 1
-                if stack[-1].degree > 1 or stack[-1].terms > 2 or stack[-1].has_radical:
-                    raise BoundHit("algebra_factorials")
-            stack[-1] = stack[-1].applied(step[1])
+            exact = stack[-1].exact
+            stack[-1] = replace(stack[-1], exact=None if exact is None else -exact)
         else:
-            right = stack.pop()
-            if kind == "pow":
+            right = stack.pop() if kind in _BINARY else None
+            operand = stack[-1]
+            if right is None:
+                order = 2 if step[1] == "sqrt" else 1
+                if step[1] in ("factorial", "factorial2") and operand.exact is None:
+                    factorials += 1
+                    if operand.degree > 1 or operand.terms > 2 or operand.has_radical:
+                        raise BoundHit("algebra_factorials")
+                stack[-1] = operand.applied(step[1])
+            elif kind == "pow":
                 order = right.root_order()
-                if order > 1:
-                    radicals += 1
-                    nested |= stack[-1].has_radical
-                    orders = math.lcm(orders, order)
-                stack[-1] = stack[-1].power(right)
+                stack[-1] = operand.power(right)
             else:
-                stack[-1] = stack[-1].combined(kind, right)
+                stack[-1] = operand.combined(kind, right)
+            if order > 1:
+                radicals += 1
+                nested |= operand.has_radical
+                orders = math.lcm(orders, order)
         top = stack[-1]
-        _check_limits(integer_bits=top.bits, algebra_degree=top.degree, algebra_terms=top.terms)
-        _check_limits(
+        check_limits(
+            integer_bits=top.bits,
+            algebra_degree=top.degree,
+            algebra_terms=top.terms,
             algebra_radicals=radicals,
             algebra_root_order=orders,
             algebra_nested_radicals=radicals if nested else 0,
             algebra_factorials=factorials,
         )
-
-
-def _check_limits(**values: int) -> None:
-    for name, value in values.items():
-        if value > LIMITS[name]:
-            raise BoundHit(name)
 
 
 _EXACT_BITS = 256
@@ -224,20 +216,13 @@ _EXPONENT_BITS = 12
 @dataclass(frozen=True, slots=True)
 class _Size:
     """Upper estimates for a sub-expression: bits of its integers, degree, number of terms when
-    expanded.
-
-    `exact` is its value while it is a rational constant of moderate size; `has_radical` says that
-    a root is in it.
-    """
+    expanded; `exact` is its value while it is a rational constant of moderate size."""
 
     bits: int
     degree: int
     terms: int
     exact: Fraction | None = None
     has_radical: bool = False
-
-    def negated(self) -> "_Size":
-        return replace(self, exact=None if self.exact is None else -self.exact)
 
     def root_order(self) -> int:
         """Order of the radical that a power with this exponent is; 1 for an integer or unknown
@@ -246,8 +231,7 @@ class _Size:
 
     def applied(self, name: str) -> "_Size":
         if name in ("factorial", "factorial2") and self.exact is not None:
-            if abs(self.exact) > LIMITS["factorial_argument"]:
-                raise BoundHit("factorial_argument")
+            check_limits(factorial_argument=abs(self.exact))
             n = int(abs(self.exact))
             bits = max(2, n) * max(2, n).bit_length()
             known = name == "factorial" and n == self.exact and n <= 20
@@ -257,11 +241,10 @@ class _Size:
     def power(self, exponent: "_Size") -> "_Size":
         n = exponent.exact
         radical = self.has_radical or exponent.has_radical or exponent.root_order() > 1
-        # The exponent may yet turn out to be a constant of that many bits.
-        too_large = (
-            exponent.bits > _EXPONENT_BITS if n is None else abs(n) > LIMITS["power_exponent"]
-        )
-        if too_large:
+        if n is not None:
+            check_limits(power_exponent=abs(n))
+        elif exponent.bits > _EXPONENT_BITS:
+            # The exponent may yet turn out to be a constant of that many bits.
             raise BoundHit("power_exponent")
         whole = 2**exponent.bits if n is None else max(1, math.ceil(abs(n)))
         terms = 1 if self.terms == 1 else math.comb(whole + self.terms - 1, self.terms - 1)

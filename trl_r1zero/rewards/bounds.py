@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from fractions import Fraction
 
 LIMITS: dict[str, int] = {
     # Characters of an answer or a ground truth that are normalised at all; longer ones are
@@ -54,6 +55,13 @@ class BoundHit(Exception):
     def __init__(self, name: str) -> None:
         super().__init__(f"limit {name} = {LIMITS[name]}")
         self.name = name
+
+
+def check_limits(**values: int | Fraction) -> None:
+    """BoundHit for the first value that is above the limit of its name."""
+    for name, value in values.items():
+        if value > LIMITS[name]:
+            raise BoundHit(name)
 
 
 _counts: Counter[str] = Counter()

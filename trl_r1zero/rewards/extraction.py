@@ -6,8 +6,6 @@ the letter, oddities included, because its format reward is part of the publishe
 benchmark parsers at the end (GSM8K, MMLU) are free of that.
 """
 
-import itertools
-import operator
 import re
 from dataclasses import dataclass
 
@@ -40,32 +38,15 @@ def extract_boxed(text: str) -> str | None:
     inner = start + len(BOX)
     if not text.startswith("{", inner):
         return None
-    # Depth after each brace; the box ends at the first 0. Everything runs in C, so a megabyte of
-    # braces takes 0.1 s.
-    braces = _NO_BRACES.sub("", text[inner:])
-    try:
-        number = operator.indexOf(itertools.accumulate(map(_DEPTH_CHANGE.__getitem__, braces)), 0)
-    except ValueError:
-        return None
-    return text[inner + 1 : _position_of_brace(text, inner, number)]
-
-
-_NO_BRACES = re.compile(r"[^{}]+")
-_DEPTH_CHANGE = {"{": 1, "}": -1}
-
-
-def _position_of_brace(text: str, start: int, number: int) -> int:
-    """Position of the brace with this number (from 0) behind `start`, by bisection over counts."""
-    low, high = start, len(text)
-    while high - low > 1:
-        middle = (low + high) // 2
-        before = text.count("{", low, middle) + text.count("}", low, middle)
-        if number < before:
-            high = middle
-        else:
-            number -= before
-            low = middle
-    return low
+    depth = 0
+    for position, char in enumerate(text[inner:], start=inner):
+        if char == "{":
+            depth += 1
+        elif char == "}":
+            depth -= 1
+            if depth == 0:
+                return text[inner + 1 : position]
+    return None
 
 
 def extract_r1_zero(response: str) -> Extraction:

@@ -17,7 +17,7 @@ import unicodedata
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from .bounds import LIMITS, BoundHit
+from .bounds import check_limits
 
 Node = tuple[Any, ...]
 
@@ -54,8 +54,7 @@ _TOKEN = re.compile(
 
 def parse_formula(text: str) -> Node:
     """The tree of `text`; FormulaError if it is none, BoundHit if it is too long or too deep."""
-    if len(text) > LIMITS["formula_chars"]:
-        raise BoundHit("formula_chars")
+    check_limits(formula_chars=len(text))
     return _Parser(_tokens(text)).parse()
 
 
@@ -72,8 +71,7 @@ def _tokens(text: str) -> list[_Token]:
             tokens.append(_Token(match.group(), match.group()))
         elif kind not in ("blank", "comment"):
             tokens.append(_Token(kind, match.group()))
-    if len(tokens) > LIMITS["formula_tokens"]:
-        raise BoundHit("formula_tokens")
+    check_limits(formula_tokens=len(tokens))
     tokens.append(_Token("end", ""))
     return tokens
 
@@ -99,8 +97,7 @@ class _Parser:
         return token
 
     def skip_newlines(self) -> None:
-        # Inside parentheses a line break means nothing, except that no factor may follow it
-        # without a sign.
+        # In parentheses a line break means nothing, but no factor may follow without a sign.
         while self.peek() == "newline" and self.depth:
             self.index += 1
 
@@ -133,22 +130,19 @@ class _Parser:
             tree = _product([("mul" if kind == "*" else "div", tree, factors[0]), *factors[1:]])
 
     def signed(self) -> list[Node]:
-        """A factor with its signs; a name of several letters gives several factors, the sign
-        belongs to the first."""
+        """A factor with its signs, which belong to the first of a name's several factors."""
         sign = 0
         while self.peek() in ("+", "-"):
             sign += self.take().kind == "-"
             self.skip_newlines()
-            if sign > LIMITS["formula_depth"]:
-                raise BoundHit("formula_depth")
+            check_limits(formula_depth=sign)
         factors = self.power()
         for _ in range(sign):
             factors[0] = ("neg", factors[0])
         return factors
 
     def power(self) -> list[Node]:
-        """`a**b`; of several factors the last one is the base, and the exponent is the first of
-        its factors."""
+        """`a**b`: the last of several factors is the base, the first the exponent."""
         factors = self.atom()
         behind = self.index
         self.skip_newlines()
@@ -165,8 +159,7 @@ class _Parser:
 
     def enter(self) -> None:
         self.depth += 1
-        if self.depth > LIMITS["formula_depth"]:
-            raise BoundHit("formula_depth")
+        check_limits(formula_depth=self.depth)
 
     def atom(self) -> list[Node]:
         token = self.take()
@@ -235,8 +228,7 @@ def _product(factors: list[Node]) -> Node:
 
 
 def _check_digits(text: str) -> None:
-    if len(text) > LIMITS["literal_digits"]:
-        raise BoundHit("literal_digits")
+    check_limits(literal_digits=len(text))
 
 
 def _integer(text: str) -> Node:
@@ -256,8 +248,7 @@ def _number(text: str) -> list[Node]:
     _check_digits(text)
     literal = text.replace("_", "").lower()
     exponent = literal.partition("e")[2]
-    if exponent and abs(int(exponent)) > LIMITS["power_exponent"]:
-        raise BoundHit("power_exponent")
+    check_limits(power_exponent=abs(int(exponent or 0)))
     return [("float", literal)]
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
-from .bounds import LIMITS, BoundHit
+from .bounds import BoundHit, check_limits
 
 
 class UnrenderableError(Exception):
@@ -29,10 +29,8 @@ class _Unsupported(Exception):
 
 
 def latex_to_text(text: str) -> str:
-    """Plain text of `text`; UnrenderableError where pylatexenc raises, BoundHit where a limit is
-    reached."""
-    if len(text) > LIMITS["latex_chars"]:
-        raise BoundHit("latex_chars")
+    """Plain text of `text`; UnrenderableError where pylatexenc raises, BoundHit at a limit."""
+    check_limits(latex_chars=len(text))
     if _NEEDS_PYLATEXENC.search(text):
         return _pylatexenc_text(text)
     try:
@@ -69,8 +67,7 @@ class _Reader:
     def read_nodes(self, closing: str) -> str:
         """Text of everything up to `closing` ("}", "]", or "" for the end of the text)."""
         self.depth += 1
-        if self.depth > LIMITS["latex_depth"]:
-            raise BoundHit("latex_depth")
+        check_limits(latex_depth=self.depth)
         text = self.text
         out: list[str] = []
         while True:
@@ -106,8 +103,7 @@ class _Reader:
 
     def step(self) -> None:
         self.steps += 1
-        if self.steps > LIMITS["latex_steps"]:
-            raise BoundHit("latex_steps")
+        check_limits(latex_steps=self.steps)
 
     def read_char(self) -> str:
         self.pos += 1
@@ -152,8 +148,7 @@ class _Reader:
         try:
             arguments = [self.read_argument(kind) for kind in macro.arguments]
         except _EndOfText:
-            # The macro then has no arguments, and what was read for them is read again as plain
-            # content.
+            # The macro then has none, and what was read for them is read again as plain content.
             self.pos = start
             self.depth = depth
             return macro.bare()
@@ -195,8 +190,7 @@ def _without_trailing_blanks(text: str) -> str:
 
 
 class _Macro(NamedTuple):
-    """How one macro is read and rendered: its arguments (a string of "{" and "["), its text with
-    and without them."""
+    """A macro: its arguments (a string of "{" and "["), its text with and without them."""
 
     arguments: str
     render: Callable[[list[str]], str]
@@ -274,15 +268,13 @@ def _budgeted_walker() -> Any:
     from pylatexenc import latexwalker
 
     class BudgetedWalker(latexwalker.LatexWalker):
-        """Counts tokens: a text whose macros lack their last argument is read again, once per
-        level of nesting."""
+        """Counts tokens: text of macros that lack their last argument is read again and again."""
 
         tokens_read = 0
 
         def get_token(self, *args: Any, **kwargs: Any) -> Any:
             self.tokens_read += 1
-            if self.tokens_read > LIMITS["latex_steps"]:
-                raise BoundHit("latex_steps")
+            check_limits(latex_steps=self.tokens_read)
             return super().get_token(*args, **kwargs)
 
     return BudgetedWalker
@@ -291,10 +283,8 @@ def _budgeted_walker() -> Any:
 def _pylatexenc_text(text: str) -> str:
     from pylatexenc import latex2text
 
-    if _depth(text) > LIMITS["latex_depth"]:
-        raise BoundHit("latex_depth")
-    if _matrix_chars(text) > LIMITS["latex_matrix_chars"]:
-        raise BoundHit("latex_matrix_chars")
+    check_limits(latex_depth=_depth(text))
+    check_limits(latex_matrix_chars=_matrix_chars(text))
     walker = _budgeted_walker()(text, latex_context=_databases()[0])
     try:
         nodes = walker.get_latex_nodes()[0]

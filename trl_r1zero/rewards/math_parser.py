@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .bounds import LIMITS, BoundHit
+from .bounds import check_limits
 from .formula import FormulaError, Node
 from .math_tokens import FUNCTIONS, SIGNS, tokenize
 
@@ -22,15 +22,13 @@ MathValue = tuple[Any, ...]
 
 def parse_math(text: str) -> MathValue:
     """The value of `text`; FormulaError if it is no mathematics, BoundHit if it is too large."""
-    if len(text) > LIMITS["formula_chars"]:
-        raise BoundHit("formula_chars")
+    check_limits(formula_chars=len(text))
     return _Parser(tokenize(text)).parse()
 
 
 def _few(alternatives: list[Node]) -> list[Node]:
     """What a formula with `\\pm` may stand for; each sign doubles it, so it is limited at once."""
-    if len(alternatives) > LIMITS["plus_minus_alternatives"]:
-        raise BoundHit("plus_minus_alternatives")
+    check_limits(plus_minus_alternatives=len(alternatives))
     return alternatives
 
 
@@ -86,8 +84,7 @@ class _Parser:
     def level(self) -> Iterator[None]:
         """One level deeper; every rule that can come back to itself goes through it."""
         self.depth += 1
-        if self.depth > LIMITS["formula_depth"]:
-            raise BoundHit("formula_depth")
+        check_limits(formula_depth=self.depth)
         try:
             yield
         finally:
@@ -251,10 +248,8 @@ class _Parser:
             raise FormulaError("the text ends too early")
         self.index += 1
         if kind == "number":
-            if len(token) > LIMITS["literal_digits"]:
-                raise BoundHit("literal_digits")
-            if abs(int(token.lower().partition("e")[2] or "0")) > LIMITS["power_exponent"]:
-                raise BoundHit("power_exponent")
+            check_limits(literal_digits=len(token))
+            check_limits(power_exponent=abs(int(token.lower().partition("e")[2] or 0)))
             if not token.isdigit():
                 return [("float", token)]
             return [self.mixed_number(int(token))]

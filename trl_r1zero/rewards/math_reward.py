@@ -81,11 +81,8 @@ _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:\s*/\s*\d+)?(?![\w
 
 
 def _cores(text: str) -> list[str]:
-    """The parts of a text that state the answer: its boxes, or all of it.
-
-    Several boxes are a list. Where all of them agree they may as well be one answer that is given
-    twice; the last of different answers is none.
-    """
+    """The parts of a text that state the answer: its boxes, or all of it. Several boxes are a list;
+    where all of them agree they may as well be one answer that is given twice."""
     text = text[-LIMITS["answer_chars"] :].strip()
     if "\\begin" not in text:
         text = text.replace("\\\\", "\\")  # escaped once too often

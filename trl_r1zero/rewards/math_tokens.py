@@ -5,7 +5,7 @@ For `math_parser` only; the reference's route has its own tokenizer (`formula`).
 
 import re
 
-from .bounds import LIMITS, BoundHit
+from .bounds import check_limits
 from .formula import FormulaError
 
 _UNIT_WORDS = (
@@ -54,9 +54,7 @@ def tokenize(text: str) -> list[tuple[str, str]]:
 
 
 def _prepared(text: str) -> str:
-    text = (
-        text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
-    )
+    text = re.sub(r"\\[dtc]frac", r"\\frac", text)
     text = re.sub(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree", "", text)
     text = text.replace("{,}", "")
     text = re.sub(r"\\\$|,\\!\s*|\\%|%", lambda m: {",": ""}.get(m.group()[0], " "), text)
@@ -88,14 +86,12 @@ def _tokens(text: str) -> list[tuple[str, str]]:
             tokens.append((kind, token.replace(",", "")))
         else:
             tokens.append(("other", token.partition("{")[0].strip() if len(token) > 2 else token))
-    if len(tokens) > LIMITS["formula_tokens"]:
-        raise BoundHit("formula_tokens")
+    check_limits(formula_tokens=len(tokens))
     return _join_words(tokens)
 
 
 def _join_words(tokens: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Letters that spell a function or a constant become one token; letters otherwise are
-    symbols."""
+    """Letters that spell a function or a constant become one token; others are symbols."""
     joined: list[tuple[str, str]] = []
     index = 0
     while index < len(tokens):

@@ -4,13 +4,12 @@ The normalisation is that of the reference, step by step (its origin is the MATH
 It knows no grammar: stand-alone letters that are also unit words vanish, so `a+b` equals `c+b`.
 Each step below says what it does, not why it is a good idea.
 
-The reference runs 528 regular expressions per side for the unit words alone. Here each word is
-first looked up as a plain substring, and the rest of the text is not touched where nothing can
-match.
+The reference runs 528 regular expressions per side for the unit words alone; here only those run
+whose word is in the text.
 """
 
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 
 # The unit words that are deleted, in the reference's order. Its authors typed the list by hand; it
 # holds duplicates, typing errors and three entries in broken encoding. All of that decides
@@ -38,8 +37,7 @@ _RENAMES = {
 
 
 class _Abort(Exception):
-    """A step that the reference leaves with an exception: the text stays as it was before all
-    steps."""
+    """A step that the reference leaves with an exception: the text stays as it was before."""
 
 
 def mathd_equal(answer: str, ground_truth: str) -> bool:
@@ -93,73 +91,37 @@ def _strip_string(text: str) -> str:
 
 
 def _drop_trailing_text(text: str) -> str:
-    """Remove everything from the first `\\text{` on if the whole ends with a brace, unless nothing
-    would be left."""
+    """Drop all from the first `\\text{` on if the whole ends with a brace and something is left."""
     start = text.find("\\text{")
     inside = text[:start] if start >= 0 and text.endswith("}") else text
     return inside.strip() or text
 
 
 def _drop_units(text: str) -> str:
-    """Two rounds over the unit words, each deleted where it stands between two characters that are
-    no word characters.
-
-    A deletion joins no two words, so a unit can only match if its first word is a whole word of
-    the text at the start.
-    """
+    """Two rounds over the unit words, each deleted between two characters of no word."""
+    # A deletion joins no two words, so a unit can only match if its first word is a whole word of
+    # the text at the start.
     words = set(_WORD.findall(text))
     rules = sorted(rule for word in words & _RULES_BY_WORD.keys() for rule in _RULES_BY_WORD[word])
     for _ in range(2):
         before = text
         for number in rules:
-            unit, wildcard = UNITS[number], _WILDCARDS.get(number)
-            shorter = _delete_word(text, unit) if wildcard is None else wildcard.sub(r"\1\2", text)
-            text = shorter or text
+            text = _unit_pattern(UNITS[number]).sub(r"\1\2", text) or text
         if text == before:
             break
     return text
 
 
+@cache
+def _unit_pattern(unit: str) -> re.Pattern[str]:
+    # Without escaping, as in the reference: a dot in a unit matches any character.
+    return re.compile(rf"(^|\W){unit}($|\W)")
+
+
 _WORD = re.compile(r"\w+")
-# In the reference the units are regular expressions without escaping: a dot in them matches any
-# character.
-_WILDCARDS = {
-    number: re.compile(rf"(^|\W){unit}($|\W)") for number, unit in enumerate(UNITS) if "." in unit
-}
 _RULES_BY_WORD: dict[str, list[int]] = {}
 for _number, _unit in enumerate(UNITS):
     _RULES_BY_WORD.setdefault(_WORD.findall(_unit)[0], []).append(_number)
-
-
-def _delete_word(text: str, word: str) -> str:
-    """`re.sub(r"(^|\\W)word($|\\W)", r"\\1\\2", text)` for a literal word, in one pass of
-    `str.find`.
-
-    A match consumes the character before and the one after the word, so of two words with one
-    character between them only the first goes.
-    """
-    out: list[str] = []
-    kept_until = 0
-    free_from = 0
-    position = text.find(word)
-    while position >= 0:
-        end = position + len(word)
-        left_ok = position == 0 or (position > free_from and not _is_word(text[position - 1]))
-        if left_ok and (end == len(text) or not _is_word(text[end])):
-            out.append(text[kept_until:position])
-            kept_until = end
-            free_from = end + 1
-            position = text.find(word, end)
-        else:
-            position = text.find(word, position + 1)
-    if not out:
-        return text
-    out.append(text[kept_until:])
-    return "".join(out)
-
-
-def _is_word(char: str) -> bool:
-    return char.isalnum() or char == "_"
 
 
 def _brace_roots(text: str) -> str:

@@ -34,8 +34,7 @@ _PRIMES_TRIED = 300
 
 
 def is_zero_modulo_primes(program: list[Step]) -> bool | None:
-    """True or False where the formula is certainly zero or not zero, None where this method does
-    not apply."""
+    """True or False where the formula is zero or not, None where this method does not apply."""
     has_decimal = any(step[0] == "float" for step in program)
     try:
         if has_decimal:
@@ -219,8 +218,7 @@ def _exact(value: Fraction) -> Fraction | None:
 
 @lru_cache(maxsize=1024)
 def _factors(number: int) -> tuple[tuple[int, int], ...]:
-    """Prime factors of a positive integer with multiplicities; unsupported if two large primes are
-    among them."""
+    """Prime factors of a positive integer with multiplicities; two large ones are unsupported."""
     factors = []
     q = 2
     while q * q <= number and q < _PRIMES_FOR_TRIAL:

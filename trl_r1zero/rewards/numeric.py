@@ -154,10 +154,8 @@ def _power(a: float | complex, a_error: float, b: float | complex, b_error: floa
 def _call(name: str, a: float | complex, error: float) -> _Value:
     if name == "sqrt":
         return _power(a, error, 0.5, 0.0)
-    if name == "re":
-        return a.real, error
-    if name == "im":
-        return a.imag, error
+    if name in ("re", "im", "abs"):
+        return {"re": a.real, "im": a.imag, "abs": abs(a)}[name], error
     if name == "ln":
         size = abs(a)
         if size <= 4.0 * error or (
@@ -168,8 +166,6 @@ def _call(name: str, a: float | complex, error: float) -> _Value:
         return value, 2.0 * error / size + _EPS * (1.0 + abs(value))
     if name in _SMOOTH:
         return _smooth(name, a, error)
-    if name == "abs":
-        return abs(a), error
     if isinstance(a, complex):
         raise Undecided
     if name == "floor" and abs(a - round(a)) > 4.0 * error + 1e-12:

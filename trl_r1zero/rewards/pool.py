@@ -37,18 +37,14 @@ _IN_WORKER = False
 
 
 def in_worker() -> bool:
-    """Whether this process is a worker of a pool, so that what runs here is already under
-    limits."""
+    """Whether this process is a worker of a pool, and so already under limits."""
     return _IN_WORKER
 
 
 @dataclass(frozen=True, slots=True)
 class PoolResult:
-    """Result of one row: what the function returned, or why there is nothing.
-
-    `failure` is None, or one of "timeout", "died", "error"; `detail` says more (an exception, an
-    exit code).
-    """
+    """Result of one row: what the function returned, or why there is nothing: `failure` is None or
+    one of "timeout", "died", "error"; `detail` says more (an exception, an exit code)."""
 
     value: Any
     failure: str | None = None
@@ -172,11 +168,8 @@ class RewardPool:
 
     def _fill(self, size: int) -> None:
         while len(self._workers) < size:
-            self._workers.append(self._new_worker())
-
-    def _new_worker(self) -> "_Worker":
-        others = [worker.connection for worker in self._workers]
-        return _Worker(self._context, self.function, self._warm_up, others)
+            others = [worker.connection for worker in self._workers]
+            self._workers.append(_Worker(self._context, self.function, self._warm_up, others))
 
     def _wait(self) -> list["_Worker"]:
         """Workers that have something to say, have died or have missed their deadline."""
@@ -192,18 +185,15 @@ class RewardPool:
         ]
 
     def _collect(self, worker: "_Worker") -> PoolResult | None:
-        """Result of the worker's row, or None if it only became ready; a worker that failed is
-        replaced."""
+        """Result of the worker's row, None if it has none; a worker that failed is replaced."""
         message = worker.receive()
         if message is not None:
-            if message["kind"] == "ready":
+            if not worker.ready:
                 worker.became_ready(self.memory_mb)
                 return None
             worker.row = None
             worker.deadline = float("inf")
-            if message["kind"] == "error":
-                return PoolResult(None, "error", message["detail"])
-            return PoolResult(message["value"])
+            return PoolResult(**message)
         dead = not worker.process.is_alive()
         if not dead and time.monotonic() < worker.deadline:
             return None
@@ -213,7 +203,7 @@ class RewardPool:
         if not worker.ready:
             detail = f"exit code {code}" if dead else f"not ready after {_STARTUP_S:.0f} s"
             raise RuntimeError(f"a worker of the reward pool could not be started ({detail})")
-        self._workers.append(self._new_worker())
+        self._fill(len(self._workers) + 1)
         if worker.row is None:
             return None
         if dead:
@@ -232,8 +222,7 @@ class _Worker:
         others: list[Connection],
     ) -> None:
         self.connection, child = context.Pipe()
-        # A forked child inherits the parent's ends of all pipes; it closes them, or it would keep
-        # its siblings alive.
+        # A forked child closes the parent's ends of all pipes, or it would keep siblings alive.
         inherited = [*others, self.connection] if context.get_start_method() == "fork" else []
         self.process = context.Process(
             target=_serve,
@@ -263,8 +252,7 @@ class _Worker:
     def send(self, row: int, payload: bytes, deadline_s: float) -> None:
         self.row = row
         self.deadline = time.monotonic() + deadline_s
-        # A worker that died while idle cannot be written to; the next wait finds it dead and fails
-        # this row.
+        # To a worker that died while idle; the next wait finds it dead and fails this row.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send_bytes(payload)
 
@@ -297,7 +285,7 @@ def _serve(
         other.close()
     if warm_up is not None:
         warm_up()
-    _reply(connection, {"kind": "ready"})
+    connection.send_bytes(b"{}")  # ready
     while True:
         while not connection.poll(5.0):
             if os.getppid() != parent:
@@ -307,11 +295,8 @@ def _serve(
         except EOFError:
             return
         try:
-            _reply(connection, {"kind": "value", "value": function(*row)})
+            reply = json.dumps({"value": function(*row)})
         except Exception as error:  # whatever the user's function raises belongs to its row
             detail = f"{type(error).__name__}: {error}"[:500]
-            _reply(connection, {"kind": "error", "detail": detail})
-
-
-def _reply(connection: Connection, message: dict[str, Any]) -> None:
-    connection.send_bytes(json.dumps(message).encode())
+            reply = json.dumps({"value": None, "failure": "error", "detail": detail})
+        connection.send_bytes(reply.encode())

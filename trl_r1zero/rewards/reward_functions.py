@@ -80,8 +80,7 @@ def ground_truth_texts(ground_truth: GroundTruth) -> list[str]:
 
 
 def _grade(extraction: Extraction, ground_truth: GroundTruth, fast: bool) -> tuple[Verdict, str]:
-    """Verdict for the accepted answer that matches, or for the first one if none does, and that
-    answer."""
+    """Verdict for the accepted answer that matches, else for the first one, and that answer."""
     texts = ground_truth_texts(ground_truth)
     if extraction.answer is None:
         return Verdict(False, extraction.reason), texts[0] if texts else ""

@@ -42,8 +42,7 @@ class Verdict(NamedTuple):
 
 
 def _integer_near(text: str) -> int | None:
-    """The integer within 1e-7 of the number that `text` spells, or None (Python's `float` decides
-    what spells one)."""
+    """The integer within 1e-7 of the number that `text` spells for Python's `float`, or None."""
     try:
         value = float(text)
         nearest = round(value)

@@ -6,9 +6,11 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeGuard
+
+import numpy as np
 
 from trl_r1zero.data.files import read_jsonl
 from trl_r1zero.evaluation import mean
@@ -167,12 +169,12 @@ class LoggedRun:
         """
         if self.kind.step_key == "ei_step":
             past = [x for step, x in self.rollouts_of_steps.items() if step <= line["ei_step"]]
-            tokens = logged(past, "rollout_tokens")
-            return sum(tokens) if len(tokens) == len(past) and self.rollouts else None
-        for (start, before), (end, after) in pairwise(self._tokens_of_updates):
-            if line["step"] <= end:  # between two lines they grow evenly
-                return before + (after - before) * (line["step"] - start) / (end - start)
-        return self._tokens_of_updates[-1][1] if self._tokens_of_updates else None
+            known = logged(past, "rollout_tokens")
+            return sum(known) if len(known) == len(past) and self.rollouts else None
+        if not self._tokens_of_updates:
+            return None
+        updates, tokens = zip(*self._tokens_of_updates, strict=True)
+        return float(np.interp(line["step"], updates, tokens))  # between lines they grow evenly
 
     @cached_property
     def _tokens_of_updates(self) -> list[tuple[float, float]]:

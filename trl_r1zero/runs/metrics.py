@@ -6,10 +6,6 @@ from dataclasses import dataclass, replace
 BLUE, GREEN, ORANGE, GREY = "#0072B2", "#009E73", "#D55E00", "#777777"
 PURPLE, SKY, AMBER = "#CC79A7", "#56B4E9", "#E69F00"
 
-# Rows of a report's table: metric -> label, format of the number (`DURATION`: h:mm:ss).
-Rows = dict[str, tuple[str, str]]
-DURATION = "h:mm:ss"
-
 
 @dataclass(frozen=True)
 class Series:
@@ -25,18 +21,13 @@ class Series:
     has_band: bool = False
     x_shift: float = 0.0
 
-    @property
-    def is_of_updates(self) -> bool:
-        return not self.metric.startswith(("eval_", "rollout_"))
-
 
 @dataclass(frozen=True)
 class Panel:
     """Axes with their curves; those of which nothing was logged are left out.
 
-    Attributes:
-        over_time: Against the wall-clock time, not against steps.
-        may_be_log: The y-axis is logarithmic where values differ much.
+    `over_time`: against the wall-clock time, not against steps. `may_be_log`: the y-axis is
+    logarithmic where values differ much.
     """
 
     title: str
@@ -53,115 +44,103 @@ class Panel:
         )
 
 
-def _trained(metric: str, title: str, y_label: str, may_be_log: bool = False) -> Panel:
-    return Panel(title, y_label, (Series(metric, "training", GREY),), may_be_log=may_be_log)
+def _panel(title: str, y_label: str, *series: Series, may_be_log: bool = False) -> Panel:
+    return Panel(title, y_label, series, may_be_log=may_be_log)
 
 
-def _loss(y_label: str) -> Panel:
-    series = (Series("loss", "training", GREY), Series("eval_loss", "validation", BLUE, True))
-    return Panel("Loss", y_label, series)
+def _training(metric: str, label: str = "training") -> Series:
+    return Series(metric, label, GREY)
 
 
 # Panels
 
 
 _VALIDATION = Series("eval_accuracy", "validation", BLUE, has_band=True)
-_ACCURACY = Panel("Validation accuracy, ± 1 standard error", "accuracy", (_VALIDATION,))
+_EVAL_LOSS = Series("eval_loss", "validation", BLUE, has_band=True)
+_ACCURACY = _panel("Validation accuracy, ± 1 standard error", "accuracy", _VALIDATION)
 _ACCURACY_OVER_TIME = replace(_ACCURACY, over_time=True)
-_REWARD = _trained("reward", "Training reward", "mean reward of the rollouts")
-_NLL = _trained("nll", "Negative log-likelihood of the responses", "nats per token")
-_GRAD_NORM = _trained("grad_norm", "Gradient norm before clipping", "L2 norm", may_be_log=True)
-_CLIPPED = _trained("clip_fraction", "Clipped tokens", "share of tokens")
-_LENGTH = Panel(
-    "Response length",
-    "tokens",
-    (
-        Series("length/mean", "training, all", GREY),
-        Series("eval_length", "validation, all", BLUE),
-        Series("eval_length_correct", "correct", GREEN),
-        Series("eval_length_incorrect", "incorrect", ORANGE),
-    ),
+_REWARD = _panel("Training reward", "mean reward of the rollouts", _training("reward"))
+_NLL = _panel("Negative log-likelihood of the responses", "nats per token", _training("nll"))
+_GRAD_NORM = _panel(
+    "Gradient norm before clipping", "L2 norm", _training("grad_norm"), may_be_log=True
 )
-_ENTROPY = Panel(
-    "Token entropy",
-    "nats per token",
-    (Series("entropy", "training", GREY), Series("eval_entropy", "validation", BLUE)),
-)
-_MARGIN = Panel(
-    "Margin of implicit rewards",
-    "nats",
-    (Series("margin", "training", GREY), Series("eval_margin", "validation", BLUE, True)),
-)
+_CLIPPED = _panel("Clipped tokens", "share of tokens", _training("clip_fraction"))
+_LENGTH = _panel(
+    "Response length", "tokens",
+    _training("length/mean", "training, all"),
+    Series("eval_length", "validation, all", BLUE),
+    Series("eval_length_correct", "correct", GREEN),
+    Series("eval_length_incorrect", "incorrect", ORANGE),
+)  # fmt: skip
+_ENTROPY = _panel(
+    "Token entropy", "nats per token",
+    _training("entropy"), Series("eval_entropy", "validation", BLUE),
+)  # fmt: skip
+_MARGIN = _panel(
+    "Margin of implicit rewards", "nats",
+    _training("margin"), Series("eval_margin", "validation", BLUE, has_band=True),
+)  # fmt: skip
 
 GRPO_PANELS = (_ACCURACY, _ACCURACY_OVER_TIME, _REWARD, _LENGTH, _ENTROPY, _GRAD_NORM, _CLIPPED)
 SFT_PANELS = (_ACCURACY, _ACCURACY_OVER_TIME, _NLL, _LENGTH, _ENTROPY, _GRAD_NORM)
 EI_PANELS = (
-    Panel(
-        "Accuracy, ± 1 standard error\n(rollouts of EI step k at k - 1)",
-        "accuracy",
-        (
-            _VALIDATION,
-            # The rollouts of EI step k are of the policy that validation sees after k - 1 steps.
-            Series("rollout_accuracy", "rollouts", ORANGE, True, x_shift=-1.0),
-            Series("rollout_pass@k", "rollouts, pass@k", GREEN, True, x_shift=-1.0),
-        ),
+    # The rollouts of EI step k are of the policy that validation sees after k - 1 steps.
+    _panel(
+        "Accuracy, ± 1 standard error\n(rollouts of EI step k at k - 1)", "accuracy",
+        _VALIDATION,
+        Series("rollout_accuracy", "rollouts", ORANGE, has_band=True, x_shift=-1.0),
+        Series("rollout_pass@k", "rollouts, pass@k", GREEN, has_band=True, x_shift=-1.0),
     ),
     _ACCURACY_OVER_TIME,
-    Panel(
-        "Kept rollouts",
-        "share",
-        (
-            Series("rollout_kept_share", "of rollouts", ORANGE),
-            Series("rollout_questions_kept_share", "of questions, any kept", PURPLE),
-        ),
+    _panel(
+        "Kept rollouts", "share",
+        Series("rollout_kept_share", "of rollouts", ORANGE),
+        Series("rollout_questions_kept_share", "of questions, any kept", PURPLE),
     ),
     *SFT_PANELS[2:],
-)
+)  # fmt: skip
 DPO_PANELS = (
-    Panel(
-        "Accuracy on validation pairs, ± 1 standard error",
-        "share of pairs",
-        (
-            Series("eval_accuracy", "implicit reward", BLUE, has_band=True),
-            Series("eval_log_prob_accuracy", "log-probability", ORANGE, has_band=True),
-        ),
+    _panel(
+        "Accuracy on validation pairs, ± 1 standard error", "share of pairs",
+        Series("eval_accuracy", "implicit reward", BLUE, has_band=True),
+        Series("eval_log_prob_accuracy", "log-probability", ORANGE, has_band=True),
     ),
-    _loss("nats per pair"),
+    _panel("Loss", "nats per pair", _training("loss"), _EVAL_LOSS),
     _MARGIN,
-    Panel(
-        "Implicit reward, validation",
-        "nats",
-        (
-            Series("eval_chosen_reward", "chosen", GREEN, has_band=True),
-            Series("eval_rejected_reward", "rejected", ORANGE, has_band=True),
-        ),
+    _panel(
+        "Implicit reward, validation", "nats",
+        Series("eval_chosen_reward", "chosen", GREEN, has_band=True),
+        Series("eval_rejected_reward", "rejected", ORANGE, has_band=True),
     ),
     _GRAD_NORM,
-)
+)  # fmt: skip
 TUNING_PANELS = (
-    _loss("nats per token"),
-    _trained("learning_rate", "Learning rate", "per update"),
+    _panel("Loss", "nats per token", _training("loss"), _EVAL_LOSS),
+    _panel("Learning rate", "per update", _training("learning_rate")),
     _GRAD_NORM,
 )
 # Of groups of runs the first curve of each is drawn. The loss is for kinds that log little else.
 GROUP_PANELS = (
     _REWARD,
-    _trained("rollout_accuracy", "Accuracy of the rollouts", "share of rollouts"),
-    _trained("rollout_kept_share", "Kept rollouts", "share of rollouts"),
-    _trained("format_reward", "Format reward", "share of rollouts"),
-    _trained("nll", "Negative log-likelihood", "nats per token"),
+    _panel("Accuracy of the rollouts", "share of rollouts", _training("rollout_accuracy")),
+    _panel("Kept rollouts", "share of rollouts", _training("rollout_kept_share")),
+    _panel("Format reward", "share of rollouts", _training("format_reward")),
+    _panel("Negative log-likelihood", "nats per token", _training("nll")),
     _MARGIN,
     _ENTROPY,
     _LENGTH,
     _GRAD_NORM,
     _CLIPPED,
 )
-GROUP_LOSS_PANEL = _trained("loss", "Training loss", "nats")
+GROUP_LOSS_PANEL = _panel("Training loss", "nats", _training("loss"))
 # The columns of a table of groups' training.
 GROUP_TRAINING = {panel.series[0].metric: panel.title for panel in GROUP_PANELS} | {"loss": "Loss"}
 
-# Rows
+# Rows of a report's tables: metric -> label, format of the number (`DURATION`: h:mm:ss).
 
+
+Rows = dict[str, tuple[str, str]]
+DURATION = "h:mm:ss"
 
 _TIME: Rows = {"elapsed_seconds": ("time since the start (h:mm:ss)", DURATION)}
 _RESPONSES: Rows = {
@@ -169,7 +148,6 @@ _RESPONSES: Rows = {
     "entropy": ("entropy (nats per token)", ".3f"),
 }
 _UPDATES: Rows = {"loss": ("loss", ".3g"), "grad_norm": ("gradient norm", ".3g")}
-_LEARNING_RATE: Rows = {"learning_rate": ("learning rate", ".3g")}
 _SPEED: Rows = {"tokens_per_second": ("tokens per second", ".0f")}
 _PREFERENCES: Rows = {
     "accuracy": ("accuracy (implicit reward)", ".3f"),
@@ -208,15 +186,14 @@ GRPO_ROWS: Rows = {
     "ratio": ("ratio of policy to sampling policy", ".3f"),
     "clip_fraction": ("clipped tokens (share)", ".3f"),
 }
+TUNING_ROWS: Rows = {**_UPDATES, "learning_rate": ("learning rate", ".3g")}
 SFT_ROWS: Rows = {
     "nll": ("negative log-likelihood (nats per token)", ".3f"),
     **_RESPONSES,
-    **_UPDATES,
-    **_LEARNING_RATE,
+    **TUNING_ROWS,
     **_SPEED,
 }
 DPO_ROWS: Rows = {**_PREFERENCES, **_UPDATES, **_SPEED}
-TUNING_ROWS: Rows = {**_UPDATES, **_LEARNING_RATE}
 # Columns of the table of an EI run's rollouts; pass@k, whose k is the run's, follows the accuracy.
 ROLLOUT_COLUMNS: Rows = {
     "rollout_accuracy": ("accuracy", ".3f"),

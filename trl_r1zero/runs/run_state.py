@@ -20,15 +20,11 @@ _MODEL_FILES = ("config.json", "adapter_config.json")
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of a run and its end.
+    """One start of a run, at a local time, and its end after so many wall-clock seconds.
 
-    Attributes:
-        started: Local time.
-        seconds: Wall-clock time from the start of its processes to their end.
-        outcome: `finished`, `failed` (its processes ended with an error), `diverged` or `stopped`
-            (with the sweep).
-        reason: Why, if it is not finished.
-        devices: The GPUs that it had, if the sweep chose them.
+    The outcome is `finished`, `failed` (its processes ended with an error), `diverged` or `stopped`
+    (with the sweep), and the reason why, if it is not finished. `devices` are the GPUs that it had,
+    if the sweep chose them.
     """
 
     started: str
@@ -40,14 +36,8 @@ class Attempt:
 
 @dataclass(frozen=True)
 class RunState:
-    """What a folder tells.
-
-    Attributes:
-        status: `finished`; `diverged`; `failed`; `stopped` (begun, and not at its end);
-            `missing`.
-        reason: Why it failed or diverged.
-        seconds: What all its attempts took.
-    """
+    """What a folder tells: the status `finished`, `diverged`, `failed`, `stopped` (begun, and not
+    at its end) or `missing`; why it failed or diverged; what all its attempts took."""
 
     status: str
     reason: str = ""

@@ -1,4 +1,4 @@
-"""Which implementations of attention may get rows one behind the other, and which are best so.
+"""Which implementations of attention may get concatenated rows, and which are fastest with them.
 
 transformers tells rows apart by their positions, which begin anew. Flash attention then works on
 each row alone, at the cost of its own length. Implementations that take a mask (`sdpa`, `eager`,
@@ -18,9 +18,8 @@ _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def packs_rows(pack_rows: bool | None, config: Any) -> bool:
-    """Whether rows stand one behind the other, without padding: what is set, or else what the
-    attention of a model's config does well; a ValueError if it is set, and rows would see one
-    another."""
+    """Whether rows are concatenated, not padded: what is set, or what suits the attention of a
+    model's config. A ValueError if it is set, and rows would see one another."""
     if pack_rows is False:
         return False
     config = config.get_text_config(decoder=True)

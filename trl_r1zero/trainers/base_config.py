@@ -37,8 +37,8 @@ class CheckedConfig(_Arguments):
     """First base of every config, before TRL's or transformers': checks, and the device.
 
     Raises:
-        ValueError: Settings do not fit one another, or a field that is derived or unsupported is
-            set.
+        ValueError: A value is not allowed, settings do not fit one another, or a field that is
+            derived or unsupported is set.
     """
 
     # Field -> what to set instead; field -> why it cannot be set.
@@ -53,7 +53,7 @@ class CheckedConfig(_Arguments):
         None, "bfloat16 autocast. Unset: where there is an accelerator."
     )
     save_total_limit: int | None = arg(1, "Checkpoints to keep.")
-    logging_steps: float = arg(1, "Log every so many optimizer updates.")
+    logging_steps: float = arg(1, "Log every N optimizer updates.")
     logging_nan_inf_filter: bool = arg(False, "true would hide a NaN loss.")
 
     def __post_init__(self, derived_before: Mapping[str, Any] | None) -> None:
@@ -136,18 +136,17 @@ class StrictConfig(CheckedConfig):
     )
     pack_rows: bool | None = arg(
         None,
-        "Put the rows of a micro-batch one behind the other, without padding. Unset: with flash "
-        "attention, which then works on each row alone; others compute and mask what lies between "
-        "rows.",
+        "Concatenate the rows of a micro-batch instead of padding them. Unset: with flash "
+        "attention, which works on each row alone; others compute and mask what is between rows.",
     )
-    eval_every: Count | None = arg(5, "Validate every so many steps. null: never.")
+    eval_every: Count | None = arg(5, "Validate every N steps. null: never.")
     profile: bool = arg(False, "Print where the time of each optimizer update went.")
     save_total_limit: int | None = arg(1, "Checkpoints to keep (the best model is kept besides).")
     save_best: bool = arg(True, "Keep the model of best validation accuracy in <output_dir>/best.")
     dataloader_pin_memory: bool = arg(False, "A batch of this loader is a list of rows.")
     logging_nan_inf_filter: bool = arg(False, "Not supported: it would hide a NaN loss.")
     pad_to_multiple_of: int | str | None = arg(None, "Not supported.")
-    # Derived: unset here, so that a value that somebody sets is seen.
+    # Derived: None here, so that a value that is set is noticed.
     per_device_train_batch_size: int | None = arg(None, "Derived from train_batch_size.")  # type: ignore[assignment]
     max_steps: int | None = arg(None, "Derived from the length of the run.")  # type: ignore[assignment]
     eval_strategy: str | None = arg(None, "Derived from eval_every.")  # type: ignore[assignment]
@@ -155,7 +154,7 @@ class StrictConfig(CheckedConfig):
     save_steps: float | None = arg(None, "Derived from save_every.")  # type: ignore[assignment]
 
     def _init_transformers(self) -> None:
-        """transformers wants numbers, also where memory is to decide."""
+        """transformers needs numbers, also where memory decides."""
         given = self.gradient_accumulation_steps, self.per_device_eval_batch_size
         self.gradient_accumulation_steps = given[0] or 1
         self.per_device_eval_batch_size = given[1] or DEFAULT_GENERATION_ROWS
@@ -192,7 +191,7 @@ class StrictConfig(CheckedConfig):
         }
 
     def _saving_values(self, every: int | None, updates_per_step: int = 1) -> dict[str, Any]:
-        """The fields of transformers for a checkpoint every so many steps."""
+        """The fields of transformers for a checkpoint every N steps."""
         if every is None:
             return {"save_strategy": "no", "save_steps": 500}
         return {"save_strategy": "steps", "save_steps": every * updates_per_step}
@@ -241,8 +240,7 @@ class EpochSettings(StrictConfig):
     )
     shuffle_dataset: bool = arg(True, "Shuffle the rows, anew for each epoch, by seed.")
     save_every: Count | None = arg(
-        100,
-        "Checkpoint every so many optimizer updates and at the end. null: never.",
+        100, "Checkpoint every N optimizer updates and at the end. null: never."
     )
 
     def _check(self) -> None:

@@ -20,8 +20,7 @@ class R1ZeroDPOConfig(EpochSettings, DPOConfig):  # type: ignore[misc]
     """All settings of DPO; see each field's help and `DPO_UNSUPPORTED_FIELDS`.
 
     Raises:
-        ValueError: The batch sizes do not fit one another, a value is out of its range, or a field
-            of TRL's that is derived or unsupported is set.
+        ValueError: As `CheckedConfig`.
     """
 
     derived_fields: ClassVar = DPO_DERIVED_FIELDS
@@ -48,10 +47,10 @@ class R1ZeroDPOConfig(EpochSettings, DPOConfig):  # type: ignore[misc]
         "Unset: where the policy is.",
     )
     eval_every: Count | None = arg(
-        50, "Validate every so many optimizer updates, and at start and end. null: never."
+        50, "Validate every N optimizer updates, and at start and end. null: never."
     )
     eval_on_start: bool = arg(True, "Validate before the first update too.")
-    # Derived: unset here, so that a value that somebody sets is seen.
+    # Derived: None here, so that a value that is set is noticed.
     per_device_eval_batch_size: int | None = arg(None, "Derived from train_batch_size.")  # type: ignore[assignment]
 
     def _check(self) -> None:
@@ -75,14 +74,13 @@ class R1ZeroDPOConfig(EpochSettings, DPOConfig):  # type: ignore[misc]
         try:
             torch.device(name)
         except RuntimeError as error:
-            raise ValueError(
-                f"ref_device must be a device such as cuda:1 or cpu, got {name!r} ({error})"
-            ) from error
+            message = f"ref_device must be a device such as cuda:1 or cpu, got {name!r} ({error})"
+            raise ValueError(message) from error
 
     def check_ref_device_is_there(self) -> None:
         """Raise a ValueError if this process does not see `ref_device`.
 
-        Not a matter of the settings alone: a recipe may be read on another machine than it runs on.
+        Not checked with the settings: a recipe may be read on another machine than it runs on.
         """
         name, visible = self.ref_device, visible_here()
         device = torch.device(name or "cpu")

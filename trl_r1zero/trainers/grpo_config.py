@@ -25,8 +25,7 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
     `epochs_per_rollout_batch * rollout_batch_size / train_batch_size` optimizer updates on it.
 
     Raises:
-        ValueError: The batch sizes do not fit one another, a name is unknown, or a field of TRL's
-            that is derived or unsupported is set.
+        ValueError: As `CheckedConfig`.
     """
 
     derived_fields: ClassVar = DERIVED_FIELDS
@@ -76,13 +75,11 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
     )
     max_completion_length: int | None = arg(1024, "New tokens per completion at most.")
     eval_every: Count | None = arg(
-        5, "Validate every so many GRPO steps, and at start and end. null: never."
+        5, "Validate every N GRPO steps, and at start and end. null: never."
     )
-    save_every: Count | None = arg(
-        50, "Checkpoint every so many GRPO steps and at the end. null: never."
-    )
+    save_every: Count | None = arg(50, "Checkpoint every N GRPO steps and at the end. null: never.")
     log_rollouts_every: Count | None = arg(
-        10, "Write a table of rollouts every so many GRPO steps, and of the first. null: never."
+        10, "Write a table of rollouts every N GRPO steps, and of the first. null: never."
     )
     num_rollouts_to_log: Count = arg(64, "Rollouts in such a table.")
     # TRL's and transformers' fields with other defaults.
@@ -106,7 +103,7 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
     vllm_importance_sampling_clip_min: NonNegative | None = arg(
         None, "With the correction, the ratio's lower bound. Unset: none."
     )
-    # Derived: unset here, so that a value that somebody sets is seen.
+    # Derived: None here, so that a value that is set is noticed.
     num_generations: int | None = arg(None, "Derived from group_size.")
     num_iterations: int | None = arg(None, "Derived from epochs_per_rollout_batch.")  # type: ignore[assignment]
     num_train_epochs: float | None = arg(None, "Derived from n_grpo_steps.")  # type: ignore[assignment]
@@ -134,18 +131,16 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
     @property
     def advantage(self) -> str:
         """The key of `ADVANTAGES` that loss type and std normalisation stand for."""
-        loss_type = LOSS_TYPES[self.loss_type]
-        use_std = self.use_std_normalization
-        return loss_type.advantage_with(
-            loss_type.advantage != "raw" if use_std is None else use_std
-        )
+        loss_type, use_std = LOSS_TYPES[self.loss_type], self.use_std_normalization
+        if use_std is None:
+            use_std = loss_type.advantage != "raw"
+        return loss_type.advantage_with(use_std)
 
     @property
     def clip_bounds(self) -> float | tuple[float, float]:
         """`cliprange` as the functional losses take it."""
-        return (
-            self.cliprange if self.cliprange_high is None else (self.cliprange, self.cliprange_high)
-        )
+        high = self.cliprange_high
+        return self.cliprange if high is None else (self.cliprange, high)
 
     @property
     def sequence_divisor(self) -> float | None:

@@ -35,7 +35,7 @@ class InstructionTuningConfig(CheckedConfig, TrainingArguments):
     `total_batch_size`.
 
     Raises:
-        ValueError: The batch sizes do not fit one another.
+        ValueError: As `CheckedConfig`.
     """
 
     derived_fields: ClassVar = {
@@ -55,10 +55,10 @@ class InstructionTuningConfig(CheckedConfig, TrainingArguments):
     lr_scheduler_type: str = arg("cosine", "Learning-rate schedule of transformers.")
     warmup_steps: float = arg(0.03, "Linear warm-up: updates, or below 1 a share of all.")
     eval_strategy: str = arg("steps", "no, steps or epoch.")
-    eval_steps: float = arg(200, "Validate every so many optimizer updates.")
+    eval_steps: float = arg(200, "Validate every N optimizer updates.")
     eval_on_start: bool = arg(True, "Validate before the first update too.")
     save_strategy: str = arg("steps", "no, steps or epoch.")
-    save_steps: float = arg(200, "Checkpoint every so many optimizer updates, and at the end.")
+    save_steps: float = arg(200, "Checkpoint every N optimizer updates, and at the end.")
 
     def _check(self) -> None:
         if self.total_batch_size < 1 or self.total_batch_size % self._chunks_at_a_time:
@@ -101,13 +101,12 @@ def make_instruction_tuning_trainer(
     """
     check_device(args)
     check_not_spread(model)
-    strategy = IntervalStrategy(args.eval_strategy)
-    if strategy == IntervalStrategy.NO:
+    strategy = IntervalStrategy(args.eval_strategy).value
+    if strategy == "no":
         args.eval_on_start = False
     elif eval_dataset is None:
         raise ValueError(
-            f"eval_strategy is {strategy.value}, but there is no eval_dataset; give one, or set "
-            "it to no"
+            f"eval_strategy is {strategy}, but there is no eval_dataset; give one, or set it to no"
         )
     trainer = Trainer(
         model=model,
@@ -127,14 +126,10 @@ def make_instruction_tuning_trainer(
 
 
 def collate_chunks(chunks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Returns B chunks as a batch: `input_ids`, and their next tokens, each (B, T).
+    """B chunks as a batch: `input_ids`, and their next tokens, each (B, T).
 
     The next tokens are there as `shift_labels`, which models of transformers take as they are, and
     as `labels`, without which they compute no loss.
     """
-    labels_BT = torch.stack([chunk["labels"] for chunk in chunks])
-    return {
-        "input_ids": torch.stack([chunk["input_ids"] for chunk in chunks]),
-        "labels": labels_BT,
-        "shift_labels": labels_BT,
-    }
+    ids_BT, labels_BT = (torch.stack([c[name] for c in chunks]) for name in ("input_ids", "labels"))
+    return {"input_ids": ids_BT, "labels": labels_BT, "shift_labels": labels_BT}

@@ -1,8 +1,8 @@
 """The rollouts that expert iteration keeps: which, and on disk.
 
 An EI step leaves `ei_step_00001.jsonl`, one line per kept completion (`prompt`, `response`,
-`ground_truth`, `token_ids`; so the file is a data set for `recipes/sft.py` too), and then
-`ei_step_00001.json` with its place in the run: whoever finds that finds the lines complete.
+`ground_truth`, `token_ids`; a data set for `recipes/sft.py` too), and, once that is complete,
+`ei_step_00001.json` with its place in the run.
 """
 
 import json
@@ -71,9 +71,8 @@ def write_ei_step(run_folder: Path, step: EIStep, kept: Sequence[KeptRollout]) -
     """Write an EI step; its `.json` appears only once everything is there."""
     path = _path(run_folder, step.number)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".jsonl").open("w", encoding="utf-8") as file:
-        for rollout in kept:
-            file.write(json.dumps(asdict(rollout), ensure_ascii=False) + "\n")
+    lines = [json.dumps(asdict(rollout), ensure_ascii=False) + "\n" for rollout in kept]
+    path.with_suffix(".jsonl").write_text("".join(lines), encoding="utf-8")
     unfinished = path.with_suffix(".json.tmp")
     unfinished.write_text(json.dumps(asdict(step), indent=2) + "\n", encoding="utf-8")
     unfinished.replace(path.with_suffix(".json"))

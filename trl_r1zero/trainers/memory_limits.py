@@ -1,9 +1,8 @@
 """How much a process takes at a time, so that it fits into memory and keeps a GPU busy.
 
-Three things are cut: train batches into micro-batches, completions that are only looked at into
-forwards without graph, and prompts into batches of generation. None changes a result. What a
-setting leaves open follows on a GPU from the memory model (`devices.memory`); on a CPU, which gains
-nothing from much at a time, it is a plain number.
+Train batches are cut into micro-batches, completions into forwards without graph, and prompts into
+batches of generation; no cut changes a result. Where no setting says how, the memory model
+(`devices.memory`) decides on a GPU, and a plain number on a CPU, which gains nothing from more.
 """
 
 import logging
@@ -28,16 +27,16 @@ from .microbatches import MicroBatchLimits
 
 logger = logging.getLogger(__name__)
 
-# Rows (DPO: pairs) of a micro-batch where neither a setting nor memory says anything: the
-# handout's 256 / 128 for GRPO, and 32 / 16 for supervised fine-tuning.
+# Rows (DPO: pairs) of a micro-batch where neither a setting nor memory decides: the handout's
+# 256 / 128 for GRPO, and 32 / 16 for supervised fine-tuning.
 DEFAULT_ROWS = 2
 # The same of a forward without graph: four times as many logits, and nothing else that is large.
 DEFAULT_FORWARD_ROWS = 4 * DEFAULT_ROWS
 # The same of a batch of generation: the handout's rollout batch.
 DEFAULT_GENERATION_ROWS = 256
 
-# Of the memory that is free while a process samples or looks at completions, what it plans with:
-# tensors grow by copying, and the allocator keeps what it had.
+# Share of the free memory that sampling and forwards without graph plan with: tensors grow by
+# copying, and the allocator keeps what it had.
 _SHARE = 0.5
 # Bytes of each entry of the vocabulary that sampling a row's next token takes: float32 logits,
 # scores, log-probabilities, probabilities and entropies, and their float64 cumulative sum.
@@ -50,7 +49,7 @@ def microbatch_limits(
     rows: int | None, tokens: int | None, budget: int | None, *, packed: bool
 ) -> MicroBatchLimits:
     """What a micro-batch may hold, from the rows and tokens that are set, if any, and the tokens
-    that fit into memory, where that is known; `packed`: rows one behind the other."""
+    that fit into memory, where that is known; `packed`: rows without padding."""
     tokens = budget if tokens is None else tokens
     if rows is None and tokens is None:
         rows = DEFAULT_ROWS
@@ -106,7 +105,7 @@ class TrainingMemory:
         return int(self.device_bytes * (1 - MARGIN)) - self._static - CONTEXT_BYTES
 
     def in_words(self) -> str:
-        """For the log: what is there, and what is taken for good."""
+        """For the log: the memory, and how much of it is always in use."""
         return (
             f"{self.device_bytes / GIB:.1f} GiB for this process, of which weights, gradients and "
             f"optimizer take {self._static / GIB:.1f}"

@@ -1,8 +1,8 @@
 """A training process computes on one device: its own, of those that it sees.
 
-The others may be a server's, a reference model's, or other processes'. Three things would take
-them: transformers' `nn.DataParallel`, TRL's `device_map="auto"`, and, where the device cannot be
-used, silence: the CPU.
+The others may be a server's, a reference model's, or other processes'. transformers'
+`nn.DataParallel` and TRL's `device_map="auto"` would take them; and where the device cannot be
+used, transformers would silently use the CPU.
 """
 
 import os
@@ -22,13 +22,10 @@ if TYPE_CHECKING:
 
 
 def settle_use_cpu(args: "TrainingArguments") -> None:
-    """Set `use_cpu` where it follows; to be called before `__post_init__` of transformers.
+    """Set `use_cpu` where there is no accelerator; call it before `__post_init__` of transformers.
 
     Without this, processes that torchrun starts on a machine without accelerator do not find one
-    another, and each one trains alone.
-
-    Raises:
-        ValueError: There is no GPU for this process.
+    another, and each one trains alone. A ValueError if there is no GPU for this process.
     """
     asked = args.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
     args.cpu_was_asked_for = asked  # type: ignore[attr-defined]
@@ -43,23 +40,20 @@ def settle_use_cpu(args: "TrainingArguments") -> None:
 
 
 def use_one_gpu(args: "TrainingArguments") -> None:
-    """Let a process use one GPU of those that it sees; to be called after `__post_init__`.
+    """Let a process use one GPU of those that it sees; call it after `__post_init__`.
 
-    transformers wraps the model of a lone process in `nn.DataParallel` over all GPUs in sight,
-    which neither TRL's fused forward nor a server on one of them can bear. The number is set when
-    the cached `_setup_devices` is first computed, so ours has to come after that to last.
+    transformers wraps the model of a single process in `nn.DataParallel` over all visible GPUs,
+    which works neither with TRL's fused forward nor with a server on one of them. The number is set
+    when the cached `_setup_devices` is first computed, so ours has to come later.
     """
     _ = args._setup_devices
     args._n_gpu = min(args._n_gpu, 1)  # 0 on a CPU
 
 
 def check_device(args: "TrainingArguments") -> None:
-    """Warn, or raise, where a run would be on the CPU though nobody asked for that.
+    """Warn, or raise (see `check_accelerator`), where a run would be on the CPU unasked.
 
-    Not a matter of the settings alone: a recipe may be read on another machine than it runs on.
-
-    Raises:
-        UnusableGPUError: See `check_accelerator`.
+    Not checked with the settings: a recipe may be read on another machine than it runs on.
     """
     if not args.use_cpu or getattr(args, "cpu_was_asked_for", True):
         return

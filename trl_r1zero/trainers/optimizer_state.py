@@ -46,9 +46,9 @@ def check_second_moment(
 def make_averages(optimizer: Optimizer) -> None:
     """Give Adam its averages, zeros, before its first update does; others are left alone.
 
-    The first update comes when torch's allocator holds the blocks of activations. Averages that are
-    carved out of those keep whole blocks from being given back, for good: a vLLM server on the same
-    GPU would not find the memory that it was promised.
+    At the first update torch's allocator holds the blocks of activations. Averages that are made
+    inside of those keep whole blocks from ever being freed: a vLLM server on the same GPU would not
+    find the memory that it was promised.
     """
     if type(optimizer) not in (Adam, AdamW):
         return

@@ -18,15 +18,16 @@ dropout is on, without its noise. (With a mask by the number of the prompt's own
 across the border in one of the sequences would be missing from that one only.)
 """
 
-from collections.abc import Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor
 
 from trl_r1zero.data.alpaca import format_alpaca
-from trl_r1zero.data.tokenization import pad_and_shift
 from trl_r1zero.functional import dpo_loss, get_response_log_probs, masked_normalize
+
+from .pair_rows import PairMicroBatch, PairRow, make_pair_microbatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +41,7 @@ def compute_per_instance_dpo_loss(
     prompt: str,
     response_chosen: str,
     response_rejected: str,
-) -> torch.Tensor:
+) -> Tensor:
     r"""The DPO loss of one pair, for a model to be trained and its reference.
 
     .. math:: -\ln \sigma\Bigl(\beta \ln \frac{\pi_\theta(y_w \mid x)}{\pi_{ref}(y_w \mid x)}
@@ -68,49 +69,18 @@ def compute_per_instance_dpo_loss(
         ValueError: beta is not above 0; the tokenizer has no end-of-text token, or appends special
             tokens itself.
     """
-    batch = tokenize_preferences([prompt], [response_chosen], [response_rejected], tokenizer)
-    policy_chosen_1, policy_rejected_1 = response_log_probs(lm, batch)
+    pair = PairRow(*encode_pair(prompt, response_chosen, response_rejected, tokenizer))
+    # Rows are padded on the right, where a causal model does not look, so any id will do.
+    pad_id = tokenizer.eos_token_id
+    batch = make_pair_microbatch([pair], pad_token_id=pad_id, device=torch.device("cpu"))
+    policy_1, policy_rejected_1 = pair_log_probs(lm, batch)
     with torch.no_grad():
-        ref_chosen_1, ref_rejected_1 = response_log_probs(lm_ref, batch)
+        ref_1, ref_rejected_1 = pair_log_probs(lm_ref, batch)
+    device = policy_1.device
     losses_1, _ = dpo_loss(
-        policy_chosen_1,
-        policy_rejected_1,
-        ref_chosen_1.to(policy_chosen_1.device),
-        ref_rejected_1.to(policy_chosen_1.device),
-        beta,
+        policy_1, policy_rejected_1, ref_1.to(device), ref_rejected_1.to(device), beta
     )
     return losses_1.squeeze(0)
-
-
-def tokenize_preferences(
-    prompts: Sequence[str],
-    chosen: Sequence[str],
-    rejected: Sequence[str],
-    tokenizer: "PreTrainedTokenizerBase",
-) -> dict[str, torch.Tensor]:
-    """B pairs in the Alpaca template as one right-padded batch of 2B sequences, the chosen ones
-    first: `input_ids` and `labels` (2B, T) long and `response_mask` (2B, T) bool, as
-    `pad_and_shift` returns them.
-
-    The mask is True on the tokens that count (see the module's docstring), the end-of-text token
-    among them. A ValueError says what is wrong with the lists or the tokenizer.
-    """
-    if not len(prompts) == len(chosen) == len(rejected):
-        raise ValueError(
-            f"got {len(prompts)} prompts, {len(chosen)} chosen and {len(rejected)} rejected "
-            "responses; give one of each for each pair"
-        )
-    if not prompts:
-        raise ValueError("got no pairs; give at least one")
-    pairs = [
-        encode_pair(*texts, tokenizer) for texts in zip(prompts, chosen, rejected, strict=True)
-    ]
-    # Rows are padded on the right, where a causal model does not look, so any id will do.
-    return pad_and_shift(
-        [pair.shared_ids for pair in pairs] * 2,
-        [pair.chosen_ids for pair in pairs] + [pair.rejected_ids for pair in pairs],
-        tokenizer.eos_token_id,
-    )
 
 
 class EncodedPair(NamedTuple):
@@ -141,21 +111,14 @@ def encode_pair(
     return EncodedPair(chosen_ids[:shared], chosen_ids[shared:], rejected_ids[shared:])
 
 
-def response_log_probs(
-    model: torch.nn.Module, batch: dict[str, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`sum_over_responses` of a batch of `tokenize_preferences`, on any device, under a causal LM;
-    on its device, with graph unless the caller forbids it."""
-    device = next(model.parameters()).device
-    log_probs_BT = get_response_log_probs(
-        model, batch["input_ids"].to(device), batch["labels"].to(device)
-    )["log_probs"]
-    return sum_over_responses(log_probs_BT, batch["response_mask"])
+def pair_log_probs(model: torch.nn.Module, batch: PairMicroBatch) -> tuple[Tensor, Tensor]:
+    """`sum_over_responses` of pairs, on any device, under a causal LM, on its device."""
+    batch = batch.to(next(model.parameters()).device)
+    log_probs_BT = get_response_log_probs(model, batch.input_ids, batch.labels)["log_probs"]
+    return sum_over_responses(log_probs_BT, batch.response_mask)
 
 
-def sum_over_responses(
-    log_probs: torch.Tensor, response_mask: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def sum_over_responses(log_probs: Tensor, response_mask: Tensor) -> tuple[Tensor, Tensor]:
     """The log-probabilities (B,) of the chosen and of the rejected responses, in nats: sums over
     the tokens (2B, T) that the mask, on any device, marks; the chosen sequences first."""
     sums_2B = masked_normalize(log_probs, response_mask.to(log_probs.device), 1.0, dim=1)

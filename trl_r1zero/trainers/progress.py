@@ -49,7 +49,7 @@ class ProgressCallback(_ProgressCallback):
         print(line, flush=True) if bar is None else bar.write(line)
 
     def expect(self, num_updates: float) -> None:
-        """Let the bar end at so many optimizer updates."""
+        """Let the bar end at this number of optimizer updates."""
         if self.training_bar is not None:
             self.training_bar.total = num_updates
             self.training_bar.refresh()

@@ -16,9 +16,7 @@ class SamplingSettings:
     """How a trainer samples, and how it validates: through transformers or a vLLM server."""
 
     min_tokens: int = arg(4, "New tokens before an end-of-sequence token or stop string counts.")
-    num_eval_examples: Count | None = arg(
-        None, "The first so many validation problems. Unset: all."
-    )
+    num_eval_examples: Count | None = arg(None, "The first N validation problems. Unset: all.")
     eval_temperature: float = arg(1.0, "Validation: temperature (0 is greedy).")
     eval_top_p: float = arg(1.0, "Validation: top-p.")
     eval_max_completion_length: Count | None = arg(
@@ -61,7 +59,7 @@ class SamplingSettings:
     )
     vllm_check_syncs: Annotated[int, AT_LEAST_0] = arg(
         3,
-        "After so many first synchronisations, compare the server's log-probabilities of a probe "
+        "At the first N synchronisations, compare the server's log-probabilities of a probe "
         "with the trainer's, and stop if they differ.",
     )
     ds3_gather_for_generation: bool = arg(

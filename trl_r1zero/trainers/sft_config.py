@@ -25,8 +25,7 @@ class R1ZeroSFTConfig(EpochSettings, SamplingSettings, SFTConfig):  # type: igno
     """All settings of supervised fine-tuning; see each field's help and `SFT_UNSUPPORTED_FIELDS`.
 
     Raises:
-        ValueError: The batch sizes do not fit one another, a name is unknown, or a field of TRL's
-            that is derived or unsupported is set.
+        ValueError: As `CheckedConfig`.
     """
 
     derived_fields: ClassVar = SFT_DERIVED_FIELDS
@@ -40,7 +39,7 @@ class R1ZeroSFTConfig(EpochSettings, SamplingSettings, SFTConfig):  # type: igno
     )
     learning_rate: float = arg(2e-5, "Peak learning rate of AdamW.")
     eval_every: Count | None = arg(
-        16, "Validate every so many optimizer updates, and at start and end. null: never."
+        16, "Validate every N optimizer updates, and at start and end. null: never."
     )
     eval_max_completion_length: Count | None = arg(1024, "Validation: new tokens at most.")
 
@@ -62,7 +61,7 @@ class ExpertIterationConfig(R1ZeroSFTConfig):
     current policy, keeps the correct ones, and trains `sft_epochs_per_step` epochs on them.
 
     Raises:
-        ValueError: As `R1ZeroSFTConfig`.
+        ValueError: As `CheckedConfig`.
     """
 
     derived_fields: ClassVar = EI_DERIVED_FIELDS
@@ -73,7 +72,7 @@ class ExpertIterationConfig(R1ZeroSFTConfig):
     group_size: Count = arg(8, "Completions per question (G).")
     sft_epochs_per_step: Count = arg(1, "Passes over the kept completions of each EI step.")
     max_per_question: Count | None = arg(
-        None, "Keep at most so many completions of a question, the first ones. Unset: all."
+        None, "Keep at most the first N completions of a question. Unset: all."
     )
     drop_duplicates: bool = arg(
         False, "Keep only the first of equal completions of a question in an EI step."
@@ -87,16 +86,14 @@ class ExpertIterationConfig(R1ZeroSFTConfig):
         None, "Validation: new tokens at most. Unset: max_completion_length."
     )
     eval_every: Count | None = arg(
-        1, "Validate every so many EI steps, and at start and end. null: never."
+        1, "Validate every N EI steps, and at start and end. null: never."
     )
-    save_every: Count | None = arg(
-        1, "Checkpoint every so many EI steps and at the end. null: never."
-    )
+    save_every: Count | None = arg(1, "Checkpoint every N EI steps and at the end. null: never.")
     save_every_updates: Count | None = arg(
-        None, "Checkpoint every so many optimizer updates too, inside of EI steps. Unset: never."
+        None, "Checkpoint every N optimizer updates too, inside of EI steps. Unset: never."
     )
     num_rollouts_to_log: Count = arg(64, "Rollouts in the table that each EI step writes.")
-    # Derived: unset here, so that a value that somebody sets is seen.
+    # Derived: None here, so that a value that is set is noticed.
     num_train_epochs: float | None = arg(None, "Derived from sft_epochs_per_step.")  # type: ignore[assignment]
 
     @property

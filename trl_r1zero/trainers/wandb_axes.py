@@ -11,7 +11,7 @@ TRAIN_AXIS, EVAL_AXIS = "train_step", "eval_step"
 
 class WandbAxesCallback(WandbCallback):
     """transformers' callback, with `train/...` drawn against `train_step` and `eval/...` against
-    `eval_step`, so that few validations and many updates each have an axis of their own."""
+    `eval_step`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class WandbAxesCallback(WandbCallback):
         state: Any,
         control: Any,
         model: Any = None,
-        logs: dict[str, Any] | None = None,
+        logs: Any = None,
         **kwargs: Any,
     ) -> None:
         logs = logs or {}

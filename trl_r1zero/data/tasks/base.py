@@ -55,7 +55,7 @@ class Solution:
     """One question, worked out.
 
     Attributes:
-        question: goes into the prompt's `{question}`.
+        question: as of an `Example`.
         working: the solution in words, without what a prompt's answer format adds (tags).
         answer: the final answer, which is the ground truth too.
         where: the place it came from, for messages.
@@ -73,7 +73,7 @@ class Task(ABC):
     Attributes:
         name: a key of `TASKS`.
         default_prompt: a name of `PROMPTS`.
-        eval_split: the split that an evaluation reads, unless it is told another one.
+        eval_split: the split that an evaluation reads by default.
         rewards: answer_format of a prompt -> the function that grades responses to it; None: they
             are not graded, but left to a judge or a person.
         output_file: the file for tools outside of this package that an evaluation writes; one row
@@ -141,13 +141,8 @@ class Task(ABC):
     def output_row(
         self, question: str, reply: str, metadata: Mapping[str, Any], model: str
     ) -> dict[str, str]:
-        """Returns a row of `output_file`.
-
-        Args:
-            question, metadata: of the example.
-            reply: what the model answered, without what the prompt puts around it.
-            model: its name.
-        """
+        """Returns a row of `output_file`, for an example and the `reply` of the model of that name
+        (without what the prompt puts around it)."""
         raise NotImplementedError(f"task {self.name!r} has no output_file")
 
     def _check_at_least(self, **bounds: int) -> None:
@@ -186,8 +181,7 @@ class GeneratedTask(Task):
     """A task that makes its examples from its settings: no source, two disjoint splits.
 
     A stable hash of the question alone decides its split, so no training question of *any* seed can
-    be a validation question of any other. The stream of a split depends on the task's name and the
-    seed, so a longer one begins with the shorter one.
+    be a validation question of any other. A longer stream of a split begins with a shorter one.
 
     Attributes:
         num_train, num_validation: sizes of the two splits, all questions distinct.

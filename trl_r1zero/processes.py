@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch.distributed
+__all__ = ["from_main_process"]
 
 T = TypeVar("T")
 
 
 def from_main_process(make: Callable[[], T]) -> T:
     """What `make` returns, or raises, on the main process, on every process; a collective call."""
+    import torch.distributed
+
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return make()
     outcome: list[Any] = [None, None]
