@@ -1,10 +1,11 @@
-"""The README's Python code runs, its links lead somewhere, and its recipes parse."""
+"""README and docs: their Python code runs, their links lead somewhere, their lines are short."""
 
 import re
 
 import pytest
 from tiny_models import REPOSITORY
 
+MAX_WIDTH = 100
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 BLOCKS = [
     (page.name, number, block)
@@ -30,6 +31,32 @@ def test_links_lead_to_files(page):
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
         if not target.startswith(("http://", "https://")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def anchors(page):
+    """The names that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_headings(page):
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+        there = page.parent / target if target else page
+        assert anchor in anchors(there), f"{page.name} links to {target}#{anchor}"
+
+
+def is_unbreakable(line):
+    """A list marker or nothing, and then one link, image, formula, piece of code or word."""
+    token = r"(!?\[[^\]]*\]\([^)]*\)|\$+[^$]+\$+|`[^`]+`|[^\s`\[$])+"
+    return re.fullmatch(rf"\s*([-*] |\d+\. )?{token}", line) is not None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lines_are_short(page):
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    long = [line for line in text.splitlines() if len(line) > MAX_WIDTH]
+    assert not [line for line in long if line[0] != "|" and not is_unbreakable(line)]
 
 
 def test_links_name_what_is_there():
