@@ -19,7 +19,8 @@ from torch.cuda._utils import _get_device_index
 
 from trl_r1zero.generation import nccl_sync
 from trl_r1zero.generation.vllm_client import VLLMServerEngine
-from trl_r1zero.generation.weight_sync import WeightSync, open_weight_sync
+from trl_r1zero.generation.weight_engines import open_weight_sync
+from trl_r1zero.generation.weight_sync import WeightSync
 from trl_r1zero.generation.weight_transfer import TensorInfo
 
 CUDA = torch.device("cuda")  # without a number, as accelerate has it in a single process

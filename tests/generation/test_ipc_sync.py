@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from trl_r1zero.functional import get_response_log_probs
-from trl_r1zero.generation import weight_sync
+from trl_r1zero.generation import weight_engines
 from trl_r1zero.generation.shared_buffer import (
     CPUHandle,
     CUDAHandle,
@@ -22,7 +22,7 @@ from trl_r1zero.generation.shared_buffer import (
 )
 from trl_r1zero.generation.vllm_client import VLLMRefusal, VLLMServerEngine
 from trl_r1zero.generation.vllm_server import VLLMServerConfig, installed_vllm
-from trl_r1zero.generation.weight_sync import GlooWeightSync, IPCWeightSync, open_weight_sync
+from trl_r1zero.generation.weight_engines import GlooWeightSync, IPCWeightSync, open_weight_sync
 from trl_r1zero.generation.weight_transfer import TensorInfo
 
 pytestmark = [
@@ -117,7 +117,7 @@ def test_a_server_that_cannot_open_the_buffer_gets_the_weights_by_gloo(
     # As from another container: a process with this number has no such file open.
     handle = CPUHandle(1000, bytes(16), os.getpid(), 10**6)
     monkeypatch.setattr(SharedBuffer, "handle", lambda self: handle)
-    with caplog.at_level(logging.WARNING, weight_sync.__name__):
+    with caplog.at_level(logging.WARNING, weight_engines.__name__):
         sync = open_weight_sync(engine, CPU, timeout_seconds=60)
     (record,) = caplog.records
     assert "weights go to the vLLM server through gloo" in record.message

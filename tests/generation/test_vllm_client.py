@@ -13,7 +13,7 @@ from trl_r1zero.generation.vllm_client import (
     VLLMRefusal,
     VLLMServerEngine,
 )
-from trl_r1zero.generation.weight_sync import GlooWeightSync, open_weight_sync
+from trl_r1zero.generation.weight_engines import GlooWeightSync, open_weight_sync
 from trl_r1zero.generation.weight_transfer import TensorInfo
 
 PROMPTS = ["1 + 2 = ", "Question: 12 - 7\n", "User: 3"]

@@ -22,13 +22,8 @@ from trl_r1zero.generation.chat_client import ChatClient
 from trl_r1zero.generation.vllm_client import VLLMConnectionError, VLLMRefusal
 from trl_r1zero.generation.vllm_compat import NCCL_PACKING
 from trl_r1zero.generation.vllm_server import VLLMServer, VLLMServerConfig, VLLMServerError
-from trl_r1zero.generation.weight_sync import (
-    in_thread,
-    numbered,
-    open_weight_sync,
-    pairing_error,
-    wire_dtype,
-)
+from trl_r1zero.generation.weight_engines import open_weight_sync, pairing_error
+from trl_r1zero.generation.weight_sync import in_thread, numbered, wire_dtype
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make vllm")
 pytestmark = pytest.mark.timeout(120)

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_r1zero.functional import get_response_log_probs
 from trl_r1zero.generation.vllm_client import VLLMServerEngine
 from trl_r1zero.generation.vllm_server import VLLMServer, VLLMServerConfig
-from trl_r1zero.generation.weight_sync import open_weight_sync
+from trl_r1zero.generation.weight_engines import open_weight_sync
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make vllm")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

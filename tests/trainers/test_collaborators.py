@@ -194,6 +194,7 @@ def test_validation_writes_a_table_and_is_the_same_each_time(tokenizer, tmp_path
         num_examples=5,
         folder=tmp_path,
         step_key="grpo_step",
+        step_name="GRPO step",
     )
     results = validator.run(TASK.eval_dataset, steps_done=3)
     rows = [json.loads(line) for line in (tmp_path / "grpo_step_00003.jsonl").open()]

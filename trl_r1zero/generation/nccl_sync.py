@@ -31,7 +31,7 @@ _SAME_DEVICE = ("invalid usage", "ncclInvalidUsage", "Duplicate GPU")
 
 
 class NCCLWeightSync(WeightSync):
-    """Weights by packed NCCL broadcast; see `weight_sync.open_weight_sync` for the arguments."""
+    """Weights by packed NCCL broadcast; see `open_weight_sync` for the arguments."""
 
     def __init__(
         self,

@@ -27,7 +27,8 @@ from trl_r1zero.generation import Completion, SamplingConfig, in_order
 from trl_r1zero.generation.server_sleep import Memory, Request, ServerState
 from trl_r1zero.generation.vllm_client import VLLMServerEngine
 from trl_r1zero.generation.vllm_server import VLLMServerError
-from trl_r1zero.generation.weight_sync import StuckTransferError, WeightSync, open_weight_sync
+from trl_r1zero.generation.weight_engines import open_weight_sync
+from trl_r1zero.generation.weight_sync import StuckTransferError, WeightSync
 from trl_r1zero.generation.weight_transfer import TensorInfo
 
 from .collective import from_main, raise_alike
