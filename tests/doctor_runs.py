@@ -1,6 +1,7 @@
 """Runs for tests of the doctor: a recipe, a launch and a machine, none of which is here."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from memory_shapes import qwen_math_config
 from trl_r1zero.data.embedded_tokenizer import build_embedded_tokenizer
 from trl_r1zero.devices import MachineFacts
 from trl_r1zero.devices.memory import ModelShape
+from trl_r1zero.doctor import Finding
 from trl_r1zero.doctor.launch import Launch
 from trl_r1zero.doctor.model import Model
 from trl_r1zero.doctor.run import Run, read_run_recipe
@@ -60,3 +62,8 @@ def qwen_math_model(dtype: str = "float32") -> Model:
     config = qwen_math_config()
     shape = ModelShape.from_config(config)
     return Model(config.max_position_embeddings, None, shape, dtype, None)
+
+
+def levels(findings: Iterable[Finding]) -> dict[str, str]:
+    """Check -> its level."""
+    return {finding.check: finding.level for finding in findings}

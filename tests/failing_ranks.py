@@ -19,7 +19,8 @@ from weight_server import Communicator, Wire, replace_cuda, replace_nccl
 
 from trl_r1zero.generation import SamplingConfig
 from trl_r1zero.trainers import server_generation
-from trl_r1zero.trainers.server_generation import ServerAddress, ServerGeneration
+from trl_r1zero.trainers.server_generation import ServerGeneration
+from trl_r1zero.trainers.server_setup import ServerAddress, ServerSetup
 
 
 class Broken(Communicator):
@@ -51,16 +52,14 @@ def main(url: str, model_folder: str, output: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
 
     def connect(path: str = "") -> ServerGeneration:
-        return ServerGeneration(
-            model,
-            accelerator,
-            tokenizer,
+        setup = ServerSetup(
             ServerAddress(url + path, wait_seconds=5),
             model_path=model_folder,
             log_path=Path(output + ".log"),
             group_port=None,
             request_timeout_seconds=20,
         )
+        return ServerGeneration(model, accelerator, tokenizer, setup)
 
     generation = connect()
     prompts, sampling = [[5, 6]], SamplingConfig(max_tokens=4)
@@ -82,7 +81,7 @@ def main(url: str, model_folder: str, output: str) -> None:
         lambda: generation.sample(prompts, sampling, [1], description="", show_progress=False),
     )
     generation.begin(prompts * 2, sampling, [1, 2])
-    learn("no JSON, later", lambda: generation.finish(prompts * 2, sampling, [1, 2]))
+    learn("no JSON, later", generation.finish)
     learn("a probe", lambda: generation.check_probe([5, 6, 7], torch.zeros(2), "float32"))
     Path(f"{output}.{accelerator.process_index}").write_text(json.dumps(learnt))
 

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,10 @@ LAYERS = (
 )
 # Except that these two know nothing of one another.
 INDEPENDENT = {("functional", "rewards"), ("rewards", "functional")}
-MAX_LINES = 500
+MAX_PACKAGE_LINES = 31_000
+MAX_LINES = 400
+MAX_FUNCTION_LINES = 60
+MAX_PARAMETERS = 8
 
 
 def layer(module: str) -> str:
@@ -130,10 +134,59 @@ def test_import_without_torch(statement):
     assert done.stdout == "set()\n"
 
 
+# Sizes
+
+
+def functions(path: Path) -> list[ast.FunctionDef]:
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return [node for node in nodes if isinstance(node, ast.FunctionDef)]
+
+
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_a_module_is_readable_in_one_sitting(path):
+def test_modules_and_functions_are_short(path):
     lines = path.read_text(encoding="utf-8").count("\n")
     assert lines <= MAX_LINES, f"{lines} lines; split it"
+    lengths = {node.name: 1 + (node.end_lineno or 0) - node.lineno for node in functions(path)}
+    assert {name: n for name, n in lengths.items() if n > MAX_FUNCTION_LINES} == {}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_functions_have_few_parameters(path):
+    """What the handout names has its parameters, and so have formulas and trainers."""
+    exempt = {*PUBLIC_NAMES, "__init__"}
+    if layer(module_name(path)) == "functional":
+        return
+    for node in functions(path):
+        names = [
+            arg.arg for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+        ]
+        count = len([name for name in names if name not in ("self", "cls")])
+        assert count <= MAX_PARAMETERS or node.name in exempt, f"{node.name}: {count} parameters"
+
+
+def test_the_package_grows_knowingly():
+    total = sum(path.read_text(encoding="utf-8").count("\n") for path in MODULES)
+    assert total <= MAX_PACKAGE_LINES
+
+
+def test_no_module_imports_itself_through_others():
+    """Neither at the top nor within functions."""
+    names = {module_name(path) for path in MODULES}
+    graph = {
+        module_name(path): {name for name in imports(path) if name in names} for path in MODULES
+    }
+    # Names of packages stand for their __init__, which imports what it exports.
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join((*way[way.index(name) :], name))
+        if name not in done:
+            for other in sorted(graph[name] - {name}):
+                visit(other, (*way, name))
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, ())
 
 
 # Public names
@@ -216,3 +269,48 @@ def test_public_names_are_documented_and_typed(name):
             parameter.annotation is not inspect.Parameter.empty
             for parameter in signature.parameters.values()
         )
+
+
+# Trainers
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("R1ZeroGRPOTrainer", 2),
+        ("R1ZeroSFTTrainer", 2),
+        ("R1ZeroDPOTrainer", 2),
+        ("ExpertIterationTrainer", 3),
+    ],
+)
+def test_trainers_are_flat(name, most):
+    """What is theirs besides TRL's trainer is in attributes, not in mixins."""
+    ours = [cls for cls in getattr(trl_r1zero, name).__mro__ if "trl_r1zero" in cls.__module__]
+    assert len(ours) <= most
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_no_module_is_put_in_place_of_another(path):
+    """`sys.modules` is read, if at all."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        targets = getattr(node, "targets", [])
+        assert not any(ast.unparse(target).startswith("sys.modules[") for target in targets)
+
+
+def test_private_names_of_others_are_in_trl_compat():
+    """Outside of it, `x._name` is a name that the trainers' modules define or assign."""
+    # Of single settings of transformers, and of its own callback for wandb, in a module for each.
+    own = {"_attn_implementation", "_setup_devices", "_initialized", "_wandb"}
+    used: dict[str, set[str]] = {}
+    for path in in_layer("trainers"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                own.add(node.name)
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                own.add(node.target.id)
+            elif isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr):
+                if isinstance(node.ctx, ast.Store):
+                    own.add(node.attr)
+                used.setdefault(node.attr, set()).add(path.stem)
+    strange = {name: where - {"trl_compat"} for name, where in used.items() if name not in own}
+    assert not any(strange.values()), strange

@@ -12,10 +12,12 @@ from collections.abc import Iterable
 import pytest
 from accelerate import Accelerator
 from accelerate.state import GradientState
+from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 from trl import DPOTrainer, GRPOTrainer, SFTTrainer
 from trl.distributed import DistributedBackend
+from trl.generation import vllm_client, vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head, use_adapter
@@ -25,8 +27,8 @@ from trl_r1zero.trainers import (
     R1ZeroDPOTrainer,
     R1ZeroGRPOTrainer,
     R1ZeroSFTTrainer,
+    trl_compat,
 )
-from trl_r1zero.trainers.policy_weights import PolicyWeights
 
 TRAINERS = (R1ZeroGRPOTrainer, R1ZeroSFTTrainer, ExpertIterationTrainer, R1ZeroDPOTrainer)
 BASES = {
@@ -78,12 +80,7 @@ OVERRIDDEN = {
     },
 }
 # Attributes that theirs assign and ours assign anew, on purpose.
-ASSIGNED_ANEW = {
-    R1ZeroGRPOTrainer: {"_dist", "_train_batch_size", "control"},
-    R1ZeroSFTTrainer: {"_train_batch_size", "control"},
-    ExpertIterationTrainer: {"_train_batch_size", "control"},
-    R1ZeroDPOTrainer: {"_train_batch_size", "control"},
-}
+ASSIGNED_ANEW = {"control"}
 
 CALLED_BY_ALL = {
     (Trainer, "save_model"): ["self", "output_dir", "_internal_call"],
@@ -92,14 +89,11 @@ CALLED_BY_ALL = {
     (Trainer, "log"): ["self", "logs", "start_time"],
     (CallbackHandler, "on_evaluate"): ["self", "args", "state", "control", "metrics", "kwargs"],
     (Accelerator, "no_sync"): ["self", "model"],
-    (GradientState, "_set_sync_gradients"): ["self", "sync_gradients"],
 }
 CALLED_WHEN_SAMPLING = {
     **CALLED_BY_ALL,
     (DistributedBackend, "__init__"): ["self", "accelerator"],
     (DistributedBackend, "summon_full_params"): ["self", "module", "kwargs"],
-    (VLLMGeneration, "_init_vllm"): ["self"],
-    (VLLMGeneration, "_iter_named_params"): ["self"],
 }
 CALLED_IN_SFT = {
     **CALLED_WHEN_SAMPLING,
@@ -122,7 +116,6 @@ CALLED_IN_SFT = {
         "formatting_func",
     ],
     (SFTTrainer, "log"): ["self", "logs", "start_time"],
-    (SFTTrainer, "_save_checkpoint"): ["self", "model", "trial"],
 }
 CALLED = {
     R1ZeroGRPOTrainer: {
@@ -145,15 +138,7 @@ CALLED = {
             "environment_factory",
         ],
         (GRPOTrainer, "compute_loss"): COMPUTE_LOSS,
-        (GRPOTrainer, "_calculate_rewards"): [
-            "self",
-            "inputs",
-            "prompts",
-            "completions",
-            "completion_ids_list",
-        ],
         (GRPOTrainer, "log"): ["self", "logs", "start_time"],
-        (GRPOTrainer, "_save_checkpoint"): ["self", "model", "trial"],
     },
     R1ZeroSFTTrainer: CALLED_IN_SFT,
     ExpertIterationTrainer: {
@@ -181,26 +166,32 @@ CALLED = {
         (DPOTrainer, "_precompute_ref_logps"): ["self", "dataset", "name", "batch_size"],
     },
 }
+# What trl_compat calls and reads, of which trainers.
+CALLED_BY_COMPAT = {
+    (Trainer, "_save_checkpoint"): ["self", "model", "trial"],
+    (GRPOTrainer, "_calculate_rewards"): [
+        "self",
+        "inputs",
+        "prompts",
+        "completions",
+        "completion_ids_list",
+    ],
+    (GradientState, "_set_sync_gradients"): ["self", "sync_gradients"],
+    (VLLMGeneration, "_init_vllm"): ["self"],
+    (VLLMGeneration, "_iter_named_params"): ["self"],
+}
+READ_BY_COMPAT = {
+    "_metrics": TRAINERS,
+    "_tokenizer": TRAINERS,
+    "_train_batch_size": TRAINERS,
+    "_pending_extra_logs": (R1ZeroGRPOTrainer,),
+    "_pending_metrics": (R1ZeroGRPOTrainer,),
+}
 SIGNATURES = {
     key: names for part in (OVERRIDDEN, CALLED) for t in TRAINERS for key, names in part[t].items()
-}
-INHERITED_OF_ALL = {"_metrics", "_tokenizer", "accelerator", "callback_handler", "model_wrapped"}
-# Attributes that each trainer has from theirs, among others.
-INHERITED = {
-    R1ZeroGRPOTrainer: {
-        *INHERITED_OF_ALL,
-        "_dist",
-        "_pending_extra_logs",
-        "_pending_metrics",
-        "beta",
-        "mask_truncated_completions",
-        "ref_model",
-        "reward_weights",
-    },
-    R1ZeroSFTTrainer: INHERITED_OF_ALL,
-    ExpertIterationTrainer: INHERITED_OF_ALL,
-    R1ZeroDPOTrainer: {*INHERITED_OF_ALL, "ref_model"},
-}
+} | CALLED_BY_COMPAT
+# Attributes that all trainers have from theirs, among others.
+INHERITED = {"accelerator", "callback_handler", "model_wrapped"}
 
 
 def our_classes(trainer: type) -> list[type]:
@@ -304,7 +295,7 @@ def test_contract_nothing_is_assigned_unawares(trainer):
     """Nor an attribute that it sets, in `__init__` say, with one that ours set."""
     methods = {name for _, name in OVERRIDDEN[trainer]}
     ours = {name for name in provided(our_classes(trainer)) if not name.startswith("__")}
-    assert ours & provided(their_classes(trainer)) - methods == ASSIGNED_ANEW[trainer]
+    assert ours & provided(their_classes(trainer)) - methods == ASSIGNED_ANEW
 
 
 @pytest.mark.parametrize("trainer", TRAINERS, ids=name_of)
@@ -313,8 +304,35 @@ def test_contract_of_attributes(trainer):
     ours, theirs = our_classes(trainer), their_classes(trainer)
     read = attributes_of_self(ours, ast.Load)
     inherited = read - (provided(ours) - provided(theirs))
-    assert inherited >= INHERITED[trainer]
-    assert inherited <= provided(theirs)
+    assert INHERITED <= inherited <= provided(theirs)
+    # Private ones are what ours override; all others are in trl_compat.
+    private = {name for name in inherited if name.startswith("_")}
+    assert private <= {name for _, name in OVERRIDDEN[trainer]}
+
+
+def test_contract_of_what_trl_compat_reads():
+    """Every private name in it is listed above, and TRL's trainers have the attributes."""
+    read = {
+        node.attr
+        for node in ast.walk(ast.parse(inspect.getsource(trl_compat)))
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.startswith("__")
+    }
+    assert read - {"_weights", "_fingerprint"} == READ_BY_COMPAT.keys() | {
+        name for _, name in CALLED_BY_COMPAT if name != "_init_vllm"
+    }
+    for name, trainers in READ_BY_COMPAT.items():
+        assert all(name in provided(their_classes(trainer)) for trainer in trainers)
+    assert Dataset.from_dict({"a": [1]})._fingerprint != Dataset.from_dict({"a": [2]})._fingerprint
+    # The weight of each reward, and the reference model, are public.
+    assert {"reward_weights", "ref_model"} <= provided(their_classes(R1ZeroGRPOTrainer))
+    assert "ref_model" in provided(their_classes(R1ZeroDPOTrainer))
+    # Where TRL asks whether vLLM is there, at its import and before it is used.
+    for module in (vllm_generation, vllm_client):
+        assert "from ..import_utils import" in inspect.getsource(module)
+        assert "\nif is_vllm_available():" in inspect.getsource(module)
+    assert "if not is_vllm_available():" in inspect.getsource(VLLMGeneration._init_vllm)
 
 
 @pytest.mark.parametrize("trainer", TRAINERS, ids=name_of)
@@ -346,7 +364,7 @@ def test_contract_of_functions():
 
 def test_contract_of_the_weights_for_a_server():
     """Of TRL's class for vLLM the engine is replaced by none, and nothing else."""
-    ours = {name for name in vars(PolicyWeights) if not name.startswith("__")}
+    ours = {name for name in vars(trl_compat._WithoutEngine) if not name.startswith("__")}
     assert ours & set(dir(VLLMGeneration)) == {"_init_vllm"}
     assert "self._init_vllm()" in inspect.getsource(VLLMGeneration.__init__)
     settings = inspect.signature(VLLMGeneration.__init__).parameters

@@ -207,7 +207,7 @@ def test_contract_of_the_metrics_of_sft(sft_trainer, monkeypatch):
 def test_contract_of_the_weights_for_a_server(tokenizer, sft_trainer):
     """TRL's class for vLLM, whose engine is left out, gives the names and values of a model."""
     model = sft_trainer.model
-    source = PolicyWeights(model, sft_trainer.accelerator, tokenizer, mode="server")
+    source = PolicyWeights(model, sft_trainer.accelerator, tokenizer)
     weights = dict(source.tensors())
     # The head is tied to the embedding, and is not named besides it.
     assert set(weights) == {name for name, _ in model.named_parameters()}

@@ -8,7 +8,7 @@ from tiny_grpo import make_trainer
 
 from trl_r1zero.data.embedded_tokenizer import build_embedded_tokenizer
 from trl_r1zero.devices.memory import GIB
-from trl_r1zero.trainers import core_trainer
+from trl_r1zero.trainers import policy_forward
 
 
 def main(folder: Path) -> None:
@@ -17,19 +17,19 @@ def main(folder: Path) -> None:
     )
     rank = trainer.accelerator.process_index
     mine = int((1.05 + rank) * GIB)  # the first has little
-    core_trainer.bytes_to_train_with = lambda device: mine
+    policy_forward.bytes_to_train_with = lambda device: mine
     counts = []
-    forward_and_backward = trainer._forward_and_backward
+    forward_and_backward = trainer.forward_and_backward
 
     def count(model, micro_batches):
         counts.append(len(micro_batches))
         return forward_and_backward(model, micro_batches)
 
-    trainer._forward_and_backward = count
+    trainer.forward_and_backward = count
     trainer.train()
     found = {
-        "tokens": trainer._limits.tokens,
-        "alone": trainer._memory.device_bytes == mine,
+        "tokens": trainer.policy.limits.tokens,
+        "alone": trainer.policy.memory.device_bytes == mine,
         "micro_batches": counts,
     }
     (folder / f"{rank}.json").write_text(json.dumps(found))

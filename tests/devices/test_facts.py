@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trl_r1zero.devices import facts as module
-from trl_r1zero.devices.facts import MachineFacts, driver_version_in, ipc_works, machine_facts
+from trl_r1zero.devices.facts import MachineFacts, ipc_works, machine_facts
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from trl_r1zero.devices.facts import MachineFacts, driver_version_in, ipc_works,
         ("1x79.2GiB", 1, int(79.2 * 2**30)),
     ],
 )
-def test_a_machine_that_is_thought_of(text, number, total_bytes):
+def test_a_described_machine(text, number, total_bytes):
     facts = MachineFacts.assume(text)
     assert [device.total_bytes for device in facts.devices] == [total_bytes] * number
     assert facts.visible.names == tuple(map(str, range(number)))
@@ -40,7 +40,7 @@ def test_a_machine_without_gpus():
 @pytest.mark.parametrize(
     "text", ["", "80", "2x", "0x80GB", "2x0GB", "80GB x 2", "-1x80GB", "2x80TB", "H100"]
 )
-def test_what_is_no_machine(text):
+def test_text_that_describes_no_machine(text):
     with pytest.raises(ValueError, match="a machine is cpu, 24GB or 2x80GB"):
         MachineFacts.assume(text)
 
@@ -66,8 +66,9 @@ def test_in_words():
         ("NVIDIA-SMI has failed because it couldn't communicate with the driver", None),
     ],
 )
-def test_the_drivers_version(text, version):
-    assert driver_version_in(text) == version
+def test_the_drivers_version(text, version, monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda self, encoding: text)
+    assert module._driver_version() == version
 
 
 def test_what_torch_says(monkeypatch):

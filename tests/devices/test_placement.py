@@ -1,11 +1,12 @@
 """Who is on which device, how weights travel, and how much memory the server takes."""
 
+from itertools import product
+
 import pytest
 
+from trl_r1zero.devices.facts import GIB
 from trl_r1zero.devices.placement import memory_share, place
 from trl_r1zero.devices.visible import VisibleDevices
-
-GIB = 2**30
 
 
 def gpus(count: int) -> VisibleDevices:
@@ -55,9 +56,7 @@ def test_who_is_where(count, trainers, settings, server, transfer, shared):
     assert placement.sleep_level == (2 if shared and server else 0)
 
 
-@pytest.mark.parametrize("count", range(1, 5))
-@pytest.mark.parametrize("trainers", range(1, 5))
-@pytest.mark.parametrize("wants", range(1, 5))
+@pytest.mark.parametrize(("count", "trainers", "wants"), list(product(range(1, 5), repeat=3)))
 def test_nccl_never_meets_itself_on_one_gpu(count, trainers, wants):
     """Everything that fits is placed on devices that are there; NCCL only between devices."""
     if trainers > count or wants > count:
@@ -85,7 +84,7 @@ def test_nccl_never_meets_itself_on_one_gpu(count, trainers, wants):
         (1, 1, {"server_devices": "0", "server_on_cuda": False}, "build for CPUs is installed"),
     ],
 )
-def test_what_cannot_be(count, trainers, settings, message):
+def test_impossible_placements(count, trainers, settings, message):
     with pytest.raises(ValueError, match=message):
         placed(count, trainers, **settings)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from trl_r1zero.devices import MachineFacts, visible_devices
-from trl_r1zero.devices.usable import UnusableGPUError, check_accelerator, oldest_driver
+from trl_r1zero.devices.facts import UnusableGPUError, check_accelerator
 
 
 def machine(variable: str | None = None, **facts) -> MachineFacts:
@@ -27,6 +27,12 @@ GPU = {"has_nvidia_device": True}
             machine(torch_cuda="12.8", driver="470.82.01", **GPU),
             r"driver is 470\.82\.01; CUDA 12\.8 wants 525 or newer",
         ),
+        (
+            machine(torch_cuda="13.2", driver="535.183.01", **GPU),
+            r"driver is 535\.183\.01; CUDA 13\.2 wants 580 or newer",
+        ),
+        # For a CUDA of which the oldest driver is not known here.
+        (machine(torch_cuda="11.8", driver="470.82.01", **GPU), r"driver is 470\.82\.01\? `nvidia"),
         (machine(**CUDA, **GPU), "no NVIDIA driver that answers; CUDA 13.0 wants 580"),
         # The variable hides all, or names what is not there.
         (machine("", **CUDA, **GPU, driver="580.65"), "CUDA_VISIBLE_DEVICES is '', which hides"),
@@ -69,10 +75,3 @@ def test_a_torch_for_cpus_beside_a_gpu_is_warned_of():
     assert warning is not None
     assert "torch is built for CPUs" in warning
     assert check_accelerator(machine(**GPU), use_cpu=True) is None
-
-
-@pytest.mark.parametrize(
-    ("cuda", "driver"), [("13.0", 580), ("13.2", 580), ("12.8", 525), ("11.8", None), (None, None)]
-)
-def test_oldest_driver(cuda, driver):
-    assert oldest_driver(cuda) == driver

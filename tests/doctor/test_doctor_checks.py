@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import pytest
-from doctor_runs import make_run, qwen_math_model
+from doctor_runs import levels, make_run, qwen_math_model
 
 from trl_r1zero.devices.memory import GIB, training_memory
 from trl_r1zero.doctor.data import Split
-from trl_r1zero.doctor.launch import Launch
+from trl_r1zero.doctor.launch import Launch, check_versions, needed_packages
 from trl_r1zero.doctor.machine import place_server
 from trl_r1zero.doctor.memory import (
     bytes_for_training,
@@ -27,15 +27,10 @@ from trl_r1zero.doctor.settings import (
     check_learning_rate,
     spacing,
 )
-from trl_r1zero.doctor.versions import check_versions, needed_packages
 from trl_r1zero.rewards import r1_zero_reward_fn
 
 BF16 = "--dtype=bfloat16"
 SERVER = ("--use_vllm=true", "--vllm_server={}")
-
-
-def levels(findings):
-    return {finding.check: finding.level for finding in findings}
 
 
 # Versions

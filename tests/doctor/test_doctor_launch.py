@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from doctor_runs import make_run
+from doctor_runs import levels, make_run
 from tiny_models import REPOSITORY
 
 from trl_r1zero.devices import VisibleDevices
@@ -12,10 +12,6 @@ from trl_r1zero.doctor.launch import Launch, read_launch
 from trl_r1zero.doctor.machine import check_gpu_ids, check_processes
 
 CONFIGS = REPOSITORY / "accelerate_configs"
-
-
-def levels(findings):
-    return {finding.check: finding.level for finding in findings}
 
 
 @pytest.mark.parametrize(

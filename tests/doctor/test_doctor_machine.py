@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from doctor_runs import make_run
+from doctor_runs import levels, make_run
 
 from trl_r1zero.devices import DeviceFacts, MachineFacts, VisibleDevices
 from trl_r1zero.doctor.launch import Launch
@@ -17,10 +17,6 @@ from trl_r1zero.doctor.machine import (
 
 NO_GPU = MachineFacts((), VisibleDevices(()), torch_cuda="13.0")
 OWN_SERVER = ("--use_vllm=true", "--vllm_server={}")
-
-
-def levels(findings):
-    return {finding.check: finding.level for finding in findings}
 
 
 def on_machine(machine, *settings):

@@ -22,7 +22,7 @@ def test_a_bfloat16_server_makes_the_same_of_rounded_weights(served_model_folder
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    weights = PolicyWeights(model, Accelerator(cpu=True), None, mode="server")
+    weights = PolicyWeights(model, Accelerator(cpu=True), None)
     tokenizer = AutoTokenizer.from_pretrained(served_model_folder)
     ids = tokenizer("Question: 12 - 7\n")["input_ids"]
     config = VLLMServerConfig(dtype="bfloat16", max_model_len=256, weight_transfer="gloo")

@@ -19,7 +19,7 @@ from trl_r1zero.devices.placement import WEIGHT_TRANSFERS
 from trl_r1zero.generation.vllm_server import VLLMServerError
 from trl_r1zero.recipe.task_arguments import TaskArguments
 from trl_r1zero.trainers import read_metrics
-from trl_r1zero.trainers.server_generation import PROBE_TOLERANCES
+from trl_r1zero.trainers.server_setup import PROBE_TOLERANCES
 
 NUM_STEPS = 3
 # On a GPU it follows from the shared device; a CPU is told, to take the same way.

@@ -213,7 +213,7 @@ def test_one_step_off_stops_too_and_evaluates_the_last_weights(
     assert kinds.count(STEP) >= 1
     assert kinds[-2:] == [TRAINING_ENDED, FINISHED]
     assert events[-1]["num_problems"] == 32
-    assert trainer._synced_step == trainer.state.global_step
+    assert trainer.sampler._synced_at == trainer.state.global_step
     trainer.check_server()  # an error if the server had other weights
 
 

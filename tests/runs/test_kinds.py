@@ -15,8 +15,7 @@ ALL = list(KINDS.values())
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.method)
 def test_a_kind_has_a_script_and_rows_of_metrics(kind):
-    script = (REPOSITORY / "recipes" / f"{kind.method}.py").read_text()
-    assert f'train("{kind.method}", __doc__, make_trainer)' in script
+    assert (REPOSITORY / "recipes" / f"{kind.method}.py").is_file()
     assert METHODS[kind.method] == kind.dataclasses
     settings = {field.name for field in fields(kind.dataclasses[0])}
     assert {kind.planned, kind.own_setting or kind.planned} <= settings

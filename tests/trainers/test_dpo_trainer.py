@@ -162,7 +162,7 @@ def test_shares_of_processes_add_up_to_the_train_batch(tokenizer, tmp_path):
     whole = gradient(rows)
     shares = []
     for rank in range(2):
-        trainer._rank_and_size = lambda rank=rank: (rank, 2)
+        trainer.policy.rank, trainer.policy.processes = rank, 2
         shares.append(gradient(rows))
     torch.testing.assert_close(sum(shares) / 2, whole, atol=1e-6, rtol=1e-5)
 

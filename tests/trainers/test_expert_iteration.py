@@ -32,27 +32,7 @@ def says_right(response: str, ground_truth: str) -> dict[str, float]:
     return {"reward": float("right" in response)}
 
 
-class ScriptedTrainer(ExpertIterationTrainer):
-    """Samples from a script: for each EI step, one text for each of its rollouts in turn."""
-
-    script: list[list[str]]
-
-    def _sample_completions(self, prompts, sampling, seeds, *, description):
-        if description == "Validation":
-            texts = ["wrong"] * len(prompts)
-        else:
-            step = self.script[int(description.rsplit(" ", 1)[1]) - 1]
-            texts = [step[number % len(step)] for number in range(len(prompts))]
-        ids = self._tokenizer(texts)["input_ids"]
-        return self._prompt_ids(prompts), [
-            Completion(tokens, text, "stop", entropies=[0.5] * len(tokens))
-            for tokens, text in zip(ids, texts, strict=True)
-        ]
-
-
-def make_trainer(
-    tokenizer, output_dir, *, cls=ExpertIterationTrainer, reward=odd_digits, **settings
-) -> ExpertIterationTrainer:
+def make_trainer(tokenizer, output_dir, *, reward=odd_digits, **settings) -> ExpertIterationTrainer:
     callbacks = settings.pop("callbacks", None)
     settings = {
         "n_ei_steps": 3,
@@ -68,7 +48,7 @@ def make_trainer(
         "seed": 0,
         **settings,
     }
-    return cls(
+    return ExpertIterationTrainer(
         model=make_tiny_model(tokenizer),
         args=ExpertIterationConfig(output_dir=str(output_dir), **settings),
         train_dataset=TASK.train_dataset,
@@ -80,16 +60,23 @@ def make_trainer(
     )
 
 
-def scripted(tokenizer, output_dir, script: list[list[str]], **settings) -> ScriptedTrainer:
+def scripted(tokenizer, output_dir, script: list[list[str]], **settings) -> ExpertIterationTrainer:
+    """Samples from a script: for each EI step, one text for each of its rollouts in turn."""
     trainer = make_trainer(
-        tokenizer,
-        output_dir,
-        cls=ScriptedTrainer,
-        reward=says_right,
-        n_ei_steps=len(script),
-        **settings,
+        tokenizer, output_dir, reward=says_right, n_ei_steps=len(script), **settings
     )
-    trainer.script = script
+
+    def sample(prompts, sampling, seeds, description):
+        texts = ["wrong"]
+        if description != "Validation":
+            texts = script[int(description.rsplit(" ", 1)[1]) - 1]
+        texts = [texts[number % len(texts)] for number in range(len(prompts))]
+        return trainer.sampler.prompt_ids(prompts), [
+            Completion(ids, text, "stop", entropies=[0.5] * len(ids))
+            for ids, text in zip(tokenizer(texts)["input_ids"], texts, strict=True)
+        ]
+
+    trainer.sampler.sample = sample
     return trainer
 
 

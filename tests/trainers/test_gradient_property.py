@@ -106,18 +106,18 @@ def test_the_gradient_is_that_of_the_formula(tokenizer, tmp_path, loss_type, agg
         expected = flat_gradient(model)
 
         processes = rng.choice([1, 2, 3, 5])
-        trainer.rows_per_microbatch = rng.choice([1, 2, 4, 16])
+        trainer.policy.rows_per_microbatch = rng.choice([1, 2, 4, 16])
         trainer.args.max_tokens_per_microbatch = rng.choice([None, 10, 60, 200])
         trainer.args.skip_zero_advantages = rng.random() > 0.3
         trainer.args.pack_rows = rng.random() > 0.5
         rng.shuffle(rows)
         losses, gradients, counts = [], [], set()
         for rank in range(processes):
-            trainer._rank_and_size = lambda rank=rank, processes=processes: (rank, processes)
+            trainer.policy.rank, trainer.policy.processes = rank, processes
             model.zero_grad()
-            micro_batches = trainer._microbatches(rows)
+            micro_batches = trainer.cut(rows)
             counts.add(len(micro_batches))
-            losses.append(trainer._forward_and_backward(model, micro_batches))
+            losses.append(trainer.forward_and_backward(model, micro_batches))
             gradients.append(flat_gradient(model))
         assert len(counts) == 1  # collective calls meet
         loss, gradient = sum(losses) / processes, sum(gradients) / processes

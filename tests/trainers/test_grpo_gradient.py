@@ -13,6 +13,7 @@ from tiny_grpo import (
     make_trl_trainer,
 )
 
+from trl_r1zero.trainers.grpo_loss import keep_log_probs
 from trl_r1zero.trainers.rollouts import Rollout
 
 
@@ -105,12 +106,12 @@ def test_loss_and_gradient_equal_those_of_trl(
         model=load_tiny(tokenizer, tmp_path),
     )
     # Old log-probabilities near the policy's, some of them outside of the clip range.
-    ours._keep_log_probs(ours.model, rollouts, "old_log_probs")
+    keep_log_probs(ours.policy, ours.model, ours.cut(rollouts), "old_log_probs")
     for rollout in rollouts:
         noise = 0.3 * torch.randn(rollout.length, generator=generator)
         rollout.ref_log_probs = rollout.old_log_probs - noise if beta else None
         rollout.old_log_probs = rollout.old_log_probs + noise
-    (micro_batch,) = ours._microbatches(rollouts)
+    (micro_batch,) = ours.cut(rollouts)
     ours_loss = ours._compute_loss(ours.model, micro_batch)
     ours_loss.backward()
 

@@ -20,20 +20,28 @@ from tiny_models import make_tiny_model
 from transformers import TrainerCallback
 
 from trl_r1zero.rewards import r1_zero_reward_fn
-from trl_r1zero.trainers import R1ZeroGRPOConfig, R1ZeroGRPOTrainer, TRLReward, read_metrics
+from trl_r1zero.trainers import (
+    R1ZeroGRPOConfig,
+    R1ZeroGRPOTrainer,
+    TRLReward,
+    grpo_loss,
+    read_metrics,
+)
 
 
-def test_on_policy_makes_no_old_log_probs_and_off_policy_makes_them_once(tokenizer, tmp_path):
-    calls = []
+def test_on_policy_makes_no_old_log_probs_and_off_policy_makes_them_once(
+    tokenizer, tmp_path, monkeypatch
+):
+    calls, keep_log_probs = [], grpo_loss.keep_log_probs
     for name, settings in {
         "on": {"train_batch_size": 16},
         "off": {"train_batch_size": 8, "epochs_per_rollout_batch": 2, "loss_type": "grpo_clip"},
     }.items():
         trainer = make_trainer(tokenizer, tmp_path / name, **settings)
-        keep = trainer._keep_log_probs
-        trainer._keep_log_probs = lambda *args, keep=keep, name=name: (
-            calls.append(name),
-            keep(*args),
+        monkeypatch.setattr(
+            grpo_loss,
+            "keep_log_probs",
+            lambda *args, name=name: (calls.append(name), keep_log_probs(*args)),
         )
         trainer.train()
         lines = train_lines(tmp_path / name)
@@ -64,7 +72,7 @@ def test_rollouts_end_at_the_stop_string_and_nothing_after_it_is_trained(tokeniz
     for row in batch.rollouts:
         if row not in stopped:
             assert row.completion.truncated == (row.completion.token_ids[-1] != eos)
-    for micro_batch in trainer._microbatches(batch.rollouts):
+    for micro_batch in trainer.cut(batch.rollouts):
         lengths = [row.length for row in micro_batch.rollouts]
         assert micro_batch.response_mask.sum(1).tolist() == lengths
 
@@ -83,7 +91,7 @@ def test_truncated_completions_can_be_kept_out_of_the_loss(tokenizer, tmp_path):
     batch = trainer.collect_rollouts([TASK.train_dataset[i // 4] for i in range(16)])
     for row in batch.rollouts:
         assert row.trained != row.completion.truncated
-    for micro_batch in trainer._microbatches(batch.rollouts):
+    for micro_batch in trainer.cut(batch.rollouts):
         for row, mask in zip(micro_batch.rollouts, micro_batch.response_mask, strict=True):
             assert mask.sum() == (row.length if row.trained else 0)
         assert micro_batch.num_sequences == 16  # the denominator stays

@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausa
 from trl_r1zero.devices.memory import CONTEXT_BYTES, GIB, training_memory
 from trl_r1zero.devices.training_setup import ModelShape, TrainingSetup
 from trl_r1zero.generation import Completion, SamplingConfig
-from trl_r1zero.trainers import core_trainer
+from trl_r1zero.trainers import policy_forward
 from trl_r1zero.trainers.memory_limits import (
     DEFAULT_GENERATION_ROWS,
     TrainingMemory,
@@ -138,20 +138,20 @@ def test_a_forward_has_a_row_at_least():
 
 def test_a_trainer_computes_entropies_in_few_forwards_or_none(tokenizer, tmp_path):
     trainer = make_trainer(tokenizer, tmp_path)
-    trainer.server = SimpleNamespace(release=lambda: None)
+    trainer.sampler.server = SimpleNamespace(release=lambda: None)
     prompt_ids = [[1, 2, 3]] * 1024
     completions = [Completion([5] * (1 + n % 30), "", "stop") for n in range(1024)]
-    forwards, log_probs = [], trainer._log_probs
+    forwards, log_probs = [], trainer.policy.log_probs
 
     def count(model, rows, *args, **kwargs):
         forwards.append(rows.input_ids.numel())
         return log_probs(model, rows, *args, **kwargs)
 
-    trainer._log_probs = count
-    trainer.rows_per_microbatch = 2
-    trainer._memory = SimpleNamespace(forward_tokens=lambda: 4096)
-    trainer._token_budget = None
-    trainer._fill_in_entropies(prompt_ids, completions, SamplingConfig())
+    trainer.policy.log_probs = count
+    trainer.policy.rows_per_microbatch = 2
+    trainer.policy.memory = SimpleNamespace(forward_tokens=lambda: 4096)
+    trainer.policy.token_budget = None
+    trainer.sampler.fill_in_entropies(prompt_ids, completions, SamplingConfig())
     assert len(forwards) <= 8
     assert max(forwards) <= 4096
     assert all(len(c.entropies) == len(c.token_ids) for c in completions)
@@ -159,7 +159,7 @@ def test_a_trainer_computes_entropies_in_few_forwards_or_none(tokenizer, tmp_pat
     forwards.clear()
     trainer.args.completion_entropies = False
     unknown = [Completion([5], "", "stop") for _ in range(4)]
-    trainer._fill_in_entropies(prompt_ids[:4], unknown, SamplingConfig())
+    trainer.sampler.fill_in_entropies(prompt_ids[:4], unknown, SamplingConfig())
     assert forwards == []
     assert all(c.entropies is None for c in unknown)
 
@@ -204,7 +204,7 @@ def test_rollouts_and_validation_are_generated_in_bounded_batches(
             tokenizer, tmp_path, model=make_tiny_model(tokenizer), eval_every=1, **given
         )
         if not given and name == "bounded":  # as on a GPU on which five fit
-            trainer._memory = SimpleNamespace(generation_rows=lambda tokens: 5)
+            trainer.policy.memory = SimpleNamespace(generation_rows=lambda tokens: 5)
         seen = batches_of(trainer, monkeypatch)
         rollouts = trainer.collect_rollouts(examples).rollouts
         of_rollouts = list(seen)
@@ -222,8 +222,8 @@ def test_rollouts_and_validation_are_generated_in_bounded_batches(
 
 def test_a_cpu_generates_the_default_rollout_batch_at_once(tokenizer, tmp_path):
     trainer = make_trainer(tokenizer, tmp_path)
-    assert trainer._memory is None
-    assert trainer._generation_rows([[1, 2]], 10) == DEFAULT_GENERATION_ROWS == 256
+    assert trainer.policy.memory is None
+    assert trainer.sampler.generation_rows(12) == DEFAULT_GENERATION_ROWS == 256
 
 
 # A trainer on a GPU that is only said to be there
@@ -237,23 +237,23 @@ def test_a_trainer_derives_its_budget_once_and_says_so(tokenizer, tmp_path, caps
         )
     )  # fmt: skip
     trainer = make_trainer(tokenizer, tmp_path, model=model, gradient_accumulation_steps=None)
-    monkeypatch.setattr(core_trainer, "bytes_to_train_with", lambda device: 4 * GIB)
-    budget = trainer._limits.tokens
-    assert trainer._limits == MicroBatchLimits(None, budget)
+    monkeypatch.setattr(policy_forward, "bytes_to_train_with", lambda device: 4 * GIB)
+    budget = trainer.policy.limits.tokens
+    assert trainer.policy.limits == MicroBatchLimits(None, budget)
     assert budget > 1000
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"micro-batches of at most {budget:,} tokens (unless max_tokens_per")
     assert "4.0 GiB for this process, of which weights, gradients and optimizer take" in line
-    assert trainer._memory.setup.longest_row == trainer._longest_prompt() + 10
+    assert trainer.policy.memory.setup.longest_row == trainer.policy.longest_row()
     # What is set counts.
     trainer.args.max_tokens_per_microbatch = 100
-    assert trainer._limits == MicroBatchLimits(None, 100)
+    assert trainer.policy.limits == MicroBatchLimits(None, 100)
 
 
 def test_memory_that_is_too_little_leaves_single_rows(tokenizer, tmp_path, caplog, monkeypatch):
     trainer = make_trainer(tokenizer, tmp_path, gradient_accumulation_steps=None)
-    monkeypatch.setattr(core_trainer, "bytes_to_train_with", lambda device: CONTEXT_BYTES)
-    assert trainer._limits.tokens == trainer._longest_row()
+    monkeypatch.setattr(policy_forward, "bytes_to_train_with", lambda device: CONTEXT_BYTES)
+    assert trainer.policy.limits.tokens == trainer.policy.longest_row()
     assert "It may not fit into memory: a row of" in caplog.text
 
 
@@ -265,7 +265,7 @@ def test_out_of_memory_says_what_to_set(tokenizer, tmp_path):
 
     trainer.compute_loss = fails
     with pytest.raises(torch.OutOfMemoryError) as error:
-        trainer._forward_and_backward(trainer.model, ["a micro-batch"])
+        trainer.forward_and_backward(trainer.model, ["a micro-batch"])
     assert str(error.value).startswith("CUDA out of memory.\nMicro-batches hold 4,096 tokens")
     assert "Set max_tokens_per_microbatch to fewer, such as 2048" in str(error.value)
 

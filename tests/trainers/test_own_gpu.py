@@ -16,7 +16,7 @@ from trl import ModelConfig
 
 from trl_r1zero.data.packing import PackedSFTDataset
 from trl_r1zero.devices import DeviceFacts, MachineFacts, visible_devices
-from trl_r1zero.devices.usable import UnusableGPUError
+from trl_r1zero.devices.facts import UnusableGPUError
 from trl_r1zero.recipe.loading import load_model, model_settings
 from trl_r1zero.trainers import (
     ExpertIterationConfig,

@@ -16,7 +16,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed: make vllm")
 def weights(tiny_model, tokenizer):
     from trl_r1zero.trainers.policy_weights import PolicyWeights
 
-    return PolicyWeights(tiny_model, Accelerator(cpu=True), tokenizer, mode="server")
+    return PolicyWeights(tiny_model, Accelerator(cpu=True), tokenizer)
 
 
 @pytest.mark.parametrize("server_dtype", [None, torch.float32, torch.bfloat16])

@@ -19,6 +19,7 @@ from tiny_grpo import (
 
 from trl_r1zero.functional import SAMPLER_CORRECTIONS
 from trl_r1zero.trainers import R1ZeroGRPOTrainer
+from trl_r1zero.trainers.grpo_loss import keep_log_probs
 from trl_r1zero.trainers.rollouts import Rollout
 
 
@@ -62,8 +63,8 @@ def test_the_correction_for_the_sampler_equals_that_of_trl(
         model=load_tiny(tokenizer, tmp_path),
     )
     correct_for_the_sampler(ours, mode, 0.8, 1.25)
-    ours._keep_log_probs(ours.model, rollouts, "old_log_probs")
-    ours._keep_reference_log_probs(rollouts)
+    keep_log_probs(ours.policy, ours.model, ours.cut(rollouts), "old_log_probs")
+    keep_log_probs(ours.policy, ours.ref_model, ours.cut(rollouts), "ref_log_probs")
     generator = torch.Generator().manual_seed(2)
     for row in rollouts:
         noise = 0.3 * torch.randn(row.length, generator=generator)
@@ -99,7 +100,7 @@ def test_the_correction_for_the_sampler_equals_that_of_trl(
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
-    (micro_batch,) = ours._microbatches(rollouts)
+    (micro_batch,) = ours.cut(rollouts)
     loss = ours._compute_loss(ours.model, micro_batch)
     loss.backward()
     stock_loss = stock._compute_loss(stock.model, inputs)
@@ -107,7 +108,7 @@ def test_the_correction_for_the_sampler_equals_that_of_trl(
     assert loss.item() == pytest.approx(stock_loss.item(), abs=1e-6)
     assert_same_gradients(ours.model, stock.model)
 
-    metrics = ours._update_metrics.collect(rollouts, ours.accelerator)
+    metrics = ours.update_metrics.collect(rollouts, ours.accelerator)
     theirs = {name: values[-1] for name, values in stock._metrics["train"].items()}
     for name, their_name in (
         ("sampler_log_prob_diff/mean", "sampling/sampling_logp_difference/mean"),
@@ -165,13 +166,13 @@ def test_the_loss_is_corrected_for_the_sampler_by_token(
     trainer = make_trainer(tokenizer, tmp_path, min_tokens=0, gradient_accumulation_steps=1)
     rollouts = shifted_rollouts(trainer, twice_or_less)
     correct_for_the_sampler(trainer, mode, None, clip_max)
-    (micro_batch,) = trainer._microbatches(rollouts)
+    (micro_batch,) = trainer.cut(rollouts)
     loss = trainer._compute_loss(trainer.model, micro_batch).item()
     expected = loss_by_hand(rollouts, twice_or_less, weight)
     assert loss == pytest.approx(expected, abs=1e-5)
     assert abs(expected - loss_by_hand(rollouts, twice_or_less, lambda i, t: 1.0)) > 1e-3
 
-    metrics = trainer._update_metrics.collect(rollouts, trainer.accelerator)
+    metrics = trainer.update_metrics.collect(rollouts, trainer.accelerator)
     shifts = [abs(twice_or_less(i, t)) for i, row in enumerate(rollouts) for t in range(row.length)]
     weights = [weight(i, t) for i, row in enumerate(rollouts) for t in range(row.length)]
     assert metrics["sampler_log_prob_diff/mean"] == pytest.approx(np.mean(shifts), abs=1e-5)
@@ -204,11 +205,11 @@ def test_the_loss_is_corrected_for_the_sampler_by_response(tokenizer, tmp_path, 
     odd = [row.length for row in rollouts[1::2]]
     assert min(odd) < 7 < max(odd)
     correct_for_the_sampler(trainer, mode, None, 2.0)
-    (micro_batch,) = trainer._microbatches(rollouts)
+    (micro_batch,) = trainer.cut(rollouts)
     loss = trainer._compute_loss(trainer.model, micro_batch).item()
     assert loss == pytest.approx(loss_by_hand(rollouts, shift, weight), abs=1e-5)
 
-    metrics = trainer._update_metrics.collect(rollouts, trainer.accelerator)
+    metrics = trainer.update_metrics.collect(rollouts, trainer.accelerator)
     weights = [weight(i, 0) for i in range(16)]
     assert metrics["importance_weight/mean"] == pytest.approx(np.mean(weights), abs=1e-5)
     assert metrics["importance_weight/min"] == pytest.approx(min(weights), abs=1e-5)
@@ -218,14 +219,14 @@ def test_the_loss_is_corrected_for_the_sampler_by_response(tokenizer, tmp_path, 
 def test_without_the_correction_the_difference_is_logged_and_changes_nothing(tokenizer, tmp_path):
     trainer = make_trainer(tokenizer, tmp_path, min_tokens=0, gradient_accumulation_steps=1)
     rollouts = shifted_rollouts(trainer, lambda i, t: 0.1)
-    (micro_batch,) = trainer._microbatches(rollouts)
+    (micro_batch,) = trainer.cut(rollouts)
     loss = trainer._compute_loss(trainer.model, micro_batch).item()
-    metrics = trainer._update_metrics.collect(rollouts, trainer.accelerator)
+    metrics = trainer.update_metrics.collect(rollouts, trainer.accelerator)
     assert not any(name.startswith(("sampler", "importance")) for name in metrics)
 
     trainer.args.use_vllm = True
     assert trainer._compute_loss(trainer.model, micro_batch).item() == loss
-    metrics = trainer._update_metrics.collect(rollouts, trainer.accelerator)
+    metrics = trainer.update_metrics.collect(rollouts, trainer.accelerator)
     assert metrics["sampler_log_prob_diff/mean"] == pytest.approx(0.1, abs=1e-5)
     assert metrics["sampler_log_prob_diff/max"] == pytest.approx(0.1, abs=1e-5)
     assert not any(name.startswith("importance") for name in metrics)
@@ -243,7 +244,7 @@ def test_the_cut_does_not_change_the_corrected_gradient(tokenizer, tmp_path, mod
             gradient_accumulation_steps=number_of_cuts,
         )
         rollouts = make_rollouts(tokenizer, LENGTHS, REWARDS, 4)
-        trainer._keep_log_probs(trainer.model, rollouts, "old_log_probs")
+        keep_log_probs(trainer.policy, trainer.model, trainer.cut(rollouts), "old_log_probs")
         for i, row in enumerate(rollouts):
             row.completion.log_probs = (row.old_log_probs - 0.1 * (i - 3)).tolist()
         correct_for_the_sampler(trainer, mode, 0.8, 1.25)

@@ -18,6 +18,7 @@ from trl_r1zero import R1ZeroGRPOConfig, R1ZeroGRPOTrainer
 from trl_r1zero.generation.vllm_server import VLLMServerError
 from trl_r1zero.recipe.task_arguments import TaskArguments
 from trl_r1zero.trainers import read_metrics
+from trl_r1zero.trainers.grpo_loss import keep_log_probs
 
 # Servers that start, and DeepSpeed's first start, which compiles, take minutes on a busy machine.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -185,7 +186,7 @@ def test_one_step_off_samples_with_the_weights_before_the_last_step(
     def mean_difference(rows, weights) -> float:
         """Between the sampler's log-probabilities and those of some weights."""
         trainer.model.load_state_dict(weights)
-        trainer._keep_log_probs(trainer.model, rows, "ref_log_probs")
+        keep_log_probs(trainer.policy, trainer.model, trainer.cut(rows), "ref_log_probs")
         sampled = torch.cat([torch.tensor(row.completion.log_probs) for row in rows])
         return (sampled - torch.cat([row.ref_log_probs for row in rows])).abs().nanmean().item()
 
@@ -291,14 +292,14 @@ def test_the_probe_finds_a_server_with_other_weights(vllm_server, served_model_f
         trainer.check_server()
     # A name that the server does not know: its own error, at once.
     trainer.server._infos = None
-    tensors = trainer.server.weights._iter_named_params
-    trainer.server.weights._iter_named_params = lambda: (
+    tensors = trainer.server.weights._weights._iter_named_params
+    trainer.server.weights._weights._iter_named_params = lambda: (
         (f"unknown.{name}", tensor) for name, tensor in tensors()
     )
     with pytest.raises(VLLMServerError, match=r"refused /update_weights .*'unknown'"):
         trainer.server.sync_weights()
     # Its weights are undefined then, until a whole update arrives.
     trainer.server._infos = None
-    trainer.server.weights._iter_named_params = tensors
+    trainer.server.weights._weights._iter_named_params = tensors
     trainer.server.sync_weights()
     assert trainer.check_server() < 1e-5

@@ -137,7 +137,7 @@ def test_shares_of_processes_add_up_to_the_train_batch(tokenizer, tmp_path):
     whole = gradient(trainer, rows)
     shares = []
     for rank in range(4):
-        trainer._rank_and_size = lambda rank=rank: (rank, 4)
+        trainer.policy.rank, trainer.policy.processes = rank, 4
         shares.append(gradient(trainer, rows))
     torch.testing.assert_close(sum(shares) / 4, whole, atol=2e-5, rtol=1e-5)
 
@@ -298,13 +298,13 @@ def test_entropies_that_a_backend_does_not_give_are_the_policys_own(
     """Sampled by transformers, which has them; computed as they are for a vLLM server."""
     trainer = make_sft_trainer(tokenizer, tmp_path, min_tokens=0, **settings)
     prompts = TASK.eval_dataset["prompt"][:5]
-    prompt_ids, completions = trainer._sample_completions(
-        prompts, trainer.eval_sampling, list(range(5)), description=""
+    prompt_ids, completions = trainer.sampler.sample(
+        prompts, trainer.validator.sampling, range(5), ""
     )
     expected = [completion.entropies for completion in completions]
     for completion in completions:
         completion.entropies = None
-    trainer.server = SimpleNamespace(release=lambda: None)
+    trainer.sampler.server = SimpleNamespace(release=lambda: None)
     seen, forward = [], trainer.model.forward
 
     def record(input_ids, **inputs):
@@ -313,8 +313,8 @@ def test_entropies_that_a_backend_does_not_give_are_the_policys_own(
 
     monkeypatch.setattr(trainer.model, "forward", record)
     # What the forward can be told is read off the real one.
-    trainer._forward_parameters = inspect.signature(forward).parameters
-    trainer._fill_in_entropies(prompt_ids, completions, trainer.eval_sampling)
+    trainer.policy._parameters = inspect.signature(forward).parameters
+    trainer.sampler.fill_in_entropies(prompt_ids, completions, trainer.validator.sampling)
     for completion, entropies in zip(completions, expected, strict=True):
         assert len(entropies) == len(completion.token_ids) > 1
         assert completion.entropies == pytest.approx(entropies, abs=1e-5)

@@ -9,7 +9,7 @@ from tiny_sft import make_sft_trainer
 
 from trl_r1zero.devices.memory import GIB
 from trl_r1zero.generation.vllm_server import VLLMServerError
-from trl_r1zero.trainers import R1ZeroGRPOConfig, core_trainer, read_metrics, server_generation
+from trl_r1zero.trainers import R1ZeroGRPOConfig, policy_forward, read_metrics, server_generation
 
 SLEEP = "/sleep[2]"
 SEND = ["/start_weight_update", "/update_weights", "/finish_weight_update", "/reset_prefix_cache"]
@@ -159,11 +159,11 @@ def test_the_memory_to_train_with_is_measured_while_the_server_sleeps(
         measured.append(stub.memory)
         return 4 * GIB
 
-    monkeypatch.setattr(core_trainer, "bytes_to_train_with", measure)
+    monkeypatch.setattr(policy_forward, "bytes_to_train_with", measure)
     trainer = make_trainer(tokenizer, tmp_path, **through(stub, gradient_accumulation_steps=None))
     trainer.train()
     assert measured[-1] == "asleep"
-    assert trainer._memory.device_bytes == 4 * GIB
+    assert trainer.policy.memory.device_bytes == 4 * GIB
 
 
 def test_a_server_that_cannot_sleep_stays_awake(tokenizer, tmp_path):

@@ -25,8 +25,7 @@ from typing import Any
 from trl_r1zero.devices import MachineFacts, machine_facts
 from trl_r1zero.devices.visible import VARIABLE
 from trl_r1zero.doctor.findings import Finding, to_json, to_text, would_fail
-from trl_r1zero.doctor.launch import read_launch
-from trl_r1zero.doctor.versions import check_versions, needed_packages
+from trl_r1zero.doctor.launch import check_versions, needed_packages, read_launch
 from trl_r1zero.recipe.requirements import REQUIREMENTS
 
 _PROGRAM = "trl-r1zero doctor"

@@ -1,4 +1,5 @@
-"""What is known of this machine's GPUs: asked of torch and the driver, or assumed from text."""
+"""What is known of this machine's GPUs, asked of torch and the driver or assumed from text, and
+whether a run may use the CPU unasked: not where there is a GPU that torch cannot use."""
 
 import os
 import platform
@@ -10,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .visible import VisibleDevices, visible_devices
+from .visible import VARIABLE, VisibleDevices, visible_devices
 
 GB, GIB = 10**9, 2**30
 _ASSUMED = re.compile(r"(?:(\d+)\s*x\s*)?(\d+(?:\.\d+)?)\s*(GB|GiB)", re.IGNORECASE)
 _DRIVER = re.compile(r"\b\d{3,}\.\d+(?:\.\d+)*\b")
 _SMI_SECONDS = 20
+# NVIDIA's oldest Linux driver for each major version of CUDA (the toolkit's release notes).
+_OLDEST_DRIVERS = {12: 525, 13: 580}
 
 
 @dataclass(frozen=True)
@@ -124,11 +127,6 @@ def _driver_version() -> str | None:
         text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
     except OSError:
         text = _nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")
-    return driver_version_in(text)
-
-
-def driver_version_in(text: str) -> str | None:
-    """The first version number in the driver's description of itself; None without one."""
     match = _DRIVER.search(text)
     return match and match[0]
 
@@ -144,3 +142,58 @@ def _nvidia_smi(*arguments: str) -> str:
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+class UnusableGPUError(RuntimeError):
+    """There is a GPU, or one was asked for, and torch cannot use it."""
+
+
+def check_accelerator(
+    facts: MachineFacts, use_cpu: bool, setting: str = "use_cpu: true"
+) -> str | None:
+    """Decide what a run without a usable accelerator means; `setting` asks for the CPU.
+
+    Returns:
+        A warning: torch is built without CUDA on a machine with an NVIDIA GPU. None if there is an
+        accelerator, the CPU was asked for, or the machine has no GPU.
+
+    Raises:
+        UnusableGPUError: torch is built for CUDA and finds no device, though the machine has one,
+            or CUDA_VISIBLE_DEVICES names one.
+    """
+    variable = facts.visible.variable
+    first = (variable or "").split(",")[0].strip()
+    names_a_device = first not in ("", "-1", "NoDevFiles", "none", "void")
+    if use_cpu or facts.devices or facts.other_accelerator is not None:
+        return None
+    if facts.torch_cuda is None and facts.has_nvidia_device:
+        return (
+            "this machine has an NVIDIA GPU, but torch is built for CPUs, so the run is on the "
+            f"CPU. For the GPU install torch's build for CUDA; {setting} says that the CPU is meant"
+        )
+    if facts.torch_cuda is None or not (facts.has_nvidia_device or names_a_device):
+        return None
+    if variable is not None and not names_a_device:
+        cause = f"{VARIABLE} is {variable!r}, which hides them all; remove it, or name one"
+    elif not facts.has_nvidia_device:
+        cause = (
+            f"{VARIABLE} is {variable!r}, but this machine has none (a container wants to be given "
+            "them, such as `docker run --gpus all`)"
+        )
+    else:
+        cause = _driver_cause(facts.torch_cuda, facts.driver, variable)
+    raise UnusableGPUError(
+        f"torch is built for CUDA {facts.torch_cuda}, but finds no GPU that it can use: {cause}. "
+        f"To use the CPU on purpose, set {setting}"
+    )
+
+
+def _driver_cause(cuda: str, driver: str | None, variable: str | None) -> str:
+    oldest = _OLDEST_DRIVERS.get(int(cuda.split(".", maxsplit=1)[0]))
+    wants = "" if oldest is None else f"; CUDA {cuda} wants {oldest} or newer"
+    if driver is None:
+        return f"there is a GPU, but no NVIDIA driver that answers{wants}"
+    if oldest is not None and int(driver.split(".")[0]) < oldest:
+        return f"the NVIDIA driver is {driver}{wants}; update it, or install an older torch"
+    asked = "" if variable is None else f", and {VARIABLE} is {variable!r}: is that device there"
+    return f"the NVIDIA driver is {driver}{wants}{asked}? `nvidia-smi` may say more"

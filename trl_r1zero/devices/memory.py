@@ -92,14 +92,9 @@ def training_memory(shape: ModelShape, setup: TrainingSetup) -> MemoryParts:
 def tokens_per_microbatch(shape: ModelShape, setup: TrainingSetup, free_bytes: int) -> int:
     """The most tokens of a micro-batch, padding included, that fit.
 
-    Of `free_bytes`, in which weights, gradients and optimizer state count, a tenth stays free.
-
-    Returns:
-        A multiple of 1,024 from 2,048 on, of 256 below; or the longest row, if that is more. At
-        most `MOST_TOKENS`, unless the longest row is longer.
-
-    Raises:
-        ValueError: Not even the longest row fits.
+    Of `free_bytes`, in which weights, gradients and optimizer state count, a tenth stays free. The
+    result is a multiple of 1,024 from 2,048 on, of 256 below, and at most `MOST_TOKENS`; or the
+    longest row, if that is more. Raises a ValueError if not even that fits.
     """
     longest, available = setup.longest_row, int(free_bytes * (1 - MARGIN))
     if (needed := _total(shape, setup, longest)) > available:
@@ -182,10 +177,7 @@ def _layer_work(shape: ModelShape, setup: TrainingSetup) -> int:
 
 
 def _head_peaks(shape: ModelShape, setup: TrainingSetup, forward: int, backward: int) -> list[int]:
-    """Bytes at each moment of head and loss that may be the peak.
-
-    `forward` and `backward`: what is kept at the end of the one and at the start of the other.
-    """
+    """Possible peaks of head and loss, with the bytes kept after forward and before backward."""
     c, learns = setup.compute_bytes, setup.trainable_parameters is None
     head = shape.num_head_parameters if learns else 0
     positions = setup.tokens if setup.logit_positions is None else setup.logit_positions
@@ -237,9 +229,6 @@ def _does_not_fit(shape: ModelShape, setup: TrainingSetup, needed: int, free_byt
 def _total(shape: ModelShape, setup: TrainingSetup, tokens: int) -> int:
     """Bytes at the peak with micro-batches of so many tokens."""
     return training_memory(shape, replace(setup, tokens=tokens, logit_positions=None)).total
-
-
-# While a server samples
 
 
 @dataclass(frozen=True)
@@ -312,10 +301,7 @@ def server_memory(
     share_bytes: int,
     tensor_parallel_size: int = 1,
 ) -> ServerMemory:
-    """What a server does with its share of a device, `share_bytes`.
-
-    `dtype` is that of weights, keys and values; the rest is named as vLLM's settings.
-    """
+    """What a server does with `share_bytes` of a device; the rest is named as vLLM's settings."""
     size, tokens = DTYPE_BYTES[dtype], 8192  # of a forward at most, as vLLM cuts it
     weights = shape.num_parameters * size // tensor_parallel_size
     hidden = tokens * size * (4 * shape.hidden_size)

@@ -58,9 +58,7 @@ def place(
     Trainers have the first devices, one each. Unless `server_devices` (counted within `visible`,
     such as `2,3`) says otherwise, the server gets the next ones; where there are not enough, it
     shares the trainers', beginning with the first. `num_server_devices` is tensor x data parallel.
-
-    Raises:
-        ValueError: There are no such devices, or too few.
+    Raises a ValueError if there are no such devices, or too few.
     """
     trainers = tuple(range(num_trainers)) if trainer_on_cuda else ()
     if len(trainers) > len(visible):
@@ -103,10 +101,8 @@ def memory_share(
     """Which share of its devices' memory the server may take (`gpu_memory_utilization`).
 
     Of `total_bytes` of the smallest device, a trainer keeps `trainer_bytes` for weights and
-    optimizer state, and other programs, such as a display, have `others_bytes`.
-
-    Raises:
-        ValueError: The trainer leaves no room for a server.
+    optimizer state, and other programs, such as a display, have `others_bytes`. Raises a ValueError
+    if that leaves no room for a server.
     """
     if not placement.shared:
         return OWN_DEVICE_SHARE

@@ -59,11 +59,7 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: Any) -> "ModelShape":
-        """The shape that a config of transformers describes; weights are counted, never made.
-
-        Raises:
-            ValueError: It is an architecture whose memory was not worked out.
-        """
+        """From a config of transformers; a ValueError for an architecture that is not known."""
         config = config.get_text_config(decoder=True)
         if config.model_type not in MODEL_TYPES:
             raise ValueError(

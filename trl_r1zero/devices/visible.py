@@ -41,10 +41,7 @@ def visible_devices(environment: Mapping[str, str], count: int) -> VisibleDevice
 
 
 def parse_devices(devices: str, visible: VisibleDevices, key: str = "devices") -> list[int]:
-    """The numbers of the devices that a recipe's `'1'` or `'2,3'` names, or their UUIDs.
-
-    Raises a ValueError if one is named twice, or is not visible.
-    """
+    """The numbers of devices such as `2,3` or UUIDs; a ValueError for unknown or repeated ones."""
     numbers = []
     for word in (word.strip() for word in devices.split(",")):
         if word.isdecimal() and int(word) < len(visible):
@@ -63,10 +60,7 @@ def parse_devices(devices: str, visible: VisibleDevices, key: str = "devices") -
 
 
 def variable_for(devices: str, environment: Mapping[str, str]) -> str:
-    """CUDA_VISIBLE_DEVICES of a process that gets these devices, started from this environment.
-
-    Raises a ValueError if CUDA_VISIBLE_DEVICES lists no such device, or one is named twice.
-    """
+    """CUDA_VISIBLE_DEVICES of a process that gets these devices; errors as `parse_devices`."""
     listed = environment.get(VARIABLE)
     if listed is None:
         return ",".join(word.strip() for word in devices.split(","))

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from trl_r1zero.devices import Placement
-from trl_r1zero.devices.facts import ipc_works
-from trl_r1zero.devices.usable import UnusableGPUError, check_accelerator
+from trl_r1zero.devices.facts import UnusableGPUError, check_accelerator, ipc_works
 from trl_r1zero.devices.visible import VARIABLE, device_names
 from trl_r1zero.generation.connections import is_loopback
 from trl_r1zero.generation.server_placement import TrainerFacts, resolve_server
@@ -110,9 +109,6 @@ def check_trainers(run: Run) -> Iterator[Finding]:
         yield ok("machine/single_process", found)
 
 
-# The server
-
-
 @dataclass(frozen=True)
 class Server:
     """The server that a run starts, with what its settings leave open decided."""
@@ -191,4 +187,4 @@ def check_network(run: Run) -> Iterator[Finding]:
         needed = "a network that is yours, and ports that are open between the two"
         advice = "keep to one machine where you can: vllm_server: {}"
         yield warning("server/remote", found, needed, advice)
-    yield ok("server/other", f"the run connects to {host}; whether it answers is not looked at")
+    yield ok("server/other", f"the run connects to {host}; whether it answers is not checked")

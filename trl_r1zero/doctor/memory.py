@@ -22,10 +22,7 @@ _SERVER_SEQUENCES = 256
 
 
 def make_setup(run: Run, model: Model, longest_row: int) -> TrainingSetup:
-    """What decides the memory of a process, but for the cut of micro-batches.
-
-    Raises a ValueError for an optimizer whose memory is not known.
-    """
+    """What decides the memory of a process, but for micro-batches; as `TrainingSetup` raises."""
     fused, packed, bf16 = map(run.values.get, ("fused_lm_head", "pack_rows", "bf16"))
     if bf16 is None:
         bf16 = run.on_cuda and not run.values.get("fp16")
@@ -141,10 +138,7 @@ def check_trainer(
 def check_server(
     run: Run, shape: ModelShape, dtype: str, server: Server, longest_text: int
 ) -> Iterator[Finding]:
-    """What a server does with its share of its devices, and whether that is enough.
-
-    `dtype` is that of training, `longest_text` the tokens of the longest prompt and completion.
-    """
+    """Whether a server's share of its devices is enough; `dtype` is that of training."""
     config, numbers = server.config, server.placement.server
     if not numbers:
         return

@@ -36,12 +36,9 @@ def check_reward(
         try:
             reward = reward_fn(_RESPONSES[answer_format].format(answer), truth)["reward"]
         except Exception as error:  # a user's own function
-            yield problem(
-                "reward/gold",
-                f"the reward raised, row {line}: {type(error).__name__}: {error}",
-                "a number for every response",
-                "correct the function, or the row",
-            )
+            found = f"the reward raised, row {line}: {type(error).__name__}: {error}"
+            advice = "correct the function, or the row"
+            yield problem("reward/gold", found, "a number for every response", advice)
             return
         graded += 1
         if reward < 1:
@@ -56,12 +53,9 @@ def check_reward(
         yield ok("reward/gold", f"{facts} ({share:.1%})")
     else:
         level = warning if accepted else problem
-        yield level(
-            "reward/gold",
-            f"{facts} ({share:.0%}): {'; '.join(rejected[:_LISTED])}",
-            "a reward that accepts the right answer",
-            "look at these rows, at prompt and at reward: they do not fit one another",
-        )
+        facts += f" ({share:.0%}): {'; '.join(rejected[:_LISTED])}"
+        advice = "look at these rows, at prompt and at reward: they do not fit one another"
+        yield level("reward/gold", facts, "a reward that accepts the right answer", advice)
     speed = f"{per_1000:.2g} s for 1,000 short responses, on this machine"
     yield (warning if per_1000 > _SLOW_SECONDS else ok)("reward/seconds", speed)
 

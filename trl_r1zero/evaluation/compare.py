@@ -12,8 +12,15 @@ from .judge import JUDGE_FILE, JUDGE_SUMMARY_FILE, JUDGMENTS_FOLDER, read_judgme
 from .judged_tasks import JUDGED_TASKS, answers_sha256
 from .markdown import inline, table, wrapped
 from .metrics import GradedCompletion, grouped, mean, standard_error
-from .numbers import COUNT, plus_minus, with_error
+from .numbers import COUNT, SHARE, metric_rows, plus_minus
 
+# Columns of what a judge said.
+_JUDGED = {
+    "win_rate": ("win rate", SHARE),
+    "length_controlled_win_rate": ("length-controlled", SHARE),
+    "safe": ("safe", SHARE),
+    "unparsed": ("unparsed", COUNT),
+}
 # Of a normal distribution, 95% lie within so many standard errors.
 _Z = 1.96
 
@@ -149,15 +156,7 @@ def _read_judgments(entry: _Entry, name: str | None) -> str | None:
     if facts["answers_sha256"] != answers_sha256(entry.folder):
         return f"{found} is of other answers than it has now; judge it again"
     entry.set_values(JUDGED_TASKS[entry.folder.task].by_example(read_judgments(found)))
-    names = {
-        "win_rate": "win rate",
-        "length_controlled_win_rate": "length-controlled",
-        "safe": "safe",
-    }
-    entry.cells = {
-        label: with_error(summary, key) for key, label in names.items() if key in summary
-    }
-    entry.cells["unparsed"] = COUNT(summary["unparsed"])
+    entry.cells = dict(metric_rows(summary, _JUDGED))
     entry.judge = {"judge": facts["judge"], "prompt_sha256": facts["prompt_sha256"]}
     if "reference" in facts:
         entry.judge["reference"] = facts["reference"]["generator"]
@@ -180,15 +179,14 @@ def _judgments_of(folder: EvaluatedFolder, name: str | None) -> Path | None:
 
 def _section(task: str, entries: Sequence[_Entry], chosen: Path | None) -> list[str]:
     compared = [entry for entry in entries if entry.left_out is None]
+    left_out = [entry for entry in entries if entry.left_out is not None]
     lines = [f"## {inline(task)}", ""]
     if compared:
-        baseline = compared[0]
-        if chosen is not None:
-            baseline = next(e for e in entries if e.folder.path.resolve() == chosen)
+        named = [entry for entry in entries if entry.folder.path.resolve() == chosen]
+        baseline = named[0] if named else compared[0]
         if baseline.left_out is not None:
             raise ValueError(f"the baseline cannot be compared with: {baseline.reason}")
         lines += _table(compared, baseline)
-    left_out = [entry for entry in entries if entry.left_out is not None]
     paragraphs = [f"Left out: {inline(str(e.folder.path))}: {e.left_out}." for e in left_out]
     return lines + _paragraphs(paragraphs)
 
@@ -204,9 +202,7 @@ def _table(entries: Sequence[_Entry], baseline: _Entry) -> list[str]:
         if entry is not baseline:
             difference, warnings = _difference(entry, baseline)
             notes += warnings
-        about = [
-            inline(text) for text in (str(folder.path), folder.model, folder.setting("prompt"))
-        ]
+        about = map(inline, (str(folder.path), folder.model, folder.setting("prompt")))
         cells = [entry.cells.get(name, "-") for name in names]
         rows.append([*about, COUNT(len(folder.question_keys)), *cells, *difference])
     header = ["folder", "model", "prompt", "questions", *names, "difference", "common"]

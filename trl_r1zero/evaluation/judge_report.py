@@ -46,28 +46,22 @@ def judge_report(
     summary: Mapping[str, Any],
     facts: Mapping[str, Any],
 ) -> str:
-    """The text of `judge_report.md`.
-
-    Args:
-        task: What was judged.
-        judgments: All of them.
-        summary: What `task.summarize` says of them.
-        facts: What judge.json holds.
-    """
+    """The text of `judge_report.md`; `facts`: what judge.json holds."""
     judge = dict(facts["judge"])
-    header = [
-        ["model", facts["model"]],
-        ["judge", judge.pop("model")],
-        ["answers", str(task.folder.path)],
-    ]
-    if "reference" in facts:
-        header.append(["reference", facts["reference"]["generator"]])
-    header += [[name, json.dumps(value, ensure_ascii=False)] for name, value in judge.items()]
-    header.append(["started", facts["started"]])
+    header = {
+        "model": facts["model"],
+        "judge": judge.pop("model"),
+        "answers": str(task.folder.path),
+        **({"reference": facts["reference"]["generator"]} if "reference" in facts else {}),
+        **{name: json.dumps(value, ensure_ascii=False) for name, value in judge.items()},
+        "started": facts["started"],
+    }
     page = Page(
         f"{facts['model']} on {task.name}, judged by {facts['judge']['model']}",
         sections=[
-            Section("What was judged", tables=[Table(["what", "value"], header, numeric=False)]),
+            Section(
+                "What was judged", tables=[Table(["what", "value"], list(header.items()), False)]
+            ),
             Section(
                 "Results",
                 ["The number behind ± is the standard error of the mean over questions."],

@@ -25,8 +25,7 @@ def printable(text: str) -> str:
 
 
 def without_middle(text: str, characters: int) -> str:
-    """Text of about this many characters: long text loses its middle, for questions and answers
-    tend to stand at the end."""
+    """Text of about this many characters: what is long loses its middle."""
     if len(text) <= characters:
         return text
     half = characters // 2

@@ -60,18 +60,11 @@ class Section:
 
 @dataclass
 class Page:
-    """A page.
-
-    Attributes:
-        title: Heading of the whole.
-        cards: (label, value): what is seen first in HTML. In Markdown the tables must do.
-        bar: (label, share): parts of a whole, drawn in HTML.
-        sections: In order.
-    """
+    """A title and sections; `cards` and `bar` are in HTML only."""
 
     title: str
-    cards: Sequence[tuple[str, str]] = ()
-    bar: Sequence[tuple[str, float]] = ()
+    cards: Sequence[tuple[str, str]] = ()  # (label, value): what is seen first
+    bar: Sequence[tuple[str, float]] = ()  # (label, share): parts of a whole
     sections: list[Section] = field(default_factory=list)
 
 

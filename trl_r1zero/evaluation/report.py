@@ -68,7 +68,6 @@ def write_evaluation_report(
     """Write `report.md` and `report.html` of an evaluation into its folder.
 
     Args:
-        folder: Where to.
         rows: The graded completions, those of an example together.
         summary: What `summarize_evaluation` says of them.
         facts: What `evaluation.json` holds.

@@ -110,7 +110,8 @@ class EvaluationArguments(TaskSelection):
                 "to each question; leave n at 1"
             )
         names = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens")
-        sampling = {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in names}
+        sampling = SamplingConfig(**values, stop=prompt.stop)
         split = self.split or task.eval_split
         examples = build_dataset(task.load(self.data, split, limit=self.num_examples), prompt)
         here = environment()
@@ -118,7 +119,7 @@ class EvaluationArguments(TaskSelection):
             task=task,
             prompt=prompt,
             examples=examples,
-            sampling=SamplingConfig(**sampling, stop=prompt.stop),
+            sampling=sampling,
             engine=engine,
             folder=Path(self.output_dir or self._default_folder(prompt)),
             settings=self._settings(split, prompt, here),

@@ -55,7 +55,7 @@ def _transformers(arguments: "EvaluationArguments") -> DeferredEngine:
     from accelerate.utils import parse_flag_from_env
 
     from trl_r1zero.devices import machine_facts
-    from trl_r1zero.devices.usable import check_accelerator
+    from trl_r1zero.devices.facts import check_accelerator
 
     # An error, or a warning, if it would be the CPU beside a GPU.
     machine, use_cpu = machine_facts(), parse_flag_from_env("ACCELERATE_USE_CPU")

@@ -68,9 +68,8 @@ def explain_mmlu(response: str, ground_truth: dict[str, Any]) -> Explanation:
             'one of A, B, C, D, such as {"answer": "B", "options": [four texts]}'
         )
     letter = parse_mmlu_response(ground_truth, response)
-    if letter is None:
-        return _explanation("no_option_claimed", None, right)
-    return _explanation("right_option" if letter == right else "other_option", letter, right)
+    rules = {None: "no_option_claimed", right: "right_option"}
+    return _explanation(rules.get(letter, "other_option"), letter, right)
 
 
 def explain_gsm8k(response: str, ground_truth: GroundTruth) -> Explanation:

@@ -67,10 +67,8 @@ def _tokens(text: str) -> list[_Token]:
             raise FormulaError(f"unexpected character {text[pos]!r}")
         pos = match.end()
         kind = match.lastgroup or ""
-        if kind == "operator":
-            tokens.append(_Token(match.group(), match.group()))
-        elif kind not in ("blank", "comment"):
-            tokens.append(_Token(kind, match.group()))
+        if kind not in ("blank", "comment"):
+            tokens.append(_Token(match[0] if kind == "operator" else kind, match[0]))
     check_limits(formula_tokens=len(tokens))
     tokens.append(_Token("end", ""))
     return tokens
@@ -309,17 +307,7 @@ def compile_tree(tree: Node) -> list[Step]:
     # Right-to-left preorder, reversed, is left-to-right postorder.
     while pending:
         node = pending.pop()
-        kind = node[0]
-        if kind in _BINARY:
-            steps.append((kind,))
-            pending += (node[1], node[2])
-        elif kind == "neg":
-            steps.append((kind,))
-            pending.append(node[1])
-        elif kind == "call":
-            steps.append((kind, node[1]))
-            pending.append(node[2])
-        else:
-            steps.append(node)
-    steps.reverse()
-    return steps
+        arguments = {"neg": 1, "call": 2}.get(node[0], 1 if node[0] in _BINARY else len(node))
+        steps.append(node[:arguments])
+        pending += node[arguments:]
+    return steps[::-1]

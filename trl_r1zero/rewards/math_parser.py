@@ -217,12 +217,10 @@ class _Parser:
 
     def argument(self) -> list[Node]:
         """What stands behind `^`, `\\frac` or `\\sqrt`: a group, a signed atom, one digit."""
-        if self.peek() == "{":
+        if not self.accept("-"):
             return self.atom()
-        if self.accept("-"):
-            with self.level():
-                return [("neg", node) for node in self.argument()]
-        return self.atom()
+        with self.level():
+            return [("neg", node) for node in self.argument()]
 
     def digit_or_group(self) -> list[Node]:
         """An argument of `\\frac`: of the digits of a number without braces only the first
@@ -255,10 +253,9 @@ class _Parser:
             return [self.mixed_number(int(token))]
         if token in _CLOSING:
             return self.group(_CLOSING[token])
-        if token == "|":
-            return [("call", "abs", node) for node in self.group("|")]
-        if token == "\\lfloor":
-            return [("call", "floor", node) for node in self.group("\\rfloor")]
+        if token in ("|", "\\lfloor"):
+            name, closing = ("abs", "|") if token == "|" else ("floor", "\\rfloor")
+            return [("call", name, node) for node in self.group(closing)]
         if token == "\\frac":
             tops, bottoms = self.digit_or_group(), self.digit_or_group()
             return _few([("div", top, bottom) for top in tops for bottom in bottoms])
@@ -285,21 +282,15 @@ class _Parser:
         return ("int", whole)
 
     def root(self) -> list[Node]:
-        order: Node = ("int", 2)
-        if self.accept("["):
-            order = self.group("]")[0]
+        order: Node = self.group("]")[0] if self.accept("[") else ("int", 2)
         radicands = self.digit_or_group()
         if order == ("int", 2):
             return [("call", "sqrt", node) for node in radicands]
         return [("pow", node, ("div", ("int", 1), order)) for node in radicands]
 
     def function(self, name: str) -> list[Node]:
-        base: Node | None = None
-        exponent: Node | None = None
-        if self.accept("_"):
-            base = self.argument()[0]
-        if self.accept("^"):
-            exponent = self.argument()[0]
+        base: Node | None = self.argument()[0] if self.accept("_") else None
+        exponent: Node | None = self.argument()[0] if self.accept("^") else None
         # `\\sin 2x` takes the whole product without signs; `\\sin(x) y` only the group.
         arguments = self.power() if self.peek() in ("(", "{", "[") else self.bare_product()
         if name == "log":

@@ -74,12 +74,7 @@ def _prepared(text: str) -> str:
 
 def _tokens(text: str) -> list[tuple[str, str]]:
     tokens: list[tuple[str, str]] = []
-    position = 0
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            break
-        position = match.end()
+    for match in _TOKEN.finditer(text):
         kind = match.lastgroup or ""
         token = match.group(kind)
         if kind == "number":
@@ -100,13 +95,8 @@ def _join_words(tokens: list[tuple[str, str]]) -> list[tuple[str, str]]:
             letters += 1
         word = "".join(token for _, token in tokens[index : index + letters])
         name = next((word[:n] for n in (6, 5, 4, 3, 2) if word[:n] in FUNCTIONS | {"pi"}), None)
-        if name:
-            joined.append(("other", "\\" + name))
-            index += len(name)
-        else:
-            if letters > 4:
-                raise FormulaError(f"{word!r} is a word, not a product")
-            joined.append(tokens[index])
-            index += 1
-    joined.append(("end", ""))
-    return joined
+        if name is None and letters > 4:
+            raise FormulaError(f"{word!r} is a word, not a product")
+        joined.append(("other", "\\" + name) if name else tokens[index])
+        index += len(name or " ")
+    return [*joined, ("end", "")]

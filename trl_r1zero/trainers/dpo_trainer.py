@@ -22,7 +22,6 @@ head, the optimizer loop, checkpoints, logging. What is replaced, and why:
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +29,20 @@ import torch
 from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset, Features, List, Value, load_from_disk
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import DPOTrainer
 
 from trl_r1zero.functional import dpo_loss
 
 from .core_trainer import CoreTrainer
 from .dpo_config import R1ZeroDPOConfig
-from .epochs import EpochsMixin, without_overlong
-from .microbatches import MicroBatchLimits
+from .epochs import batch_loader, num_updates, out_of_loss, train_batches, without_overlong
 from .pair_rows import PairMicroBatch, PairRow, make_pair_microbatch
 from .preference import encode_pair, sum_over_responses
 from .timing import StepTimer
+from .trl_compat import fingerprint_of, tokenizer_of
+from .validation import require_for_validation
 
 # In the run's folder: the pairs as tokens, and the reference's log-probabilities.
 REFERENCE_FOLDER = "reference"
@@ -57,7 +58,7 @@ _OF_METADATA = {
 _SUMS = ("pairs", "loss", *_OF_METADATA)
 
 
-class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
+class R1ZeroDPOTrainer(CoreTrainer, DPOTrainer):
     """Trains a causal language model on instructions with a chosen and a rejected response.
 
     Args:
@@ -93,13 +94,9 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
         quantization_config: Any = None,
     ) -> None:
         _check_pairs("train_dataset", train_dataset)  # TRL looks at the first row at once
-        if args.eval_every is not None and eval_dataset is None:
-            raise ValueError(
-                "eval_every is set, but there is no eval_dataset; give one, or set it to None"
-            )
+        require_for_validation(args.eval_every, eval_dataset=eval_dataset)
         args.check_ref_device_is_there()
-        self._take_limits(args)
-        args = args.for_transformers()
+        given, args = args, args.for_transformers()
         args.ignore_data_skip = True  # `_train_batches` begins where the run is
         # TRL would take the train batch size, which here is no micro-batch's.
         args.precompute_ref_batch_size = (
@@ -116,14 +113,16 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
             optimizers=optimizers,
             peft_config=peft_config,
             quantization_config=quantization_config,
+            given=given,
+            longest_row=lambda: 2 * max(row.length for row in self.rows),
+            # Both sequences of a pair are as wide as the longer one at least.
+            width=lambda row: 2 * row.length,
         )
-        self._train_batch_size = args.train_batch_share
         reference: Any = self.ref_model
         if args.ref_device is not None and reference is not None:
             reference.to(args.ref_device)
-        self._set_up()
         self.rows = _rows_of(self.train_dataset)
-        self.args.max_steps = self._num_updates()
+        self.args.max_steps = num_updates(len(self.rows), self.args)
         self._sums = torch.zeros(len(_SUMS), dtype=torch.float64)
 
     # Rows
@@ -138,7 +137,7 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
         """The pairs as token ids, in the columns in which TRL expects them."""
         _check_pairs(f"{dataset_name}_dataset", dataset)
         rows = [
-            PairRow(*encode_pair(instruction, chosen, rejected, self._tokenizer))
+            PairRow(*encode_pair(instruction, chosen, rejected, tokenizer_of(self)))
             for instruction, chosen, rejected in zip(
                 *(dataset[column] for column in COLUMNS), strict=True
             )
@@ -154,17 +153,18 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
             return _on_disk(tokens, Path(args.output_dir, REFERENCE_FOLDER), dataset_name, args)
         return tokens
 
-    def _microbatches(self, rows: Sequence[PairRow]) -> list[PairMicroBatch]:
+    def cut(self, rows: Sequence[PairRow]) -> list[PairMicroBatch]:
         """This process's micro-batches of some pairs."""
         return [
             make_pair_microbatch(
-                part, pad_token_id=self._tokenizer.pad_token_id, device=self.accelerator.device
+                part, pad_token_id=tokenizer_of(self).pad_token_id, device=self.accelerator.device
             )
-            for part in self._parts(rows)
+            for part in self.policy.plan(rows, out_of_loss)[self.policy.rank]
         ]
 
-    def _longest_row(self) -> int:
-        return 2 * max(row.length for row in self.rows)
+    def get_train_dataloader(self) -> DataLoader:
+        """Yields one train batch after another, from the current update; on each process all."""
+        return batch_loader(lambda: train_batches(self.rows, self.args, self.state.global_step))
 
     # The reference
 
@@ -197,7 +197,7 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
             return chosen_B, rejected_B
         with torch.no_grad():
             if self.ref_model is None and is_peft_model(self.model):
-                with self._base_policy():
+                with self.policy.base_policy():
                     return self._sums_of_responses(model or self.model, micro_batch)
             return self._sums_of_responses(model or self.ref_model, micro_batch)
 
@@ -206,7 +206,7 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
         elsewhere = next(model.parameters()).device
         if elsewhere != device:
             micro_batch = micro_batch.to(elsewhere)
-        log_probs_2BT = self._log_probs(model, micro_batch, temperature=1.0)["log_probs"]
+        log_probs_2BT = self.policy.log_probs(model, micro_batch, temperature=1.0)["log_probs"]
         chosen_B, rejected_B = sum_over_responses(log_probs_2BT, micro_batch.response_mask)
         return chosen_B.to(device), rejected_B.to(device)
 
@@ -220,8 +220,8 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
         """
         model.train()
         with self.timer.part("step"):
-            self._num_pairs = len(inputs) / self._rank_and_size()[1]
-            loss = self._forward_and_backward(model, self._microbatches(inputs))
+            self._num_pairs = len(inputs) / self.policy.processes
+            loss = self.forward_and_backward(model, self.cut(inputs))
         self._record_update(inputs)
         return loss
 
@@ -248,28 +248,17 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
         numbers_BK = torch.stack([torch.ones_like(losses_B), *columns], dim=1)
         return losses_B, numbers_BK * micro_batch.in_loss.unsqueeze(1)
 
-    @property
-    def _limits(self) -> MicroBatchLimits:
-        # Both sequences of a pair are as wide as the longer one at least.
-        return replace(super()._limits, width=lambda row: 2 * row.length)
-
     def _record_update(self, batch: Sequence[PairRow]) -> None:
         """Metrics of one optimizer update, over all processes."""
-        rank, processes = self._rank_and_size()
-        num_tokens = sum(row.num_tokens for row in batch[rank::processes])
-        self._count_tokens(num_tokens)
-        *sums, tokens = self._mean_over_processes(*self._sums.tolist(), num_tokens)
+        num_tokens = sum(row.num_tokens for row in self.policy.own_rows(batch))
+        self.count_tokens(num_tokens)
+        *sums, tokens = self.mean_over_processes(*self._sums.tolist(), num_tokens)
         self._sums.zero_()
         # The loss is in the line already, by transformers' loop.
         pairs, _, *others = sums
         metrics = {name: value / pairs for name, value in zip(_OF_METADATA, others, strict=True)}
-        seconds = self.timer.collect()
-        metrics["tokens_per_second"] = tokens * processes / seconds["step"]
-        metrics |= {f"seconds/{part}": seconds[part] for part in ("step", "forward", "backward")}
-        self._log_with_update(
-            metrics,
-            {self.step_key: self.step_at_work, "num_tokens": self.state.num_input_tokens_seen},
-        )
+        metrics["tokens"] = tokens * self.policy.processes
+        self.log_update(metrics, self.state.global_step + 1, ["step", "forward", "backward"])
 
     # Validation
 
@@ -314,20 +303,14 @@ class R1ZeroDPOTrainer(EpochsMixin[PairRow], CoreTrainer, DPOTrainer):
             numbers = self._numbers_of(rows)
         results = _means_and_errors(numbers)
         results |= {"num_pairs": len(rows), "seconds": timer.collect()["evaluation"]}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in results.items()}
-        # Not TRL's `log`, which adds whatever training has collected since its last line.
-        Trainer.log(self, {**metrics, self.step_key: self.steps_done})
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        return metrics
+        return self.log_validation(results, metric_key_prefix)
 
     def _numbers_of(self, rows: Sequence[PairRow]) -> Tensor:
         """(N, K) numbers of `_SUMS` of all processes' rows; a collective call."""
         model, was_training = self.model_wrapped, self.model.training
         model.eval()
         with torch.no_grad():
-            parts = [self._losses(model, batch)[1] for batch in self._microbatches(rows)]
+            parts = [self._losses(model, batch)[1] for batch in self.cut(rows)]
         model.train(was_training)
         # Processes have different numbers of rows.
         local = torch.cat(parts).cpu().tolist()
@@ -341,7 +324,7 @@ def _on_disk(dataset: Dataset, folder: Path, name: str, args: R1ZeroDPOConfig) -
     TRL keeps reference log-probabilities beside a data set's file; those of one that is in memory
     only would lie where no other process, and no resumed run, looks.
     """
-    path = folder / f"{name}-{dataset._fingerprint}"
+    path = folder / f"{name}-{fingerprint_of(dataset)}"
     with args.main_process_first(local=False, desc="writing of the pairs"):
         if args.process_index == 0 and not path.is_dir():
             for stale in folder.glob(f"{name}-*"):

@@ -3,15 +3,15 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from itertools import islice
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from torch import Generator
 from torch.utils.data import DataLoader, IterableDataset
 
-from .core_trainer import CoreTrainer
+from .base_config import EpochSettings
 from .microbatches import Row as SizedRow
-from .microbatches import plan_microbatches
 
 logger = logging.getLogger(__name__)
 
@@ -29,52 +29,33 @@ class Row(SizedRow, Protocol):
 R = TypeVar("R", bound=Row)
 
 
-class EpochsMixin(CoreTrainer, Generic[R]):
-    """Comes before TRL's trainer among the bases.
+def num_updates(num_rows: int, args: EpochSettings) -> int:
+    """Optimizer updates of all epochs."""
+    return int(args.num_train_epochs) * -(-num_rows // args.train_batch_size)
 
-    Attributes:
-        rows: What is trained on, in the order of the data set.
-    """
 
-    rows: list[R]
-
-    def _num_updates(self) -> int:
-        """Optimizer updates of all epochs."""
-        return int(self.args.num_train_epochs) * -(-len(self.rows) // self.args.train_batch_size)
-
-    @property
-    def step_at_work(self) -> int:
-        """The step, from 1, that the update at work belongs to."""
-        return self.state.global_step + 1
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Yields one train batch after another, from the current update; on each process all."""
-        # A generator of its own: the loader would take a number from torch's, so that a resumed run
-        # would not have the dropout of an uninterrupted one.
-        return DataLoader(
-            _Batches(self._train_batches),
-            batch_size=None,
-            collate_fn=_as_it_is,
-            generator=Generator(),
+def train_batches(rows: Sequence[T], args: Any, started_at: int) -> Iterator[list[T]]:
+    """The train batches of all epochs, from update number `started_at` on."""
+    batches = (
+        batch
+        for epoch in range(int(args.num_train_epochs))
+        for batch in epoch_batches(
+            rows,
+            args.train_batch_size,
+            shuffle=bool(args.shuffle_dataset),
+            seed=(args.seed, epoch),
         )
+    )
+    return islice(batches, started_at, None)
 
-    def _train_batches(self) -> Iterator[list[R]]:
-        args, number, started_at = self.args, 0, self.state.global_step
-        for epoch in range(int(args.num_train_epochs)):
-            for batch in epoch_batches(
-                self.rows,
-                args.train_batch_size,
-                shuffle=bool(args.shuffle_dataset),
-                seed=(args.seed, epoch),
-            ):
-                if number >= started_at:
-                    yield batch
-                number += 1
 
-    def _parts(self, rows: Sequence[R]) -> list[list[R]]:
-        """This process's micro-batches of a train batch, as rows."""
-        rank, processes = self._rank_and_size()
-        return plan_microbatches(rows, processes, self._limits, out_of_loss)[rank]
+def batch_loader(iterate: Callable[[], Iterator[list[Any]]]) -> DataLoader:
+    """Yields what `iterate` does, as transformers' loop takes it: on each process, all of it."""
+    # A generator of its own: the loader would take a number from torch's, so that a resumed run
+    # would not have the dropout of an uninterrupted one.
+    return DataLoader(
+        _Batches(iterate), batch_size=None, collate_fn=_as_it_is, generator=Generator()
+    )
 
 
 def out_of_loss(row: R) -> R:

@@ -33,6 +33,7 @@ from transformers.trainer_utils import TrainOutput
 from trl_r1zero.evaluation import mean, standard_error, summarize, write_generations
 from trl_r1zero.generation import row_seeds
 
+from .collective import from_main
 from .epochs import epoch_batches
 from .kept_rollouts import (
     EIStep,
@@ -78,7 +79,7 @@ class ExpertIterationTrainer(R1ZeroSFTTrainer):
     step_name = "EI step"
     train_columns = ("prompt", "ground_truth")
 
-    def _set_up_rows(self, stop: tuple[str, ...]) -> None:
+    def set_up_rows(self, stop: tuple[str, ...]) -> None:
         args = self.args
         if self.grader is None:
             raise ValueError("expert iteration needs a reward_fn to tell which rollouts to keep")
@@ -91,8 +92,10 @@ class ExpertIterationTrainer(R1ZeroSFTTrainer):
         self.ei_steps: list[EIStep] = []
         self.add_callback(_EndOfEIStep(self))
 
-    def _longest_row(self) -> int:
-        return self._longest_prompt() + self.rollout_sampling.max_tokens
+    def longest_row(self) -> int:
+        """Tokens of the longest question with the longest answer."""
+        longest_question = self.sampler.longest(self.train_dataset["prompt"])
+        return longest_question + self.rollout_sampling.max_tokens
 
     # Steps
 
@@ -107,7 +110,7 @@ class ExpertIterationTrainer(R1ZeroSFTTrainer):
         return self.args.n_ei_steps
 
     @property
-    def step_at_work(self) -> int:
+    def current_step(self) -> int:
         return self.step_of_update(self.state.global_step).number
 
     def step_of_update(self, update: int) -> EIStep:
@@ -126,9 +129,9 @@ class ExpertIterationTrainer(R1ZeroSFTTrainer):
             forget_ei_steps(self.run_folder)
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
-    def _train_batches(self) -> Iterator[list[TrainRow]]:
+    def train_batches(self) -> Iterator[list[TrainRow]]:
         args, started_at = self.args, self.state.global_step
-        self.ei_steps = self._from_main(
+        self.ei_steps = from_main(
             read_ei_steps(self.run_folder, started_at)
             if self.accelerator.is_main_process and started_at > 0
             else []
@@ -147,7 +150,7 @@ class ExpertIterationTrainer(R1ZeroSFTTrainer):
             rows = [
                 TrainRow(prompt_ids, rollout.token_ids)
                 for prompt_ids, rollout in zip(
-                    self._prompt_ids([rollout.prompt for rollout in kept]) if kept else [],
+                    self.sampler.prompt_ids([rollout.prompt for rollout in kept]) if kept else [],
                     kept,
                     strict=True,
                 )
@@ -197,10 +200,11 @@ class ExpertIterationTrainer(R1ZeroSFTTrainer):
             for _ in range(args.group_size)
         ]
         with self.timer.part("rollouts"):
-            sample = self._sample_and_grade(
+            sample = self.sampler.sample_and_grade(
                 examples,
                 self.rollout_sampling,
                 row_seeds(args.seed, "rollout", number, range(len(examples))),
+                self.grade,
                 completions_per_example=args.group_size,
                 description=f"Rollouts of EI step {number}",
             )
@@ -264,7 +268,7 @@ class ExpertIterationTrainer(R1ZeroSFTTrainer):
                 line.get("ei_step") == number and "rollout_accuracy" in line
                 for line in read_metrics(self.run_folder)
             )
-        kept, is_logged = self._from_main((kept, is_logged))
+        kept, is_logged = from_main((kept, is_logged))
         if not is_logged:
             self._log_rollouts(step)
         return step, kept

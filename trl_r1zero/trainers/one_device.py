@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import parse_flag_from_env
 
-from trl_r1zero.devices.facts import machine_facts, visible_here
-from trl_r1zero.devices.usable import check_accelerator
+from trl_r1zero.devices.facts import check_accelerator, machine_facts, visible_here
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

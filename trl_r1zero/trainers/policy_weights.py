@@ -1,20 +1,18 @@
-"""The policy's weights as a vLLM server is to have them. Its import is vLLM's, many seconds."""
+"""The policy's weights as a vLLM server is to have them."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from trl.generation.vllm_generation import VLLMGeneration
 
 from trl_r1zero.generation.weight_sync import wire_dtype
 from trl_r1zero.generation.weight_transfer import TensorInfo
 
+from .trl_compat import NamedWeights
 
-class PolicyWeights(VLLMGeneration):
-    """The policy's weights under the names of its checkpoint.
 
-    How TRL gathers sharded parameters (FSDP, ZeRO-3) and merges adapters (PEFT) for its own
-    synchronisation; only that part of TRL's class is used.
+class PolicyWeights(NamedWeights):
+    """The policy's weights, rounded to what a server computes in.
 
     Attributes:
         server_dtype: What the server computes in, on the process that sends: weights are rounded
@@ -23,21 +21,18 @@ class PolicyWeights(VLLMGeneration):
 
     server_dtype: torch.dtype | None = None
 
-    def _init_vllm(self) -> None:
-        """No engine of TRL's: see `ServerGeneration`."""
-
     def infos(self) -> list[TensorInfo]:
         """What `tensors` will yield; a collective call. Nothing is copied for it."""
         return [
             TensorInfo(
                 name, str(self._dtype_of(tensor)).removeprefix("torch."), tuple(tensor.shape)
             )
-            for name, tensor in self._iter_named_params()
+            for name, tensor in self
         ]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The named weights, one at a time; every process must take all of them."""
-        for name, tensor in self._iter_named_params():
+        for name, tensor in self:
             yield name, tensor.to(self._dtype_of(tensor))
 
     def _dtype_of(self, tensor: Tensor) -> torch.dtype:

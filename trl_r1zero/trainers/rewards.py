@@ -10,6 +10,8 @@ from trl_r1zero.evaluation import mean
 from trl_r1zero.generation import Completion
 from trl_r1zero.grading import Grade, Grader, RewardFn
 
+from .trl_compat import trl_rewards
+
 # Grades this process's completions of examples with a `ground_truth`; a collective call with
 # equally many on each process. It also returns metrics of this process, with the same names on all.
 GradeFn = Callable[
@@ -71,8 +73,6 @@ def grader_of(reward: Any) -> Grader | None:
     for TRL's own kinds."""
     if isinstance(reward, TRLReward):
         return reward.grader
-    if isinstance(reward, Grader):
-        return reward
     return Grader(reward) if _takes_response_and_truth(reward) else None
 
 
@@ -112,31 +112,21 @@ def grade_with_trl(trainer: Any) -> GradeFn:
     def grade(
         examples: Sequence[Mapping[str, Any]], completions: Sequence[Completion]
     ) -> tuple[list[Grade], dict[str, float]]:
-        rewards_per_func = trainer._calculate_rewards(  # (N, number of reward functions)
-            list(examples),
-            [example["prompt"] for example in examples],
-            [completion.text for completion in completions],
-            [completion.token_ids for completion in completions],
-        )
-        if torch.isnan(rewards_per_func).all(dim=1).any():
+        rewards_NF, logged, logged_metrics = trl_rewards(trainer, examples, completions)
+        if torch.isnan(rewards_NF).all(dim=1).any():
             raise ValueError(
                 "a reward function returned None or NaN; return a number for each completion"
             )
-        weights = trainer.reward_weights.to(rewards_per_func.device)
+        weights_F = trainer.reward_weights.to(rewards_NF.device)
+        rewards = (rewards_NF * weights_F).nansum(dim=1).tolist()
         start = trainer.accelerator.process_index * len(completions)
-        rewards = (rewards_per_func * weights).nansum(dim=1).tolist()
-        local = rewards[start : start + len(completions)]
-        logged = {name: list(values) for name, values in trainer._pending_extra_logs.items()}
-        metrics = {name: mean(values) for name, values in trainer._pending_metrics.items()}
-        trainer._pending_extra_logs.clear()
-        trainer._pending_metrics.clear()
         grades = []
-        for number, reward in enumerate(local):
+        for number, reward in enumerate(rewards[start : start + len(completions)]):
             row = {name: values[number] for name, values in logged.items()}
             parts = {name: value for name, value in row.items() if isinstance(value, int | float)}
             columns = {name: value for name, value in row.items() if name not in parts}
             grades.append(Grade({"reward": reward, **parts}, columns=columns))
-        return grades, metrics
+        return grades, {name: mean(values) for name, values in logged_metrics.items()}
 
     return grade
 

@@ -6,6 +6,7 @@ own longest row and no wider.
 Shapes: B rows of a micro-batch, T its longest row minus one.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -98,6 +99,20 @@ class RolloutBatch:
     rollouts: list[Rollout]
     group_size: int
     metrics: dict[str, float] = field(default_factory=dict)
+
+    def statistics(self) -> dict[str, float]:
+        """`zero_advantage_groups`, the share of groups without any advantage, and, where it is
+        known, `rollout_entropy`, the mean over all tokens in nats."""
+        advantages_NG = torch.tensor([row.advantage for row in self.rollouts])
+        none_N = (advantages_NG.view(-1, self.group_size) == 0).all(dim=1)
+        statistics = {"zero_advantage_groups": none_N.float().mean().item()}
+        means = [(row.completion.mean_entropy, row.length) for row in self.rollouts]
+        known = [(mean, length) for mean, length in means if mean is not None]
+        tokens = sum(length for _, length in known)
+        entropy = math.fsum(m * length for m, length in known) / tokens if tokens else math.nan
+        if not math.isnan(entropy):
+            statistics["rollout_entropy"] = entropy
+        return statistics
 
     def train_batch(self, index: int, num_train_batches: int) -> list[Rollout]:
         """The rows of train batch `index` of `num_train_batches` equal ones.

@@ -1,13 +1,15 @@
-"""Where a trainer's own vLLM server goes, from what the trainer is: the facts, and the log line."""
+"""A trainer's vLLM server: which it is, and where one of its own goes."""
 
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import DistributedType
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 from transformers.training_args import OptimizerNames
 
 from trl_r1zero.devices import machine_facts
@@ -20,7 +22,47 @@ from trl_r1zero.generation.vllm_server import (
     is_cpu_build,
 )
 
+from .collective import from_main
 from .memory_limits import bytes_to_train_with
+from .policy_forward import PolicyForward
+from .server_generation import ServerGeneration
+from .server_setup import ServerAddress, ServerSetup
+from .timing import StepTimer
+
+
+def connect_to_server(
+    policy: PolicyForward, tokenizer: PreTrainedTokenizerBase, timer: StepTimer
+) -> ServerGeneration:
+    """The vLLM server that the settings name, or a new one; a collective call.
+
+    Raises:
+        ValueError: A server cannot be started from this model, or there is no place for it.
+        VLLMServerError: It does not come up, or takes no weights.
+    """
+    args, model = policy.args, policy.model()
+    server: VLLMServerConfig | ServerAddress
+    if args.vllm_server is None:
+        url = args.vllm_server_base_url
+        server = ServerAddress(
+            url or f"http://{args.vllm_server_host}:{args.vllm_server_port}",
+            wait_seconds=args.vllm_server_timeout,
+        )
+    else:
+        if not model.name_or_path:
+            raise ValueError(
+                "vllm_server starts a server, but the model is an object that was loaded from "
+                "nowhere; save it to a folder, and give the trainer that"
+            )
+        models = [each for each in (model, policy.reference()) if each is not None]
+        server = place_own_server(args, policy.accelerator, models)
+    setup = ServerSetup(
+        server,
+        model_path=model.name_or_path,
+        log_path=Path(args.output_dir or ".", "vllm_server.log"),
+        group_port=args.vllm_group_port,
+        request_timeout_seconds=args.vllm_request_timeout,
+    )
+    return ServerGeneration(model, policy.accelerator, tokenizer, setup, timer)
 
 
 def place_own_server(
@@ -37,16 +79,16 @@ def place_own_server(
         ValueError: On every process: see `resolve_server`.
         VLLMServerError: On every process: vLLM is not installed.
     """
-    outcome: list[Any] = [None]
+    outcome: Any = None
     if accelerator.is_main_process:
         try:
-            outcome = [_place(args, accelerator, models)]
+            outcome = _place(args, accelerator, models)
         except (ValueError, VLLMServerError) as error:
-            outcome = [error]
-    broadcast_object_list(outcome, from_process=0)
-    if isinstance(outcome[0], Exception):
-        raise outcome[0]
-    return outcome[0]
+            outcome = error
+    outcome = from_main(outcome)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def _place(args: Any, accelerator: Accelerator, models: Sequence[nn.Module]) -> VLLMServerConfig:

@@ -16,11 +16,12 @@ optimizer loop, checkpoints, logging. What is replaced, and why:
   set of the same kind.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTTrainer
 
@@ -28,15 +29,17 @@ from trl_r1zero.data.tokenization import tokenize_separately
 from trl_r1zero.functional import sft_microbatch_loss
 from trl_r1zero.grading import Grader
 
-from .epochs import EpochsMixin, without_overlong
+from .core_trainer import CoreTrainer
+from .epochs import batch_loader, num_updates, out_of_loss, train_batches, without_overlong
 from .rewards import TRLReward, grade_with, grader_of
-from .sampling_trainer import SamplingTrainer
 from .sft_config import R1ZeroSFTConfig
 from .train_rows import SFTMicroBatch, TrainRow, make_sft_microbatch
-from .validation import require_columns
+from .trl_compat import tokenizer_of
+from .update_metrics import UpdateMetrics
+from .validation import require_columns, require_for_validation
 
 
-class R1ZeroSFTTrainer(EpochsMixin[TrainRow], SamplingTrainer, SFTTrainer):
+class R1ZeroSFTTrainer(CoreTrainer, SFTTrainer):
     """Trains a causal language model on prompts and responses.
 
     Args:
@@ -79,15 +82,10 @@ class R1ZeroSFTTrainer(EpochsMixin[TrainRow], SamplingTrainer, SFTTrainer):
         if len(train_dataset) == 0:
             raise ValueError("train_dataset has no rows; there is nothing to train on")
         require_columns("eval_dataset", eval_dataset)
-        for name, value in (("eval_dataset", eval_dataset), ("reward_fn", reward_fn)):
-            if args.eval_every is not None and value is None:
-                raise ValueError(
-                    f"eval_every is set, but there is no {name}; give one, or set it to None"
-                )
+        require_for_validation(args.eval_every, eval_dataset=eval_dataset, reward_fn=reward_fn)
         self.grader = None if reward_fn is None else _as_grader(reward_fn)
-        self._grade = _cannot_grade if self.grader is None else grade_with(self.grader)
-        self._take_limits(args)
-        args = args.for_transformers()
+        self.grade = _cannot_grade if self.grader is None else grade_with(self.grader)
+        given, args = args, args.for_transformers()
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         args.ignore_data_skip = True  # `_train_batches` begins where the run is
         super().__init__(
@@ -100,31 +98,48 @@ class R1ZeroSFTTrainer(EpochsMixin[TrainRow], SamplingTrainer, SFTTrainer):
             optimizers=optimizers,
             peft_config=peft_config,
             quantization_config=quantization_config,
+            given=given,
+            longest_row=self.longest_row,
         )
-        self._train_batch_size = args.train_batch_share
-        self.eval_sampling = args.validation_sampling(tuple(stop))
-        self._set_up()
-        self._set_up_rows(tuple(stop))
+        stop = tuple(stop)
+        self.set_up_sampling(self.grade, args.validation_sampling(stop))
+        self.update_metrics = UpdateMetrics()
+        self.set_up_rows(stop)
 
     # Rows
 
-    def _set_up_rows(self, stop: tuple[str, ...]) -> None:
+    def set_up_rows(self, stop: tuple[str, ...]) -> None:
+        """Make the rows that are trained on; `stop` ends what is sampled for it."""
         self.rows = self._tokenize_rows()
-        self.args.max_steps = self._num_updates()
+        self.args.max_steps = num_updates(len(self.rows), self.args)
 
-    def _longest_row(self) -> int:
+    def longest_row(self) -> int:
+        """Tokens of the longest row that is trained on, at most."""
         return max(row.num_tokens for row in self.rows)
+
+    def train_batches(self) -> Iterator[list[TrainRow]]:
+        """One train batch after another, from the current update."""
+        return train_batches(self.rows, self.args, self.state.global_step)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Yields `train_batches`; on each process all of each."""
+        return batch_loader(self.train_batches)
+
+    @property
+    def current_step(self) -> int:
+        """The step, from 1, that the current update belongs to."""
+        return self.state.global_step + 1
 
     def _tokenize_rows(self) -> list[TrainRow]:
         """The rows that are trained on, in the order of the data set."""
-        data = self.train_dataset
+        data, tokenizer = self.train_dataset, tokenizer_of(self)
         prompt_ids, response_ids = tokenize_separately(
-            list(data["prompt"]), list(data["response"]), self._tokenizer
+            list(data["prompt"]), list(data["response"]), tokenizer
         )
         if self.args.append_eos:
-            if self._tokenizer.eos_token_id is None:
+            if tokenizer.eos_token_id is None:
                 raise ValueError("append_eos is true, but the tokenizer has no eos token")
-            response_ids = [[*ids, self._tokenizer.eos_token_id] for ids in response_ids]
+            response_ids = [[*ids, tokenizer.eos_token_id] for ids in response_ids]
         rows = [TrainRow(*ids) for ids in zip(prompt_ids, response_ids, strict=True)]
         empty = [number for number, row in enumerate(rows) if not row.response_ids]
         if empty:
@@ -146,19 +161,21 @@ class R1ZeroSFTTrainer(EpochsMixin[TrainRow], SamplingTrainer, SFTTrainer):
         """
         model.train()
         with self.timer.part("step"):
-            processes = self._rank_and_size()[1]
-            micro_batches = [
-                make_sft_microbatch(
-                    part,
-                    pad_token_id=self._tokenizer.pad_token_id,
-                    device=self.accelerator.device,
-                    num_sequences=len(inputs) / processes,
-                )
-                for part in self._parts(inputs)
-            ]
-            loss = self._forward_and_backward(model, micro_batches)
+            loss = self.forward_and_backward(model, self.cut(inputs))
         self._record_update(inputs)
         return loss
+
+    def cut(self, rows: Sequence[TrainRow]) -> list[SFTMicroBatch]:
+        """This process's micro-batches of a train batch."""
+        return [
+            make_sft_microbatch(
+                part,
+                pad_token_id=self.sampler.tokenizer.pad_token_id,
+                device=self.accelerator.device,
+                num_sequences=len(rows) / self.policy.processes,
+            )
+            for part in self.policy.plan(rows, out_of_loss)[self.policy.rank]
+        ]
 
     def compute_loss(
         self,
@@ -169,7 +186,7 @@ class R1ZeroSFTTrainer(EpochsMixin[TrainRow], SamplingTrainer, SFTTrainer):
     ) -> Tensor:
         """A micro-batch's share of the loss of its train batch."""
         assert isinstance(inputs, SFTMicroBatch)
-        output = self._log_probs(model, inputs, temperature=1.0, return_token_entropy=True)
+        output = self.policy.log_probs(model, inputs, temperature=1.0, return_token_entropy=True)
         loss, metadata = sft_microbatch_loss(
             output["log_probs"],
             inputs.response_mask,
@@ -177,7 +194,7 @@ class R1ZeroSFTTrainer(EpochsMixin[TrainRow], SamplingTrainer, SFTTrainer):
             normalize_constant=self.args.normalize_constant,
         )
         mask_BT = inputs.response_mask
-        self._update_metrics.add(
+        self.update_metrics.add(
             trained_tokens=metadata["num_response_tokens"],
             nll=-output["log_probs"].detach()[mask_BT].sum(),
             entropy=output["token_entropy"].detach()[mask_BT].sum(),
@@ -186,23 +203,26 @@ class R1ZeroSFTTrainer(EpochsMixin[TrainRow], SamplingTrainer, SFTTrainer):
 
     def _record_update(self, batch: Sequence[TrainRow]) -> None:
         """Metrics of one optimizer update, over all processes."""
-        rank, processes = self._rank_and_size()
-        rows = batch[rank::processes]
+        rows = self.policy.own_rows(batch)
         num_tokens = sum(row.num_tokens for row in rows)
-        self._count_tokens(num_tokens)
-        metrics = self._update_metrics.collect_sums(
+        self.count_tokens(num_tokens)
+        metrics = self.update_metrics.collect_sums(
             {"rows": len(rows), "tokens": num_tokens},
             [len(row.response_ids) for row in rows],
             self.accelerator,
         )
-        seconds = self.timer.collect()
-        metrics["tokens_per_second"] = metrics.pop("tokens") / seconds["step"]
-        parts = ["step", "forward", "backward", *self._server_parts]
-        metrics |= {f"seconds/{part}": seconds.get(part, 0.0) for part in parts}
-        self._log_with_update(
-            metrics,
-            {self.step_key: self.step_at_work, "num_tokens": self.state.num_input_tokens_seen},
-        )
+        parts = ["step", "forward", "backward", *self.sampler.timed_parts]
+        self.log_update(metrics, self.current_step, parts)
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """What `Validator.run` finds, each metric with the prefix."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        return self.log_validation(self.validator.run(dataset, self.steps_done), metric_key_prefix)
 
 
 def _as_grader(reward_fn: Any) -> Grader:

@@ -1,72 +1,86 @@
 """Validation by sampled answers inside of training: one pass, error bars."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from datasets import Dataset
-from transformers import Trainer
 
 from trl_r1zero.evaluation import summarize, write_generations
 from trl_r1zero.generation import SamplingConfig, row_seeds
 
-from .sampling import SamplingMixin
+from .rewards import GradeFn
+from .sampling import PolicySampler
 from .timing import StepTimer
 
 
-class ValidationMixin(SamplingMixin):
-    """`evaluate` as people run it.
+@dataclass
+class Validator:
+    """Validates the current policy on a fixed set of problems.
 
     Attributes:
-        eval_sampling: How validation samples.
+        sampler: Samples the answers.
+        sampling: How.
+        grade: Grades them.
+        seed: Seed of the answers.
+        num_examples: Problems at most; None for all.
+        folder: Gets the tables of generations.
+        step_key: What counts the steps of the run; `step_name`: what a step is called.
     """
 
-    eval_dataset: Dataset | None
-    eval_sampling: SamplingConfig
+    sampler: PolicySampler
+    sampling: SamplingConfig
+    grade: GradeFn
+    seed: int
+    num_examples: int | None
+    folder: Path
+    step_key: str
+    step_name: str
 
-    def evaluate(
-        self,
-        eval_dataset: Dataset | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """One completion for each of the first `num_eval_examples` problems, graded.
+    def run(self, dataset: Dataset | None, steps_done: int) -> dict[str, float]:
+        """One completion for each of the first `num_examples` problems, graded; a collective call.
 
         All problems are sampled in one pass over all processes, each from its own random stream
-        that is the same at every validation, so two validations differ by the policy alone. The
-        table of generations is written to `<output_dir>/evaluations`.
+        that is the same at every validation, so two validations differ by the policy alone.
+
+        Args:
+            dataset: With columns `prompt` and `ground_truth`.
+            steps_done: Steps of the run so far: in the name of the table of generations.
 
         Returns:
-            The metrics of `summarize`, and `seconds`, each with the prefix.
+            The metrics of `summarize`, what the reward functions logged, and `seconds`.
         """
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         require_columns("eval_dataset", dataset)
         if dataset is None or len(dataset) == 0:
             raise ValueError("there is nothing to validate on: eval_dataset is missing or empty")
-        examples = dataset.select(
-            range(min(len(dataset), self.args.num_eval_examples or len(dataset)))
-        )
-        timer = StepTimer(self.accelerator.device)
+        examples = dataset.select(range(min(len(dataset), self.num_examples or len(dataset))))
+        accelerator = self.sampler.policy.accelerator
+        timer = StepTimer(accelerator.device)
         with timer.part("evaluation"):
-            graded = self._sample_and_grade(
+            graded = self.sampler.sample_and_grade(
                 examples.to_list(),
-                self.eval_sampling,
-                row_seeds(self.args.eval_seed, "eval", 0, range(len(examples))),
+                self.sampling,
+                row_seeds(self.seed, "eval", 0, range(len(examples))),
+                self.grade,
                 description="Validation",
             )
-        seconds = timer.collect()["evaluation"]
-        results = summarize(graded.rows) | graded.metrics | {"seconds": seconds}
-        if self.accelerator.is_main_process:
+        if accelerator.is_main_process:
             write_generations(
                 graded.rows,
-                self.run_folder / "evaluations" / f"{self.step_key}_{self.steps_done:05d}",
-                title=f"Validation after {self.steps_done} {self.step_name}s",
+                self.folder / f"{self.step_key}_{steps_done:05d}",
+                title=f"Validation after {steps_done} {self.step_name}s",
             )
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in results.items()}
-        # Not TRL's `log`, which adds whatever training has collected since its last line.
-        Trainer.log(self, {**metrics, self.step_key: self.steps_done})
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        return metrics
+        seconds = timer.collect()["evaluation"]
+        return summarize(graded.rows) | graded.metrics | {"seconds": seconds}
+
+
+def require_for_validation(eval_every: int | None, **given: object) -> None:
+    """Raise a ValueError if what validation needs is missing."""
+    for name, value in given.items():
+        if eval_every is not None and value is None:
+            raise ValueError(
+                f"eval_every is set, but there is no {name}; give one, or set it to None"
+            )
 
 
 def require_columns(

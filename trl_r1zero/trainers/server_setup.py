@@ -1,0 +1,85 @@
+"""What a vLLM server is asked for: where it is or how it is started, completions, and a probe."""
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trl_r1zero.generation import Completion, SamplingConfig
+from trl_r1zero.generation.vllm_client import VLLMServerEngine
+from trl_r1zero.generation.vllm_server import VLLMServerConfig, VLLMServerError
+
+# How far the server's and the trainer's log-probabilities of a token may differ on average, in
+# nats, by the coarser dtype of the two. With the same weights they differ by the order of sums: by
+# 1e-6 in float32 on the quickstart's model.
+PROBE_TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+
+
+@dataclass(frozen=True)
+class ServerAddress:
+    """Where a server that somebody else started is to be found.
+
+    Attributes:
+        base_url: Such as `http://127.0.0.1:8000`.
+        wait_seconds: How long to wait for it to come up.
+    """
+
+    base_url: str
+    wait_seconds: float
+
+
+@dataclass(frozen=True)
+class ServerSetup:
+    """A server, and how to speak to it.
+
+    Attributes:
+        server: The settings of a server to start (and, should it die, to start again), or the
+            address of one that somebody else runs.
+        model_path: What a server of its own is started with; its weights are replaced at once.
+        log_path: Log of a server of its own.
+        group_port: See `open_weight_sync`.
+        request_timeout_seconds: For each completion, and for each step of a weight update.
+    """
+
+    server: VLLMServerConfig | ServerAddress
+    model_path: str
+    log_path: Path
+    group_port: int | None
+    request_timeout_seconds: float
+
+
+@dataclass
+class ServerRequest:
+    """Completions that a server was asked for.
+
+    Attributes:
+        prompt_ids, sampling, seeds: What for, of all processes.
+        completions: Empty until they are there.
+        future: Gives them, on the first process alone; None if they are not under way.
+    """
+
+    prompt_ids: list[list[int]]
+    sampling: SamplingConfig
+    seeds: list[int]
+    completions: list[Completion] = field(default_factory=list)
+    future: Future[list[Completion]] | None = None
+
+
+def compare_probe(
+    engine: VLLMServerEngine, token_ids: list[int], trainer_log_probs: Tensor, dtype: str
+) -> float:
+    """See `ServerGeneration.check_probe`."""
+    server_T = torch.tensor(engine.log_probs(token_ids), dtype=torch.float64)
+    difference = (server_T - trainer_log_probs.double().cpu()).abs().mean().item()
+    dtypes = (dtype, engine.dtype())
+    tolerance = max(PROBE_TOLERANCES[name] for name in dtypes)
+    if not difference <= tolerance:  # a NaN is no agreement either
+        raise VLLMServerError(
+            f"after a synchronisation the vLLM server at {engine.base_url} does not have the "
+            f"trainer's weights: their log-probabilities of a probe differ by {difference:.3g} "
+            f"nats a token, more than {tolerance:g} ({dtypes[0]} trainer, {dtypes[1]} server). "
+            "Does it serve the same model? vllm_check_syncs: 0 trains regardless"
+        )
+    return difference
