@@ -56,6 +56,9 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+NAMES = {module_name(path) for path in MODULES}
+
+
 def imports(path: Path) -> set[str]:
     """Absolute names of all modules that a file imports, inside functions and for types too."""
     package = module_name(path).split(".")
@@ -68,11 +71,9 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             up = package[: len(package) - node.level + 1] if node.level else []
             source = ".".join([*up, *([node.module] if node.module else [])])
-            # `from trl_r1zero import data` names a module, `from trl_r1zero import get_task` none.
+            # `from .trainers import timing` names a module, `from .timing import StepTimer` none.
             names |= {
-                f"{source}.{alias.name}"
-                if source == PACKAGE.name and (PACKAGE / alias.name).is_dir()
-                else source
+                name if (name := f"{source}.{alias.name}") in NAMES else source
                 for alias in node.names
             }
     return names
@@ -171,11 +172,7 @@ def test_the_package_grows_knowingly():
 
 def test_no_module_imports_itself_through_others():
     """Neither at the top nor within functions."""
-    names = {module_name(path) for path in MODULES}
-    graph = {
-        module_name(path): {name for name in imports(path) if name in names} for path in MODULES
-    }
-    # Names of packages stand for their __init__, which imports what it exports.
+    graph = {module_name(path): imports(path) & NAMES for path in MODULES}
     done: set[str] = set()
 
     def visit(name: str, way: tuple[str, ...]) -> None:

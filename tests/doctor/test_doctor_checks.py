@@ -7,7 +7,7 @@ from doctor_runs import levels, make_run, qwen_math_model
 
 from trl_r1zero.devices.memory import GIB, training_memory
 from trl_r1zero.doctor.data import Split
-from trl_r1zero.doctor.launch import Launch, check_versions, needed_packages
+from trl_r1zero.doctor.launch import Launch, check_versions
 from trl_r1zero.doctor.machine import place_server
 from trl_r1zero.doctor.memory import (
     bytes_for_training,
@@ -56,13 +56,13 @@ def test_versions_out_of_range_and_missing():
     ],
 )
 def test_what_a_run_needs_besides(settings, package):
-    assert package not in needed_packages(make_run())
-    assert package in needed_packages(make_run("80GB", *settings))
+    assert package not in make_run().needed_packages()
+    assert package in make_run("80GB", *settings).needed_packages()
 
 
 def test_what_a_launch_needs_besides():
     launch = Launch(num_processes=2, distributed_type="DEEPSPEED")
-    assert "deepspeed" in needed_packages(make_run("2x80GB", launch=launch))
+    assert "deepspeed" in make_run("2x80GB", launch=launch).needed_packages()
 
 
 # Reward

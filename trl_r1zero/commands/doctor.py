@@ -25,7 +25,7 @@ from typing import Any
 from trl_r1zero.devices import MachineFacts, machine_facts
 from trl_r1zero.devices.visible import VARIABLE
 from trl_r1zero.doctor.findings import Finding, to_json, to_text, would_fail
-from trl_r1zero.doctor.launch import check_versions, needed_packages, read_launch
+from trl_r1zero.doctor.launch import check_versions, read_launch
 from trl_r1zero.recipe.requirements import REQUIREMENTS
 
 _PROGRAM = "trl-r1zero doctor"
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     machine, vllm = assumed or machine_facts(), _installed(["vllm"])["vllm"]
     run = Run(method, recipe, launch, machine, os.environ, vllm)
-    needed = needed_packages(run)
+    needed = run.needed_packages()
     listed = None if own.assume else os.environ.get(VARIABLE)
     findings = [*check_versions(_installed(needed), needed), *examine(run, listed)]
     words = machine.in_words()

@@ -6,18 +6,13 @@ Nothing is imported here that may be missing, or may be there in a wrong version
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 from packaging.specifiers import SpecifierSet
 
 from trl_r1zero.devices.training_setup import sharding_of
-from trl_r1zero.recipe.requirements import REQUIREMENTS, VLLM_REQUIREMENT
 
 from .findings import Finding, ok, problem
-
-if TYPE_CHECKING:
-    from .run import Run
 
 _COMMANDS = {
     "vllm": 'with a GPU: pip install -c constraints.txt -e ".[vllm]"; without: make vllm',
@@ -82,23 +77,6 @@ def read_launch(path: str | None, num_processes: int | None) -> Launch:
         use_cpu=bool(content.get("use_cpu")),
         gpu_ids=None if gpu_ids in (None, "all") else str(gpu_ids),
     )
-
-
-def needed_packages(run: "Run") -> dict[str, str]:
-    """Package -> versions that fit, for a run."""
-    needed = dict(REQUIREMENTS)
-    if run.own_server:
-        needed["vllm"] = VLLM_REQUIREMENT
-    if run.launch.distributed_type == "DEEPSPEED":
-        needed["deepspeed"] = ""
-    attention = run.model_args.attn_implementation or ""
-    if "/" in attention or attention.startswith("flash_attention"):
-        needed["kernels"] = ""
-    if run.optimizer in ("adamw_torch_8bit", "adamw_torch_4bit"):
-        needed["torchao"] = ">=0.4"
-    elif any(word in run.optimizer for word in ("8bit", "bnb", "paged", "lion", "ademamix")):
-        needed["bitsandbytes"] = ""
-    return needed
 
 
 def check_versions(installed: Mapping[str, str | None], needed: Mapping[str, str]) -> list[Finding]:

@@ -8,6 +8,7 @@ from typing import Any
 from trl_r1zero.devices import MachineFacts, VisibleDevices
 from trl_r1zero.devices.visible import device_names
 from trl_r1zero.recipe import ParsedRecipe, RecipeError, parse_recipe
+from trl_r1zero.recipe.requirements import REQUIREMENTS, VLLM_REQUIREMENT
 from trl_r1zero.runs.kinds import METHODS
 
 from .launch import Launch
@@ -93,6 +94,22 @@ class Run:
         """Rows of a train batch, and the key that sets them."""
         name = "total_batch_size" if self.method == "instruction_tuning" else "train_batch_size"
         return self.values.get(name), name
+
+    def needed_packages(self) -> dict[str, str]:
+        """Package -> versions that fit."""
+        needed = dict(REQUIREMENTS)
+        if self.own_server:
+            needed["vllm"] = VLLM_REQUIREMENT
+        if self.launch.distributed_type == "DEEPSPEED":
+            needed["deepspeed"] = ""
+        attention = self.model_args.attn_implementation or ""
+        if "/" in attention or attention.startswith("flash_attention"):
+            needed["kernels"] = ""
+        if self.optimizer in ("adamw_torch_8bit", "adamw_torch_4bit"):
+            needed["torchao"] = ">=0.4"
+        elif any(word in self.optimizer for word in ("8bit", "bnb", "paged", "lion", "ademamix")):
+            needed["bitsandbytes"] = ""
+        return needed
 
 
 def read_run_recipe(arguments: Sequence[str], method: str | None) -> tuple[str, ParsedRecipe]:
