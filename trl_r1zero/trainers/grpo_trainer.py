@@ -128,7 +128,7 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
 
     @property
     def grpo_step(self) -> int:
-        """GRPO steps that are complete, or the one at work during it."""
+        """GRPO steps that are complete; during a step, those before it."""
         return self.state.global_step // self.args.updates_per_grpo_step
 
     @property
