@@ -108,5 +108,5 @@ def test_another_server_is_started_unless_this_process_is_stuck(stuck, monkeypat
     started = []
     monkeypatch.setattr(generation, "_connect", lambda: started.append(True))
     error = (StuckTransferError if stuck else VLLMServerError)("the transfer broke off")
-    assert generation._mend(error) is (error if stuck else None)
+    assert generation._recover(error) is (error if stuck else None)
     assert len(started) == (0 if stuck else 1)

@@ -205,6 +205,16 @@ class CoreTrainer(Trainer):
         counters = {self.step_key: step, "num_tokens": self.state.num_input_tokens_seen}
         trl_compat.add_to_update_line(self, metrics, counters)
 
+    def evaluate(
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """What `Validator.run` finds, each metric with the prefix."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        return self.log_validation(self.validator.run(dataset, self.steps_done), metric_key_prefix)
+
     def log_validation(self, results: Mapping[str, float], prefix: str) -> dict[str, float]:
         """Log what a validation found, with the prefix, and tell the callbacks."""
         metrics = {f"{prefix}_{name}": value for name, value in results.items()}

@@ -7,16 +7,15 @@ arXiv:2305.18290, eq. 7), each of which is `compute_per_instance_dpo_loss` of th
           \beta \ln \frac{\pi_\theta(y_w \mid x)}{\pi_{ref}(y_w \mid x)}
           - \beta \ln \frac{\pi_\theta(y_l \mid x)}{\pi_{ref}(y_l \mid x)}\Bigr)
 
-What comes from TRL and transformers: loading of policy and reference, PEFT, Accelerate and
-DeepSpeed, reference log-probabilities that are computed beforehand and kept in a file, the fused
-head, the optimizer loop, checkpoints, logging. What is replaced, and why:
+TRL and transformers load policy and reference, compute the reference's log-probabilities
+beforehand, run the optimizer loop, save and log. Replaced are:
 
-* a row is an instruction and two responses in the Alpaca template, tokenised as in `preference`,
-  and it is never cut: one that is too long is dropped and counted, or an error;
-* an update sees its whole train batch and cuts it itself (see `core_trainer`), so a short last
-  batch and any number of processes give the loss of the formula, not a mean of means;
-* validation is the mean over all pairs, with standard errors, and says besides how often the
-  policy's own log-probabilities put the chosen response first.
+* rows: an instruction and two responses in the Alpaca template, tokenised as in `preference` and
+  never cut: one that is too long is dropped and counted, or an error;
+* updates: one sees its whole train batch and cuts it itself, so a short last batch and any number
+  of processes give the loss of the formula;
+* validation: the mean over all pairs, with standard errors, also of how often the policy's own
+  log-probabilities put the chosen response first.
 """
 
 import math

@@ -1,17 +1,12 @@
 """GRPO on TRL's `GRPOTrainer`: rollouts as rows, three axes, one optimizer step at a time.
 
-What comes from TRL and transformers: loading, PEFT and the reference model, Accelerate and
-DeepSpeed, reward functions of TRL's kind, the optimizer loop, checkpoints, logging. What is
-replaced, and why:
+TRL and transformers load, wrap, run the optimizer loop, save and log. Replaced are:
 
-* rollouts are kept as rows without padding, and the training step cuts its train batch itself (see
-  `microbatches`): to the loop of transformers `args.gradient_accumulation_steps` is 1.
-* rows without advantage are not run, old log-probabilities come from the first pass over a row, and
-  logits are computed at response positions only.
-* truncation is what the sampler says, not "the last token is no eos": a completion that ends in
-  `</answer>` is complete.
-* evaluation is one call over all validation problems, with standard errors, not a loop over
-  batches whose means are averaged.
+* rollouts: rows without padding, of which the training step cuts its micro-batches itself (to the
+  loop of transformers `args.gradient_accumulation_steps` is 1); rows without advantage are not run;
+* truncation: it is what the sampler says, not "the last token is no eos", so a completion that ends
+  in `</answer>` is complete;
+* evaluation: one call over all validation problems, with standard errors.
 """
 
 from collections.abc import Sequence
@@ -134,7 +129,7 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
 
     @property
     def grpo_step(self) -> int:
-        """GRPO steps that are complete, or the one at work during it."""
+        """GRPO steps that are complete; during a step, those before it."""
         return self.state.global_step // self.args.updates_per_grpo_step
 
     @property
@@ -187,7 +182,7 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
             )
             loss = self.forward_and_backward(model, self.cut(rows))
         self._record_update(rows, self._rollout_batch.metrics)
-        return loss  # 7. Validate: the loop of transformers calls `evaluate`
+        return loss  # 7. Validate: where it is due, the loop of transformers calls `evaluate`
 
     def collect_rollouts(self, examples: Sequence[dict[str, Any]]) -> RolloutBatch:
         """Sample and grade one completion for each example, and compute the advantages.
@@ -257,16 +252,6 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
         if self.rollouts_ahead is not None:
             return self.rollouts_ahead.sample(self.grpo_step, prompts, seeds, description)
         return self.sampler.sample(prompts, self.rollout_sampling, seeds, description)
-
-    def evaluate(
-        self,
-        eval_dataset: Dataset | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """What `Validator.run` finds, each metric with the prefix."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        return self.log_validation(self.validator.run(dataset, self.steps_done), metric_key_prefix)
 
     # Micro-batches
 

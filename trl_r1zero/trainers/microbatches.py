@@ -112,7 +112,7 @@ def cut_rows(rows: Sequence[R], limits: MicroBatchLimits) -> list[list[R]]:
     """
     size = limits.width if limits.padded else _num_tokens
     parts: list[list[R]] = []
-    width = total = 0  # of the part at work: its longest row, and the tokens of all of its rows
+    width = total = 0  # of the current part: its longest row, and the tokens of all of its rows
     for row in longest_first(rows):
         part = parts[-1] if parts else []
         widest = max(width, size(row))

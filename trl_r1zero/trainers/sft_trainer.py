@@ -5,15 +5,13 @@ tokens over `normalize_constant`, averaged over the rows (`sft_microbatch_loss`)
 
 .. math:: L = -\frac{1}{B} \sum_b \frac{\sum_t m_{bt} \ln \pi_\theta(y_{bt})}{c}
 
-What comes from TRL and transformers: loading, PEFT, Accelerate and DeepSpeed, the fused head, the
-optimizer loop, checkpoints, logging. What is replaced, and why:
+TRL and transformers load, wrap, run the optimizer loop, save and log. Replaced are:
 
-* a row is a prompt and a response that are tokenised apart, and it is never cut: one that is too
-  long is dropped and counted, or an error;
-* an update sees its whole train batch and cuts it itself (see `core_trainer`), so a short last
-  batch and any number of processes give the loss of the formula, not a mean of means;
-* validation samples answers and grades them, as the other trainers do: TRL's is the loss on a data
-  set of the same kind.
+* rows: prompt and response are tokenised apart and never cut: one that is too long is dropped and
+  counted, or an error;
+* updates: one sees its whole train batch and cuts it itself, so a short last batch and any number
+  of processes give the loss of the formula;
+* validation: it samples answers and grades them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -213,16 +211,6 @@ class R1ZeroSFTTrainer(CoreTrainer, SFTTrainer):
         )
         parts = ["step", "forward", "backward", *self.sampler.timed_parts]
         self.log_update(metrics, self.current_step, parts)
-
-    def evaluate(
-        self,
-        eval_dataset: Dataset | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """What `Validator.run` finds, each metric with the prefix."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        return self.log_validation(self.validator.run(dataset, self.steps_done), metric_key_prefix)
 
 
 def _as_grader(reward_fn: Any) -> Grader:
