@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from trl_r1zero.arguments import Count, NonNegative, Positive, arg, check_ranges, default_of
+from trl_r1zero.common.arguments import Count, NonNegative, Positive, arg, check_ranges, default_of
 
 
 @dataclass

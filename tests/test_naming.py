@@ -2,7 +2,7 @@
 
 import pytest
 
-from trl_r1zero.naming import did_you_mean, unknown_name_message
+from trl_r1zero.common.naming import did_you_mean, unknown_name_message
 
 
 @pytest.mark.parametrize(

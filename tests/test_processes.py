@@ -4,7 +4,7 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from trl_r1zero.processes import from_main_process
+from trl_r1zero.common.processes import from_main_process
 
 
 def fail() -> None:

@@ -17,9 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A row imports only from itself and from rows above it.
 LAYERS = (
-    "naming",
-    "arguments",
-    "processes",
+    "common",
     "functional",
     "rewards",
     "data",
@@ -99,7 +97,7 @@ def in_layer(*names: str) -> list[Path]:
 
 def test_every_package_is_a_layer():
     packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert packages == set(LAYERS) - {"top", "naming", "arguments", "processes"}
+    assert packages == set(LAYERS) - {"top"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from trl_r1zero import __version__
-from trl_r1zero.naming import unknown_name_message
+from trl_r1zero.common.naming import unknown_name_message
 
 PROGRAM = "trl-r1zero"
 

@@ -243,7 +243,7 @@ def test_names_of_trl_without_a_counterpart(config, trl_name):
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(config):
-    with pytest.raises(ValueError, match="got 'grpo_clipp'; did you mean 'grpo_clip'") as error:
+    with pytest.raises(ValueError, match="'grpo_clipp'; did you mean 'grpo_clip'") as error:
         config(loss_type="grpo_clipp")
     assert all(name in str(error.value) for name in LOSS_TYPES)
     with pytest.raises(ValueError, match="got 'mask_mean'; did you mean 'masked_mean'") as error:

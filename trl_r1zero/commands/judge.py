@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from trl_r1zero.arguments import AT_LEAST_0, Count, NonNegative, Positive, arg, check_ranges
+from trl_r1zero.common.arguments import AT_LEAST_0, Count, NonNegative, Positive, arg, check_ranges
 from trl_r1zero.recipe import parse_recipe
 
 from .errors import exit_on

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from trl_r1zero.naming import unknown_name_message
+from trl_r1zero.common.naming import unknown_name_message
 
 BROKEN_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
 ONE_PER_LINE = "one JSON object per line"

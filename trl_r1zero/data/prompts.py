@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from trl_r1zero.naming import unknown_name_message
+from trl_r1zero.common.naming import unknown_name_message
 
 PLACEHOLDER = "{question}"
 FENCE = "```"

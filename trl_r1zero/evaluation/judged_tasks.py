@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from trl_r1zero.naming import unknown_name_message
+from trl_r1zero.common.naming import unknown_name_message
 
 from .evaluated import EvaluatedFolder, References, question_of, references_for
 from .judge_prompts import (

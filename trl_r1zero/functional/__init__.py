@@ -24,6 +24,7 @@ from .policy_losses import (
     compute_grpo_no_clip_loss,
     compute_naive_policy_gradient_loss,
     compute_policy_gradient_loss,
+    get_loss_type,
 )
 from .preference_losses import dpo_loss
 
@@ -45,6 +46,7 @@ __all__ = [
     "compute_policy_gradient_loss",
     "compute_sampler_importance_weights",
     "dpo_loss",
+    "get_loss_type",
     "get_response_log_probs",
     "grpo_microbatch_loss",
     "grpo_microbatch_train_step",

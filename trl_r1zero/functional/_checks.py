@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from trl_r1zero.naming import unknown_name_message
+from trl_r1zero.common.naming import unknown_name_message
 
 T = TypeVar("T")
 

@@ -17,6 +17,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from trl_r1zero.common.naming import resolve
+
 from ._checks import look_up, require, require_same_shape
 
 ClipRange = float | tuple[float, float]
@@ -167,10 +169,11 @@ SURROGATES: dict[str, SurrogateFn] = {
 
 @dataclass(frozen=True)
 class LossType:
-    """A named pair of an advantage (key of `ADVANTAGES`) and a surrogate (key of `SURROGATES`)."""
+    """An advantage (key of `ADVANTAGES`) and a surrogate: a key of `SURROGATES`, or a function like
+    those there."""
 
     advantage: str
-    surrogate: str
+    surrogate: str | SurrogateFn
 
     def advantage_with(self, use_std_normalization: bool) -> str:
         """The key of `ADVANTAGES` with or without division by the group standard deviation.
@@ -197,6 +200,18 @@ LOSS_TYPES: dict[str, LossType] = {
 }
 
 
+def get_loss_type(name: str) -> LossType:
+    """The loss type of a key of `LOSS_TYPES`, or at a dotted path, `package.module.name`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    loss_type = resolve("loss_type", name, LOSS_TYPES)
+    if not isinstance(loss_type, LossType):
+        raise ValueError(f"loss_type: {name!r} must be a LossType, got {loss_type!r:.100}")
+    return loss_type
+
+
 def compute_policy_gradient_loss(
     policy_log_probs: Tensor,
     loss_type: str,
@@ -205,13 +220,13 @@ def compute_policy_gradient_loss(
     old_log_probs: Tensor | None = None,
     cliprange: ClipRange | None = None,
 ) -> LossAndMetadata:
-    """The per-token loss of a key of `LOSS_TYPES`.
+    """The per-token loss of a loss type.
 
     Arguments that the loss type does not use may be given and are ignored.
 
     Args:
         policy_log_probs: (B, T), in nats.
-        loss_type: a key of `LOSS_TYPES`.
+        loss_type: as in `get_loss_type`.
         raw_rewards: (B, 1), needed by "no_baseline".
         advantages: (B, 1), needed by all others.
         old_log_probs: (B, T), in nats, needed by "grpo_clip" and "grpo_no_clip".
@@ -224,9 +239,12 @@ def compute_policy_gradient_loss(
     Raises:
         ValueError: loss_type is unknown, an argument it needs is missing, or shapes do not fit.
     """
-    loss = look_up(LOSS_TYPES, loss_type, "loss_type")
+    loss = get_loss_type(loss_type)
     argument = "raw_rewards" if loss.advantage == "raw" else "advantages"
     weights = raw_rewards if loss.advantage == "raw" else advantages
     given = require(weights, argument, f"loss_type {loss_type!r}")
     weights_B1 = _require_advantages_B1(given, argument, policy_log_probs)
-    return SURROGATES[loss.surrogate](weights_B1, policy_log_probs, old_log_probs, cliprange)
+    surrogate = loss.surrogate
+    if isinstance(surrogate, str):
+        surrogate = look_up(SURROGATES, surrogate, "surrogate")
+    return surrogate(weights_B1, policy_log_probs, old_log_probs, cliprange)

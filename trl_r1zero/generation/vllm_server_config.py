@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from trl_r1zero.common.naming import unknown_name_message
 from trl_r1zero.devices import placement
-from trl_r1zero.naming import unknown_name_message
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 WEIGHT_TRANSFERS = ("auto", *placement.WEIGHT_TRANSFERS, "none")

@@ -5,8 +5,8 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trl_r1zero.arguments import Count, arg
-from trl_r1zero.naming import unknown_name_message
+from trl_r1zero.common.arguments import Count, arg
+from trl_r1zero.common.naming import unknown_name_message
 
 from .evaluation_backends import BACKENDS, DEFAULT_BATCH_SIZE, KEYS_OF_BACKENDS, DeferredEngine
 from .requirements import check_model_path

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trl_r1zero.arguments import arg
+from trl_r1zero.common.arguments import arg
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trl_r1zero.arguments import default_of
-from trl_r1zero.naming import did_you_mean
+from trl_r1zero.common.arguments import default_of
+from trl_r1zero.common.naming import did_you_mean
 
 from .types import MISFIT, element_type, fit, members, to_plain, type_name
 from .yaml_files import RecipeError, Setting, dump_yaml, parse_yaml_text, read_recipe

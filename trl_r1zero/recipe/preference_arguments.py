@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trl_r1zero.arguments import arg
+from trl_r1zero.common.arguments import arg
 from trl_r1zero.data.preferences import PreferencePair, load_hh, split_validation
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from trl_r1zero.arguments import AT_LEAST_0, Positive, arg, check_ranges
+from trl_r1zero.common.arguments import AT_LEAST_0, Positive, arg, check_ranges
 from trl_r1zero.data.prompts import Prompt, load_prompt
 from trl_r1zero.data.tasks import TASKS, Task, get_task
 from trl_r1zero.rewards.registry import REWARDS, RewardFn, resolve_reward
@@ -23,7 +23,7 @@ class TaskSelection:
             range. All is looked up here, so that a recipe with a mistake ends with a message.
     """
 
-    task: str = arg("math", f"One of: {', '.join(TASKS)}.")
+    task: str = arg("math", f"One of {', '.join(TASKS)}, or the dotted path of a Task.")
     task_args: dict[str, Any] | None = arg(None, "Settings of the task, such as {seed: 1}.")
     prompt: str | None = arg(
         None, "A built-in prompt or the path of a .txt file. Unset: the task's own."

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trl_r1zero.arguments import arg
+from trl_r1zero.common.arguments import arg
+from trl_r1zero.common.processes import from_main_process
 from trl_r1zero.data.prompts import Prompt
 from trl_r1zero.data.tasks.base import GeneratedTask, Task
 from trl_r1zero.data.trace_doctor import TraceReport, examine_traces
@@ -15,7 +16,6 @@ from trl_r1zero.data.traces import (
     load_traces,
     select_examples,
 )
-from trl_r1zero.processes import from_main_process
 from trl_r1zero.recipe.task_arguments import TaskArguments
 
 if TYPE_CHECKING:

@@ -4,11 +4,10 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from trl_r1zero.naming import did_you_mean
+from trl_r1zero.common.naming import resolve
 
 from .benchmarks import explain_gsm8k, explain_mmlu, gsm8k_reward_fn, mmlu_reward_fn
 from .math_reward import math_reward_fn
@@ -43,24 +42,9 @@ def resolve_reward(name: str) -> RewardFn:
     Raises:
         ValueError: There is no such name, module or function, or it cannot be called.
     """
-    if name in REWARDS:
-        return REWARDS[name]
-    module_name, dot, attribute = name.rpartition(".")
-    if not dot:
-        raise ValueError(
-            f"reward: got {name!r}, expected one of {', '.join(REWARDS)}, or the dotted path of a "
-            f"function, package.module.function{did_you_mean(name, REWARDS)}"
-        )
-    try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"reward: got {name!r}, but {error}; a dotted path is package.module.function, and its "
-            "package must be installed or on PYTHONPATH"
-        ) from error
-    function = vars(module).get(attribute)
+    function = resolve("reward", name, REWARDS)
     if not callable(function):
-        raise ValueError(f"reward: module {module_name!r} has no function {attribute!r}")
+        raise ValueError(f"reward: {name!r} is no function, but {function!r:.100}")
     return function
 
 

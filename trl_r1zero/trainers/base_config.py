@@ -15,8 +15,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import InitVar, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from trl_r1zero.arguments import Count, arg, check_ranges, default_of
-from trl_r1zero.naming import did_you_mean
+from trl_r1zero.common.arguments import Count, arg, check_ranges, default_of
+from trl_r1zero.common.naming import did_you_mean
 
 from .memory_limits import DEFAULT_GENERATION_ROWS
 from .one_device import settle_use_cpu, use_one_gpu

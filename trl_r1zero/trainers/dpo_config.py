@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from trl import DPOConfig
 
-from trl_r1zero.arguments import Count, arg
+from trl_r1zero.common.arguments import Count, arg
 from trl_r1zero.devices.facts import visible_here
 
 from .base_config import EpochSettings

@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 from trl import GRPOConfig
 
-from trl_r1zero.arguments import Count, NonNegative, Positive, arg
-from trl_r1zero.functional import AGGREGATIONS, LOSS_TYPES, SAMPLER_CORRECTIONS
+from trl_r1zero.common.arguments import Count, NonNegative, Positive, arg
+from trl_r1zero.functional import AGGREGATIONS, LOSS_TYPES, SAMPLER_CORRECTIONS, get_loss_type
 
 from .base_config import StrictConfig
 from .sampling_settings import SamplingSettings
@@ -53,7 +53,8 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
         "sampler.",
     )
     loss_type: str = arg(
-        "reinforce_with_baseline", f"Which policy gradient: {', '.join(LOSS_TYPES)}."
+        "reinforce_with_baseline",
+        f"Which policy gradient: {', '.join(LOSS_TYPES)}, or the dotted path of a LossType.",
     )
     use_std_normalization: bool | None = arg(
         None,
@@ -131,7 +132,7 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
     @property
     def advantage(self) -> str:
         """The key of `ADVANTAGES` that loss type and std normalisation stand for."""
-        loss_type, use_std = LOSS_TYPES[self.loss_type], self.use_std_normalization
+        loss_type, use_std = get_loss_type(self.loss_type), self.use_std_normalization
         if use_std is None:
             use_std = loss_type.advantage != "raw"
         return loss_type.advantage_with(use_std)
@@ -157,7 +158,6 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
                 f"loss_type {self.loss_type!r} is TRL's name of a fused combination; here it is "
                 f"{TRL_LOSS_TYPES[self.loss_type]}"
             )
-        self._check_choice("loss_type", LOSS_TYPES)
         self._check_choice("aggregation", AGGREGATIONS)
         _ = self.advantage  # a ValueError says so where there is no baseline to normalise
         if self.normalize_constant is not None and self.aggregation != "masked_normalize":
@@ -165,7 +165,7 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
                 "normalize_constant is used by aggregation masked_normalize only, and aggregation "
                 f"is {self.aggregation}; remove one"
             )
-        if self.cliprange_high is not None and self.loss_type != "grpo_clip":
+        if self.cliprange_high is not None and self.loss_type in {*LOSS_TYPES} - {"grpo_clip"}:
             raise ValueError(
                 f"cliprange_high is used by grpo_clip only, and loss_type is {self.loss_type}"
             )
@@ -225,7 +225,7 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
                 "one_step_off to false"
             )
         with_ratio = [name for name, kind in LOSS_TYPES.items() if kind.surrogate != "reinforce"]
-        if self.loss_type not in with_ratio:
+        if get_loss_type(self.loss_type).surrogate == "reinforce":
             raise ValueError(
                 "one_step_off needs a loss_type that corrects for the older policy by a ratio: "
                 f"{', '.join(with_ratio)}; got {self.loss_type}"

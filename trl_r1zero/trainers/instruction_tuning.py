@@ -14,7 +14,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from trl_r1zero.arguments import Count, arg
+from trl_r1zero.common.arguments import Count, arg
 from trl_r1zero.data.packing import PackedSFTDataset
 
 from .base_config import CheckedConfig

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from trl_r1zero.arguments import AT_LEAST_0, Count, Positive, arg
+from trl_r1zero.common.arguments import AT_LEAST_0, Count, Positive, arg
 from trl_r1zero.generation import SamplingConfig
 from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from trl import SFTConfig
 
-from trl_r1zero.arguments import Count, Positive, arg
+from trl_r1zero.common.arguments import Count, Positive, arg
 
 from .base_config import EpochSettings
 from .sampling_settings import SamplingSettings

@@ -1,10 +1,12 @@
-"""The tasks by name. To add one: a module with a dataclass, and its place in `TASKS`."""
+"""The tasks by name. To add one: a module with a dataclass, and its place in `_ALL`; or, outside of
+this package, the dataclass's dotted path wherever a task is named."""
 
 import types
 import typing
 from dataclasses import fields
 from typing import Any
 
+from trl_r1zero.common.naming import resolve, unknown_name_message
 from trl_r1zero.data.tasks.alpaca_eval import AlpacaEvalTask
 from trl_r1zero.data.tasks.base import Example, Solution, Task
 from trl_r1zero.data.tasks.chain_arithmetic import ChainArithmeticTask
@@ -13,7 +15,6 @@ from trl_r1zero.data.tasks.gsm8k import Gsm8kTask
 from trl_r1zero.data.tasks.math import MathTask
 from trl_r1zero.data.tasks.mmlu import MmluTask
 from trl_r1zero.data.tasks.simple_safety_tests import SimpleSafetyTestsTask
-from trl_r1zero.naming import unknown_name_message
 
 __all__ = ["TASKS", "Example", "Solution", "Task", "get_task"]
 
@@ -32,13 +33,17 @@ TASKS = {task.name: task for task in _ALL}
 def get_task(name: str, **task_args: Any) -> Task:
     """Returns the task of that name with these settings (the fields of its dataclass).
 
+    Args:
+        name: A key of `TASKS`, or the dotted path of a dataclass derived from `Task`.
+        task_args: Its settings.
+
     Raises:
         ValueError: an unknown task or setting (the text names the nearest), or a value that the
             task does not admit, such as one of another type.
     """
-    if name not in TASKS:
-        raise ValueError(unknown_name_message("task", name, TASKS))
-    task_class = TASKS[name]
+    task_class = resolve("task", name, TASKS)
+    if not (isinstance(task_class, type) and issubclass(task_class, Task)):
+        raise ValueError(f"task: {name!r} must be a class derived from Task, got {task_class!r}")
     types_of_args = typing.get_type_hints(task_class)
     allowed = [field.name for field in fields(task_class)]  # type: ignore[arg-type]
     for key, value in task_args.items():

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, ClassVar
 
+from trl_r1zero.common.naming import unknown_name_message
 from trl_r1zero.data.files import Row
 from trl_r1zero.data.prompts import Prompt
 from trl_r1zero.data.sources import read_source
-from trl_r1zero.naming import unknown_name_message
 from trl_r1zero.rewards import question_only_reward_fn, r1_zero_reward_fn
 
 RewardFn = Callable[[str, Any], dict[str, float]]

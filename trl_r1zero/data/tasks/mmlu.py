@@ -7,9 +7,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
+from trl_r1zero.common.naming import unknown_name_message
 from trl_r1zero.data.files import Row, describe, read_csv
 from trl_r1zero.data.tasks.base import Example, Rewards, RowTask
-from trl_r1zero.naming import unknown_name_message
 from trl_r1zero.rewards import mmlu_reward_fn
 
 LETTERS = "ABCD"
