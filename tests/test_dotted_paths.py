@@ -1,4 +1,4 @@
-"""A task, a reward and a loss of one's own, named by dotted paths: no file of the package changes."""
+"""A task, a reward and a loss of one's own, named by dotted paths: the package stays as it is."""
 
 import sys
 
@@ -74,7 +74,9 @@ def test_a_trainer_with_a_loss_of_ones_own(tokenizer, tmp_path):
     norms = {}
     for loss_type in ("own_parts.squared_loss", "reinforce_with_baseline"):
         make_trainer(tokenizer, tmp_path / loss_type, loss_type=loss_type).train()
-        norms[loss_type] = [row["grad_norm"] for row in read_metrics(tmp_path / loss_type)]
+        norms[loss_type] = [
+            row["grad_norm"] for row in read_metrics(tmp_path / loss_type) if "grad_norm" in row
+        ]
     assert len(norms["own_parts.squared_loss"]) == 2
     assert norms["own_parts.squared_loss"] != norms["reinforce_with_baseline"]
 

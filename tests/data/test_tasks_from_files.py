@@ -39,7 +39,8 @@ def test_get_task_errors():
         get_task("maths")
     assert str(error.value) == (
         "unknown task 'maths'; did you mean 'math'? "
-        "Allowed: alpaca_eval, chain_arithmetic, countdown, gsm8k, math, mmlu, simple_safety_tests. "
+        "Allowed: alpaca_eval, chain_arithmetic, countdown, gsm8k, math, mmlu, "
+        "simple_safety_tests. "
         "Or give a dotted path, package.module.name."
     )
     with pytest.raises(
