@@ -245,7 +245,7 @@ def test_with_a_server_of_its_own(served_model_folder, tmp_path, monkeypatch):
         ({"top_p": 0}, "top_p must be in (0, 1], got 0"),
         ({"n": 0}, "n must be at least 1, got 0"),
         ({"reward": "no.such.reward"}, "reward: got 'no.such.reward'"),
-        ({"reward": "r1_zer0"}, "reward: got 'r1_zer0', expected one of"),
+        ({"reward": "r1_zer0"}, "unknown reward 'r1_zer0'; did you mean 'r1_zero'"),
         ({"reward": "json.loads"}, "reward: json.loads cannot grade a response against"),
         ({"reward": "json.loads", "reward_workers": 0}, "(TypeError: loads() takes 1 pos"),
         ({"model": "run/finale"}, "model: there is no folder 'run/finale', and no such model"),

@@ -230,7 +230,7 @@ def train_and_evaluate(
             flush=True,
         )
     stopping.reason = reason  # from here on evaluations are not validations
-    trainer.args.num_eval_examples = None
+    trainer.validator.num_examples = None
     metrics = trainer.evaluate()
     if clock is not None:
         clock.record(FINISHED, **_evaluation_facts(trainer.steps_done, metrics))
