@@ -7,7 +7,7 @@ import yaml
 
 from trl_r1zero.experiments.experiment import Scale, argument, read_experiment
 from trl_r1zero.recipe import RecipeError
-from trl_r1zero.recipe.yaml_files import shown_value
+from trl_r1zero.recipe.yaml_files import format_value
 
 FILE = {
     "question": "Which?",
@@ -86,7 +86,7 @@ def test_variants_and_the_grid_are_combined_in_the_file_s_order():
     ],
 )
 def test_values_are_shown_as_a_recipe_has_them(value, shown):
-    assert shown_value(value) == shown
+    assert format_value(value) == shown
 
 
 def test_arguments_are_what_the_recipes_command_line_reads():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from report_runs import seed_run
 
-from trl_r1zero.reports.grouping import group_runs, shown_path, shown_setting
+from trl_r1zero.reports.grouping import format_path, format_setting, group_runs
 
 
 def _names(groups):
@@ -91,8 +91,8 @@ def test_errors_say_what_to_do(tmp_path):
 
 def test_paths_of_this_machine_are_not_shown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert shown_path(tmp_path / "runs" / "a") == "runs/a"
-    assert shown_path(Path("runs/../b")) == "b"
-    assert shown_path(tmp_path.parent / "elsewhere" / "c") == "c"
-    assert shown_setting("model", str(tmp_path / "m")) == "m"
-    assert shown_setting("model", "Qwen/Qwen2.5") == "Qwen/Qwen2.5"
+    assert format_path(tmp_path / "runs" / "a") == "runs/a"
+    assert format_path(Path("runs/../b")) == "b"
+    assert format_path(tmp_path.parent / "elsewhere" / "c") == "c"
+    assert format_setting("model", str(tmp_path / "m")) == "m"
+    assert format_setting("model", "Qwen/Qwen2.5") == "Qwen/Qwen2.5"

@@ -5,7 +5,7 @@ import json
 import pytest
 from report_runs import write_metrics
 
-from trl_r1zero.runs.logged_run import LoggedRun, telling
+from trl_r1zero.runs.logged_run import LoggedRun, by_change
 
 
 def _tokens(folder, lines, **settings):
@@ -100,4 +100,4 @@ def test_telling_questions_come_by_turns(name):
 
     changes = [(1, 1), (0, 0), (0, 1), (1, 0), (0, 1)]
     pairs = [(row(before), row(after)) for before, after in changes]
-    assert telling(pairs) == [2, 1, 3, 0, 4]
+    assert by_change(pairs) == [2, 1, 3, 0, 4]

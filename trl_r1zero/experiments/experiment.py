@@ -27,7 +27,7 @@ from typing import Any
 from trl_r1zero.common.naming import unknown_name_message
 from trl_r1zero.recipe import RecipeError, parse_recipe
 from trl_r1zero.recipe.types import MISFIT, fit, type_name
-from trl_r1zero.recipe.yaml_files import dump_yaml, shown_value
+from trl_r1zero.recipe.yaml_files import dump_yaml, format_value
 
 __all__ = ["Experiment", "ExperimentFile", "Scale", "argument", "read_experiment"]
 
@@ -69,7 +69,7 @@ class Scale:
         labelled = {}
         for name, changes in (self.variants or {"": {}}).items():
             for point in itertools.product(*axes):
-                words = [name, *(f"{key} {shown_value(value)}" for key, value in point)]
+                words = [name, *(f"{key} {format_value(value)}" for key, value in point)]
                 labelled[", ".join(filter(None, words)) or "base"] = {**changes, **dict(point)}
         return labelled
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from trl_r1zero.recipe import ParsedRecipe, RecipeError, parse_recipe
 from trl_r1zero.recipe.types import to_plain
-from trl_r1zero.recipe.yaml_files import read_recipe, shown_value
+from trl_r1zero.recipe.yaml_files import format_value, read_recipe
 from trl_r1zero.runs.kinds import METHODS
 
 from .experiment import RESERVED_SETTINGS, Experiment, argument
@@ -45,7 +45,8 @@ class PlannedRun:
     def differing_settings(self, other: Mapping[str, Any]) -> list[str]:
         """In words, the settings of a run that another one with these values has otherwise."""
         return [
-            f"{key}: {shown_value(to_plain(other[key]))} there, {shown_value(to_plain(value))} here"
+            f"{key}: {format_value(to_plain(other[key]))} there, "
+            f"{format_value(to_plain(value))} here"
             for key, value in self.recipe.values.items()
             if key not in _OF_NO_RUN and key in other and to_plain(other[key]) != to_plain(value)
         ]
@@ -135,7 +136,7 @@ def _folder_name(
 ) -> str:
     """`learning_rate=1e-4`; `base`, if nothing differs from the base recipe."""
     words = [
-        f"{key}={shown_value(to_plain(values[key]))}"
+        f"{key}={format_value(to_plain(values[key]))}"
         for key in sorted(settings)
         if values[key] != base[key]
     ]

@@ -150,7 +150,7 @@ def parse_yaml_text(text: str) -> Any:
         return text
 
 
-def shown_value(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A setting's value in a label: as short as YAML has it, 1e-4 and not 0.0001."""
     if isinstance(value, float):
         mantissa, e, exponent = f"{value:.6e}".partition("e")

@@ -18,7 +18,7 @@ from trl_r1zero.evaluation.evaluated import QuestionKey
 from trl_r1zero.rewards import is_correct
 from trl_r1zero.runs.logged_run import Line, LoggedRun, is_finite
 
-from .grouping import differing_settings, shown_path
+from .grouping import differing_settings, format_path
 from .statistics import SeedDifference, difference_by_seed, holm, mean_over_steps, t_interval
 
 __all__ = ["ComparedRun", "Difference", "Group", "Validation", "differences_to", "read_groups"]
@@ -51,7 +51,7 @@ class ComparedRun(LoggedRun):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.shown = shown_path(folder)
+        self.shown = format_path(folder)
         self.is_short = self.has_diverged = False
         self.notes: list[str] = []
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trl_r1zero.recipe.yaml_files import shown_value
+from trl_r1zero.recipe.yaml_files import format_value
 from trl_r1zero.runs.logged_run import LoggedRun
 
-__all__ = ["differing_settings", "group_runs", "shown_path", "shown_setting"]
+__all__ = ["differing_settings", "format_path", "format_setting", "group_runs"]
 
 ONE_GROUP = "base"
 # A setting of None has no number or name to show. What it means, where it means something:
@@ -41,7 +41,7 @@ def differing_settings(runs: Sequence[LoggedRun]) -> list[str]:
         if name not in _NOT_COMPARED
         and not name.endswith("seed")
         and not name.startswith(_NOT_COMPARED_PREFIXES)
-        and len({shown_setting(name, run.settings.get(name)) for run in runs}) > 1
+        and len({format_setting(name, run.settings.get(name)) for run in runs}) > 1
     ]
 
 
@@ -84,23 +84,23 @@ def group_runs(
     order: dict[str, list[tuple[int, float, str]]] = {}
     for run in runs:
         values = {setting: run.settings.get(setting) for setting in settings}
-        words = [f"{name} {shown_setting(name, value)}" for name, value in values.items()]
+        words = [f"{name} {format_setting(name, value)}" for name, value in values.items()]
         label = ", ".join(words) or ONE_GROUP
         groups.setdefault(label, []).append(run.folder)
         order[label] = [_rank(name, value) for name, value in values.items()]
     return {label: groups[label] for label in sorted(groups, key=order.__getitem__)}
 
 
-def shown_setting(setting: str, value: Any) -> str:
+def format_setting(setting: str, value: Any) -> str:
     """A setting's value as recipes write it, on one line, without a path of this machine."""
     if value is None:
         return _NONE_NAMES.get(setting, "unset")
     if isinstance(value, str):
-        return shown_path(Path(value)) if os.path.isabs(value) else value
-    return shown_value(value)
+        return format_path(Path(value)) if os.path.isabs(value) else value
+    return format_value(value)
 
 
-def shown_path(path: Path) -> str:
+def format_path(path: Path) -> str:
     """A path relative to the current folder if it is below it, else its name: a report is read
     elsewhere too, and says nothing about this machine."""
     resolved, here = path.resolve(), Path.cwd()
@@ -112,4 +112,4 @@ def _rank(setting: str, value: Any) -> tuple[int, float, str]:
     if value is None:
         return 2, 0.0, ""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return (0, float(value), "") if is_number else (1, 0.0, shown_setting(setting, value))
+    return (0, float(value), "") if is_number else (1, 0.0, format_setting(setting, value))

@@ -14,7 +14,7 @@ from trl_r1zero.evaluation import mean, standard_error
 from trl_r1zero.evaluation.markdown import quoted, table, wrapped
 from trl_r1zero.reports.plots import plot_run
 from trl_r1zero.rewards import is_correct
-from trl_r1zero.runs.logged_run import CHANGES, Line, LoggedRun, Row, logged, telling
+from trl_r1zero.runs.logged_run import CHANGES, Line, LoggedRun, Row, by_change, logged
 from trl_r1zero.runs.metrics import DURATION, OPTIONAL, ROLLOUT_COLUMNS, Rows
 from trl_r1zero.trainers.timing import PARTS_OF_GENERATION
 
@@ -84,7 +84,7 @@ def _report(run: LoggedRun, show_curve: bool, *, num_pairs: int, characters: int
     if pairs:
         blocks += [["## Rollouts of the same validation questions"]]
     names = ("Before", "After") if len(run.validations) > 1 else ("Validation",)
-    for number in telling(pairs)[:num_pairs]:
+    for number in by_change(pairs)[:num_pairs]:
         blocks += _rollouts(number, dict(zip(names, pairs[number], strict=False)), characters)
     blocks += _why_wrong([after for _, after in pairs], examples=num_pairs, characters=characters)
     blocks += [["## On disk"], [f"In {run.folder}:"], _files_table(run)]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from trl_r1zero.evaluation.pages import Example
-from trl_r1zero.runs.logged_run import telling
+from trl_r1zero.runs.logged_run import by_change
 
 from .compared import Group, Validation
 from .report import verdict_of_answer
@@ -15,7 +15,7 @@ MAX_TIMES = 6
 
 
 def responses_over_time(groups: Sequence[Group]) -> list[Example]:
-    """Of each group's median run two telling questions, with its answers at up to six validations.
+    """Of each group's median run two questions (`by_change`), with its answers at up to six validations.
 
     Telling are first a question that became right and one that stayed wrong, from the first to the
     last of these validations. A run without tables of generations has none.
@@ -31,7 +31,7 @@ def _of_group(group: Group) -> list[Example]:
     together = zip(*tables.values(), strict=False)
     asked = [rows for rows in together if len({row["prompt"] for row in rows}) == 1]
     shown = []
-    for number in telling([(rows[0], rows[-1]) for rows in asked])[:NUM_QUESTIONS]:
+    for number in by_change([(rows[0], rows[-1]) for rows in asked])[:NUM_QUESTIONS]:
         first = asked[number][0]
         texts = {"Prompt": first["prompt"], "Ground truth": str(first["ground_truth"])}
         for step, row in zip(tables, asked[number], strict=True):

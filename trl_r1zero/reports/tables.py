@@ -9,7 +9,7 @@ from trl_r1zero.runs.metrics import GROUP_TRAINING
 
 from .compared import ComparedRun, Difference, Group, Validation
 from .findings import interval_text
-from .grouping import differing_settings, shown_setting
+from .grouping import differing_settings, format_setting
 
 
 def main_table(groups: Sequence[Group]) -> Table:
@@ -123,7 +123,7 @@ def differing_values(group: Group, groups: Sequence[Group], separator: str) -> d
     names = differing_settings([run for one in groups for run in one.runs])
     return {
         name: separator.join(
-            dict.fromkeys(shown_setting(name, run.settings.get(name)) for run in group.runs)
+            dict.fromkeys(format_setting(name, run.settings.get(name)) for run in group.runs)
         )
         for name in names
     }

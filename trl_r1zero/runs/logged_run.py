@@ -23,7 +23,7 @@ from .kinds import KINDS, RunKind
 Line = dict[str, Any]  # one line of metrics.jsonl
 Row = dict[str, Any]  # of a table of generations
 
-# (right before, right after) in words, the most telling first.
+# (right before, right after) in words, the most informative first.
 CHANGES = {
     (False, True): "became right",
     (False, False): "stayed wrong",
@@ -32,14 +32,14 @@ CHANGES = {
 }
 
 
-def telling(pairs: Sequence[tuple[Row, Row]]) -> list[int]:
+def by_change(pairs: Sequence[tuple[Row, Row]]) -> list[int]:
     """Indices of pairs of rows, before and after: the first of each of `CHANGES`, then the second
     of each, and so on."""
-    by_change: dict[tuple[bool, bool], list[int]] = {change: [] for change in CHANGES}
+    numbers: dict[tuple[bool, bool], list[int]] = {change: [] for change in CHANGES}
     for number, (before, after) in enumerate(pairs):
-        by_change[is_correct(before), is_correct(after)].append(number)
-    rounds: Iterable[tuple[int | None, ...]] = zip_longest(*by_change.values())
-    return [number for numbers in rounds for number in numbers if number is not None]
+        numbers[is_correct(before), is_correct(after)].append(number)
+    rounds: Iterable[tuple[int | None, ...]] = zip_longest(*numbers.values())
+    return [number for round_ in rounds for number in round_ if number is not None]
 
 
 def is_finite(value: Any) -> TypeGuard[float]:
