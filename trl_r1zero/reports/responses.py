@@ -15,10 +15,10 @@ MAX_TIMES = 6
 
 
 def responses_over_time(groups: Sequence[Group]) -> list[Example]:
-    """Of each group's median run two questions (`by_change`), with its answers at up to six validations.
+    """Of each group's median run two questions, with its answers at up to six validations.
 
-    Telling are first a question that became right and one that stayed wrong, from the first to the
-    last of these validations. A run without tables of generations has none.
+    They are the first ones of `by_change`, from the first to the last of these validations. A run
+    without tables of generations has none.
     """
     return [shown for group in groups for shown in _of_group(group)]
 
