@@ -3,9 +3,20 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["from_main_process"]
+__all__ = ["from_main", "from_main_process"]
 
 T = TypeVar("T")
+
+
+def from_main(value: T) -> T:
+    """The value that the main process has, on every process; a collective call."""
+    import torch.distributed
+
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def from_main_process(make: Callable[[], T]) -> T:
@@ -14,13 +25,13 @@ def from_main_process(make: Callable[[], T]) -> T:
 
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return make()
-    outcome: list[Any] = [None, None]
+    outcome: tuple[Any, Exception | None] = None, None
     if torch.distributed.get_rank() == 0:
         try:
-            outcome[0] = make()
+            outcome = make(), None
         except Exception as error:
-            outcome[1] = error
-    torch.distributed.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
+            outcome = None, error
+    made, failure = from_main(outcome)
+    if failure is not None:
+        raise failure
+    return made

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
+from trl_r1zero.common.processes import from_main
 from trl_r1zero.evaluation.files import json_line, lock, whole_lines
 from trl_r1zero.trainers import R1ZeroGRPOTrainer
 
@@ -245,10 +245,3 @@ def _evaluation_facts(grpo_step: int, metrics: Mapping[str, float]) -> dict[str,
         "num_problems": int(metrics["eval_num_examples"]),
         "seconds": round(metrics["eval_seconds"], 3),
     }
-
-
-def from_main(value: Any) -> Any:
-    """The main process's value; a collective call."""
-    values = [value]
-    broadcast_object_list(values, from_process=0)
-    return values[0]

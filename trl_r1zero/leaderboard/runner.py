@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from trl_r1zero.common.processes import from_main
 from trl_r1zero.evaluation.files import differing
 from trl_r1zero.recipe import ParsedRecipe
 from trl_r1zero.recipe.loading import load_tokenizer, model_settings
@@ -23,7 +24,6 @@ from .clock import (
     START,
     Clock,
     StopInTime,
-    from_main,
     process_start,
     train_and_evaluate,
 )

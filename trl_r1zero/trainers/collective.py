@@ -1,20 +1,11 @@
 """Collective calls: what all processes of a run agree on."""
 
 from collections.abc import Mapping
-from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
-T = TypeVar("T")
-
-
-def from_main(value: T) -> T:
-    """The value that the main process has."""
-    values = [value]
-    broadcast_object_list(values, from_process=0)
-    return values[0]
+from trl_r1zero.common.processes import from_main
 
 
 def raise_alike(failure: Exception | None, expected: type[Exception], what: str) -> None:

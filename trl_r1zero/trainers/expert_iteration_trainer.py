@@ -30,10 +30,10 @@ from transformers import (
 )
 from transformers.trainer_utils import TrainOutput
 
+from trl_r1zero.common.processes import from_main
 from trl_r1zero.evaluation import mean, standard_error, summarize, write_generations
 from trl_r1zero.generation import row_seeds
 
-from .collective import from_main
 from .epochs import epoch_batches
 from .kept_rollouts import (
     EIStep,

@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from trl_r1zero.common.processes import from_main
 from trl_r1zero.generation import Completion, SamplingConfig, in_order
 from trl_r1zero.generation.server_sleep import Memory, Request, ServerState
 from trl_r1zero.generation.vllm_client import VLLMServerEngine
@@ -31,7 +32,7 @@ from trl_r1zero.generation.weight_engines import open_weight_sync
 from trl_r1zero.generation.weight_sync import StuckTransferError, WeightSync
 from trl_r1zero.generation.weight_transfer import TensorInfo
 
-from .collective import from_main, raise_alike
+from .collective import raise_alike
 from .policy_weights import PolicyWeights
 from .server_setup import ServerAddress, ServerRequest, ServerSetup, compare_probe
 from .timing import StepTimer

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.training_args import OptimizerNames
 
+from trl_r1zero.common.processes import from_main
 from trl_r1zero.devices import machine_facts
 from trl_r1zero.devices.facts import ipc_works
 from trl_r1zero.devices.memory import ParameterFacts, Sharing, trainer_bytes
@@ -22,7 +23,6 @@ from trl_r1zero.generation.vllm_server import (
     is_cpu_build,
 )
 
-from .collective import from_main
 from .memory_limits import bytes_to_train_with
 from .policy_forward import PolicyForward
 from .server_generation import ServerGeneration
