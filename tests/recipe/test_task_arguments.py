@@ -11,8 +11,8 @@ from trl_r1zero.recipe.trace_arguments import TraceArguments
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("--reward=r1_zer0", "reward: got 'r1_zer0', expected one of r1_zero, "),
-        ("--reward=json.loadz", "reward: module 'json' has no function 'loadz'"),
+        ("--reward=r1_zer0", "unknown reward 'r1_zer0'; did you mean 'r1_zero'? "),
+        ("--reward=json.loadz", "reward: module 'json' has no name 'loadz'; did you mean 'load'?"),
         ("--reward=no.such.reward", "reward: got 'no.such.reward', but No module named 'no'"),
         ("--task=mat", "unknown task 'mat'; did you mean 'math'?"),
         ("--prompt=r1", "unknown prompt 'r1'"),

@@ -15,7 +15,7 @@ from torch import nn
 from trl_r1zero.devices import DeviceFacts, MachineFacts, visible_devices
 from trl_r1zero.devices.memory import Sharing
 from trl_r1zero.generation.vllm_server import installed_vllm
-from trl_r1zero.trainers import sampling, server_place
+from trl_r1zero.trainers import server_place
 from trl_r1zero.trainers.server_place import parameter_facts, place_own_server, sharing_of
 
 needs_vllm = pytest.mark.skipif(installed_vllm() is None, reason="vLLM is not installed")
@@ -133,11 +133,11 @@ def test_a_trainer_starts_its_server_with_everything_decided(
     class Started(Exception):
         pass
 
-    def start(model, accelerator, tokenizer, server, **others):
-        started.append(server)
+    def start(model, accelerator, tokenizer, setup, timer):
+        started.append(setup.server)
         raise Started
 
-    monkeypatch.setattr(sampling, "ServerGeneration", start)
+    monkeypatch.setattr(server_place, "ServerGeneration", start)
     model = make_tiny_model(tokenizer)
     model.name_or_path = str(tiny_model_folder)
     settings = {"use_vllm": True, "vllm_server": {"max_model_len": 64, "sleep_level": 2}}

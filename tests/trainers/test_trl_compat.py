@@ -25,7 +25,8 @@ def output_of(*lines: str) -> list[str]:
 def test_no_module_of_ours_imports_vllm():
     assert output_of(
         "import sys",
-        *(f"import {module_name(path)}" for path in MODULES),
+        # But for the one that vLLM itself loads.
+        *(f"import {module_name(path)}" for path in MODULES if path.stem != "vllm_engine"),
         "print('vllm' in sys.modules)",
     ) == ["False"]
 
