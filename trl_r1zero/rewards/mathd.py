@@ -28,6 +28,7 @@ BASE_UNITS: tuple[str, ...] = tuple(_LIST.split("|"))
 # Every word, then every plural.
 UNITS: tuple[str, ...] = BASE_UNITS + tuple(unit + "s" for unit in BASE_UNITS)
 
+_ARRAY = re.compile(r"\\begin\{array\}\{[^}]*\}")
 _TEXT_WRAPPER = re.compile(r"\\text\{(.+?)\}$")
 _CANONICAL_INTEGER = re.compile(r"-?[1-9][0-9]{0,4000}\Z|0\Z")
 _RENAMES = {
@@ -60,8 +61,8 @@ def normalize_mathd(text: str) -> str:
 
 def _strip_string(text: str) -> str:
     text = text.replace("\n", "").replace("\\!", "").replace("\\\\", "\\")
-    # An array becomes a pmatrix, up to the nearest brace.
-    text = re.sub(r"\\begin\{array\}\{[^}]*\}", r"\\begin{pmatrix}", text)
+    if "\\begin{array}" in text:  # becomes a pmatrix, up to the nearest brace
+        text = _ARRAY.sub(r"\\begin{pmatrix}", text)
     for old, new in _RENAMES.items():
         text = text.replace(old, new)
     text = _drop_trailing_text(text)
