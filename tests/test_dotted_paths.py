@@ -88,6 +88,7 @@ def test_a_trainer_with_a_loss_of_ones_own(tokenizer, tmp_path):
         (lambda: get_loss_type("own_parts.squared"), r"must be a LossType"),
         (lambda: get_loss_type("own_parts.squared_lose"), r"did you mean 'squared_loss'"),
         (lambda: get_task("nowhere.Task"), r"No module named 'nowhere'.*PYTHONPATH"),
+        (lambda: get_task("..own_parts.Counting"), r"unknown task '\.\.own_parts.*dotted path"),
         (lambda: resolve("task", "mat", {"math": 1}), r"did you mean 'math'.*dotted path"),
     ],
 )

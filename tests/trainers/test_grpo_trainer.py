@@ -1,6 +1,7 @@
 """The GRPO trainer on real tiny models: its rollouts, its files, its resume, its errors."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -335,3 +336,22 @@ def test_evaluations_say_why_an_answer_is_wrong(tokenizer, tmp_path):
     trainer.evaluate()
     rows = (tmp_path / "evaluations" / "grpo_step_00000.jsonl").read_text().splitlines()
     assert {json.loads(row)["rule"] for row in rows} == {"no_think_answer_tags"}
+
+
+def test_validation_samples_as_rollouts_do_but_for_its_own_settings():
+    args = R1ZeroGRPOConfig(
+        output_dir="unused",
+        temperature=0.7,
+        top_k=5,
+        min_p=0.1,
+        eval_temperature=0.2,
+        eval_top_p=0.9,
+    )
+    rollouts, validation = args.rollout_sampling(["x"]), args.validation_sampling(["x"])
+    assert (rollouts.temperature, rollouts.top_p, rollouts.top_k, rollouts.min_p) == (
+        0.7,
+        1,
+        5,
+        0.1,
+    )
+    assert validation == replace(rollouts, temperature=0.2, top_p=0.9)

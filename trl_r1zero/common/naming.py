@@ -30,7 +30,7 @@ def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     if name in known:
         return known[name]
     module_name, dot, attribute = name.rpartition(".")
-    if not dot:
+    if not dot or name.startswith("."):
         message = unknown_name_message(kind, name, known)
         raise ValueError(f"{message} Or give a dotted path, package.module.name.")
     try:

@@ -1,12 +1,14 @@
 """Configuration of `R1ZeroGRPOTrainer`, on TRL's `GRPOConfig`, with the handout's defaults."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from trl import GRPOConfig
 
 from trl_r1zero.common.arguments import Count, NonNegative, Positive, arg
 from trl_r1zero.functional import AGGREGATIONS, LOSS_TYPES, SAMPLER_CORRECTIONS, get_loss_type
+from trl_r1zero.generation import SamplingConfig
 
 from .base_config import StrictConfig
 from .sampling_settings import SamplingSettings
@@ -151,6 +153,16 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
         if self.normalize_constant is not None:
             return self.normalize_constant
         return float(self.max_completion_length or 1)
+
+    def validation_sampling(self, stop: Sequence[str] = ()) -> SamplingConfig:
+        """As rollouts, `top_k` and `min_p` included, but for the settings of validation."""
+        rollouts = self.rollout_sampling(stop)
+        return replace(
+            rollouts,
+            temperature=self.eval_temperature,
+            top_p=self.eval_top_p,
+            max_tokens=self.eval_max_completion_length or rollouts.max_tokens,
+        )
 
     def _check_loss(self) -> None:
         if self.loss_type in TRL_LOSS_TYPES:

@@ -10,7 +10,6 @@ TRL and transformers load, wrap, run the optimizer loop, save and log. Replaced 
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from trl_r1zero.evaluation import write_generations
 from trl_r1zero.functional import compute_group_advantages
-from trl_r1zero.generation import Completion, SamplingConfig, row_seeds
+from trl_r1zero.generation import Completion, row_seeds
 
 from .collective import means_of
 from .core_trainer import CoreTrainer
@@ -113,8 +112,8 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
         # A single reward that grades by itself needs nothing of TRL's.
         grader = None if len(rewards) > 1 or args.reward_weights else grader_of(rewards[0])
         self.grade = grade_with_trl(self) if grader is None else grade_with(grader)
-        self.rollout_sampling, eval_sampling = _sampling(args, tuple(stop))
-        self.set_up_sampling(self.grade, eval_sampling)
+        self.rollout_sampling = args.rollout_sampling(stop)
+        self.set_up_sampling(self.grade, args.validation_sampling(stop))
         self.rollouts_ahead = None
         if args.one_step_off:
             self.rollouts_ahead = RolloutsAhead(
@@ -315,24 +314,3 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
                 self.run_folder / "rollouts" / f"grpo_step_{step:05d}",
                 title=f"Rollouts of GRPO step {step}",
             )
-
-
-def _sampling(
-    args: R1ZeroGRPOConfig, stop: tuple[str, ...]
-) -> tuple[SamplingConfig, SamplingConfig]:
-    """How rollouts and validation are sampled."""
-    rollouts = SamplingConfig(
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        min_p=args.min_p or 0.0,
-        max_tokens=args.max_completion_length or 1,
-        min_tokens=args.min_tokens,
-        stop=stop,
-    )
-    return rollouts, replace(
-        rollouts,
-        temperature=args.eval_temperature,
-        top_p=args.eval_top_p,
-        max_tokens=args.eval_max_completion_length or rollouts.max_tokens,
-    )
