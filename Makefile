@@ -1,5 +1,6 @@
 # make quickstart         train a small model with GRPO from nothing, on a CPU or a GPU
 # make quickstart-server  the same, sampled by a vLLM server
+# make smollm2            a real pretrained model: zero-shot, SFT, expert iteration, GRPO; on two cores
 # make experiments        the handout's experiments on the quickstart's model, and their reports: hours
 # make leaderboard-demo   a submission to the leaderboard's embedded board: four minutes on a CPU
 # make vllm               add vLLM (its CPU build where torch has no CUDA) and DeepSpeed
@@ -38,11 +39,11 @@ SLOW_STEPS := awk '/\([0-9][0-9]+\.[0-9]+ MB\)/ { print; fflush() } \
 
 PIP_INSTALL := "$(VENV)/bin/python" -m pip install --disable-pip-version-check --progress-bar off
 
-.PHONY: help quickstart quickstart-server experiments leaderboard-demo vllm test gpu-check lint types check
+.PHONY: help quickstart quickstart-server smollm2 experiments leaderboard-demo vllm test gpu-check lint types check
 
 help:
-	@echo "make quickstart [SEED=0] | quickstart-server [SEED=0] | experiments [PARALLEL=1] | leaderboard-demo"
-	@echo "make vllm | test [ARGS=...] | gpu-check [ARGS=...] | lint | types | check"
+	@echo "make quickstart [SEED=0] | quickstart-server [SEED=0] | smollm2 [SEED=0]"
+	@echo "make experiments [PARALLEL=1] | leaderboard-demo | vllm | test [ARGS=...] | gpu-check [ARGS=...] | lint | types | check"
 	@echo "The first call makes the environment in $(VENV) with PYTHON=$(PYTHON) (3.11 or newer)."
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -88,6 +89,29 @@ quickstart: $(VENV)/.installed $(RUN)/base_policy/final/config.json
 quickstart-server: $(VENV)/.vllm-installed $(RUN)/base_policy/final/config.json
 	$(LAUNCH) recipes/grpo.py --config recipes/quickstart/grpo-server.yaml \
 		--seed $(SEED) --output_dir $(RUN)/server_seed_$(SEED) --resume_from_checkpoint auto
+
+# Each stage goes on where it was; what is done already only shows its report.
+SMOLLM2 := recipes/smollm2-135m
+SMOLLM2_RUN := runs/smollm2-135m
+SMOLLM2_SEED = $(SMOLLM2_RUN)/seed_$(SEED)
+SMOLLM2_TRAIN = $(LAUNCH) recipes/$(1).py --config $(SMOLLM2)/$(1).yaml --seed $(SEED) \
+	--output_dir $(SMOLLM2_SEED)/$(1) --resume_from_checkpoint auto
+SMOLLM2_EVAL = "$(VENV)/bin/trl-r1zero" eval --config $(SMOLLM2)/eval.yaml --model $(2) \
+	--seed $(SEED) --output_dir $(SMOLLM2_SEED)/eval/$(1)
+
+# All cores: the model is large enough to gain from them.
+smollm2: export OMP_NUM_THREADS := $(shell nproc 2> /dev/null || echo 1)
+smollm2: $(VENV)/.vllm-installed
+	"$(VENV)/bin/python" $(SMOLLM2)/fetch_model.py --output_dir $(SMOLLM2_RUN)/model
+	$(call SMOLLM2_EVAL,zero_shot,$(SMOLLM2_RUN)/model)
+	$(call SMOLLM2_TRAIN,sft)
+	$(call SMOLLM2_EVAL,sft,$(SMOLLM2_SEED)/sft/final)
+	$(call SMOLLM2_TRAIN,expert_iteration) --model_name_or_path $(SMOLLM2_SEED)/sft/final
+	$(call SMOLLM2_EVAL,expert_iteration,$(SMOLLM2_SEED)/expert_iteration/final)
+	$(call SMOLLM2_TRAIN,grpo) --model_name_or_path $(SMOLLM2_SEED)/sft/final
+	$(call SMOLLM2_EVAL,grpo,$(SMOLLM2_SEED)/grpo/final)
+	"$(VENV)/bin/python" $(SMOLLM2)/report.py --seeds $(SMOLLM2_SEED) \
+		--output_dir $(SMOLLM2_SEED)/report
 
 experiments: $(VENV)/.installed $(RUN)/base_policy/final/config.json \
 		$(RUN)/base_policy-two_prompts/final/config.json
