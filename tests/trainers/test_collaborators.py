@@ -31,6 +31,7 @@ def make_policy(tokenizer, **settings) -> PolicyForward:
     args = SimpleNamespace(
         **{
             "pack_rows": False,
+            "share_prefixes": False,
             "fused_lm_head": False,
             "max_tokens_per_microbatch": None,
             "disable_tqdm": True,

@@ -107,6 +107,8 @@ def mean_of_instances(policy, reference, tokenizer, pairs: Dataset, beta: float)
         (False, True, False, 4),
         (True, False, False, 4),
         (True, False, True, 2),
+        (True, False, None, 2),  # with shared prompts
+        (False, True, None, 2),
     ],
 )
 def test_batch_loss_is_the_mean_of_the_losses_of_the_instances(
@@ -128,6 +130,7 @@ def test_batch_loss_is_the_mean_of_the_losses_of_the_instances(
         precompute_ref_log_probs=precompute,
         fused_lm_head=fused,
         pack_rows=packed,
+        share_prefixes=packed is None,
         gradient_accumulation_steps=cuts,
     )
     trainer.create_optimizer_and_scheduler(num_training_steps=1)

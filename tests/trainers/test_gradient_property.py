@@ -110,6 +110,7 @@ def test_the_gradient_is_that_of_the_formula(tokenizer, tmp_path, loss_type, agg
         trainer.args.max_tokens_per_microbatch = rng.choice([None, 10, 60, 200])
         trainer.args.skip_zero_advantages = rng.random() > 0.3
         trainer.args.pack_rows = rng.random() > 0.5
+        trainer.args.share_prefixes = rng.random() > 0.5
         rng.shuffle(rows)
         losses, gradients, counts = [], [], set()
         for rank in range(processes):

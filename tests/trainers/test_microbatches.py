@@ -20,6 +20,7 @@ class FakeRow:
     num_tokens: int
     number: int = 0
     in_loss: bool = True
+    prompt_ids: tuple[int, ...] = ()
 
 
 def rows(*lengths: int) -> list[FakeRow]:
@@ -111,3 +112,16 @@ def test_share_of_padding():
     parts = [rows(4, 2), rows(1)]
     assert padded_share(parts, MicroBatchLimits(rows=2)) == pytest.approx(2 / 9)
     assert padded_share(parts, MicroBatchLimits(rows=2, padded=False)) == 0.0
+
+
+def test_rows_with_one_prompt_come_together_and_count_it_once():
+    prompts = [(7, 8), (7, 9), (7, 8), (7, 9), (7, 8)]
+    five = [FakeRow(3 + n, n, prompt_ids=prompt) for n, prompt in enumerate(prompts)]
+    limits = MicroBatchLimits(rows=None, tokens=14, shared=True)
+    # (7, 8): 7 + 5 - 2 + 3 - 2 tokens; (7, 9): 6 + 4 - 2.
+    parts = [[row.number for row in part] for part in cut_rows(five, limits)]
+    assert parts == [[4, 2, 0], [3, 1]]
+    shares = share_rows(five, 2, shared=True)
+    assert [{row.prompt_ids for row in share} for share in shares] == [{(7, 8)}, {(7, 9)}]
+    # Fewer prompts than processes: all have something to do.
+    assert all(share_rows(five, 3, shared=True))

@@ -120,6 +120,7 @@ def test_the_cut_into_microbatches_does_not_change_the_gradient(tokenizer, tmp_p
     plain_loss(expected, tokenizer, TRACES.select(range(8))).backward()
     cuts = [{"gradient_accumulation_steps": number} for number in (1, 2, 4, 8)]
     cuts += [{**cuts[0], "max_tokens_per_microbatch": 60}, {**cuts[1], "pack_rows": True}]
+    cuts += [{**cuts[1], "share_prefixes": True}]
     for cut in cuts:
         trainer = make_sft_trainer(tokenizer, tmp_path, fused_lm_head=fused, **cut)
         torch.testing.assert_close(

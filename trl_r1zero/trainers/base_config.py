@@ -139,6 +139,11 @@ class StrictConfig(CheckedConfig):
         "Concatenate the rows of a micro-batch instead of padding them. Unset: with flash "
         "attention, which works on each row alone; others compute and mask what is between rows.",
     )
+    share_prefixes: bool = arg(
+        False,
+        "Compute once what rows of a micro-batch begin with alike: a group's prompt, or common "
+        "instructions. For long prompts; with attn_implementation sdpa or eager.",
+    )
     eval_every: Count | None = arg(5, "Validate every N steps. null: never.")
     profile: bool = arg(False, "Print where the time of each optimizer update went.")
     save_total_limit: int | None = arg(1, "Checkpoints to keep (the best model is kept besides).")

@@ -37,6 +37,7 @@ from .run_folder import RunFolderCallback, checkpoint_to_resume
 from .sampling import PolicySampler, check_sharding
 from .server_generation import ServerGeneration
 from .server_place import connect_to_server
+from .shared_prefixes import check_shares_prefixes
 from .timing import StepTimer
 from .validation import Validator
 from .wandb_axes import use_wandb_axes
@@ -87,6 +88,8 @@ class CoreTrainer(Trainer):
             super().__init__(model=model, args=args, **others)
         trl_compat.set_train_batch_share(self)
         self.args.pack_rows = packs_rows(self.args.pack_rows, self.model.config)
+        if self.args.share_prefixes:
+            check_shares_prefixes(self.model.config)
         if self.optimizer is None:  # nobody brought one of their own
             check_second_moment(
                 self.args.optim,

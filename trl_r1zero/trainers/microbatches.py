@@ -13,11 +13,15 @@ from torch import Tensor
 
 
 class Row(Protocol):
-    """What has a length."""
+    """What has a length, and a beginning that others may have, too."""
 
     @property
     def num_tokens(self) -> int:
         """Tokens that the model sees."""
+
+    @property
+    def prompt_ids(self) -> Sequence[int]:
+        """Tokens of the beginning."""
 
 
 R = TypeVar("R", bound=Row)
@@ -49,16 +53,18 @@ class MicroBatchLimits:
     Attributes:
         rows: Rows at most; None for any number.
         tokens: Tokens at most, padding included; None for any number.
-        padded: Whether rows are padded to the longest of their micro-batch; otherwise they stand
-            one behind the other.
+        padded: Whether rows are padded to the longest of their micro-batch; otherwise, or if they
+            are `shared`, they stand one behind the other.
         width: Tokens of a row, with the padding that it has whatever is beside it: that of a pair
             is twice its longer sequence.
+        shared: Whether a prompt is computed once for all rows of a micro-batch that have it.
     """
 
     rows: int | None
     tokens: int | None = None
     padded: bool = True
     width: Callable[[Any], int] = _num_tokens
+    shared: bool = False
 
 
 def plan_microbatches(
@@ -79,7 +85,7 @@ def plan_microbatches(
     """
     if not rows:
         raise ValueError("there are no rows to cut; give a filler row at least")
-    plan = [cut_rows(share, limits) for share in share_rows(rows, processes)]
+    plan = [cut_rows(share, limits) for share in share_rows(rows, processes, limits.shared)]
     count = max(map(len, plan))
     shortest = min(rows, key=lambda row: row.num_tokens)
     for parts in plan:
@@ -93,14 +99,19 @@ def plan_microbatches(
     return plan
 
 
-def share_rows(rows: Sequence[R], processes: int) -> list[list[R]]:
-    """The rows of each process, about equally many tokens for each."""
+def share_rows(rows: Sequence[R], processes: int, shared: bool = False) -> list[list[R]]:
+    """The rows of each process, about equally many tokens for each; if prompts are `shared`, rows
+    with one prompt stay together, where there are as many prompts as processes."""
+    groups: dict[Any, list[R]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(tuple(row.prompt_ids) if shared else number, []).append(row)
+    units = list(groups.values()) if len(groups) >= processes else [[row] for row in rows]
     shares: list[list[R]] = [[] for _ in range(processes)]
     tokens = [0] * processes
-    for row in longest_first(rows):
+    for unit in sorted(units, key=lambda unit: -_tokens_of(unit)):
         process = tokens.index(min(tokens))
-        shares[process].append(row)
-        tokens[process] += row.num_tokens
+        shares[process].extend(unit)
+        tokens[process] += _tokens_of(unit)
     return shares
 
 
@@ -108,23 +119,33 @@ def cut_rows(rows: Sequence[R], limits: MicroBatchLimits) -> list[list[R]]:
     """The rows, longest first, in as few micro-batches as the limits allow.
 
     Rows of like lengths come together, so there is little padding; and a run that does not fit into
-    memory fails at once.
+    memory fails at once. If prompts are shared, rows that begin alike come together.
     """
-    size = limits.width if limits.padded else _num_tokens
+    padded = limits.padded and not limits.shared
+    size = limits.width if padded else _num_tokens
+    ordered = longest_first(rows)
+    if limits.shared:
+        ordered.sort(key=lambda row: list(row.prompt_ids))
     parts: list[list[R]] = []
     width = total = 0  # of the current part: its longest row, and the tokens of all of its rows
-    for row in longest_first(rows):
+    for row in ordered:
         part = parts[-1] if parts else []
-        widest = max(width, size(row))
-        tokens = (len(part) + 1) * widest if limits.padded else total + size(row)
+        widest, more = max(width, size(row)), size(row)
+        if limits.shared and part and part[-1].prompt_ids == row.prompt_ids:
+            more -= len(row.prompt_ids)
+        tokens = (len(part) + 1) * widest if padded else total + more
         full = len(part) == limits.rows or (limits.tokens is not None and tokens > limits.tokens)
         if not part or full:
             parts.append([row])
             width = total = size(row)
         else:
             part.append(row)
-            width, total = widest, total + size(row)
+            width, total = widest, total + more
     return parts
+
+
+def _tokens_of(rows: Sequence[Row]) -> int:
+    return sum(row.num_tokens for row in rows)
 
 
 def longest_first(rows: Sequence[R]) -> list[R]:
@@ -134,7 +155,7 @@ def longest_first(rows: Sequence[R]) -> list[R]:
 
 def padded_share(parts: Sequence[Sequence[Row]], limits: MicroBatchLimits) -> float:
     """The share of the positions of some micro-batches that is padding."""
-    real = sum(row.num_tokens for part in parts for row in part)
-    if not limits.padded:
+    if not limits.padded or limits.shared:
         return 0.0
+    real = sum(map(_tokens_of, parts))
     return 1 - real / sum(len(part) * max(map(limits.width, part)) for part in parts)

@@ -29,6 +29,11 @@ class PairRow:
     in_loss: bool = True  # False for a row that only fills up a process's micro-batches
 
     @property
+    def prompt_ids(self) -> list[int]:
+        """Of either sequence."""
+        return self.shared_ids
+
+    @property
     def num_tokens(self) -> int:
         """Of both sequences."""
         return 2 * len(self.shared_ids) + len(self.chosen_ids) + len(self.rejected_ids)

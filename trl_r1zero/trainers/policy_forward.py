@@ -29,6 +29,7 @@ from .memory_limits import (
     training_memory_of,
 )
 from .microbatches import MicroBatchLimits, PaddedRows, Row, plan_microbatches
+from .shared_prefixes import prefix_tree
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class PolicyForward:
         limits = microbatch_limits(
             self.rows_per_microbatch, tokens, budget, packed=self.args.pack_rows
         )
+        limits = replace(limits, shared=self.args.share_prefixes)
         return limits if self.width is None else replace(limits, width=self.width)
 
     @property
@@ -171,15 +173,10 @@ class PolicyForward:
             return_token_entropy: Whether to return `token_entropy` besides `log_probs`.
             fused: Whether the fused head may be used, where there is one.
         """
-        inputs: dict[str, Any] = {}
+        kept_BT, inputs = self._in_one_sequence(model, rows)
         ids, labels, mask = rows.input_ids, rows.labels, rows.response_mask
-        if self.args.pack_rows:
-            columns_T = torch.arange(ids.shape[1], device=ids.device)
-            lengths_B1 = torch.tensor(rows.lengths, device=ids.device).unsqueeze(1)
-            real_BT = columns_T < lengths_B1
-            # That positions begin anew tells the model where a row ends.
-            inputs["position_ids"] = columns_T.expand_as(ids)[real_BT].unsqueeze(0)
-            ids, labels, mask = (t[real_BT].unsqueeze(0) for t in (ids, labels, mask))
+        if kept_BT is not None:
+            ids, labels, mask = (t[kept_BT].unsqueeze(0) for t in (ids, labels, mask))
         with self.accelerator.autocast():
             if self.fused_lm_head and fused:
                 output = model(
@@ -200,13 +197,31 @@ class PolicyForward:
                 result = get_response_log_probs(
                     model, ids, labels, return_token_entropy, temperature=temperature, **inputs
                 )
-        if self.args.pack_rows:
+        if kept_BT is not None:
             result = {
-                name: values.new_zeros(real_BT.shape).masked_scatter(real_BT, values)
+                name: values.new_zeros(kept_BT.shape).masked_scatter(kept_BT, values)
                 for name, values in result.items()
                 if values is not None
             }
         return result
+
+    def _in_one_sequence(
+        self, model: Any, rows: PaddedRows
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Which positions (B, T) of the rows are concatenated, and what keeps rows apart then;
+        None where rows stay padded."""
+        if self.args.share_prefixes:
+            tree = prefix_tree(rows)
+            attention = self.accelerator.unwrap_model(model).config._attn_implementation
+            mask = tree.attention_mask(attention)
+            return tree.kept, {"position_ids": tree.positions, "attention_mask": mask}
+        if not self.args.pack_rows:
+            return None, {}
+        columns_T = torch.arange(rows.input_ids.shape[1], device=rows.input_ids.device)
+        lengths_B1 = torch.tensor(rows.lengths, device=columns_T.device).unsqueeze(1)
+        real_BT = columns_T < lengths_B1
+        # That positions begin anew tells the model where a row ends.
+        return real_BT, {"position_ids": columns_T.expand_as(real_BT)[real_BT].unsqueeze(0)}
 
     def base_policy(self) -> AbstractContextManager[Any]:
         """In it, a policy with PEFT is the one it started from: the base model without adapters, or

@@ -44,9 +44,10 @@ class GradedSample:
 
 @dataclass(frozen=True)
 class _Sampled:
-    """A prompt with its completion: its number, and the tokens of both."""
+    """A prompt with its completion: its number, its tokens, and how many both are."""
 
     number: int
+    prompt_ids: list[int]
     num_tokens: int
 
 
@@ -221,7 +222,7 @@ class PolicySampler:
             return
         self.policy.make_room()
         sampled = [
-            _Sampled(number, len(prompt) + len(completion.token_ids))
+            _Sampled(number, prompt, len(prompt) + len(completion.token_ids))
             for number, (prompt, completion) in enumerate(zip(prompt_ids, completions, strict=True))
         ]
         parts = cut_rows(sampled, self.policy.forward_limits)
