@@ -244,7 +244,9 @@ def _from_row(row: Row) -> Trace:
 
 
 def _from_solution(solution: Solution, prompt: Prompt) -> Trace:
-    response = RESPONSE_WRITERS[prompt.answer_format](solution.working.strip(), solution.answer)
+    given = solution.answer
+    answer = given if isinstance(given, str) else given[0]
+    response = RESPONSE_WRITERS[prompt.answer_format](solution.working.strip(), answer)
     return Trace(prompt.format(solution.question), response, solution.answer, solution.where)
 
 

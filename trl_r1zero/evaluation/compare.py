@@ -11,7 +11,7 @@ from .evaluated import EvaluatedFolder, QuestionKey
 from .judge import JUDGE_FILE, JUDGE_SUMMARY_FILE, JUDGMENTS_FOLDER, read_judgments
 from .judged_tasks import JUDGED_TASKS, answers_sha256
 from .markdown import inline, table, wrapped
-from .metrics import GradedCompletion, grouped, mean, standard_error
+from .metrics import Z_95, GradedCompletion, grouped, mean, standard_error
 from .numbers import COUNT, SHARE, metric_rows, plus_minus
 
 # Columns of what a judge said.
@@ -21,8 +21,6 @@ _JUDGED = {
     "safe": ("safe", SHARE),
     "unparsed": ("unparsed", COUNT),
 }
-# Of a normal distribution, 95% lie within so many standard errors.
-_Z = 1.96
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class PairedDifference:
     @property
     def is_clear(self) -> bool:
         """Whether it is more than 1.96 standard errors away from 0."""
-        return abs(self.difference) > _Z * self.stderr
+        return abs(self.difference) > Z_95 * self.stderr
 
 
 def paired_difference(
@@ -210,7 +208,7 @@ def _table(entries: Sequence[_Entry], baseline: _Entry) -> list[str]:
     if len(entries) > 1:
         paragraphs[0] += (
             f" Differences are to {inline(str(baseline.folder.path))}, over the questions that "
-            f"both have; an asterisk marks those of more than {_Z} of their standard errors."
+            f"both have; an asterisk marks those of more than {Z_95} of their standard errors."
         )
     if baseline.judge is not None:
         judge, reference = baseline.judge["judge"]["model"], baseline.judge.get("reference")

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from .metrics import GradedCompletion
-from .numbers import COUNT, LENGTH, SHARE, groups_table, metric_rows, metrics_table, with_error
+from .numbers import (
+    COUNT,
+    LENGTH,
+    SHARE,
+    groups_table,
+    interval_words,
+    metric_rows,
+    metrics_table,
+    with_error,
+)
 from .pages import Example, Page, Section, Table, as_html, as_markdown, pick
 from .results_folder import REPORT_FILES
 from .summary import BREAKDOWNS, category
@@ -25,6 +34,7 @@ _RESULTS = {
     "num_examples": ("examples", COUNT),
     "num_completions": ("completions of each", COUNT),
     "accuracy": ("accuracy", SHARE),
+    "accuracy_interval": ("accuracy, 95% interval", interval_words),
     "accuracy_mean_of_subjects": ("accuracy, mean of subjects", SHARE),
     "format_reward": ("format reward", SHARE),
     "reward": ("reward", SHARE),
@@ -156,9 +166,11 @@ def _several_completions(summary: Mapping[str, Any]) -> Section:
     sizes = [name.removeprefix("pass@") for name in summary if re.fullmatch(r"pass@\d+", name)]
     kinds = [kind for kind in ("pass", "maj") if f"{kind}@1" in summary]
     rows = [[k, *(with_error(summary, f"{kind}@{k}") for kind in kinds)] for k in sizes]
+    average = f"avg@{summary['num_completions']}"
     about = (
-        "pass@k: the chance that one of k completions is right. maj@k: the chance that the most "
-        "frequent answer of k completions is."
+        f"{average}, the mean over the examples of the mean over their completions: "
+        f"{with_error(summary, average)}. pass@k: the chance that one of k completions is right. "
+        "maj@k: the chance that the most frequent answer of k completions is."
     )
     header = ["k", *(f"{kind}@k" for kind in kinds)]
     return Section("Several completions", [about], [Table(header, rows)])

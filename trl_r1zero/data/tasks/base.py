@@ -57,13 +57,14 @@ class Solution:
     Attributes:
         question: as of an `Example`.
         working: the solution in words, without what a prompt's answer format adds (tags).
-        answer: the final answer, which is the ground truth too.
+        answer: the final answer, which is the ground truth too; of a list, any is right, and a
+            response gives the first.
         where: the place it came from, for messages.
     """
 
     question: str
     working: str
-    answer: str
+    answer: str | list[str]
     where: str
 
 
