@@ -125,10 +125,14 @@ def test_every_recipe_parses(path):
     if method in TUNING:
         return
     assert "task" in recipe.places
-    task = get_task(values["task"], **(values["task_args"] or {}))
-    # Prompt and task go together; only free text is not graded.
-    prompt = load_prompt(values["prompt"] or task.default_prompt)
-    assert task.reward_fn(prompt) or prompt.answer_format == "text"
+    tasks = [(values["task"], values["task_args"])]
+    if isinstance(values["task"], list):
+        tasks = [(part.task, part.task_args) for part in recipe.instances[0].parts().values()]
+    for name, task_args in tasks:
+        task = get_task(name, **(task_args or {}))
+        # Prompt and task go together; only free text is not graded.
+        prompt = load_prompt(values["prompt"] or task.default_prompt)
+        assert task.reward_fn(prompt) or prompt.answer_format == "text"
 
 
 def test_output_folders_are_distinct():

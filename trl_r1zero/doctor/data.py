@@ -103,8 +103,11 @@ def load_data(run: Run) -> list[Split]:
             return splits
     else:
         splits = [read_split("train_data", train, partial(task.load, split="train"), example)]
-    load = partial(task.load, split="validation")
-    return [*splits, read_split("eval_data", validation, load, example)]
+    sets = run.data.validation_sets(task, prompt).items()
+    return splits + [
+        read_split(f"eval_data{name and f' {name}'}", source, load, example)
+        for name, (source, load) in sets
+    ]
 
 
 def _load_pairs(source: str | None) -> list[tuple[str, str]]:
@@ -182,7 +185,7 @@ def check_overlap(train: Split, validation: Split) -> Iterator[Finding]:
     elif both:
         found = (
             f"{len(both):,} of {len(prompts):,} validation problems are among the training "
-            f"problems (rows {_listed(both)} of eval_data)"
+            f"problems (rows {_listed(both)} of {validation.name})"
         )
         advice = "remove them from one of the two, or accuracy is too high"
         yield warning("data/overlap", found, do=advice)
@@ -202,7 +205,7 @@ def check_context(run: Run, splits: Sequence[Split], context: int | None) -> Ite
     for split in splits:
         if not split.prompt_tokens:
             continue
-        if run.samples and (split.name == "eval_data" or not split.responses):
+        if run.samples and (split.name != "train_data" or not split.responses):
             yield _check_sampled(run, split, limit, whose)
         else:
             yield from _check_given(run, split, limit)

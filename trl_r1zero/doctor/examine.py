@@ -24,8 +24,8 @@ def examine(run: Run, listed: str | None) -> Iterator[Finding]:
     for check in (data.check_rows, data.check_duplicates):
         for split in splits:
             yield from check(split)
-    if len(splits) > 1:
-        yield from data.check_overlap(*splits)
+    for validation in splits[1:]:
+        yield from data.check_overlap(splits[0], validation)
     if model is None or model.tokenizer is None:
         yield warning("data/lengths", "lengths in tokens are not known without the tokenizer")
     else:

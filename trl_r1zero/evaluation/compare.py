@@ -13,6 +13,7 @@ from .judged_tasks import JUDGED_TASKS, answers_sha256
 from .markdown import inline, table, wrapped
 from .metrics import Z_95, GradedCompletion, grouped, mean, standard_error
 from .numbers import COUNT, SHARE, metric_rows, plus_minus
+from .suite import read_suite, suite_table
 
 # Columns of what a judge said.
 _JUDGED = {
@@ -73,10 +74,11 @@ def compare_folders(
     baselines: Sequence[str | Path] = (),
     judgments: str | None = None,
 ) -> str:
-    """A Markdown table for each task, in the order in which the tasks come.
+    """A Markdown table for each task, in the order in which the tasks come; before them one of all
+    suites.
 
     Args:
-        paths: Folders of evaluations.
+        paths: Folders of evaluations, or of suites, which stand for their tasks' folders.
         baselines: Folders that others of the same task are compared with, at most one of a task;
             they need not be among the paths. The first folder of a task is by default.
         judgments: Name of the judgments to take, where a folder has several.
@@ -86,12 +88,13 @@ def compare_folders(
             judgments; two baselines are of one task, or one is not finished.
     """
     folders: dict[Path, EvaluatedFolder] = {}
-    for path in map(Path, paths):
+    suites = {Path(path): suite for path in paths if (suite := read_suite(Path(path)))}
+    for path in _of_tasks(paths):
         if path.resolve() in folders:
             raise ValueError(f"{path} is given twice; give each folder once")
         folders[path.resolve()] = EvaluatedFolder.read(path)
     chosen: dict[str, Path] = {}
-    for path in map(Path, baselines):
+    for path in _of_tasks(baselines):
         folder = folders.setdefault(path.resolve(), EvaluatedFolder.read(path))
         if folder.task in chosen:
             raise ValueError(
@@ -102,10 +105,19 @@ def compare_folders(
     if all(entry.left_out for entry in entries):
         reasons = "".join(f"\n  {entry.reason}" for entry in entries) or " no folder is given"
         raise ValueError(f"there is nothing to compare:{reasons}")
-    lines = []
+    lines = ["## Suites", "", *suite_table(list(suites.values())), ""] if suites else []
     for task, group in grouped((entry.folder.task, entry) for entry in entries).items():
         lines += _section(task, group, chosen.get(task))
     return "\n".join(lines)
+
+
+def _of_tasks(paths: Sequence[str | Path]) -> list[Path]:
+    """The paths, with the folders of its tasks for each that is a suite's."""
+    found = []
+    for path in map(Path, paths):
+        suite = read_suite(path)
+        found += [path] if suite is None else [path / t["folder"] for t in suite["tasks"].values()]
+    return found
 
 
 # Rows

@@ -123,13 +123,28 @@ def evaluate(
         clock = Stopwatch()
         rows = job.all_rows((), clock, lambda row: None)
         return Evaluation(rows, summarize_evaluation(rows, num_completions, clock.seconds))
-    identity = job.identity(settings or {})
-    with ResultsFolder(folder, identity, job.num_rows) as results:
+    with job.results(folder, settings) as results:
         rows = job.all_rows(results.rows.values(), results.clock, results.add)
         summary = summarize_evaluation(rows, num_completions, results.clock.seconds)
         results.finish((row.as_row() for row in rows), summary)
         write_evaluation_report(results.folder, rows, summary, results.facts)
     return Evaluation(rows, summary)
+
+
+def check_results_folder(
+    engine: Engine,
+    examples: Iterable[Mapping[str, Any]],
+    grader: Grader,
+    sampling: SamplingConfig,
+    *,
+    num_completions: int,
+    seed: int,
+    folder: str | Path,
+    settings: Mapping[str, Any],
+) -> None:
+    """Raise the ValueError that `evaluate` would, if the folder holds another evaluation."""
+    job = _Job(engine, _checked(examples), grader, sampling, num_completions, seed)
+    job.results(folder, settings)
 
 
 @dataclass(frozen=True)
@@ -146,6 +161,9 @@ class _Job:
     @property
     def num_rows(self) -> int:
         return len(self.examples) * self.num_completions
+
+    def results(self, folder: str | Path, settings: Mapping[str, Any] | None) -> ResultsFolder:
+        return ResultsFolder(folder, self.identity(settings or {}), self.num_rows)
 
     def identity(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         digest = hashlib.sha256()

@@ -80,6 +80,8 @@ def run_submission(recipe: ParsedRecipe) -> None:
             f"resume_from_checkpoint: got {config.resume_from_checkpoint!r}; remove it: a run of "
             "the leaderboard goes on from its own last checkpoint by itself"
         )
+    if isinstance(task_args.eval_data, list):
+        raise RuleBrokenError("eval_data: got a list of sets; give the board's validation problems")
     task = task_args.load()
     checks = check_settings(board, recipe.values)
     facts: dict[str, Any] = {}

@@ -1,17 +1,35 @@
 """What to train, validate and evaluate on, as recipes say it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from trl_r1zero.common.arguments import AT_LEAST_0, Positive, arg, check_ranges
 from trl_r1zero.data.prompts import Prompt, load_prompt
 from trl_r1zero.data.tasks import TASKS, Task, get_task
+from trl_r1zero.data.tasks.base import Example
 from trl_r1zero.rewards.registry import REWARDS, RewardFn, resolve_reward
+
+from .task_lists import named_tasks
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from trl_r1zero.trainers.rewards import TRLReward
+
+LoadExamples = Callable[[str | None], list[Example]]
+# Settings of one of several validation sets.
+_OF_A_SET = {
+    **{name: str for name in ("task", "data", "split")},
+    "task_args": dict[str, Any],
+    "num_examples": int,
+}
+EVAL_DATA_HELP = (
+    "Or several sets, a list of tasks' names and of mappings {name: AIME24, task: aime, data: ..., "
+    "split: ..., num_examples: ...}, by default of the run's own task: the first picks the best "
+    "model, and each has metrics validation/NAME/..."
+)
 
 
 @dataclass
@@ -79,7 +97,13 @@ class TaskArguments(TaskSelection):
     train_data: str | None = arg(
         None, "JSON-lines file or hub id (id, id:split) of the training problems."
     )
-    eval_data: str | None = arg(None, "The same for the validation problems.")
+    eval_data: str | list[str | dict[str, Any]] | None = arg(
+        None, f"The same for the validation problems. {EVAL_DATA_HELP}"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.validation_sets(*self.load_task())
 
     def load(self) -> "LoadedTask":
         """Read prompt, data and reward."""
@@ -100,11 +124,42 @@ class TaskArguments(TaskSelection):
         reward_fn, workers = self.load_reward(task, prompt)
         return TRLReward(reward_fn, workers=workers, deadline_seconds=self.reward_deadline_seconds)
 
-    def load_validation(self, task: Task, prompt: Prompt) -> "Dataset":
-        """The validation problems, with columns `prompt` and `ground_truth` among others."""
+    def validation_sets(
+        self, task: Task, prompt: Prompt
+    ) -> dict[str, tuple[str | None, LoadExamples]]:
+        """Source and loader of each validation set, by name; the name of a single one is "".
+
+        Raises:
+            ValueError: Settings that are not right, or a set whose answers the run's reward does
+                not grade.
+        """
+        if not isinstance(self.eval_data, list):
+            return {"": (self.eval_data, partial(task.load, split="validation"))}
+        sets: dict[str, tuple[str | None, LoadExamples]] = {}
+        for name, own in named_tasks("eval_data", self.eval_data, _OF_A_SET, self.task).items():
+            of_set = task
+            if "task" in own or "task_args" in own:
+                of_set = get_task(own.get("task", self.task), **own.get("task_args", {}))
+            if not self.reward and of_set.reward_fn(prompt) is not task.reward_fn(prompt):
+                raise ValueError(
+                    f"eval_data {name}: the answers to the task {of_set.name!r} are graded "
+                    f"otherwise than those to {task.name!r}; set reward to what grades both, or "
+                    "evaluate it after training (trl-r1zero eval)"
+                )
+            split, limit = own.get("split", of_set.eval_split), own.get("num_examples")
+            sets[name] = (own.get("data"), partial(of_set.load, split=split, limit=limit))
+        return sets
+
+    def load_validation(self, task: Task, prompt: Prompt) -> "Dataset | dict[str, Dataset]":
+        """The validation problems, with columns `prompt` and `ground_truth` among others; of
+        several sets by name."""
         from trl_r1zero.data.rows import build_dataset
 
-        return build_dataset(task.load(self.eval_data, "validation"), prompt)
+        sets = {
+            name: build_dataset(load(source), prompt)
+            for name, (source, load) in self.validation_sets(task, prompt).items()
+        }
+        return sets.get("", sets)
 
 
 @dataclass
@@ -114,4 +169,4 @@ class LoadedTask:
     prompt: Prompt
     reward: "TRLReward"
     train_dataset: "Dataset"
-    eval_dataset: "Dataset"
+    eval_dataset: "Dataset | dict[str, Dataset]"

@@ -1,7 +1,7 @@
 """What to fine-tune on (reasoning traces) and to validate on, as recipes say it."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trl_r1zero.common.arguments import arg
 from trl_r1zero.common.processes import from_main_process
@@ -16,7 +16,7 @@ from trl_r1zero.data.traces import (
     load_traces,
     select_examples,
 )
-from trl_r1zero.recipe.task_arguments import TaskArguments
+from trl_r1zero.recipe.task_arguments import EVAL_DATA_HELP, TaskArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,10 +40,10 @@ class TraceArguments(TaskArguments):
         "(already formatted), response and, for filter_correct, ground_truth; or the task's "
         "problems with worked solutions. Unset: the task's own.",
     )
-    eval_data: str | None = arg(
+    eval_data: str | list[str | dict[str, Any]] | None = arg(
         None,
         "The task's validation problems. Unset: those that the task generates; none "
-        "where it reads them.",
+        f"where it reads them. {EVAL_DATA_HELP}",
     )
     num_examples: int | None = arg(
         None,
@@ -75,6 +75,7 @@ class TraceArguments(TaskArguments):
         reward = self.load_trl_reward(task, prompt)
         validates = self.eval_data is not None or isinstance(task, GeneratedTask)
         eval_dataset = self.load_validation(task, prompt) if validates else None
+        sets = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
         traces, sizes = self._select(task, prompt)
         # After all workers have started: the tokenizer's threads do not survive a fork.
         prompt_ids, response_ids = tokenize_separately(
@@ -85,7 +86,7 @@ class TraceArguments(TaskArguments):
             list(zip(map(len, prompt_ids), map(len, response_ids), strict=True)),
             answer_format=prompt.answer_format,
             max_length=max_length,
-            eval_prompts=[] if eval_dataset is None else eval_dataset["prompt"],
+            eval_prompts=[p for rows in sets if rows is not None for p in rows["prompt"]],
         )
         dataset = build_trace_dataset(traces)
         return LoadedTraces(prompt, reward, dataset, eval_dataset, report, sizes)
@@ -121,8 +122,8 @@ class LoadedTraces:
     reward: "TRLReward"
     # Columns `prompt`, `response`, and `ground_truth` where all traces have one.
     train_dataset: "Dataset"
-    # Columns `prompt`, `ground_truth` and more; None if there is no validation.
-    eval_dataset: "Dataset | None"
+    # Columns `prompt`, `ground_truth` and more; several sets by name; None if there is none.
+    eval_dataset: "Dataset | dict[str, Dataset] | None"
     # What is wrong with the traces that are trained on, and their lengths.
     report: TraceReport
     # `rows` and `questions` after each step that was taken, in their order: `read`,

@@ -172,7 +172,10 @@ def _validation_table(run: LoggedRun) -> Block:
     if len(run.validations) > 1:
         columns |= {"after": after, "best": best}
     steps: Rows = {run.kind.step_key: (f"after {run.kind.step_name}", ".0f")}
-    return _metrics_table("± standard error", steps | run.kind.validation_rows, columns)
+    sets: Rows = {
+        f"validation/{name}/accuracy": (f"accuracy, {name}", ".3f") for name in run.validation_sets
+    }
+    return _metrics_table("± standard error", steps | run.kind.validation_rows | sets, columns)
 
 
 def _rollouts_of_steps(run: LoggedRun) -> list[Block]:
@@ -228,6 +231,9 @@ def _time_table(run: LoggedRun) -> Block:
         seconds["rollouts"] = sum(logged(run.rollouts, "rollout_seconds"))
     if run.validations:
         ours, theirs = (logged(run.validations, f"eval_{name}") for name in ("seconds", "runtime"))
+        of_sets = [f"validation/{name}/seconds" for name in run.validation_sets]
+        if of_sets:
+            ours = [s for metric in of_sets for s in logged(run.validations, metric)]
         seconds["validation"] = sum(ours or theirs)
     total = run.wall_time
     # A device's clock may run a little ahead of the wall clock.

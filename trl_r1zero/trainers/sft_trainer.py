@@ -34,7 +34,7 @@ from .sft_config import R1ZeroSFTConfig
 from .train_rows import SFTMicroBatch, TrainRow, make_sft_microbatch
 from .trl_compat import tokenizer_of
 from .update_metrics import UpdateMetrics
-from .validation import require_columns, require_for_validation
+from .validation import EvalDataset, require_columns, require_for_validation
 
 
 class R1ZeroSFTTrainer(CoreTrainer, SFTTrainer):
@@ -44,7 +44,8 @@ class R1ZeroSFTTrainer(CoreTrainer, SFTTrainer):
         model: A model, or the path or hub id of one.
         args: The settings.
         train_dataset: Columns `prompt` (formatted text) and `response`.
-        eval_dataset: Columns `prompt` and `ground_truth`; needed unless `eval_every` is None.
+        eval_dataset: Columns `prompt` and `ground_truth`, in one set or in several by name, of
+            which the first picks the best model; needed unless `eval_every` is None.
         reward_fn: `(response, ground_truth) -> dict` with `reward` and its parts, or a `TRLReward`;
             needed unless `eval_every` is None.
         processing_class: The tokenizer; the model's own by default.
@@ -66,7 +67,7 @@ class R1ZeroSFTTrainer(CoreTrainer, SFTTrainer):
         model: str | PreTrainedModel,
         args: R1ZeroSFTConfig,
         train_dataset: Dataset,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: EvalDataset = None,
         reward_fn: Callable[[str, Any], dict[str, float]] | TRLReward | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         *,

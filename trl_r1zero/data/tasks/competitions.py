@@ -34,7 +34,9 @@ class CompetitionTask(MathTask):
     def rows(self, source: str | None, split: str) -> Iterator[Row]:
         """Returns the rows with the columns of `MathTask`."""
         file = Path(source or "").expanduser() / f"{self.name}.jsonl"
-        return map(_as_math, super().rows(str(file) if source and file.is_file() else source, split))
+        return map(
+            _as_math, super().rows(str(file) if source and file.is_file() else source, split)
+        )
 
 
 @dataclass(frozen=True)
