@@ -163,6 +163,7 @@ def test_what_is_not_graded_is_in_no_average(tiny_model_folder, tmp_path):
         ([{"task": "aime", "model": "m"}], r"task\[0\]: unknown setting 'model'"),
         ([{"task": "aime", "n": "2"}], r"task\[0\]: n: got '2', expected int"),
         ([{"task": "aime", "n": 0}], "task aime: n must be at least 1, got 0"),
+        ([{"task": "aime", "n": 4, "temperature": 0}], "task aime: n: got 4, but at temperature 0"),
         ([{"task": ["aime"]}], r"task\[0\]: task: got \['aime'\], expected str"),
         ([{"task": "aime", "name": "../up"}], r"task\[0\]: name: got '../up', expected letters"),
         ([{"task": "aime", "prompt": "r1zero"}], "task aime: .*r1zero"),

@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +39,10 @@ def run_suite(
 ) -> dict[str, Any]:
     """`run` for each task on one engine; what `suite.json` holds, which is written after each."""
     from trl_r1zero.evaluation.evaluate import check_results_folder
-    from trl_r1zero.evaluation.suite import SuiteTask, suite_facts, write_suite
+    from trl_r1zero.evaluation.suite import suite_facts, task_facts, write_suite
 
-    arguments = recipe.instances[0]
-    tasks = {
-        name: SuiteTask(name, one.settings, one.sampling.temperature)
-        for name, one in loaded.items()
-    }
+    known = {name: (name, one.settings, one.sampling.temperature) for name, one in loaded.items()}
+    tasks = {name: task_facts(*known[name]) for name in loaded}
     with ExitStack() as stack:
         for one in loaded.values():
             stack.enter_context(one.grader)
@@ -56,8 +53,8 @@ def run_suite(
         for name, one in loaded.items():
             print(_evaluating(one), flush=True)
             evaluation = _evaluate(one, _recipe_of(recipe, one.arguments))
-            tasks[name] = replace(tasks[name], summary=evaluation.summary)
-            suite = suite_facts(arguments.model, tasks)
+            tasks[name] = task_facts(*known[name], evaluation.summary)
+            suite = suite_facts(recipe.instances[0].model, tasks)
             write_suite(folder, suite)
     return suite
 

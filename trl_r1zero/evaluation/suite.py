@@ -3,17 +3,19 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .files import json_text, write_atomically
 from .markdown import inline, table, wrapped
 from .metrics import mean
-from .numbers import COUNT, interval_words
+from .numbers import Write, interval_words
 
 SUITE_FILE, SUITE_PAGE = "suite.json", "suite.md"
-PERCENT = "{:.1f}".format
+PERCENT: Write = "{:.1f}".format
+# Of a task's summary.
+_NUMBERS = ("num_examples", "num_completions", "accuracy", "accuracy_stderr", "accuracy_interval",
+            "format_reward", "truncated", "length")  # fmt: skip
 _ABOUT = (
     "Accuracies in percent. The problem is the unit of the 95% intervals in brackets (Wilson's), "
     "for answers to one problem are not independent. avg@k is the mean over the problems of the "
@@ -21,56 +23,49 @@ _ABOUT = (
 )
 
 
-@dataclass(frozen=True)
-class SuiteTask:
-    """A task of a suite: its results' folder, its settings as `evaluation.json` has them, and its
-    summary, None before it is finished."""
-
-    folder: str
-    settings: Mapping[str, Any]
-    temperature: float
-    summary: Mapping[str, Any] | None = None
-
-    def as_facts(self) -> dict[str, Any]:
-        """What `suite.json` has of it."""
-        names = ("task", "data", "split", "prompt")
-        facts = {name: self.settings[name] for name in names if name in self.settings}
-        facts |= {"folder": self.folder, "temperature": self.temperature}
-        summary = self.summary or {}
-        kept = ("num_examples", "num_completions", "accuracy", "accuracy_stderr")
-        kept += ("accuracy_interval", "format_reward", "truncated", "length")  # type: ignore[assignment]
-        facts |= {name: summary[name] for name in kept if name in summary}
-        if "accuracy" in summary:
-            n = summary["num_completions"]
-            facts["metric"] = f"avg@{n}" if n > 1 else "acc"
-        return facts | {"finished": self.summary is not None}
+def task_facts(
+    folder: str,
+    settings: Mapping[str, Any],
+    temperature: float,
+    summary: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What `suite.json` has of a task: its results' folder, what was asked how, and of its
+    summary, None before it is finished, the numbers of the table."""
+    numbers = summary or {}
+    facts = {name: settings[name] for name in ("task", "data", "split", "prompt")
+             if name in settings}  # fmt: skip
+    facts |= {"folder": folder, "temperature": temperature, "finished": summary is not None}
+    if "accuracy" in numbers:
+        n = numbers["num_completions"]
+        facts["metric"] = f"avg@{n}" if n > 1 else "acc"
+    return facts | {name: numbers[name] for name in _NUMBERS if name in numbers}
 
 
-def suite_facts(model: str, tasks: Mapping[str, SuiteTask]) -> dict[str, Any]:
-    """What `suite.json` holds: the tasks by name, and the average where all have an accuracy.
+def suite_facts(model: str, tasks: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """What `suite.json` holds: `task_facts` by name, and the average once all are finished.
 
     The average is the mean over the tasks that are graded, each counted once. Its standard error is
     the root of the tasks' summed squared errors, over their number; its interval adds up the
     distances to the tasks' limits in the same way (Newcombe 1998; Zou and Donner 2008,
     doi:10.1002/sim.3095), so it stays within 0 and 1.
     """
-    facts = {name: task.as_facts() for name, task in tasks.items()}
-    graded = [task for task in facts.values() if "accuracy" in task]
-    suite: dict[str, Any] = {"model": model, "tasks": facts}
-    if graded and all(task["finished"] for task in facts.values()):
-        center = mean([task["accuracy"] for task in graded])
+    graded = [task for task in tasks.values() if "accuracy" in task]
+    suite: dict[str, Any] = {"model": model, "tasks": dict(tasks)}
+    if not graded or not all(task["finished"] for task in tasks.values()):
+        return suite
 
-        def together(distances: list[float]) -> float:
-            return math.sqrt(math.fsum(d**2 for d in distances)) / len(distances)
+    def together(distances: list[float]) -> float:
+        return math.sqrt(math.fsum(d**2 for d in distances)) / len(distances)
 
-        low, high = (
-            together([task["accuracy"] - task["accuracy_interval"][side] for task in graded])
-            for side in (0, 1)
-        )
-        suite |= {"average": center, "average_interval": [center - low, center + high]}
-        errors = [task["accuracy_stderr"] for task in graded if "accuracy_stderr" in task]
-        if len(errors) == len(graded):
-            suite["average_stderr"] = together(errors)
+    average = mean([task["accuracy"] for task in graded])
+    low, high = (
+        together([task["accuracy"] - task["accuracy_interval"][side] for task in graded])
+        for side in (0, 1)
+    )
+    suite |= {"average": average, "average_interval": [average - low, average + high]}
+    errors = [task["accuracy_stderr"] for task in graded if "accuracy_stderr" in task]
+    if len(errors) == len(graded):
+        suite["average_stderr"] = together(errors)
     return suite
 
 
@@ -115,25 +110,16 @@ def _about(suite: Mapping[str, Any]) -> list[str]:
               "truncated, %", "mean length", "data", "folder"]  # fmt: skip
     rows = []
     for name, task in suite["tasks"].items():
-        percent = {
-            key: PERCENT(100 * task[key])
-            for key in ("accuracy", "format_reward", "truncated")
-            if key in task
-        }
+        about = task.get("metric", "not graded" if task["finished"] else "not finished")
         limits = [100 * limit for limit in task.get("accuracy_interval", ())]
+        numbers = [PERCENT(100 * task[key]) if key in task else "-"
+                   for key in ("accuracy", "format_reward", "truncated")]  # fmt: skip
         rows.append(
             [
-                inline(name),
-                task.get("metric", "not graded" if task["finished"] else "not finished"),
-                COUNT(task["num_examples"]) if "num_examples" in task else "-",
-                f"{task['temperature']:g}",
-                percent.get("accuracy", "-"),
-                interval_words(limits, PERCENT) or "-",
-                percent.get("format_reward", "-"),
-                percent.get("truncated", "-"),
-                f"{task['length']:.1f}" if "length" in task else "-",
-                inline(task.get("data", "the task's own")),
-                inline(task["folder"]),
+                *(inline(name), about, str(task.get("num_examples", "-"))),
+                *(f"{task['temperature']:g}", numbers[0], interval_words(limits, PERCENT) or "-"),
+                *(*numbers[1:], PERCENT(task["length"]) if "length" in task else "-"),
+                *(inline(task.get("data", "the task's own")), inline(task["folder"])),
             ]
         )
     paragraphs = [line for text in wrapped(_ABOUT) for line in [*text, ""]]

@@ -103,6 +103,11 @@ class EvaluationArguments(TaskSelection):
                     f"{name}: got {getattr(self, name)!r}, but only the backend "
                     f"{' or '.join(backends)} uses it, and backend is {self.backend}; remove it"
                 )
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError(
+                f"n: got {self.n}, but at temperature 0 all answers to a problem are the same; set "
+                "temperature above 0, or n to 1"
+            )
         if self.backend == "vllm_server" and not self.server_url:
             raise ValueError(
                 "server_url is not set; give the address of the server, or use the backend vllm, "
