@@ -1,12 +1,16 @@
 """What to train, validate and evaluate on, as recipes say it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from trl_r1zero.common.arguments import AT_LEAST_0, Positive, arg, check_ranges
+from trl_r1zero.data.prompt_room import PromptRoom
 from trl_r1zero.data.prompts import Prompt, load_prompt
 from trl_r1zero.data.tasks import TASKS, Task, get_task
 from trl_r1zero.rewards.registry import REWARDS, RewardFn, resolve_reward
+
+from .row_arguments import RowArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -15,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class TaskSelection:
+class TaskSelection(RowArguments):
     """A task, its prompt and its reward. Keys of every recipe that has a task.
 
     Raises:
@@ -68,12 +72,16 @@ class TaskSelection:
         return reward_fn, 0 if is_own else 2
 
 
+# Key of a recipe's data -> the split that is read of it.
+_SPLITS = {"train_data": "train", "eval_data": "validation"}
+
+
 @dataclass
 class TaskArguments(TaskSelection):
     """A task to train on: with its two sets of data.
 
     Raises:
-        ValueError: See `TaskSelection`; a malformed row (on `load`).
+        ValueError: See `TaskSelection`; rows that cannot be used (on `load`).
     """
 
     train_data: str | None = arg(
@@ -81,16 +89,14 @@ class TaskArguments(TaskSelection):
     )
     eval_data: str | None = arg(None, "The same for the validation problems.")
 
-    def load(self) -> "LoadedTask":
-        """Read prompt, data and reward."""
-        from trl_r1zero.data.rows import build_dataset
-
+    def load(self, rooms: Mapping[str, PromptRoom] | None = None) -> "LoadedTask":
+        """Read prompt, data and reward; `rooms` as in `load_problems`."""
         task, prompt = self.load_task()
         return LoadedTask(
             prompt=prompt,
             reward=self.load_trl_reward(task, prompt),
-            train_dataset=build_dataset(task.load(self.train_data, "train"), prompt),
-            eval_dataset=self.load_validation(task, prompt),
+            train_dataset=self.load_problems("train_data", task, prompt, rooms),
+            eval_dataset=self.load_problems("eval_data", task, prompt, rooms),
         )
 
     def load_trl_reward(self, task: Task, prompt: Prompt) -> "TRLReward":
@@ -100,11 +106,20 @@ class TaskArguments(TaskSelection):
         reward_fn, workers = self.load_reward(task, prompt)
         return TRLReward(reward_fn, workers=workers, deadline_seconds=self.reward_deadline_seconds)
 
-    def load_validation(self, task: Task, prompt: Prompt) -> "Dataset":
-        """The validation problems, with columns `prompt` and `ground_truth` among others."""
+    def load_problems(
+        self, key: str, task: Task, prompt: Prompt, rooms: Mapping[str, PromptRoom] | None
+    ) -> "Dataset":
+        """The problems of `train_data` or `eval_data`, with columns `prompt` and `ground_truth`
+        among others; prompts that leave no room (by the same keys) are bad rows."""
         from trl_r1zero.data.rows import build_dataset
 
-        return build_dataset(task.load(self.eval_data, "validation"), prompt)
+        source, room = getattr(self, key), (rooms or {}).get(key)
+        with self.reading(key, source) as bad_rows:
+            examples = task.load(source, _SPLITS[key], on_bad_row=bad_rows)
+            if room is not None:
+                prompts = [prompt.format(example.question) for example in examples]
+                examples = room.keep(examples, prompts, bad_rows)
+        return build_dataset(examples, prompt)
 
 
 @dataclass

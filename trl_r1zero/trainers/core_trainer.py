@@ -32,6 +32,7 @@ from .optimizer_state import AveragesFirst, check_second_moment
 from .policy_forward import PolicyForward
 from .profile import ProfileCallback
 from .progress import ProgressCallback, use_progress_callback
+from .prompt_rooms import prompt_rooms
 from .rewards import GradeFn
 from .run_folder import RunFolderCallback, checkpoint_to_resume
 from .sampling import PolicySampler, check_sharding
@@ -117,8 +118,12 @@ class CoreTrainer(Trainer):
 
     def set_up_sampling(self, grade: GradeFn, eval_sampling: SamplingConfig) -> None:
         """Set `sampler`, `validator` (which samples and grades as given) and, with use_vllm,
-        `server`."""
+        `server`; a ValueError if a prompt leaves no room in the context."""
         tokenizer = trl_compat.tokenizer_of(self)
+        datasets = {"train_data": self.train_dataset, "eval_data": self.eval_dataset}
+        for name, room in prompt_rooms(self.args, self.model.config, tokenizer).items():
+            if datasets[name] is not None:
+                room.check(name, datasets[name]["prompt"])
         if self.args.use_vllm:
             self.server = connect_to_server(self.policy, tokenizer, self.timer)
             if self.server.sleep_level:
