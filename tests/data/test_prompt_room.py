@@ -79,7 +79,6 @@ def test_what_limits_the_context():
 
 def test_rows_are_kept_or_added_to_the_bad_ones_the_longest_first():
     bad_rows = BadRows("error", "rows.jsonl")
-    bad_rows.read = 6
     kept = room().keep(ITEMS, PROMPTS, bad_rows)
     assert [item.where for item in kept] == ["f:1", "f:3", "f:5"]
     assert [error.where for error in bad_rows.errors] == ["f:4", "f:6", "f:2"]

@@ -86,8 +86,10 @@ class PromptRoom:
         Args:
             rows: with `where` they came from.
             prompts: of each, formatted.
-            bad_rows: of the source of the rows, each of which it has counted.
+            bad_rows: of the source of the rows.
         """
+        # Examples that a task generates were not counted while they were read.
+        bad_rows.read = max(bad_rows.read, len(rows) + len(bad_rows.errors))
         long = self.too_long(prompts)
         used, fitting = range(len(rows)), [n for n in range(len(rows)) if n not in long]
         if self.first is not None and self.first <= len(fitting):

@@ -161,9 +161,10 @@ def examine_traces(
     if max_length is not None:
         pairs = zip(traces, totals, strict=True)
         long = [(trace, f"{total:,} tokens") for trace, total in pairs if total > max_length]
-        problem = f"more tokens than max_length, {max_length:,}"
         advice = "Raise max_length if memory admits it, or remove the rows."
-        findings["too_long"] = _finding(problem, advice, long)
+        findings["too_long"] = _finding(
+            f"more tokens than max_length, {max_length:,}", advice, long
+        )
     prompts, responses = zip(*lengths, strict=True)
     by_name = {"prompt": prompts, "response": responses, "total": totals}
     return TraceReport(

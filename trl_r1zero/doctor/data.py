@@ -132,7 +132,8 @@ def check_rows(split: Split, on_bad_row: str = "error") -> Iterator[Finding]:
         listed = [f"row {line}: {message}" for line, message in split.bad.items()][:_LISTED]
         more = [f"and {number - _LISTED} more"] if number > _LISTED else []
         skip = on_bad_row == "skip"
-        does = "leaves them out" if skip else "does not start with them"
+        them = "it" if number == 1 else "them"
+        does = f"leaves {them} out" if skip else f"does not start with {them}"
         edit = f"sed -i '{';'.join(f'{line}d' for line in split.bad)}' {split.source}"
         remove = f" ({edit})" if where.endswith(".jsonl") and number <= _MOST_IN_COMMAND else ""
         yield (warning if skip else problem)(
