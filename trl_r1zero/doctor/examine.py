@@ -21,9 +21,11 @@ def examine(run: Run, listed: str | None) -> Iterator[Finding]:
     yield from machine.check_trainers(run)
     yield from machine.check_network(run)
     splits = data.load_data(run)
-    for check in (data.check_rows, data.check_duplicates):
-        for split in splits:
-            yield from check(split)
+    for split in splits:
+        yield from data.check_rows(split, run.values["on_bad_row"])
+    for split in splits:
+        yield from data.check_duplicates(split)
+    yield from data.check_white_space(run, splits[0])
     for validation in splits[1:]:
         yield from data.check_overlap(splits[0], validation)
     if model is None or model.tokenizer is None:

@@ -108,7 +108,8 @@ def evaluate(
         seed: Seed of the sampling.
         folder: Where to write; nothing is written if None.
         settings: What else identifies and describes the evaluation (model, task, prompt, versions),
-            as JSON can hold it. It must be the same when the evaluation goes on.
+            as JSON can hold it. It must be the same when the evaluation goes on. `skipped_rows`
+            among it (see `BadRows.facts`) is in the summary too.
 
     Raises:
         ValueError: There are no examples, or one lacks a column or has an empty prompt; the folder
@@ -126,6 +127,8 @@ def evaluate(
     with job.results(folder, settings) as results:
         rows = job.all_rows(results.rows.values(), results.clock, results.add)
         summary = summarize_evaluation(rows, num_completions, results.clock.seconds)
+        if settings and "skipped_rows" in settings:
+            summary["skipped_rows"] = settings["skipped_rows"]
         results.finish((row.as_row() for row in rows), summary)
         write_evaluation_report(results.folder, rows, summary, results.facts)
     return Evaluation(rows, summary)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trl_r1zero.data.bad_rows import skipped_in_words
+
 from .metrics import GradedCompletion
 from .numbers import (
     COUNT,
@@ -100,6 +102,8 @@ def _page(
     errors = "The number behind ± is the standard error of the mean over examples" + (
         "; the completions of one example count as one." if summary["num_completions"] > 1 else "."
     )
+    if skipped := summary.get("skipped_rows"):
+        errors += f" The data set was not evaluated as a whole: {skipped_in_words(skipped)}."
     page = Page(
         "Evaluation" + (f" of {' on '.join(names)}" if names else ""),
         cards=metric_rows(summary, _CARDS),
@@ -141,6 +145,7 @@ def _header(facts: Mapping[str, Any]) -> Table:
     settings = dict(facts["settings"])
     known = [(name, settings.pop(name)) for name in _SETTINGS if name in settings]
     known += [(name, facts[name]) for name in ("engine", "sampling", "seed", "reward", "started")]
+    settings.pop("skipped_rows", None)  # are among the results
     known += settings.items()
     return Table(["what", "value"], [[name, _in_words(value)] for name, value in known], False)
 
@@ -155,6 +160,8 @@ def _in_words(value: Any) -> str:
 
 def _results(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = metric_rows(summary, _RESULTS)
+    if skipped := summary.get("skipped_rows"):
+        rows.insert(1, ("left out", f"{COUNT(skipped['skipped'])} of {COUNT(skipped['of'])}"))
     if "format_reward" in summary:
         after = [label for label, _ in rows].index("format reward") + 1
         count = COUNT(summary["categories"]["format_0"]["count"])

@@ -1,6 +1,7 @@
 """What to evaluate, how to sample, and where to write, as recipes say it."""
 
 import typing
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import MISSING, dataclass, replace
 from functools import cached_property
@@ -12,7 +13,13 @@ from trl_r1zero.common.naming import unknown_name_message
 from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.tasks import TASKS
 
-from .evaluation_backends import BACKENDS, DEFAULT_BATCH_SIZE, KEYS_OF_BACKENDS, DeferredEngine
+from .evaluation_backends import (
+    BACKENDS,
+    DEFAULT_BATCH_SIZE,
+    KEYS_OF_BACKENDS,
+    DeferredEngine,
+    prompt_room,
+)
 from .requirements import check_model_path
 from .task_arguments import TaskSelection
 from .task_lists import named_tasks
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from trl_r1zero.data.prompts import Prompt
-    from trl_r1zero.data.tasks import Task
+    from trl_r1zero.data.tasks import Example, Task
     from trl_r1zero.generation import SamplingConfig
     from trl_r1zero.grading import Grader
 
@@ -56,7 +63,7 @@ class EvaluationArguments(TaskSelection):
         "Which of its splits; a file of problems has only one. Unset: the task's own, validation "
         "or test.",
     )
-    num_examples: Count | None = arg(None, "The first so many problems. Unset: all.")
+    num_examples: Count | None = arg(None, "The first so many usable problems. Unset: all.")
     backend: str = arg(
         "vllm",
         "What samples. transformers: this process; vllm: a vLLM server of its own; vllm_offline: "
@@ -155,7 +162,7 @@ class EvaluationArguments(TaskSelection):
         """Read prompt, data and reward of one task; the model is not loaded yet.
 
         Raises:
-            ValueError: Something that the arguments name does not exist, or a malformed row.
+            ValueError: Something that the arguments name does not exist, or rows cannot be used.
             OSError: The data cannot be read.
         """
         return self._load(_EvaluatedModel(self))
@@ -185,19 +192,27 @@ class EvaluationArguments(TaskSelection):
         values = {name: getattr(self, name) for name in names}
         sampling = SamplingConfig(**values, stop=prompt.stop)
         split = self.split or task.eval_split
-        examples = build_dataset(task.load(self.data, split, limit=self.num_examples), prompt)
+        with self.reading("data", self.data) as bad_rows, ExitStack() as on_error:
+            examples = task.load(self.data, split, self.num_examples, bad_rows)
+            # Before the tokenizer is used, whose threads do not survive a fork.
+            grader = on_error.enter_context(self._load_grader(task, prompt, examples))
+            if (room := prompt_room(self, model.engine)) is not None:
+                prompts = [prompt.format(example.question) for example in examples]
+                examples = room.keep(examples, prompts, bad_rows)
+            bad_rows.check()
+            dataset = build_dataset(examples, prompt)
+            on_error.pop_all()
         return LoadedEvaluation(
             arguments=self,
             task=task,
             prompt=prompt,
-            examples=examples,
+            examples=dataset,
             sampling=sampling,
             engine=model.engine,
             folder=self.folder,
             settings=self._settings(split, prompt, model),
             environment=model.environment,
-            # Started last, so that an error above leaves no processes behind.
-            grader=self._load_grader(task, prompt, examples),
+            grader=grader,
         )
 
     def _settings(self, split: str, prompt: "Prompt", model: "_EvaluatedModel") -> dict[str, Any]:
@@ -216,10 +231,13 @@ class EvaluationArguments(TaskSelection):
             "server": self.server,
             "device": None if elsewhere else here["device"],
             "versions": {"python": here["python"], **here["packages"]},
+            "skipped_rows": self.skipped_rows.get("data"),
         }
         return {name: value for name, value in settings.items() if value is not None}
 
-    def _load_grader(self, task: "Task", prompt: "Prompt", examples: "Dataset") -> "Grader":
+    def _load_grader(
+        self, task: "Task", prompt: "Prompt", examples: "Sequence[Example]"
+    ) -> "Grader":
         from trl_r1zero.grading import Grader, keep_replies
 
         # Nothing grades answers to some tasks, unless the recipe has a reward for them.
@@ -229,8 +247,8 @@ class EvaluationArguments(TaskSelection):
         grader = Grader(reward_fn, workers=workers, deadline_seconds=self.reward_deadline_seconds)
         with ExitStack() as on_error:
             on_error.callback(grader.close)
-            if len(examples) > 0:
-                grader.check(examples[0]["ground_truth"])
+            if examples:
+                grader.check(examples[0].ground_truth)
             on_error.pop_all()
         return grader
 

@@ -18,6 +18,7 @@ from .types import MISFIT, fit, type_name
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from trl_r1zero.data.prompt_room import PromptRoom
     from trl_r1zero.generation import Completion, Engine, SamplingConfig
 
     from .evaluation_arguments import EvaluationArguments
@@ -134,6 +135,30 @@ def _vllm_server(arguments: "EvaluationArguments") -> DeferredEngine:
         return engine
 
     return DeferredEngine("vllm-server", open_engine)
+
+
+def prompt_room(arguments: "EvaluationArguments", engine: DeferredEngine) -> "PromptRoom | None":
+    """What the context leaves for prompts. None if that cannot be known before the engine opens,
+    which then says what is wrong."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from trl_r1zero.data.prompt_room import PromptRoom, context_of
+
+    config, max_model_len = None, (arguments.server or {}).get("max_model_len")
+    try:
+        if arguments.backend == "vllm_server":
+            running: Any = engine.engine  # it runs already: nothing starts
+            tokenizer, max_model_len = running.tokenizer, running.max_model_len
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+            config = AutoConfig.from_pretrained(arguments.model)
+    except (OSError, RuntimeError, ValueError):
+        return None
+    vllm = arguments.backend != "transformers"
+    context, limit = context_of(config, tokenizer, vllm=vllm, max_model_len=max_model_len)
+    if context is None:
+        return None
+    return PromptRoom(tokenizer, context, limit, arguments.max_tokens, "max_tokens")
 
 
 # To add a backend, add a line.

@@ -1,16 +1,18 @@
 """What to train, validate and evaluate on, as recipes say it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from trl_r1zero.common.arguments import AT_LEAST_0, Positive, arg, check_ranges
+from trl_r1zero.data.prompt_room import PromptRoom
 from trl_r1zero.data.prompts import Prompt, load_prompt
 from trl_r1zero.data.tasks import TASKS, Task, get_task
 from trl_r1zero.data.tasks.base import Example
 from trl_r1zero.rewards.registry import REWARDS, RewardFn, resolve_reward
 
+from .row_arguments import RowArguments
 from .task_lists import named_tasks
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
     from trl_r1zero.trainers.rewards import TRLReward
 
-LoadExamples = Callable[[str | None], list[Example]]
+LoadExamples = Callable[..., list[Example]]  # takes a source, and on_bad_row
 # Settings of one of several validation sets.
 _OF_A_SET = {
     **{name: str for name in ("task", "data", "split")},
@@ -33,7 +35,7 @@ EVAL_DATA_HELP = (
 
 
 @dataclass
-class TaskSelection:
+class TaskSelection(RowArguments):
     """A task, its prompt and its reward. Keys of every recipe that has a task.
 
     Raises:
@@ -91,7 +93,7 @@ class TaskArguments(TaskSelection):
     """A task to train on: with its two sets of data.
 
     Raises:
-        ValueError: See `TaskSelection`; a malformed row (on `load`).
+        ValueError: See `TaskSelection`; rows that cannot be used (on `load`).
     """
 
     train_data: str | None = arg(
@@ -105,16 +107,16 @@ class TaskArguments(TaskSelection):
         super().__post_init__()
         self.validation_sets(*self.load_task())
 
-    def load(self) -> "LoadedTask":
-        """Read prompt, data and reward."""
-        from trl_r1zero.data.rows import build_dataset
-
+    def load(self, rooms: Mapping[str, PromptRoom] | None = None) -> "LoadedTask":
+        """Read prompt, data and reward; `rooms` as in `load_problems`."""
         task, prompt = self.load_task()
         return LoadedTask(
             prompt=prompt,
             reward=self.load_trl_reward(task, prompt),
-            train_dataset=build_dataset(task.load(self.train_data, "train"), prompt),
-            eval_dataset=self.load_validation(task, prompt),
+            train_dataset=self.load_problems(
+                "train_data", self.train_data, partial(task.load, split="train"), prompt, rooms
+            ),
+            eval_dataset=self.load_validation(task, prompt, rooms),
         )
 
     def load_trl_reward(self, task: Task, prompt: Prompt) -> "TRLReward":
@@ -150,16 +152,42 @@ class TaskArguments(TaskSelection):
             sets[name] = (own.get("data"), partial(of_set.load, split=split, limit=limit))
         return sets
 
-    def load_validation(self, task: Task, prompt: Prompt) -> "Dataset | dict[str, Dataset]":
-        """The validation problems, with columns `prompt` and `ground_truth` among others; of
-        several sets by name."""
-        from trl_r1zero.data.rows import build_dataset
-
+    def load_validation(
+        self, task: Task, prompt: Prompt, rooms: Mapping[str, PromptRoom] | None
+    ) -> "Dataset | dict[str, Dataset]":
+        """The validation problems; of several sets by name. Columns and `rooms` as in
+        `load_problems`."""
         sets = {
-            name: build_dataset(load(source), prompt)
+            name: self.load_problems(f"eval_data {name}".strip(), source, load, prompt, rooms)
             for name, (source, load) in self.validation_sets(task, prompt).items()
         }
         return sets.get("", sets)
+
+    def load_problems(
+        self,
+        name: str,
+        source: str | None,
+        load: LoadExamples,
+        prompt: Prompt,
+        rooms: Mapping[str, PromptRoom] | None,
+    ) -> "Dataset":
+        """The problems of a data set, with columns `prompt` and `ground_truth` among others.
+
+        Args:
+            name: The recipe's key, and the name of one of several sets.
+            source, load: See `validation_sets`.
+            prompt: Formats the questions.
+            rooms: What the context leaves, by the recipe's key; prompts beyond it are bad rows.
+        """
+        from trl_r1zero.data.rows import build_dataset
+
+        room = (rooms or {}).get(name.split(maxsplit=1)[0])
+        with self.reading(name, source) as bad_rows:
+            examples = load(source, on_bad_row=bad_rows)
+            if room is not None:
+                prompts = [prompt.format(example.question) for example in examples]
+                examples = room.keep(examples, prompts, bad_rows)
+        return build_dataset(examples, prompt)
 
 
 @dataclass

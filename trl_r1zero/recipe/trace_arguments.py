@@ -1,10 +1,12 @@
 """What to fine-tune on (reasoning traces) and to validate on, as recipes say it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trl_r1zero.common.arguments import arg
 from trl_r1zero.common.processes import from_main_process
+from trl_r1zero.data.prompt_room import PromptRoom
 from trl_r1zero.data.prompts import Prompt
 from trl_r1zero.data.tasks.base import GeneratedTask, Task
 from trl_r1zero.data.trace_doctor import TraceReport, examine_traces
@@ -30,8 +32,8 @@ class TraceArguments(TaskArguments):
     """Traces to train on, and a task to validate on.
 
     Raises:
-        ValueError: An unknown task, prompt or reward, a malformed row, or settings that leave no
-            rows (on `load_traces`).
+        ValueError: An unknown task, prompt or reward, rows that cannot be used, or settings that
+            leave no rows (on `load_traces`).
     """
 
     train_data: str | None = arg(
@@ -62,11 +64,15 @@ class TraceArguments(TaskArguments):
     )
 
     def load_traces(
-        self, tokenizer: "PreTrainedTokenizerBase", max_length: int | None
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int | None,
+        rooms: Mapping[str, PromptRoom] | None = None,
     ) -> "LoadedTraces":
         """Read prompt, reward, traces and validation problems, and examine the traces.
 
-        Nothing is removed for having more than `max_length` tokens: the report counts it.
+        Nothing is removed for having more than `max_length` tokens: the report counts it. `rooms`
+        as in `load_problems`.
         """
         from trl_r1zero.data.rows import build_trace_dataset
         from trl_r1zero.data.tokenization import tokenize_separately
@@ -74,9 +80,9 @@ class TraceArguments(TaskArguments):
         task, prompt = self.load_task()
         reward = self.load_trl_reward(task, prompt)
         validates = self.eval_data is not None or isinstance(task, GeneratedTask)
-        eval_dataset = self.load_validation(task, prompt) if validates else None
-        sets = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
         traces, sizes = self._select(task, prompt)
+        eval_dataset = self.load_validation(task, prompt, rooms) if validates else None
+        sets = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
         # After all workers have started: the tokenizer's threads do not survive a fork.
         prompt_ids, response_ids = tokenize_separately(
             [trace.prompt for trace in traces], [trace.response for trace in traces], tokenizer
@@ -87,14 +93,23 @@ class TraceArguments(TaskArguments):
             answer_format=prompt.answer_format,
             max_length=max_length,
             eval_prompts=[p for rows in sets if rows is not None for p in rows["prompt"]],
+            prompt=prompt,
         )
         dataset = build_trace_dataset(traces)
         return LoadedTraces(prompt, reward, dataset, eval_dataset, report, sizes)
 
     def _select(self, task: Task, prompt: Prompt) -> tuple[list[Trace], dict[str, dict[str, int]]]:
         """The traces that are trained on, and how many each step left."""
-        traces = load_traces(task, prompt, self.train_data)
-        sizes = {"read": _size(traces)}
+        with self.reading("train_data", self.train_data) as bad_rows:
+            traces = load_traces(
+                task,
+                prompt,
+                self.train_data,
+                graded=self.filter_correct,
+                on_bad_row=bad_rows,
+            )
+        skipped = {"skipped": len(bad_rows.errors)} if bad_rows.errors else {}
+        sizes = {"read": {**_size(traces), **skipped}}
         if self.fix_whitespace:
             traces, changed = fix_whitespace(traces)
             sizes["fix_whitespace"] = {**_size(traces), "changed": changed}
@@ -126,16 +141,17 @@ class LoadedTraces:
     eval_dataset: "Dataset | dict[str, Dataset] | None"
     # What is wrong with the traces that are trained on, and their lengths.
     report: TraceReport
-    # `rows` and `questions` after each step that was taken, in their order: `read`,
-    # `fix_whitespace` (with `changed`, its number of rows), `filter_correct`, `num_examples`.
+    # `rows` and `questions` after each step that was taken, in their order: `read` (with `skipped`,
+    # how many rows could not be used), `fix_whitespace` (with `changed`, its number of rows),
+    # `filter_correct`, `num_examples`.
     sizes: dict[str, dict[str, int]]
 
     def to_text(self) -> str:
         """Sizes and report for a terminal, at most 100 columns wide."""
         lines = ["Selection             rows  questions"]
         for step, size in self.sizes.items():
-            changed = f"  ({size['changed']:,} rows changed)" if "changed" in size else ""
-            lines.append(f"  {step:<14}{size['rows']:>10,}{size['questions']:>11,}{changed}")
+            notes = [f"  ({size[n]:,} rows {n})" for n in ("skipped", "changed") if n in size]
+            lines.append(f"  {step:<14}{size['rows']:>10,}{size['questions']:>11,}{''.join(notes)}")
         return "\n".join([*lines, self.report.to_text()])
 
 

@@ -32,6 +32,7 @@ from .optimizer_state import AveragesFirst, check_second_moment
 from .policy_forward import PolicyForward
 from .profile import ProfileCallback
 from .progress import ProgressCallback, use_progress_callback
+from .prompt_rooms import prompt_rooms
 from .rewards import GradeFn
 from .run_folder import RunFolderCallback, checkpoint_to_resume
 from .sampling import PolicySampler, check_sharding
@@ -123,8 +124,14 @@ class CoreTrainer(Trainer):
 
     def set_up_sampling(self, grade: GradeFn, eval_sampling: SamplingConfig) -> None:
         """Set `sampler`, `validator` (which samples and grades as given) and, with use_vllm,
-        `server`."""
+        `server`; a ValueError if a prompt leaves no room in the context."""
         tokenizer = trl_compat.tokenizer_of(self)
+        datasets = {"train_data": self.train_dataset, "eval_data": self.eval_dataset}
+        for key, room in prompt_rooms(self.args, self.model.config, tokenizer).items():
+            data = datasets[key]
+            for name, one in data.items() if isinstance(data, dict) else [("", data)]:
+                if one is not None:
+                    room.check(f"{key} {name}".strip(), one["prompt"])
         if self.args.use_vllm:
             self.server = connect_to_server(self.policy, tokenizer, self.timer)
             if self.server.sleep_level:

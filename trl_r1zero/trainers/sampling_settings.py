@@ -66,6 +66,12 @@ class SamplingSettings:
         True, "DeepSpeed ZeRO-3 with transformers sampling: gather the weights first. Faster."
     )
 
+    @property
+    def running_server_url(self) -> str:
+        """Address of a server that runs already."""
+        default = f"http://{self.vllm_server_host}:{self.vllm_server_port}"
+        return self.vllm_server_base_url or default
+
     def rollout_sampling(self, stop: Sequence[str] = ()) -> SamplingConfig:
         """How rollouts are sampled, with the prompt's stop strings."""
         args: Any = self

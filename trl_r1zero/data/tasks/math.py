@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from trl_r1zero.data.bad_rows import usable
 from trl_r1zero.data.files import Row, describe
 from trl_r1zero.data.tasks.base import Example, RowTask, Solution
 from trl_r1zero.rewards.extraction import extract_boxed
@@ -32,8 +33,11 @@ class MathTask(RowTask):
 
     def solutions(self, rows: Iterator[Row] | None, split: str = "train") -> Iterator[Solution]:
         """Yields the field `solution` of each row; see `Task.solutions`."""
-        for row in self.rows(None, split) if rows is None else rows:
-            yield Solution(row.text("problem"), row.text("solution"), _answer(row), row.where)
+        return usable(_solution, self.rows(None, split) if rows is None else rows)
+
+
+def _solution(row: Row) -> Solution:
+    return Solution(row.text("problem"), row.text("solution"), _answer(row), row.where)
 
 
 def _answer(row: Row) -> str | list[str]:
