@@ -272,5 +272,5 @@ def test_the_embedded_task_is_healthy():
 def test_errors():
     with pytest.raises(ValueError, match=r"got no traces, expected at least one"):
         examined([])
-    with pytest.raises(ValueError, match=r"got 1 lengths for 2 traces; give a pair for each"):
+    with pytest.raises(ValueError, match=r"got 1 lengths for 2 traces, expected as many"):
         examined(rows(GOOD, GOOD), lengths=[(1, 1)])

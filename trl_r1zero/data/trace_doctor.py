@@ -137,9 +137,7 @@ def examine_traces(
     if not traces:
         raise ValueError("got no traces, expected at least one")
     if len(lengths) != len(traces):
-        raise ValueError(
-            f"got {len(lengths)} lengths for {len(traces)} traces; give a pair for each trace"
-        )
+        raise ValueError(f"got {len(lengths)} lengths for {len(traces)} traces, expected as many")
     checks = {"empty_response": EMPTY_RESPONSE} | (TAG_CHECKS if answer_format == "tags" else {})
     findings = {
         name: _finding(
@@ -161,10 +159,9 @@ def examine_traces(
     if max_length is not None:
         pairs = zip(traces, totals, strict=True)
         long = [(trace, f"{total:,} tokens") for trace, total in pairs if total > max_length]
+        problem = f"more tokens than max_length, {max_length:,}"
         advice = "Raise max_length if memory admits it, or remove the rows."
-        findings["too_long"] = _finding(
-            f"more tokens than max_length, {max_length:,}", advice, long
-        )
+        findings["too_long"] = _finding(problem, advice, long)
     prompts, responses = zip(*lengths, strict=True)
     by_name = {"prompt": prompts, "response": responses, "total": totals}
     return TraceReport(
