@@ -1,0 +1,135 @@
+"""Where a completion ends, and what its text is: one rule for the sampled tokens of every backend.
+
+A completion ends at the first end token, or at the first token that completes a stop string. That
+token is kept as it was sampled, for training; the text ends right behind the stop string, which may
+be in the middle of a token (`>` in `>\\n`), and is without the end token.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from transformers import PreTrainedTokenizerBase
+
+from .sampling import Completion, SamplingConfig, cut_after_stop
+
+# So many tokens of the prompt say how a response's text goes on from it.
+_CONTEXT = 4
+_NO_CHARACTER = "\ufffd"  # what bytes decode to that are no character, or not yet
+
+
+class Endings:
+    """The rule for one tokenizer and one way of sampling.
+
+    Args:
+        tokenizer: Of the model.
+        sampling: With its stop strings and tokens. A stop string that is a special token, which
+            decoding leaves out, counts as that token, and is kept in the text all the same.
+        end_token_ids: The model's end tokens; the tokenizer's own by default.
+
+    Attributes:
+        end_token_ids: All tokens that end a completion, sorted.
+        sampling: The same, with all of them among its `stop`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: SamplingConfig,
+        end_token_ids: Iterable[int] | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._min_tokens = sampling.min_tokens
+        added = tokenizer.get_added_vocab()
+        special = {s for s in sampling.stop_strings if s in added and not self._decode([added[s]])}
+        self._stop = [string for string in sampling.stop_strings if string not in special]
+        self._kept = {added[string]: string for string in special}
+        if end_token_ids is None:
+            end_token_ids = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+        self.end_token_ids = sorted({*end_token_ids, *sampling.stop_token_ids, *self._kept})
+        self.sampling = replace(sampling, stop=(*sampling.stop_strings, *self.end_token_ids))
+        self._may_complete: dict[int, bool] = {}
+
+    def text(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> str:
+        """Sampled tokens as text, without special tokens, and without the bytes of an unfinished
+        character at the end.
+
+        A space at the beginning is there too where the tokenizer leaves out that of a text's first
+        token (as SentencePiece's do): the response goes on from the prompt.
+        """
+        context = list(prompt_ids[-_CONTEXT:])
+        before, whole = self._decode(context), self._decode([*context, *token_ids])
+        text = whole[len(before) :] if whole.startswith(before) else self._decode(token_ids)
+        return text.rstrip(_NO_CHARACTER)
+
+    def text_if_ended(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> str | None:
+        """The text if the last token ends the completion, which no token before it did."""
+        newest = token_ids[-1]
+        if newest in self.end_token_ids:
+            return self.text(prompt_ids, token_ids[:-1]) + self._kept.get(newest, "")
+        if not self._stop or len(token_ids) <= self._min_tokens or not self._can_end(newest):
+            return None
+        return self._cut(prompt_ids, token_ids)
+
+    def completion(
+        self,
+        prompt_ids: Sequence[int],
+        token_ids: Sequence[int],
+        log_probs: Sequence[float] | None = None,
+        reason: tuple[str, int | str | None] = ("length", None),
+    ) -> Completion:
+        """The completion that these tokens are, or begin with.
+
+        Args:
+            prompt_ids: Token ids of the prompt.
+            token_ids: What was sampled, perhaps beyond the end; at least one token.
+            log_probs: Of each token.
+            reason: vLLM's `finish_reason` and `stop_reason`: it may know further end tokens.
+        """
+        ends = (n for n, token in enumerate(token_ids, 1) if token in self.end_token_ids)
+        by_token = reason[0] == "stop" and not isinstance(reason[1], str)
+        size = next(ends, len(token_ids) if by_token else 0)  # with the end token; 0: there is none
+        body = token_ids[: size - 1] if size else token_ids
+
+        def cut(number: int) -> str | None:
+            return self._cut(prompt_ids, body[:number])
+
+        text = cut(len(body)) if self._stop else None
+        if text is None:
+            text = self.text(prompt_ids, body) + self._kept.get(token_ids[size - 1], "") * (
+                size > 0
+            )
+        elif cut(len(body) - 1) is None:  # the last token ends it, as with vLLM it always does
+            size = len(body)
+        else:
+            size = bisect_left(range(len(body)), True, key=lambda n: cut(n) is not None)
+        kept = size or len(token_ids)
+        return Completion(
+            token_ids=list(token_ids[:kept]),
+            text=text,
+            finish_reason="stop" if size or reason[0] == "stop" else "length",
+            log_probs=None if log_probs is None else list(log_probs[:kept]),
+        )
+
+    def _cut(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> str | None:
+        """The text up to and with the first stop string that counts, None if there is none."""
+        if len(token_ids) <= self._min_tokens:
+            return None
+        ignored = self.text(prompt_ids, token_ids[: self._min_tokens])
+        return cut_after_stop(self.text(prompt_ids, token_ids), self._stop, start=len(ignored))
+
+    def _can_end(self, token: int) -> bool:
+        """Whether a token may complete a stop string: its text has the last character of one."""
+        if token not in self._may_complete:
+            piece = self._decode([token, token])  # twice, for a space before the first is left out
+            last = {_NO_CHARACTER, *(string[-1] for string in self._stop)}
+            self._may_complete[token] = not last.isdisjoint(piece)
+        return self._may_complete[token]
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        # vLLM never removes spaces before punctuation either, whatever the tokenizer's settings.
+        return str(
+            self._tokenizer.decode(
+                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
