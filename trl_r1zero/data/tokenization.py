@@ -60,7 +60,7 @@ def tokenize_separately(
     Raises:
         ValueError: a tokenizer that appends special tokens to a text.
     """
-    prompt_ids = tokenizer(prompt_strs)["input_ids"]
+    prompt_ids = encode_prompts(prompt_strs, tokenizer)
     output_ids = tokenizer(output_strs, add_special_tokens=False)["input_ids"]
 
     # A tokenizer treats all texts alike, so the first row shows whether it appends something.
@@ -71,6 +71,19 @@ def tokenize_separately(
             "use one that adds special tokens only at the beginning"
         )
     return prompt_ids, output_ids
+
+
+def encode_prompts(
+    prompt_strs: Sequence[str], tokenizer: "PreTrainedTokenizerBase"
+) -> list[list[int]]:
+    """Returns the token ids of formatted prompts, with the tokenizer's own special tokens.
+
+    A begin token that a prompt spells out, as many chat templates do, is there once, also where the
+    tokenizer adds one of its own.
+    """
+    ids: list[list[int]] = tokenizer(list(prompt_strs))["input_ids"]
+    twice = [tokenizer.bos_token_id] * 2
+    return [row[1:] if None not in twice and row[:2] == twice else row for row in ids]
 
 
 def pad_and_shift(

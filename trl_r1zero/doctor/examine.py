@@ -20,7 +20,9 @@ def examine(run: Run, listed: str | None) -> Iterator[Finding]:
     yield from machine.check_gpu_ids(run, listed)
     yield from machine.check_trainers(run)
     yield from machine.check_network(run)
-    splits = data.load_data(run)
+    prompt, found = data.load_prompt(run, None if model is None else model.tokenizer)
+    yield from found
+    splits = data.load_data(run, prompt)
     for check in (data.check_rows, data.check_duplicates):
         for split in splits:
             yield from check(split)

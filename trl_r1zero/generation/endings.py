@@ -5,9 +5,12 @@ token is kept as it was sampled, for training; the text ends right behind the st
 be in the middle of a token (`>` in `>\\n`), and is without the end token.
 """
 
+import logging
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,6 +18,7 @@ from .sampling import Completion, SamplingConfig, cut_after_stop
 
 # So many tokens of the prompt say how a response's text goes on from it.
 _CONTEXT = 4
+logger = logging.getLogger(__name__)
 _NO_CHARACTER = "\ufffd"  # what bytes decode to that are no character, or not yet
 
 
@@ -133,3 +137,36 @@ class Endings:
                 list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
         )
+
+
+def configured_end_ids(*configs: Any) -> list[int]:
+    """The end tokens of a model's config and generation config (either may be None), each once."""
+    given = (getattr(config, "eos_token_id", None) for config in configs)
+    lists = ([ids] if isinstance(ids, int) else list(ids or []) for ids in given)
+    return list(dict.fromkeys(chain.from_iterable(lists)))
+
+
+def eos_disagreement(tokenizer: PreTrainedTokenizerBase, *configs: Any) -> str | None:
+    """What to tell people if a model does not end at the eos token of its tokenizer; None if it
+    does, or if one of the two has none.
+
+    Such a token ends completions all the same, and responses that are trained on, as it is the
+    tokenizer's; the model, before training, never gives it.
+    """
+    known, eos = configured_end_ids(*configs), tokenizer.eos_token_id
+    if not known or eos is None or eos in known:
+        return None
+    names = [tokenizer.convert_ids_to_tokens(token) for token in known]
+    return (
+        f"the tokenizer's eos token is {tokenizer.eos_token!r} ({eos}), but the model's config "
+        f"says {', '.join(f'{n!r} ({i})' for n, i in zip(names, known, strict=True))}; set "
+        "eos_token in tokenizer_config.json to what the model was trained to end with, or "
+        "eos_token_id in config.json and generation_config.json"
+    )
+
+
+def warn_of_eos(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
+    """Log what `eos_disagreement` says of a model."""
+    message = eos_disagreement(tokenizer, model.config, getattr(model, "generation_config", None))
+    if message is not None:
+        logger.warning(message)

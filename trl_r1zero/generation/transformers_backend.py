@@ -30,7 +30,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from .endings import Endings
+from .endings import Endings, configured_end_ids
 from .sampling import Completion, SamplingConfig, check_rows, in_order
 
 # Finished rows leave once they are this share of the batch: copying the cache costs about as much
@@ -98,11 +98,8 @@ class TransformersEngine:
         self.model = model
         self.tokenizer = tokenizer
         if eos_token_ids is None:
-            config = getattr(model, "generation_config", None)
-            configured = None if config is None else config.eos_token_id
-            eos_token_ids = [configured] if isinstance(configured, int) else list(configured or [])
-            if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in eos_token_ids:
-                eos_token_ids.append(tokenizer.eos_token_id)
+            own = getattr(model, "generation_config", None)
+            eos_token_ids = configured_end_ids(own, tokenizer)
         self.eos_token_ids = list(eos_token_ids)
         self.batch_size = batch_size
 

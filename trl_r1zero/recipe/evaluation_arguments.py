@@ -104,6 +104,8 @@ class EvaluationArguments(TaskSelection):
             check_model_path(self.model, key="model")
         engine = BACKENDS[self.backend](self)
         task, prompt = self.load_task()
+        if prompt.needs_tokenizer:
+            prompt = prompt.for_tokenizer(self._tokenizer(engine))
         if task.output_file is not None and self.n > 1:
             raise ValueError(
                 f"n: got {self.n}, but {task.output_file} of the task {task.name!r} has one answer "
@@ -127,6 +129,13 @@ class EvaluationArguments(TaskSelection):
             # Started last, so that an error above leaves no processes behind.
             grader=self._load_grader(task, prompt, examples),
         )
+
+    def _tokenizer(self, engine: DeferredEngine) -> Any:
+        if self.backend == "vllm_server":
+            return engine.tokenizer  # of a server that runs
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.model)
 
     def _settings(self, split: str, prompt: "Prompt", here: dict[str, Any]) -> dict[str, Any]:
         """What identifies the evaluation, as far as it is known; `here`: the environment."""

@@ -10,6 +10,7 @@ from trl_r1zero.rewards.registry import REWARDS, RewardFn, resolve_reward
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
     from trl_r1zero.trainers.rewards import TRLReward
 
@@ -81,11 +82,12 @@ class TaskArguments(TaskSelection):
     )
     eval_data: str | None = arg(None, "The same for the validation problems.")
 
-    def load(self) -> "LoadedTask":
-        """Read prompt, data and reward."""
+    def load(self, tokenizer: "PreTrainedTokenizerBase | None" = None) -> "LoadedTask":
+        """Read prompt, data and reward; a prompt with a chat template needs the tokenizer."""
         from trl_r1zero.data.rows import build_dataset
 
         task, prompt = self.load_task()
+        prompt = prompt.for_tokenizer(tokenizer)
         return LoadedTask(
             prompt=prompt,
             reward=self.load_trl_reward(task, prompt),

@@ -62,16 +62,24 @@ class TraceArguments(TaskArguments):
     )
 
     def load_traces(
-        self, tokenizer: "PreTrainedTokenizerBase", max_length: int | None
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int | None,
+        *,
+        append_eos: bool = False,
     ) -> "LoadedTraces":
         """Read prompt, reward, traces and validation problems, and examine the traces.
 
-        Nothing is removed for having more than `max_length` tokens: the report counts it.
+        Nothing is removed for having more than `max_length` tokens, with the end token that the
+        trainer adds (`append_eos`, or the prompt's): the report counts it.
         """
         from trl_r1zero.data.rows import build_trace_dataset
         from trl_r1zero.data.tokenization import tokenize_separately
 
         task, prompt = self.load_task()
+        prompt = prompt.for_tokenizer(tokenizer)
+        if max_length is not None:
+            max_length -= append_eos or any(isinstance(stop, int) for stop in prompt.stop)
         reward = self.load_trl_reward(task, prompt)
         validates = self.eval_data is not None or isinstance(task, GeneratedTask)
         eval_dataset = self.load_validation(task, prompt) if validates else None
