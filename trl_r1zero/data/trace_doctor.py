@@ -117,6 +117,7 @@ def examine_traces(
     answer_format: str,
     max_length: int | None,
     eval_prompts: Iterable[str] = (),
+    read_back: Sequence[str] = (),
 ) -> TraceReport:
     """Looks for the known faults of traces; nothing is changed.
 
@@ -126,6 +127,7 @@ def examine_traces(
         answer_format: of the prompt; tags are looked at for "tags" only.
         max_length: prompt and response together should have at most so many tokens. None: no limit.
         eval_prompts: formatted prompts of the validation set. Empty: no overlap is looked for.
+        read_back: the text of each response's tokens. Empty: it is not looked at.
 
     Raises:
         ValueError: no traces, or not one pair of lengths for each.
@@ -133,9 +135,8 @@ def examine_traces(
     if not traces:
         raise ValueError("got no traces, expected at least one")
     if len(lengths) != len(traces):
-        raise ValueError(
-            f"got {len(lengths)} lengths for {len(traces)} traces; give a pair for each trace"
-        )
+        wrong = f"got {len(lengths)} lengths for {len(traces)} traces; give a pair for each trace"
+        raise ValueError(wrong)
     checks = {"empty_response": EMPTY_RESPONSE} | (TAG_CHECKS if answer_format == "tags" else {})
     findings = {
         name: _finding(
@@ -146,9 +147,9 @@ def examine_traces(
         for name, (problem, advice, check) in checks.items()
     }
     findings["duplicates"] = _duplicates(traces)
-    known = {_collapsed(prompt) for prompt in eval_prompts}
-    if known:
+    if known := {_collapsed(prompt) for prompt in eval_prompts}:
         findings["in_validation"] = _in_validation(traces, known)
+    findings |= _read_otherwise(traces, read_back)
     totals = [prompt + response for prompt, response in lengths]
     if max_length is not None:
         findings["too_long"] = _finding(
@@ -268,6 +269,18 @@ def _duplicates(traces: Sequence[Trace]) -> Finding:
         first.setdefault(key, trace.where)
     advice = "They weigh double in training. Remove them, unless that is meant."
     return _finding("the prompt and response of an earlier row again", advice, found)
+
+
+def _read_otherwise(traces: Sequence[Trace], texts: Sequence[str]) -> dict[str, Finding]:
+    """Responses that the tokenizer changes, a finding only if there are any."""
+    pairs = zip(traces, texts, strict=bool(texts))
+    found = [(trace, repr(text[: 2 * AROUND])) for trace, text in pairs if text != trace.response]
+    advice = (
+        "The model learns what its tokens say, which is shown: the tokenizer puts a space before a "
+        "response, or normalises characters. Write the responses so, or take another tokenizer."
+    )
+    problem = "a response whose tokens read otherwise than its text"
+    return {"read_otherwise": _finding(problem, advice, found)} if found else {}
 
 
 def _in_validation(traces: Sequence[Trace], known: set[str]) -> Finding:

@@ -14,10 +14,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from trl_r1zero.data.tokenization import decode_output
+
 from .sampling import Completion, SamplingConfig, cut_after_stop
 
-# So many tokens of the prompt say how a response's text goes on from it.
-_CONTEXT = 4
 logger = logging.getLogger(__name__)
 _NO_CHARACTER = "\ufffd"  # what bytes decode to that are no character, or not yet
 
@@ -45,7 +45,7 @@ class Endings:
         self._tokenizer = tokenizer
         self._min_tokens = sampling.min_tokens
         added = tokenizer.get_added_vocab()
-        special = {s for s in sampling.stop_strings if s in added and not self._decode([added[s]])}
+        special = {s for s in sampling.stop_strings if s in added and not self.text((), [added[s]])}
         self._stop = [string for string in sampling.stop_strings if string not in special]
         self._kept = {added[string]: string for string in special}
         if end_token_ids is None:
@@ -55,16 +55,11 @@ class Endings:
         self._may_complete: dict[int, bool] = {}
 
     def text(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> str:
-        """Sampled tokens as text, without special tokens, and without the bytes of an unfinished
-        character at the end.
-
-        A space at the beginning is there too where the tokenizer leaves out that of a text's first
-        token (as SentencePiece's do): the response goes on from the prompt.
-        """
-        context = list(prompt_ids[-_CONTEXT:])
-        before, whole = self._decode(context), self._decode([*context, *token_ids])
-        text = whole[len(before) :] if whole.startswith(before) else self._decode(token_ids)
-        return text.rstrip(_NO_CHARACTER)
+        """Sampled tokens as text (see `decode_output`), without special tokens, and without the
+        bytes of an unfinished character at the end."""
+        return decode_output(
+            prompt_ids, token_ids, self._tokenizer, skip_special_tokens=True
+        ).rstrip(_NO_CHARACTER)
 
     def text_if_ended(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> str | None:
         """The text if the last token ends the completion, which no token before it did."""
@@ -125,18 +120,10 @@ class Endings:
     def _can_end(self, token: int) -> bool:
         """Whether a token may complete a stop string: its text has the last character of one."""
         if token not in self._may_complete:
-            piece = self._decode([token, token])  # twice, for a space before the first is left out
+            piece = decode_output([token], [token], self._tokenizer)
             last = {_NO_CHARACTER, *(string[-1] for string in self._stop)}
             self._may_complete[token] = not last.isdisjoint(piece)
         return self._may_complete[token]
-
-    def _decode(self, token_ids: Sequence[int]) -> str:
-        # vLLM never removes spaces before punctuation either, whatever the tokenizer's settings.
-        return str(
-            self._tokenizer.decode(
-                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
 
 
 def configured_end_ids(*configs: Any) -> list[int]:

@@ -74,7 +74,7 @@ class TraceArguments(TaskArguments):
         trainer adds (`append_eos`, or the prompt's): the report counts it.
         """
         from trl_r1zero.data.rows import build_trace_dataset
-        from trl_r1zero.data.tokenization import tokenize_separately
+        from trl_r1zero.data.tokenization import decode_output, tokenize_separately
 
         task, prompt = self.load_task()
         prompt = prompt.for_tokenizer(tokenizer)
@@ -94,6 +94,9 @@ class TraceArguments(TaskArguments):
             answer_format=prompt.answer_format,
             max_length=max_length,
             eval_prompts=[] if eval_dataset is None else eval_dataset["prompt"],
+            read_back=[
+                decode_output(*ids, tokenizer) for ids in zip(prompt_ids, response_ids, strict=True)
+            ],
         )
         dataset = build_trace_dataset(traces)
         return LoadedTraces(prompt, reward, dataset, eval_dataset, report, sizes)
