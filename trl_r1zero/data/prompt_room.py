@@ -75,8 +75,10 @@ class PromptRoom:
         doubtful = [n for n, text in enumerate(prompts) if len(text.encode()) > bytes_that_fit]
         if not doubtful:
             return {}
-        # verbose: the tokenizer's own warning would say less.
-        encoded = self.tokenizer([prompts[n] for n in doubtful], verbose=False)["input_ids"]
+        # Imported here: it imports torch, which the arguments of a recipe do without.
+        from trl_r1zero.data.tokenization import encode_prompts
+
+        encoded = encode_prompts([prompts[n] for n in doubtful], self.tokenizer)
         tokens = {n: len(ids) for n, ids in zip(doubtful, encoded, strict=True) if len(ids) > room}
         return dict(sorted(tokens.items(), key=lambda pair: -pair[1]))
 

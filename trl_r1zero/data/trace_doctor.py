@@ -120,6 +120,7 @@ def examine_traces(
     max_length: int | None,
     eval_prompts: Iterable[str] = (),
     prompt: Prompt | None = None,
+    read_back: Sequence[str] = (),
 ) -> TraceReport:
     """Looks for the known faults of traces; nothing is changed.
 
@@ -130,6 +131,7 @@ def examine_traces(
         max_length: prompt and response together should have at most so many tokens. None: no limit.
         eval_prompts: formatted prompts of the validation set. Empty: no overlap is looked for.
         prompt: what formats the validation's questions. None: white space is not compared.
+        read_back: the text of each response's tokens. Empty: it is not looked at.
 
     Raises:
         ValueError: no traces, or not one pair of lengths for each.
@@ -152,9 +154,9 @@ def examine_traces(
         different = other_white_space([trace.prompt for trace in traces], prompt).items()
         found = [(traces[number], text) for number, text in different]
         findings["prompt_white_space"] = _finding(*PROMPT_WHITE_SPACE, found)
-    known = set(map(one_spaced, eval_prompts))
-    if known:
+    if known := set(map(one_spaced, eval_prompts)):
         findings["in_validation"] = _in_validation(traces, known)
+    findings |= _read_otherwise(traces, read_back)
     totals = [prompt + response for prompt, response in lengths]
     if max_length is not None:
         pairs = zip(traces, totals, strict=True)
@@ -275,6 +277,18 @@ def _duplicates(traces: Sequence[Trace]) -> Finding:
         first.setdefault(key, trace.where)
     advice = "They weigh double in training. Remove them, unless that is meant."
     return _finding("the prompt and response of an earlier row again", advice, found)
+
+
+def _read_otherwise(traces: Sequence[Trace], texts: Sequence[str]) -> dict[str, Finding]:
+    """Responses that the tokenizer changes, a finding only if there are any."""
+    pairs = zip(traces, texts, strict=bool(texts))
+    found = [(trace, repr(text[: 2 * AROUND])) for trace, text in pairs if text != trace.response]
+    advice = (
+        "The model learns what its tokens say, which is shown: the tokenizer puts a space before a "
+        "response, or normalises characters. Write the responses so, or take another tokenizer."
+    )
+    problem = "a response whose tokens read otherwise than its text"
+    return {"read_otherwise": _finding(problem, advice, found)} if found else {}
 
 
 def _in_validation(traces: Sequence[Trace], known: set[str]) -> Finding:

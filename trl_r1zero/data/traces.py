@@ -14,7 +14,7 @@ from typing import Any
 
 from trl_r1zero.data.bad_rows import BadRowError, BadRows, reading, usable
 from trl_r1zero.data.files import Row, describe
-from trl_r1zero.data.prompts import Prompt
+from trl_r1zero.data.prompts import ChatPrompt, Prompt
 from trl_r1zero.data.sources import read_source
 from trl_r1zero.data.tasks.base import RewardFn, Solution, Task
 from trl_r1zero.rewards import RewardPool, is_correct
@@ -62,7 +62,8 @@ def load_traces(
     The first row that has `prompt` and `response`, or neither, decides what all rows are:
 
     * traces, with the fields `prompt` and `response`, and perhaps `ground_truth` (a string or a
-      list of them): taken as they are;
+      list of them): taken as they are; with a chat template, prompts that are not in it yet are
+      put into it;
     * problems with worked solutions, as `task` reads them. The response is then, by the prompt's
       answer format, ` WORKING </think> <answer> ANSWER </answer>` (for a prompt that ends in
       `<think>`), or a new line, WORKING and, if it has no complete `\boxed{...}`, another line with
@@ -89,7 +90,8 @@ def load_traces(
             whole = (not _missing(row) for row in all_rows if len(_missing(row)) != 1)
             are_traces = next(whole, True)
             if are_traces:
-                return list(usable(partial(_from_row, graded=graded), all_rows))
+                traces = list(usable(partial(_from_row, graded=graded), all_rows))
+                return _in_template(traces, prompt)
             rows = _problems(all_rows, bad_rows)
         return [_from_solution(solution, prompt) for solution in task.solutions(rows, split)]
 
@@ -264,7 +266,21 @@ def _from_solution(solution: Solution, prompt: Prompt) -> Trace:
     given = solution.answer
     answer = given if isinstance(given, str) else given[0]
     response = RESPONSE_WRITERS[prompt.answer_format](solution.working.strip(), answer)
-    return Trace(prompt.format(solution.question), response, solution.answer, solution.where)
+    formatted = prompt.format(solution.question)
+    if isinstance(prompt, ChatPrompt):  # the assistant's turn has begun, with a line of its own
+        opens = prompt.answer_format == "tags" and not formatted.rstrip().endswith("<think>")
+        response = "<think>" * opens + response.lstrip("\n")
+    return Trace(formatted, response, solution.answer, solution.where)
+
+
+def _in_template(traces: list[Trace], prompt: Prompt) -> list[Trace]:
+    """The traces with the prompts that a chat template makes of those that are not in it yet."""
+    given = [replace(trace, prompt=prompt.format_given(trace.prompt)) for trace in traces]
+    changed = sum(new != old for new, old in zip(given, traces, strict=True))
+    if 0 < changed < len(traces):
+        message = "%d of %d prompts of traces were put into the chat template, the others are in it"
+        logger.warning(message, changed, len(traces))
+    return given
 
 
 def _write_boxed(working: str, answer: str) -> str:

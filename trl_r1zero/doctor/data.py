@@ -11,13 +11,15 @@ from trl_r1zero.data.bad_rows import BadRows, reading, usable
 from trl_r1zero.data.files import read_jsonl
 from trl_r1zero.data.packing import instruction_and_response
 from trl_r1zero.data.preferences import load_hh
+from trl_r1zero.data.prompts import PLACEHOLDER, Prompt
 from trl_r1zero.data.tasks.base import GeneratedTask
+from trl_r1zero.data.tokenization import encode_prompts
 from trl_r1zero.data.trace_doctor import PROMPT_WHITE_SPACE
 from trl_r1zero.data.traces import load_traces
 from trl_r1zero.data.white_space import one_spaced, other_white_space
 from trl_r1zero.trainers.prompt_rooms import sampled_lengths
 
-from .findings import Finding, ok, problem, warning
+from .findings import Finding, ok, problem, problem_of, warning
 from .run import Run
 
 Load = Callable[..., Sequence[Any]]  # of a source and `on_bad_row`
@@ -61,8 +63,25 @@ def read_split(name: str, source: str | None, load: Load, columns: Columns) -> S
     return Split(name, source, lines=numbers, bad=bad, error=error, **values)
 
 
-def load_data(run: Run) -> list[Split]:
-    """Training and, where a run validates, validation data, with all rows that can be used."""
+def load_prompt(run: Run, tokenizer: Any) -> tuple[Prompt | None, list[Finding]]:
+    """The prompt of a run's task, and how it looks with a chat template; None without a task."""
+    if not hasattr(run.data, "load_task"):
+        return None, []
+    _, prompt = run.data.load_task()
+    if not prompt.needs_tokenizer:
+        return prompt, []
+    try:
+        prompt = prompt.for_tokenizer(tokenizer)
+        return prompt, [ok("data/prompt", f"prompt {prompt.name}:\n{prompt.format(PLACEHOLDER)}")]
+    except ValueError as error:
+        # The rest can be looked at without the chat template.
+        plain = Prompt(prompt.name, prompt.template, prompt.stop, prompt.answer_format)
+        return plain, [problem_of("data/prompt", error)]
+
+
+def load_data(run: Run, prompt: Prompt | None = None) -> list[Split]:
+    """Training and, where a run validates, validation data, with all rows that can be used, as
+    `prompt` formats them, or else the recipe's."""
     train, validation = run.data.train_data, getattr(run.data, "eval_data", None)
     if run.method == "dpo":
         return [read_split("train_data", train, _load_pairs, _PAIR)]
@@ -73,7 +92,8 @@ def load_data(run: Run) -> list[Split]:
             for name, source in sources.items()
             if source is not None
         ]
-    task, prompt = run.data.load_task()
+    task, given = run.data.load_task()
+    prompt = prompt or given
     truths = attrgetter("ground_truth")
     example: Columns = {"prompts": lambda row: prompt.format(row.question), "truths": truths}
     if run.method == "sft":
@@ -105,7 +125,7 @@ def with_lengths(split: Split, tokenizer: Any) -> Split:
     """The data with the tokens of its rows."""
     if not split.prompts:
         return split
-    prompts = [len(ids) for ids in tokenizer(list(split.prompts))["input_ids"]]
+    prompts = [len(ids) for ids in encode_prompts(split.prompts, tokenizer)]
     totals = prompts
     if split.responses:
         responses = tokenizer(list(split.responses), add_special_tokens=False)["input_ids"]
@@ -164,11 +184,11 @@ def check_duplicates(split: Split) -> Iterator[Finding]:
         yield warning(f"data/{split.name}_duplicates", found, do=advice)
 
 
-def check_white_space(run: Run, train: Split) -> Iterator[Finding]:
+def check_white_space(run: Run, train: Split, prompt: Prompt | None) -> Iterator[Finding]:
     """Whether prompts that are given, not formatted, are those of the run's prompt."""
-    if run.method != "sft":
+    if run.method != "sft" or prompt is None:
         return
-    different = other_white_space(train.prompts, run.data.load_task()[1])
+    different = other_white_space(train.prompts, prompt)
     if different:
         number, example = next(iter(different.items()))
         what, advice = PROMPT_WHITE_SPACE

@@ -16,6 +16,7 @@ from typing import Any
 from datasets import Dataset
 from tqdm import tqdm
 
+from trl_r1zero.data.tokenization import encode_prompts
 from trl_r1zero.generation import Completion, Engine, SamplingConfig, row_seeds
 from trl_r1zero.grading import Grade, Grader
 from trl_r1zero.rewards import reward_identity
@@ -212,7 +213,7 @@ class _Job:
     def _prompt_ids(self, wanted: Sequence[int]) -> list[list[int]]:
         """Token ids of the prompts of the wanted examples, each of which is tokenised once."""
         prompts = {number: self.examples[number]["prompt"] for number in wanted}
-        encoded = self.engine.tokenizer(list(prompts.values()))["input_ids"]
+        encoded = encode_prompts(list(prompts.values()), self.engine.tokenizer)
         ids: dict[int, list[int]] = dict(zip(prompts, encoded, strict=True))
         for number, prompt in prompts.items():
             if not ids[number]:

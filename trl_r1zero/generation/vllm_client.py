@@ -30,6 +30,7 @@ from .connections import (
     open_files_hint,
     room_for_connections,
 )
+from .endings import Endings
 from .sampling import Completion, SamplingConfig, check_rows
 from .vllm_server import VLLMServer, VLLMServerConfig, VLLMServerError
 
@@ -123,9 +124,12 @@ class VLLMServerEngine:
             VLLMConnectionError: The server cannot be reached, or cut a request off.
         """
         check_rows(prompt_ids, seeds, sampling.max_tokens, self.max_model_len)
+        endings = Endings(self.tokenizer, sampling)
         settings = {
             "model": self.model,
             **asdict(sampling),
+            "stop": sampling.stop_strings,
+            "stop_token_ids": endings.end_token_ids,
             "include_stop_str_in_output": True,
             "logprobs": 0,  # of the sampled token alone
             "return_token_ids": True,
@@ -135,7 +139,7 @@ class VLLMServerEngine:
             for ids, seed in zip(prompt_ids, seeds, strict=True)
         ]
         for row, response in self._post_all("/v1/completions", bodies):
-            yield row, _completion(response)
+            yield row, _completion(response, endings, prompt_ids[row])
 
     def log_probs(self, prompt_ids: Sequence[int]) -> list[float]:
         """The server's log-probability of each token but the first, in nats."""
@@ -318,17 +322,17 @@ class VLLMServerEngine:
             time.sleep(0.5)
 
 
-def _completion(response: dict[str, Any]) -> Completion:
+def _completion(
+    response: dict[str, Any], endings: Endings, prompt_ids: Sequence[int]
+) -> Completion:
     choice = response["choices"][0]
     reason = choice["finish_reason"]
     if reason not in ("stop", "length"):
         raise VLLMServerError(f"the vLLM server ended a completion with {reason!r}")
-    return Completion(
-        token_ids=list(choice["token_ids"]),
-        text=choice["text"],
-        finish_reason=reason,
-        log_probs=[
-            math.nan if value is None else float(value)  # JSON has no NaN
-            for value in choice["logprobs"]["token_logprobs"]
-        ],
+    log_probs = [
+        math.nan if value is None else float(value)  # JSON has no NaN
+        for value in choice["logprobs"]["token_logprobs"]
+    ]
+    return endings.completion(
+        prompt_ids, choice["token_ids"], log_probs, (reason, choice.get("stop_reason"))
     )

@@ -19,6 +19,7 @@ from .evaluation_backends import (
     KEYS_OF_BACKENDS,
     DeferredEngine,
     prompt_room,
+    tokenizer_of,
 )
 from .requirements import check_model_path
 from .task_arguments import TaskSelection
@@ -183,6 +184,8 @@ class EvaluationArguments(TaskSelection):
         from trl_r1zero.generation import SamplingConfig
 
         task, prompt = self.load_task()
+        if prompt.needs_tokenizer:
+            prompt = prompt.for_tokenizer(tokenizer_of(self, model.engine))
         if task.output_file is not None and self.n > 1:
             raise ValueError(
                 f"n: got {self.n}, but {task.output_file} of the task {task.name!r} has one answer "

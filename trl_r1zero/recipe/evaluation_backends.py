@@ -137,20 +137,33 @@ def _vllm_server(arguments: "EvaluationArguments") -> DeferredEngine:
     return DeferredEngine("vllm-server", open_engine)
 
 
+def tokenizer_of(arguments: "EvaluationArguments", engine: DeferredEngine) -> Any:
+    """The tokenizer of the model, which does not start for it.
+
+    Raises:
+        OSError, RuntimeError, ValueError: It cannot be had.
+    """
+    from transformers import AutoTokenizer
+
+    if arguments.backend == "vllm_server":
+        return engine.tokenizer  # of a server that runs already
+    return AutoTokenizer.from_pretrained(arguments.model)
+
+
 def prompt_room(arguments: "EvaluationArguments", engine: DeferredEngine) -> "PromptRoom | None":
     """What the context leaves for prompts. None if that cannot be known before the engine opens,
     which then says what is wrong."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     from trl_r1zero.data.prompt_room import PromptRoom, context_of
 
     config, max_model_len = None, (arguments.server or {}).get("max_model_len")
     try:
+        tokenizer = tokenizer_of(arguments, engine)
         if arguments.backend == "vllm_server":
-            running: Any = engine.engine  # it runs already: nothing starts
-            tokenizer, max_model_len = running.tokenizer, running.max_model_len
+            running: Any = engine.engine
+            max_model_len = running.max_model_len
         else:
-            tokenizer = AutoTokenizer.from_pretrained(arguments.model)
             config = AutoConfig.from_pretrained(arguments.model)
     except (OSError, RuntimeError, ValueError):
         return None

@@ -17,11 +17,20 @@ from .requirements import check_model_path
 
 
 def load_tokenizer(model_args: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of a recipe's model; errors as those of `check_model_path`."""
+    """The tokenizer of a recipe's model, which pads with its eos token if it has no pad token;
+    errors as those of `check_model_path`, and a ValueError if it has neither."""
     check_model_path(model_args.model_name_or_path)
-    return AutoTokenizer.from_pretrained(
+    tokenizer = AutoTokenizer.from_pretrained(
         model_args.model_name_or_path, revision=model_args.model_revision, padding_side="left"
     )
+    if tokenizer.pad_token is None:  # rows' lengths tell padding from a real eos token
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"the tokenizer of {model_args.model_name_or_path} has neither a pad token nor an eos "
+            "token; set eos_token in its tokenizer_config.json to the token that ends a text"
+        )
+    return tokenizer
 
 
 def load_prompt_rooms(

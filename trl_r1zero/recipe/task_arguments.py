@@ -17,6 +17,7 @@ from .task_lists import named_tasks
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
     from trl_r1zero.trainers.rewards import TRLReward
 
@@ -107,9 +108,15 @@ class TaskArguments(TaskSelection):
         super().__post_init__()
         self.validation_sets(*self.load_task())
 
-    def load(self, rooms: Mapping[str, PromptRoom] | None = None) -> "LoadedTask":
-        """Read prompt, data and reward; `rooms` as in `load_problems`."""
+    def load(
+        self,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        rooms: Mapping[str, PromptRoom] | None = None,
+    ) -> "LoadedTask":
+        """Read prompt, data and reward; a prompt with a chat template needs the tokenizer, and
+        `rooms` are as in `load_problems`."""
         task, prompt = self.load_task()
+        prompt = prompt.for_tokenizer(tokenizer)
         return LoadedTask(
             prompt=prompt,
             reward=self.load_trl_reward(task, prompt),

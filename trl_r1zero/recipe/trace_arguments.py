@@ -67,17 +67,23 @@ class TraceArguments(TaskArguments):
         self,
         tokenizer: "PreTrainedTokenizerBase",
         max_length: int | None,
+        *,
+        append_eos: bool = False,
         rooms: Mapping[str, PromptRoom] | None = None,
     ) -> "LoadedTraces":
         """Read prompt, reward, traces and validation problems, and examine the traces.
 
-        Nothing is removed for having more than `max_length` tokens: the report counts it. `rooms`
-        as in `load_problems`.
+        Nothing is removed for having more than `max_length` tokens, with the end token that the
+        trainer adds (`append_eos`, or the prompt's): the report counts it. `rooms` as in
+        `load_problems`.
         """
         from trl_r1zero.data.rows import build_trace_dataset
-        from trl_r1zero.data.tokenization import tokenize_separately
+        from trl_r1zero.data.tokenization import decode_output, tokenize_separately
 
         task, prompt = self.load_task()
+        prompt = prompt.for_tokenizer(tokenizer)
+        if max_length is not None:
+            max_length -= append_eos or any(isinstance(stop, int) for stop in prompt.stop)
         reward = self.load_trl_reward(task, prompt)
         validates = self.eval_data is not None or isinstance(task, GeneratedTask)
         traces, sizes = self._select(task, prompt)
@@ -94,6 +100,9 @@ class TraceArguments(TaskArguments):
             max_length=max_length,
             eval_prompts=[p for rows in sets if rows is not None for p in rows["prompt"]],
             prompt=prompt,
+            read_back=[
+                decode_output(*ids, tokenizer) for ids in zip(prompt_ids, response_ids, strict=True)
+            ],
         )
         dataset = build_trace_dataset(traces)
         return LoadedTraces(prompt, reward, dataset, eval_dataset, report, sizes)

@@ -21,6 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from trl_r1zero.generation import SamplingConfig
+from trl_r1zero.generation.endings import warn_of_eos
 from trl_r1zero.generation.vllm_server import VLLMServerError
 
 from . import trl_compat
@@ -93,6 +94,8 @@ class CoreTrainer(Trainer):
         with loaded_onto_one_device(args, model):
             super().__init__(model=model, args=args, eval_dataset=main, **others)
         trl_compat.set_train_batch_share(self)
+        if self.accelerator.is_main_process:
+            warn_of_eos(trl_compat.tokenizer_of(self), self.model)
         self.args.pack_rows = packs_rows(self.args.pack_rows, self.model.config)
         if self.optimizer is None:  # nobody brought one of their own
             check_second_moment(

@@ -79,7 +79,7 @@ class ExpertIterationTrainer(R1ZeroSFTTrainer):
     step_name = "EI step"
     train_columns = ("prompt", "ground_truth")
 
-    def set_up_rows(self, stop: tuple[str, ...]) -> None:
+    def set_up_rows(self, stop: tuple[str | int, ...]) -> None:
         args = self.args
         if self.grader is None:
             raise ValueError("expert iteration needs a reward_fn to tell which rollouts to keep")

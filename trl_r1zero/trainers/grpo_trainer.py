@@ -56,7 +56,7 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
         eval_dataset: The same columns, in one set or in several by name, of which the first picks
             the best model; needed unless `eval_every` is None.
         processing_class: The tokenizer; the model's own by default.
-        stop: Strings that end a completion, kept in it; a `Prompt` carries them.
+        stop: Strings, and ids of tokens, that end a completion; a `Prompt` carries them.
         callbacks, optimizers, peft_config, quantization_config: As in TRL's trainer.
 
     Raises:
@@ -77,7 +77,7 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
         eval_dataset: EvalDataset = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         *,
-        stop: Sequence[str] = (),
+        stop: Sequence[str | int] = (),
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
