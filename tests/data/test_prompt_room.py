@@ -18,6 +18,7 @@ class Words:
     """A tokenizer with one token for each character, and what it was asked for."""
 
     model_max_length = 50
+    bos_token_id = None
 
     def __init__(self):
         self.seen = 0

@@ -4,6 +4,7 @@ import pytest
 from doctor_runs import make_run, math_rows, write_rows
 
 from trl_r1zero.data.embedded_tokenizer import build_embedded_tokenizer
+from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.tasks import get_task
 from trl_r1zero.doctor.data import (
     check_context,
@@ -167,7 +168,7 @@ def test_white_space_of_prompts_that_are_given(tmp_path):
         "--eval_every=null",
         method="sft",
     )
-    (finding,) = check_white_space(run, load_data(run)[0])
+    (finding,) = check_white_space(run, load_data(run)[0], load_prompt("question_only"))
     assert "4 of 4 rows" in finding.found
     assert "row 1: '\\n', not ''" in finding.found
 

@@ -151,19 +151,15 @@ def examine_traces(
     }
     findings["duplicates"] = _duplicates(traces)
     if prompt is not None:
-        different = other_white_space([trace.prompt for trace in traces], prompt).items()
-        found = [(traces[number], text) for number, text in different]
+        different = other_white_space([trace.prompt for trace in traces], prompt)
+        found = [(traces[number], text) for number, text in different.items()]
         findings["prompt_white_space"] = _finding(*PROMPT_WHITE_SPACE, found)
     if known := set(map(one_spaced, eval_prompts)):
         findings["in_validation"] = _in_validation(traces, known)
     findings |= _read_otherwise(traces, read_back)
     totals = [prompt + response for prompt, response in lengths]
     if max_length is not None:
-        pairs = zip(traces, totals, strict=True)
-        long = [(trace, f"{total:,} tokens") for trace, total in pairs if total > max_length]
-        problem = f"more tokens than max_length, {max_length:,}"
-        advice = "Raise max_length if memory admits it, or remove the rows."
-        findings["too_long"] = _finding(problem, advice, long)
+        findings["too_long"] = _too_long(traces, totals, max_length)
     prompts, responses = zip(*lengths, strict=True)
     by_name = {"prompt": prompts, "response": responses, "total": totals}
     return TraceReport(
@@ -289,6 +285,13 @@ def _read_otherwise(traces: Sequence[Trace], texts: Sequence[str]) -> dict[str, 
     )
     problem = "a response whose tokens read otherwise than its text"
     return {"read_otherwise": _finding(problem, advice, found)} if found else {}
+
+
+def _too_long(traces: Sequence[Trace], totals: Sequence[int], max_length: int) -> Finding:
+    pairs = zip(traces, totals, strict=True)
+    long = [(trace, f"{total:,} tokens") for trace, total in pairs if total > max_length]
+    advice = "Raise max_length if memory admits it, or remove the rows."
+    return _finding(f"more tokens than max_length, {max_length:,}", advice, long)
 
 
 def _in_validation(traces: Sequence[Trace], known: set[str]) -> Finding:
