@@ -1,8 +1,8 @@
 """Sampling from a vLLM server over HTTP.
 
 One request for each row, all of them on their way at once: the server's scheduler sees the whole
-batch, and each row has its own seed. Every request has a connect and a read timeout. A refusal is
-shown in the server's own words.
+batch, and each row has its own seed. A server that gives no answer for long is an error; a refusal
+is shown in the server's own words.
 """
 
 import asyncio
@@ -58,7 +58,8 @@ class VLLMServerEngine:
         base_url: Such as `http://127.0.0.1:8000`.
         tokenizer: By default, loaded from where the server loaded the model.
         server: The server's process, if this process started it; `close` stops it.
-        read_timeout_seconds: Between two pieces of an answer: for a completion, its whole time.
+        read_timeout_seconds: How long the server may take for an answer; of many completions at a
+            time, until the next one, as some wait for others.
         wait_seconds: How long to wait for a server that is not up yet.
     """
 
@@ -263,10 +264,13 @@ class VLLMServerEngine:
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         try:
-            while (answer := answers.get()) is not None:
+            while (answer := answers.get(timeout=self.read_timeout_seconds)) is not None:
                 if isinstance(answer, BaseException):
                     raise answer
                 yield answer
+        except queue.Empty:
+            waited = TimeoutError(f"no answer within {self.read_timeout_seconds:g} seconds")
+            raise self._connection_error(path, waited) from None
         finally:
             if thread.is_alive():
                 loop.call_soon_threadsafe(sending.cancel)  # the caller went away, or one failed
@@ -280,8 +284,7 @@ class VLLMServerEngine:
         answers: "queue.SimpleQueue[Any]",
         connections: int,
     ) -> None:
-        seconds = {"sock_connect": CONNECT_TIMEOUT_SECONDS, "sock_read": self.read_timeout_seconds}
-        timeout = aiohttp.ClientTimeout(total=None, **seconds)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_SECONDS)
         connector = aiohttp.TCPConnector(limit=max(connections, 1))  # 0 would be any number
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
 
