@@ -8,7 +8,7 @@ from trl_r1zero.commands.training import TrainingSetup, train
 
 
 def make_trainer(setup: TrainingSetup) -> "trl_r1zero.R1ZeroGRPOTrainer":
-    task = setup.data.load()
+    task = setup.data.load(setup.tokenizer, setup.prompt_rooms())
     return trl_r1zero.R1ZeroGRPOTrainer(
         **setup.trainer_arguments(),
         reward_funcs=task.reward,

@@ -13,10 +13,12 @@ from trl_r1zero.commands.training import TrainingSetup, train
 
 def make_trainer(setup: TrainingSetup) -> "trl_r1zero.R1ZeroSFTTrainer":
     config = setup.config
-    max_length = config.max_length
-    if max_length is not None and config.append_eos:
-        max_length -= 1
-    traces = setup.data.load_traces(setup.tokenizer, max_length)
+    traces = setup.data.load_traces(
+        setup.tokenizer,
+        config.max_length,
+        append_eos=config.append_eos,
+        rooms=setup.prompt_rooms(),
+    )
     if config.process_index == 0:
         report_data(traces, Path(config.output_dir))
     return trl_r1zero.R1ZeroSFTTrainer(

@@ -43,12 +43,12 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "n and seed": {"n": 4, "seed": 7, "max_tokens": 8},
     "filters": {"top_p": 0.9, "top_k": 20, "min_p": 0.1, "min_tokens": 2},
     "all tokens as vLLM also writes it": {"top_k": -1},
+    "tokens that end it": {"stop_token_ids": [3]},
     "one stop string": {"stop": "x", "include_stop_str_in_output": True},
     "the sampled token's log-probability": {"logprobs": 0},
 }
 REJECTED: dict[str, dict[str, Any]] = {
     "repetition_penalty=1.1": {"repetition_penalty": 1.1},
-    "stop_token_ids=[3]": {"stop_token_ids": [3]},
     "ignore_eos=True": {"ignore_eos": True},
     "logprobs=5": {"logprobs": 5},
     "skip_special_tokens=False": {"skip_special_tokens": False},

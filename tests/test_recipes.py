@@ -125,10 +125,14 @@ def test_every_recipe_parses(path):
     if method in TUNING:
         return
     assert "task" in recipe.places
-    task = get_task(values["task"], **(values["task_args"] or {}))
-    # Prompt and task go together; only free text is not graded.
-    prompt = load_prompt(values["prompt"] or task.default_prompt)
-    assert task.reward_fn(prompt) or prompt.answer_format == "text"
+    tasks = [(values["task"], values["task_args"])]
+    if isinstance(values["task"], list):
+        tasks = [(part.task, part.task_args) for part in recipe.instances[0].parts().values()]
+    for name, task_args in tasks:
+        task = get_task(name, **(task_args or {}))
+        # Prompt and task go together; only free text is not graded.
+        prompt = load_prompt(values["prompt"] or task.default_prompt)
+        assert task.reward_fn(prompt) or prompt.answer_format == "text"
 
 
 def test_output_folders_are_distinct():
@@ -167,6 +171,7 @@ def test_the_default_recipe_is_the_handout():
         "output_dir": "runs/qwen2.5-math-1.5b/grpo",
         "use_std_normalization": True,  # what unset stands for with a baseline
         "eval_every": 10,
+        "on_bad_row": "skip",
     }
     assert parse(QWEN / "grpo.yaml").instances[0].advantage == "group_mean_std"
 
@@ -188,6 +193,7 @@ def test_the_recipe_of_expert_iteration_is_the_handout():
         **OF_ALL_BASES,
         "output_dir": "runs/qwen2.5-math-1.5b/expert_iteration",
         "group_size": 4,
+        "on_bad_row": "skip",
     }
     config = parse(QWEN / "expert_iteration.yaml").instances[0]
     assert (config.learning_rate, config.train_batch_size) == (2e-5, 32)
@@ -350,6 +356,7 @@ def test_the_recipe_of_dpo_is_the_handout():
         "gradient_checkpointing": True,
         "seed": 0,
         "output_dir": "runs/llama-3.1-8b/dpo",
+        "on_bad_row": "skip",
     }
     assert (values["beta"], values["train_batch_size"], values["num_eval_pairs"]) == (0.1, 64, 200)
     assert (values["optim"], values["learning_rate"]) == ("rmsprop", 1e-6)

@@ -16,6 +16,9 @@ from trl_r1zero import cli
 from trl_r1zero.commands.eval import main
 from trl_r1zero.devices import MachineFacts, visible_devices
 from trl_r1zero.evaluation.model_files import model_files
+from trl_r1zero.generation import TransformersEngine
+from trl_r1zero.generation.vllm_client import VLLMServerEngine
+from trl_r1zero.generation.vllm_offline import OfflineVLLMEngine
 from trl_r1zero.generation.vllm_server import VLLMServer
 from trl_r1zero.recipe import parse_recipe
 from trl_r1zero.recipe.evaluation_arguments import EvaluationArguments
@@ -199,6 +202,34 @@ def test_with_a_server_that_runs(vllm_server, tmp_path, capsys):
         main(arguments_for("some/other-model", tmp_path / "other", **served))
     shown = capsys.readouterr().err
     assert f"serves '{vllm_server.model}', but model is 'some/other-model'" in shown
+    # What it serves leaves less room than the model's own config, which may not be here.
+    with pytest.raises(SystemExit):
+        main(arguments_for(vllm_server.model, tmp_path / "long", **served, max_tokens=4090))
+    shown = capsys.readouterr().err
+    assert "none of 6 rows can be used" in shown
+    assert "max_tokens 4,090 are more than max_model_len 4,096" in shown
+
+
+@pytest.mark.parametrize("backend", ["transformers", "vllm", "vllm_offline"])
+def test_prompts_without_room_are_found_before_a_model_is_loaded(
+    tiny_model_folder, tmp_path, capsys, monkeypatch, backend
+):
+    if backend != "transformers":
+        pytest.importorskip("vllm")
+    for engine in (VLLMServerEngine, OfflineVLLMEngine, TransformersEngine):
+        monkeypatch.setattr(engine, "__init__", lambda *_, **__: pytest.fail("too early"))
+    monkeypatch.setattr(VLLMServer, "start", lambda self: pytest.fail("too early"))
+    with pytest.raises(SystemExit):
+        main(arguments_for(tiny_model_folder, tmp_path, backend=backend, max_tokens=4090))
+    shown = capsys.readouterr().err
+    assert "none of 6 rows can be used" in shown
+    assert "max_tokens 4,090 are more than the model's max_position_embeddings 4,096" in shown
+    if backend == "transformers":
+        return
+    server = "{max_model_len: 20}"
+    with pytest.raises(SystemExit):
+        main(arguments_for(tiny_model_folder, tmp_path, backend=backend, server=server))
+    assert "max_tokens 12 are more than max_model_len 20; lower" in capsys.readouterr().err
 
 
 def test_no_server_at_the_address(tmp_path, capsys):

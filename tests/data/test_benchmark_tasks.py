@@ -76,7 +76,10 @@ def test_what_grades_free_text(prompt):
 
 def test_what_is_evaluated_on():
     splits = {name: task.eval_split for name, task in TASKS.items()}
-    tests = {"gsm8k", "mmlu", "alpaca_eval", "simple_safety_tests"}
+    tests = {
+        *("gsm8k", "mmlu", "alpaca_eval", "simple_safety_tests"),
+        *("math500", "aime", "amc", "minerva", "olympiad_bench"),
+    }
     assert splits == {name: "test" if name in tests else "validation" for name in TASKS}
 
 

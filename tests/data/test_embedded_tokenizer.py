@@ -24,8 +24,9 @@ from trl_r1zero.data.tasks.chain_arithmetic import solve_trace
 def texts():
     chains = get_task("chain_arithmetic").load(limit=100)
     puzzles = get_task("countdown").load(limit=20)
+    prompts = map(load_prompt, PROMPTS)
     return [
-        *(load_prompt(name).format(chains[0].question) for name in PROMPTS),
+        *(prompt.format(chains[0].question) for prompt in prompts if not prompt.needs_tokenizer),
         *(solve_trace(chain.question) for chain in chains),
         *(puzzle.question for puzzle in puzzles),
         "  two  spaces \n\n\ttabs\r\n 7 77  7 -3.5",

@@ -104,7 +104,6 @@ def test_one_file_of_any_name_plain_or_compressed(tmp_path):
         ("Wie heißt „Straße“ auf 日本語? 👋", "道路 (dōro)", "naïve\u00a0café"),
         ("Q?", "", "An answer."),
         ("Q?", "An answer.", ""),
-        ("Q?", "", ""),
         ("", "What can I do for you?", "Hm?"),
         ("What does Human: mean in Assistant: logs?", "Human: is a label.", "Assistant: too."),
         ("Two lines\nHuman: not a turn", "First\nAssistant: no turn\nHuman: none", "x"),

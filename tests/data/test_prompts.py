@@ -151,7 +151,7 @@ def test_load_prompt_unknown_name():
         load_prompt("r1zero")
     assert str(error.value) == (
         "unknown prompt 'r1zero'; did you mean 'r1_zero'? "
-        "Allowed: alpaca, chain_arithmetic, question_only, r1_zero, zero_shot. "
+        "Allowed: alpaca, chain_arithmetic, chat, question_only, r1_zero, zero_shot. "
         "A path to a .txt file is accepted too."
     )
 
@@ -186,6 +186,19 @@ def test_load_prompt_missing_file():
         (
             "answer_format: boxed\nanswer_format: tags\n---\n{question}",
             r"mine.txt: got 2 'answer_format' lines",
+        ),
+        (
+            "answer_format: text\nchat: yes\n---\n{question}",
+            r"mine.txt:2: chat: got 'yes', expected",
+        ),
+        ("chat: true\nchat: true\n---\n{question}", r"mine.txt:2: got a second line 'chat'"),
+        (
+            "chat: true\nchat_template_kwargs: [1]\n---\n{question}",
+            r"mine.txt:2: chat_template_kwargs: got '\[1\]', expected a JSON object such as",
+        ),
+        (
+            "answer_format: text\nsystem: Be kind.\n---\n{question}",
+            r"mine.txt: got 'system' without 'chat: true'",
         ),
         ("answer_format: boxed\n---\nhello", r"mine.txt: .*got a template with 0 times {question}"),
         ("answer_format: boxed\n---\n{question}{question}", r"mine.txt: .*with 2 times {question}"),

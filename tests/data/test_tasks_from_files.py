@@ -26,6 +26,7 @@ def test_get_task_knows_each_task_by_its_own_name_and_prompt():
     assert list(TASKS) == [
         *("math", "gsm8k", "countdown", "chain_arithmetic"),
         *("mmlu", "alpaca_eval", "simple_safety_tests"),
+        *("math500", "aime", "amc", "minerva", "olympiad_bench"),
     ]
     for name in TASKS:
         task = get_task(name)
@@ -39,8 +40,8 @@ def test_get_task_errors():
         get_task("maths")
     assert str(error.value) == (
         "unknown task 'maths'; did you mean 'math'? "
-        "Allowed: alpaca_eval, chain_arithmetic, countdown, gsm8k, math, mmlu, "
-        "simple_safety_tests. "
+        "Allowed: aime, alpaca_eval, amc, chain_arithmetic, countdown, gsm8k, math, math500, "
+        "minerva, mmlu, olympiad_bench, simple_safety_tests. "
         "Or give a dotted path, package.module.name."
     )
     with pytest.raises(

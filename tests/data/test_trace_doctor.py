@@ -272,5 +272,17 @@ def test_the_embedded_task_is_healthy():
 def test_errors():
     with pytest.raises(ValueError, match=r"got no traces, expected at least one"):
         examined([])
-    with pytest.raises(ValueError, match=r"got 1 lengths for 2 traces; give a pair for each"):
+    with pytest.raises(ValueError, match=r"got 1 lengths for 2 traces, expected as many"):
         examined(rows(GOOD, GOOD), lengths=[(1, 1)])
+
+
+def test_responses_that_their_tokens_change():
+    traces = [Trace("p", " a", None, "x:1"), Trace("p", "b", None, "x:2")]
+    lengths = [(1, 1), (1, 1)]
+    settings = {"answer_format": "text", "max_length": None}
+    same = examine_traces(traces, lengths, read_back=[" a", "b"], **settings)
+    assert "read_otherwise" not in same.findings
+    changed = examine_traces(traces, lengths, read_back=[" a", " b"], **settings)
+    finding = changed.findings["read_otherwise"]
+    assert (finding.rows, finding.places[0].excerpt) == (1, "' b'")
+    assert "1 row (50.0 %) with a response whose tokens read otherwise" in changed.to_text()

@@ -56,13 +56,13 @@ def test_rows_with_prompt_and_response_are_taken_as_they_are(tmp_path):
     source = written(
         tmp_path,
         {"prompt": "Q: 2+2?\nA: <think>", "response": " 4 </think>\r\n<answer> 4 </answer>"},
-        {"prompt": "{question} ", "response": "", "ground_truth": "4", "other": 1},
+        {"prompt": "{question} ", "response": " 4", "ground_truth": "4", "other": 1},
         {"prompt": "∫ é 数", "response": "\n\n½\u00a0", "ground_truth": ["1/2", "0.5"]},
         {"prompt": "p", "response": "r", "ground_truth": None, "problem": "also a problem"},
     )
     assert load_traces(MATH, TAGS, source) == [
         Trace("Q: 2+2?\nA: <think>", " 4 </think>\r\n<answer> 4 </answer>", None, f"{source}:1"),
-        Trace("{question} ", "", "4", f"{source}:2"),
+        Trace("{question} ", " 4", "4", f"{source}:2"),
         Trace("∫ é 数", "\n\n½\u00a0", ["1/2", "0.5"], f"{source}:3"),
         Trace("p", "r", None, f"{source}:4"),
     ]
@@ -79,7 +79,8 @@ def test_any_task_takes_traces_from_a_source(tmp_path):
     [
         ({"prompt": "", "response": "r"}, r"rows.jsonl:2: field 'prompt': got '' \(str\)"),
         ({"prompt": 3, "response": "r"}, r"rows.jsonl:2: field 'prompt': got 3 \(int\)"),
-        ({"prompt": "p", "response": 4}, r"jsonl:2: field 'response': got 4 \(int\), expected a s"),
+        ({"prompt": "p", "response": 4}, r"jsonl:2: field 'response': got 4 \(int\), expected a n"),
+        ({"prompt": "p", "response": ""}, r"rows.jsonl:2: field 'response': got '' \(str\)"),
         (
             {"prompt": "p"},
             r"rows.jsonl:2: field 'response': got nothing, expected a string, as the row has the "

@@ -4,13 +4,14 @@ import pytest
 from doctor_runs import make_run, math_rows, write_rows
 
 from trl_r1zero.data.embedded_tokenizer import build_embedded_tokenizer
+from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.tasks import get_task
 from trl_r1zero.doctor.data import (
-    MOST_BAD_ROWS,
     check_context,
     check_duplicates,
     check_overlap,
     check_rows,
+    check_white_space,
     load_data,
     longest_row,
     read_split,
@@ -55,16 +56,23 @@ def test_bad_rows_are_listed_by_their_line_and_the_rest_is_read(tmp_path, paths)
     assert (good.level, bad.level) == ("ok", "problem")
     assert "row 7: field 'answer': got '' (str)" in bad.found
     assert f"sed -i '7d;12d' {train}" in bad.do
+    assert "does not start with them" in bad.found
+    assert "on_bad_row: skip" in bad.do
+    _, bad = check_rows(split, "skip")
+    assert bad.level == "warning"
+    assert "a run leaves them out" in bad.found
 
 
 def test_a_file_that_is_wrong_as_a_whole_is_one_problem(tmp_path, paths):
-    rows = [{"question": "a", "answer": "1"}] * (MOST_BAD_ROWS + 5)
-    train, _ = load_data(run_of((write_rows(tmp_path / "other.jsonl", rows), paths[1])))
-    assert len(train.bad) == MOST_BAD_ROWS
-    assert str(tmp_path / "other.jsonl") in train.error
+    path = write_rows(tmp_path / "other.jsonl", math_rows(3))
+    with path.open("a") as file:
+        file.write("{not JSON\n")
+    train, _ = load_data(run_of((path, paths[1])))
+    (finding,) = check_rows(train)
+    assert f"{path}:4: got text that is not JSON" in finding.found
 
 
-def test_a_short_file_of_which_no_row_can_be_used_is_a_problem(tmp_path, paths):
+def test_a_file_of_which_no_row_can_be_used_is_a_problem(tmp_path, paths):
     rows = [{"question": "a", "answer": "1"}] * 3
     train, _ = load_data(run_of((write_rows(tmp_path / "other.jsonl", rows), paths[1])))
     assert list(train.bad) == [1, 2, 3]
@@ -122,7 +130,7 @@ def test_validation_problems_that_are_trained_on(tmp_path, paths):
         ("{max_model_len: 300}", 200, "problem"),
         ("{max_model_len: 4096}", 200, "ok"),
         ("{}", 4000, "problem"),
-        (None, 4000, "warning"),  # transformers goes on beyond the context
+        (None, 4000, "problem"),
     ],
 )
 def test_prompts_with_their_completions_fit_the_context(paths, server, new_tokens, level):
@@ -135,6 +143,34 @@ def test_prompts_with_their_completions_fit_the_context(paths, server, new_token
         "train_data_lengths": level,
         "eval_data_lengths": level,
     }
+
+
+def test_prompts_that_a_run_leaves_out_are_a_warning(tmp_path, paths):
+    train = write_rows(
+        tmp_path / "long.jsonl", [*math_rows(3), {"problem": "1 " * 400, "answer": "1"}]
+    )
+    settings = ["--max_completion_length=200", "--on_bad_row=skip", "--num_eval_examples=1"]
+    settings += ["--use_vllm=true", "--vllm_server={max_model_len: 600}"]
+    run = run_of((train, paths[1]), *settings)
+    findings = {one.check: one for one in check_context(run, splits_of(run), context=4096)}
+    assert findings["train_data_lengths"].level == "warning"
+    assert "for 1 rows (4); a run leaves them out" in findings["train_data_lengths"].found
+    assert findings["eval_data_lengths"].level == "ok"
+
+
+def test_white_space_of_prompts_that_are_given(tmp_path):
+    rows = [{"prompt": f"{n}\n", "response": "r"} for n in range(4)]
+    traces = write_rows(tmp_path / "traces.jsonl", rows)
+    run = make_run(
+        "80GB",
+        f"--train_data={traces}",
+        "--prompt=question_only",
+        "--eval_every=null",
+        method="sft",
+    )
+    (finding,) = check_white_space(run, load_data(run)[0], load_prompt("question_only"))
+    assert "4 of 4 rows" in finding.found
+    assert "row 1: '\\n', not ''" in finding.found
 
 
 def test_more_than_the_models_context_for_the_server(paths):

@@ -7,6 +7,7 @@ from itertools import combinations
 import pytest
 
 from trl_r1zero.evaluation import GradedCompletion, pass_at_k, summarize, summarize_evaluation
+from trl_r1zero.evaluation.metrics import share_interval
 
 
 def graded(
@@ -29,6 +30,14 @@ def graded(
     return GradedCompletion("p", str(answer), truth, **{**settings, **changes})
 
 
+def wilson(right: float, trials: float) -> list[float]:
+    """Wilson's interval as the roots p of (right / trials - p)^2 = z^2 p (1 - p) / trials."""
+    z2, share = 1.959964**2, right / trials
+    a, b, c = 1 + z2 / trials, -(2 * share + z2 / trials), share**2
+    root = math.sqrt(b**2 - 4 * a * c)
+    return [(-b - root) / (2 * a), (-b + root) / (2 * a)]
+
+
 # Two examples of four completions: 7 is right three times of four, 5 once.
 FOUR_EACH = [
     *(graded(0, answer, "7", k) for k, answer in enumerate(["7", "7", "8", "7"])),
@@ -48,6 +57,7 @@ def test_one_completion_each():
         "num_completions": 1,
         "accuracy": 0.5,
         "accuracy_stderr": pytest.approx(math.sqrt(0.5 * 0.5 / 3)),
+        "accuracy_interval": pytest.approx(wilson(1.5, 3), abs=1e-4),
         "reward": 0.5,
         "reward_stderr": pytest.approx(math.sqrt(0.5 * 0.5 / 3)),
         "format_reward": 0.75,
@@ -93,6 +103,38 @@ def test_errors_are_over_examples():
     for row in (alone := [graded(0, row.response, row.ground_truth) for row in FOUR_EACH]):
         row.example = None
     assert summarize(alone)["accuracy_stderr"] == pytest.approx(math.sqrt(0.25 / 7))
+
+
+def test_the_average_of_k_with_the_example_as_the_unit():
+    summary = summarize_evaluation(FOUR_EACH, 4)
+    assert (summary["avg@4"], summary["avg@4_stderr"]) == (0.5, 0.25)
+    # Effective trials: 0.5 x 0.5 / 0.25^2 = 4, and not the eight completions.
+    assert summary["avg@4_interval"] == pytest.approx(wilson(2, 4), abs=1e-4)
+    assert summary["accuracy_interval"] == summary["avg@4_interval"]
+    one_each = [row for row in FOUR_EACH if row.completion == 0]
+    assert not [name for name in summarize_evaluation(one_each, 1) if "@" in name]
+
+
+@pytest.mark.parametrize(
+    ("values", "completions", "right", "trials"),
+    [
+        # As Wilson's of N - 1 trials, where an example has one completion or they are all alike.
+        ([1.0, 0.0, 0.0, 0.0, 0.0], 1, 0.8, 4),
+        ([1.0, 0.0, 0.0, 0.0, 0.0], 16, 0.8, 4),
+        # No more than all completions, where the examples are all alike.
+        ([0.5] * 6, 2, 6, 12),
+        # N examples, where nothing varies: 16 completions of each do not make it surer.
+        ([0.0] * 30, 1, 0, 30),
+        ([0.0] * 30, 16, 0, 30),
+        ([1.0] * 30, 16, 30, 30),
+        ([1.0], 1, 1, 1),
+    ],
+)
+def test_the_interval_of_a_share(values, completions, right, trials):
+    expected = wilson(right, trials)
+    low, high = share_interval(values, completions)
+    assert [low, high] == pytest.approx(expected, abs=1e-4)
+    assert 0 <= low < high <= 1
 
 
 def test_pass_at_k():

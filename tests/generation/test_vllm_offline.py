@@ -162,6 +162,7 @@ PLAIN = {
         ("n and seed", {"max_tokens": 8}, 4, 7),
         ("filters", {"top_p": 0.9, "top_k": 20, "min_p": 0.1, "min_tokens": 2}, 1, None),
         ("all tokens as vLLM also writes it", {}, 1, None),
+        ("tokens that end it", {"stop": [3]}, 1, None),
         ("one stop string", {"stop": ["x"]}, 1, None),
         ("the sampled token's log-probability", {}, 1, None),
     ],

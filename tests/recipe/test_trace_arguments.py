@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from real_tokenizers import byte_level_tokenizer, sentencepiece_like_tokenizer
 
 from trl_r1zero.recipe import RecipeError, parse_recipe
 from trl_r1zero.recipe.trace_arguments import TraceArguments
@@ -204,3 +205,22 @@ def test_all_processes_train_on_what_the_first_one_kept(source, tmp_path):
     ]
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [stdout for stdout, _ in outputs] == ["6 6\n", "6 6\n"], outputs
+
+
+def test_chat_traces_leave_room_for_the_end_of_the_turn():
+    chat = TraceArguments(task="chain_arithmetic", task_args={"num_train": 8}, prompt="chat")
+    longest = chat.load_traces(byte_level_tokenizer(), None).report.lengths["total"].max
+    for max_length, too_long in ((longest + 1, False), (longest, True)):
+        report = chat.load_traces(byte_level_tokenizer(), max_length).report
+        assert bool(report.findings["too_long"].rows) == too_long
+
+
+def test_a_tokenizer_that_puts_a_space_before_a_response_is_noticed(tmp_path):
+    source = tmp_path / "traces.jsonl"
+    rows = [{"prompt": "Q: <think>", "response": response} for response in ("a b", " a b")]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    traces = TraceArguments(task="gsm8k", train_data=str(source))
+    report = traces.load_traces(sentencepiece_like_tokenizer(), None).report
+    assert report.findings["read_otherwise"].places[0].excerpt == "' a b'"
+    assert report.findings["read_otherwise"].rows == 1
+    assert "read_otherwise" not in traces.load_traces(byte_level_tokenizer(), None).report.findings

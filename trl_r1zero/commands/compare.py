@@ -4,7 +4,7 @@
 
 For each task a table of all folders that `trl-r1zero eval` wrote: the accuracy, or what a judge
 said (`trl-r1zero judge`), with standard errors, and the difference to the baseline on the same
-questions.
+questions. The folder of a suite stands for those of its tasks; all suites have one table first.
 """
 
 import argparse

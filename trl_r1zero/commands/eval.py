@@ -2,16 +2,20 @@
 
     trl-r1zero eval --model Qwen/Qwen2.5-Math-1.5B --task math --data data/MATH/validation.jsonl
     trl-r1zero eval --config recipes/qwen2.5-math-1.5b/eval-math-r1_zero.yaml [--key value ...]
+    trl-r1zero eval --config recipes/qwen2.5-math-1.5b/eval-suite.yaml [--model M] [--key value ...]
 
 Every answer is sampled, graded and written as it comes; the same command after a kill goes on where
-it was. The folder has results.jsonl, summary.json, report.md and report.html.
+it was. The folder has results.jsonl, summary.json, report.md and report.html. A list of tasks is a
+suite: one engine answers all, each task has such a folder, and suite.md has one table.
 """
 
 import json
 import sys
-from collections.abc import Sequence
-from contextlib import closing
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from trl_r1zero.recipe import ParsedRecipe, parse_recipe
 from trl_r1zero.recipe.evaluation_arguments import EvaluationArguments, LoadedEvaluation
@@ -26,30 +30,66 @@ if TYPE_CHECKING:
 
 def run(loaded: LoadedEvaluation, recipe: ParsedRecipe) -> "Evaluation":
     """Sample, grade and write; see `evaluation.evaluate`."""
+    with closing(loaded.engine), loaded.grader:
+        return _evaluate(loaded, recipe)
+
+
+def run_suite(
+    loaded: Mapping[str, LoadedEvaluation], recipe: ParsedRecipe, folder: Path
+) -> dict[str, Any]:
+    """`run` for each task on one engine; what `suite.json` holds, which is written after each."""
+    from trl_r1zero.evaluation.evaluate import check_results_folder
+    from trl_r1zero.evaluation.suite import suite_facts, task_facts, write_suite
+
+    known = {name: (name, one.settings, one.sampling.temperature) for name, one in loaded.items()}
+    tasks = {name: task_facts(*known[name]) for name in loaded}
+    with ExitStack() as stack:
+        for one in loaded.values():
+            stack.enter_context(one.grader)
+        stack.enter_context(closing(next(iter(loaded.values())).engine))
+        for one in loaded.values():  # before hours are spent on the first
+            check_results_folder(**one.evaluate_arguments())
+        recipe.write(folder / "recipe.yaml")
+        for name, one in loaded.items():
+            print(_evaluating(one), flush=True)
+            evaluation = _evaluate(one, _recipe_of(recipe, one.arguments))
+            tasks[name] = task_facts(*known[name], evaluation.summary)
+            suite = suite_facts(recipe.instances[0].model, tasks)
+            write_suite(folder, suite)
+    return suite
+
+
+def _evaluate(loaded: LoadedEvaluation, recipe: ParsedRecipe) -> "Evaluation":
     from trl_r1zero.evaluation import evaluate
     from trl_r1zero.evaluation.results_folder import EVALUATION_FILE
 
-    arguments = recipe.instances[0]
-    with closing(loaded.engine), loaded.grader:
-        # Those of the first start stay when the evaluation goes on.
-        if not (loaded.folder / EVALUATION_FILE).exists():
-            recipe.write(loaded.folder / "recipe.yaml")
-            (loaded.folder / "environment.json").write_text(
-                json.dumps(loaded.environment, indent=2) + "\n", encoding="utf-8"
-            )
-        evaluation = evaluate(
-            loaded.engine,
-            loaded.examples,
-            loaded.grader,
-            loaded.sampling,
-            num_completions=arguments.n,
-            seed=arguments.seed,
-            folder=loaded.folder,
-            settings=loaded.settings,
+    # Those of the first start stay when the evaluation goes on.
+    if not (loaded.folder / EVALUATION_FILE).exists():
+        recipe.write(loaded.folder / "recipe.yaml")
+        (loaded.folder / "environment.json").write_text(
+            json.dumps(loaded.environment, indent=2) + "\n", encoding="utf-8"
         )
+    evaluation = evaluate(**loaded.evaluate_arguments())
     if loaded.task.output_file is not None:
         _write_outputs(loaded.task.output_file, loaded, evaluation)
     return evaluation
+
+
+def _recipe_of(suite: ParsedRecipe, task: EvaluationArguments) -> ParsedRecipe:
+    """The recipe of a task of a suite alone."""
+    values = {field.name: getattr(task, field.name) for field in fields(task)}
+    places = {
+        name: suite.places["task"] if value != suite.values[name] else suite.places.get(name)
+        for name, value in values.items()
+    }
+    return ParsedRecipe((task,), values, {name: at for name, at in places.items() if at})
+
+
+def _evaluating(loaded: LoadedEvaluation) -> str:
+    return (
+        f"Evaluating {loaded.settings['model']} on {len(loaded.examples):,} examples of "
+        f"{loaded.settings['task']}, results in {loaded.folder}"
+    )
 
 
 def _write_outputs(name: str, loaded: LoadedEvaluation, evaluation: "Evaluation") -> None:
@@ -80,18 +120,24 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero eval") ->
             description=__doc__ or "",
             program=program,
         )
-        loaded: LoadedEvaluation = recipe.instances[0].load()
+        arguments: EvaluationArguments = recipe.instances[0]
+        is_suite = isinstance(arguments.task, list)
+        loaded = arguments.load_suite() if is_suite else {"": arguments.load()}
     from trl_r1zero.evaluation import results_table
     from trl_r1zero.evaluation.results_folder import ResultsFolderError
+    from trl_r1zero.evaluation.suite import SUITE_FILE, SUITE_PAGE, suite_table
     from trl_r1zero.generation.vllm_server import VLLMServerError
 
-    print(
-        f"Evaluating {loaded.settings['model']} on {len(loaded.examples):,} examples of "
-        f"{loaded.settings['task']}, results in {loaded.folder}",
-        flush=True,
-    )
+    if is_suite:
+        with exit_on(program, ResultsFolderError, VLLMServerError):
+            suite = run_suite(loaded, recipe, arguments.folder)
+        print("\n".join(suite_table([suite])))
+        print(f"\n{arguments.folder}: {SUITE_PAGE} to read, {SUITE_FILE}, a folder for each task")
+        return
+    one = loaded[""]
+    print(_evaluating(one), flush=True)
     with exit_on(program, ResultsFolderError, VLLMServerError):
-        evaluation = run(loaded, recipe)
+        evaluation = run(one, recipe)
     print(results_table(evaluation.summary))
-    files = ["results.jsonl", "summary.json", loaded.task.output_file]
-    print(f"\n{loaded.folder}: report.html and report.md to read, {', '.join(filter(None, files))}")
+    files = ["results.jsonl", "summary.json", one.task.output_file]
+    print(f"\n{one.folder}: report.html and report.md to read, {', '.join(filter(None, files))}")

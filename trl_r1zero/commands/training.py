@@ -18,6 +18,12 @@ class TrainingSetup:
     model: Any
     tokenizer: Any
 
+    def prompt_rooms(self) -> dict[str, Any]:
+        """What the context leaves for prompts, by the recipe's key of the data."""
+        from trl_r1zero.recipe.loading import load_prompt_rooms
+
+        return load_prompt_rooms(self.config, self.model, self.tokenizer)
+
     def trainer_arguments(self) -> dict[str, Any]:
         """The arguments of a trainer that loads its model itself, but for the data."""
         from trl_r1zero.recipe.loading import model_settings
@@ -39,6 +45,7 @@ def train(method: str, description: str, make_trainer: Callable[[TrainingSetup],
     from trl_r1zero.recipe.loading import checkpoint_of, load_tokenizer
     from trl_r1zero.reports.report import write_report
     from trl_r1zero.runs.kinds import METHODS
+    from trl_r1zero.trainers.run_folder import write_skipped_rows
 
     recipe = parse_recipe(METHODS[method], description=description)
     config, data, model = recipe.instances
@@ -48,6 +55,7 @@ def train(method: str, description: str, make_trainer: Callable[[TrainingSetup],
     folder = Path(config.output_dir)
     if trainer.accelerator.is_main_process:
         recipe.write(folder / "recipe.yaml")
+        write_skipped_rows(folder, data.skipped_rows)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(folder / "final"))
     if trainer.accelerator.is_main_process:

@@ -1,11 +1,21 @@
 """What the processes of a run do together."""
 
+import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["from_main", "from_main_process"]
+__all__ = ["from_main", "from_main_process", "is_main_process"]
 
 T = TypeVar("T")
+
+
+def is_main_process() -> bool:
+    """Whether this is the only process of a run, or the first."""
+    distributed = getattr(sys.modules.get("torch"), "distributed", None)
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return bool(distributed.get_rank() == 0)
+    return os.environ.get("RANK", "0") == "0"  # as launchers set it
 
 
 def from_main(value: T) -> T:

@@ -1,6 +1,8 @@
 """Prompts, tasks and tokenisation: everything between a file on disk and the rows of a trainer.
 
 * `files`, `sources`: rows of JSON lines, JSON and CSV files, of folders, and of the Hub
+* `bad_rows`: rows that cannot be used: one error, or left out and counted
+* `prompt_room`, `white_space`: prompts beyond the context, or with other white space
 * `tokenization`: prompt and output strings (or ids) to `input_ids`, `labels`, `response_mask`
 * `prompts`: prompt templates as text files that carry their stop strings
 * `tasks`: a task owns where its examples come from, how an answer is graded, and its default prompt

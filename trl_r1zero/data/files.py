@@ -2,7 +2,8 @@
 
 The rows are lines of JSON, the elements of one JSON array, or the records of a CSV file. A `Row`
 knows where it came from, so that a task can ask for a field and the error text names the file, the
-line and the field. Nothing is ever skipped.
+line and the field (see `bad_rows` for what becomes of such a row). A file that cannot be parsed is
+broken as a whole.
 """
 
 import csv
@@ -13,11 +14,11 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from trl_r1zero.common.naming import unknown_name_message
+from trl_r1zero.data.bad_rows import BadRowError
 
-BROKEN_GZIP = (gzip.BadGzipFile, EOFError, zlib.error)
 ONE_PER_LINE = "one JSON object per line"
 ON_ITS_LINE = f"{ONE_PER_LINE}; write each element of an array on a line of its own"
 
@@ -47,9 +48,10 @@ class Row:
 
     def error(
         self, field: str, got: str, expected: str, do: str = "correct or remove the row"
-    ) -> ValueError:
+    ) -> BadRowError:
         """Returns the error for this row, to be raised by who asked for the field."""
-        return ValueError(f"{self.where}: field {field!r}: got {got}, expected {expected}; {do}")
+        problem = f"field {field!r}: got {got}, expected {expected}; {do}"
+        return BadRowError(self.where, problem, f"{field}: expected {expected}")
 
 
 def describe(value: object) -> str:
@@ -68,11 +70,6 @@ def existing_file(path: str | Path, kind: str) -> Path:
     return Path(path)
 
 
-def open_rows(path: Path) -> IO[bytes]:
-    """Opens a file of lines, plain or (named `*.gz`) compressed; see `BROKEN_GZIP`."""
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-
 def read_jsonl(path: str | Path) -> Iterator[Row]:
     """Yields the rows of a JSON-lines file, plain or (named `*.gz`) compressed.
 
@@ -87,7 +84,7 @@ def read_jsonl(path: str | Path) -> Iterator[Row]:
     number = rows = blank_line = 0
     try:
         # Bytes, not text: decoding line by line lets the error name the line.
-        with open_rows(path) as file:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     blank_line = blank_line or number
@@ -99,7 +96,7 @@ def read_jsonl(path: str | Path) -> Iterator[Row]:
                 else:
                     yield _row(_parse(line.rstrip(), path, number), f"{path}:{number}", ON_ITS_LINE)
                     rows += 1
-    except BROKEN_GZIP as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(
             f"{path}:{number + 1}: got a broken gzip file ({error}), expected a complete one; "
             "download or compress it again, or drop '.gz' from the name if it is plain text"

@@ -9,6 +9,8 @@ file, what the tokenizer does, and the template. It holds two flat arrays:
     tokens.bin    int32, the documents of the file in its order, end to end
     ends.bin      int64, for each document the number of tokens up to and with its last
 
+and, where there are rows that cannot be used and are not in it, `bad_rows.json`.
+
 Chunks are cut, and documents put into another order, while reading; so all chunk lengths and seeds
 share one entry. An entry is written under another name and gets its own when complete: there is
 never half an entry, and of several processes that write one, the first to finish provides it.
@@ -32,7 +34,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from trl_r1zero.data.alpaca import ALPACA_TEMPLATE, format_alpaca
-from trl_r1zero.data.files import BROKEN_GZIP, describe, existing_file, open_rows, read_jsonl
+from trl_r1zero.data.bad_rows import BadRowError, BadRows, reading, usable
+from trl_r1zero.data.files import Row, describe, existing_file, read_jsonl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,6 +47,7 @@ CACHE_VERSION = 1
 DOCUMENTS_PER_BATCH = 256
 CHARACTERS_PER_BATCH = 1_000_000
 BUILDING = ".building-"
+BAD_ROWS_FILE = "bad_rows.json"
 # What a killed process left behind is removed when nothing was written to it for so long.
 ABANDONED_SECONDS = 24 * 60 * 60
 
@@ -74,6 +78,7 @@ class PackedSFTDataset(Dataset[dict[str, torch.Tensor]]):
         seed: int = 0,
         cache_dir: str | Path | None = None,
         show_progress: bool = True,
+        on_bad_row: str | BadRows = "error",
     ) -> None:
         """
         Args:
@@ -85,11 +90,12 @@ class PackedSFTDataset(Dataset[dict[str, torch.Tensor]]):
             seed: of that order.
             cache_dir: where tokens are kept, 4 bytes for each; None for `default_cache_dir()`.
             show_progress: shows a bar while tokenising.
+            on_bad_row: `error`, or `skip`: rows that cannot be used are left out and logged.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: a tokenizer without an end-of-text token; a malformed row, or no row; fewer
-                than seq_length + 1 tokens; a seq_length below 1.
+            ValueError: a tokenizer without an end-of-text token; rows that cannot be used; a broken
+                file, or one without rows; fewer than seq_length + 1 tokens; a seq_length below 1.
             OSError: the cache folder cannot be written, or the disk is full.
             RuntimeError: the data file changed while it was read; a damaged cache entry.
         """
@@ -104,7 +110,10 @@ class PackedSFTDataset(Dataset[dict[str, torch.Tensor]]):
         folder = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
         self.seq_length = seq_length
         self._seed = seed if shuffle else None
-        self._entry = _find_or_build(tokenizer, path, folder.absolute(), show_progress)
+        with reading(str(path), on_bad_row) as bad_rows:
+            self._entry = _find_or_build(
+                tokenizer, path, folder.absolute(), show_progress, bad_rows
+            )
         self._open()
         if len(self) == 0:
             raise ValueError(
@@ -115,7 +124,7 @@ class PackedSFTDataset(Dataset[dict[str, torch.Tensor]]):
 
     @property
     def num_documents(self) -> int:
-        """Rows of the file."""
+        """Rows of the file that can be used."""
         return len(self._ends)
 
     @property
@@ -198,7 +207,11 @@ def default_cache_dir() -> Path:
 
 
 def _find_or_build(
-    tokenizer: "PreTrainedTokenizerBase", path: Path, folder: Path, show_progress: bool
+    tokenizer: "PreTrainedTokenizerBase",
+    path: Path,
+    folder: Path,
+    show_progress: bool,
+    bad_rows: BadRows,
 ) -> Path:
     before = _modified(path)
     with path.open("rb") as file:
@@ -206,6 +219,7 @@ def _find_or_build(
     parts = [CACHE_VERSION, content, _tokenizer_state(tokenizer), ALPACA_TEMPLATE]
     entry = folder / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     if entry.is_dir():
+        _recall_bad_rows(entry, path, bad_rows)
         return entry
     # A unique name, so that two processes never write to the same files.
     building = folder / f"{BUILDING}{entry.name}-{uuid4().hex}"
@@ -216,7 +230,15 @@ def _find_or_build(
         raise OSError(f"cannot make the cache folder {building} ({error}); {do}") from error
     try:
         _remove_abandoned(folder)
-        _write_documents(tokenizer, path, building, show_progress)
+        # All of it before the tokenising, which takes its time.
+        num_documents = sum(1 for _ in usable(instruction_and_response, read_jsonl(path)))
+        bad_rows.check()
+        with reading(str(path), BadRows("skip")):  # they were counted above
+            _write_documents(tokenizer, path, building, num_documents if show_progress else None)
+        if bad_rows.errors:
+            bad = [[error.number, error.problem, error.reason] for error in bad_rows.errors]
+            facts = {"read": bad_rows.read, "bad": bad}
+            (building / BAD_ROWS_FILE).write_text(json.dumps(facts), encoding="utf-8")
         if _modified(path) != before:
             raise RuntimeError(
                 f"{path} changed while it was read, expected a file that stays as it is; wait "
@@ -231,6 +253,16 @@ def _find_or_build(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return entry
+
+
+def _recall_bad_rows(entry: Path, path: Path, bad_rows: BadRows) -> None:
+    """Counts the bad rows of the file that an entry was made of."""
+    if (entry / BAD_ROWS_FILE).is_file():
+        facts = json.loads((entry / BAD_ROWS_FILE).read_text(encoding="utf-8"))
+        for number, problem, reason in facts["bad"]:
+            bad_rows.add(BadRowError(f"{path}:{number}", problem, reason))
+        bad_rows.read = facts["read"]
+        bad_rows.check()
 
 
 def _open_entry(entry: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -286,16 +318,16 @@ def _tokenizer_state(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def _write_documents(
-    tokenizer: "PreTrainedTokenizerBase", path: Path, folder: Path, show_progress: bool
+    tokenizer: "PreTrainedTokenizerBase", path: Path, folder: Path, total: int | None
 ) -> None:
-    """Writes tokens.bin and ends.bin, holding one batch of documents at a time."""
+    """Writes tokens.bin and ends.bin, holding one batch of documents at a time; `total`: how many
+    documents there are, None for no progress bar."""
     end = 0
-    total = _count_rows(path) if show_progress else None
     name = f"Tokenising {path.name}"
     with (
         (folder / "tokens.bin").open("wb") as tokens_file,
         (folder / "ends.bin").open("wb") as ends_file,
-        tqdm(total=total, desc=name, unit=" documents", disable=not show_progress) as bar,
+        tqdm(total=total, desc=name, unit=" documents", disable=total is None) as bar,
     ):
         for texts in _batches(path):
             documents = _tokenize(tokenizer, texts)
@@ -313,17 +345,22 @@ def _write_documents(
 def _batches(path: Path) -> Iterator[list[str]]:
     """Yields the documents of a file, some at a time."""
     texts: list[str] = []
-    for row in read_jsonl(path):
-        response = row.fields.get("response")
-        if not isinstance(response, str):
-            got = "nothing" if response is None else describe(response)
-            raise row.error("response", got, "a string")
-        texts.append(format_alpaca(row.text("prompt"), response))
+    for pair in usable(instruction_and_response, read_jsonl(path)):
+        texts.append(format_alpaca(*pair))
         if len(texts) >= DOCUMENTS_PER_BATCH or sum(map(len, texts)) >= CHARACTERS_PER_BATCH:
             yield texts
             texts = []
     if texts:
         yield texts
+
+
+def instruction_and_response(row: Row) -> tuple[str, str]:
+    """Returns the fields `prompt` and `response` of a row; an empty response will do."""
+    response = row.fields.get("response")
+    if not isinstance(response, str):
+        got = "nothing" if response is None else describe(response)
+        raise row.error("response", got, "a string")
+    return row.text("prompt"), response
 
 
 def _tokenize(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:
@@ -332,12 +369,3 @@ def _tokenize(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[li
     end = tokenizer.eos_token_id
     # Some tokenizers, and some authors of responses, have put an end token there already.
     return [document if document[-1:] == [end] else [*document, end] for document in ids]
-
-
-def _count_rows(path: Path) -> int | None:
-    """Returns the number of lines that are not blank, or None for a broken gzip file."""
-    try:
-        with open_rows(path) as file:
-            return sum(not line.isspace() for line in file)
-    except BROKEN_GZIP:
-        return None  # read_jsonl comes upon it too, and says in which line

@@ -11,8 +11,10 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from trl_r1zero.data.bad_rows import BadRowError, BadRows, reading, usable
 from trl_r1zero.data.files import Row, read_jsonl
 
 logger = logging.getLogger(__name__)
@@ -45,37 +47,39 @@ class PreferencePair:
     where: str
 
 
-def load_hh(source: str | Path) -> list[PreferencePair]:
+def load_hh(source: str | Path, on_bad_row: str | BadRows = "error") -> list[PreferencePair]:
     r"""Returns the single-turn pairs of one HH file, or of all in a folder, files by name and rows
     in their order.
 
     Kept are rows where both conversations are one human turn and then one assistant turn, with the
     same human message in both. How many rows of a file are left out, and why, is logged (level
-    INFO). White space around a message is removed; a message that is then empty is kept, as is a
-    pair of equal responses.
+    INFO). White space around a message is removed; one that is then empty is kept.
 
     Args:
         source: a JSON-lines file, plain or compressed (`*.gz`), or a folder that has `*.jsonl` or
             `*.jsonl.gz` files, of whatever names (subfolders are not searched).
+        on_bad_row: see `Task.load`. A row cannot be used whose `chosen` or `rejected` is missing,
+            not a string, does not begin with "\n\nHuman:" or has no "\n\nAssistant:"; nor can a
+            single-turn one whose responses are equal, for there is nothing to prefer.
 
     Raises:
         FileNotFoundError: no such file or folder, or a folder without such files.
-        ValueError: a malformed row: not JSON, `chosen` or `rejected` missing or not a string, or
-            text that does not begin with "\n\nHuman:" or has no "\n\nAssistant:" (the text names
-            file, line and field); a file without rows; the same file twice, plain and compressed;
-            no row that is kept.
+        ValueError: rows that cannot be used; a broken file, or one without rows; the same file
+            twice, plain and compressed; no row that is kept.
     """
     source = Path(source).expanduser()
     pairs: list[PreferencePair] = []
     left_out: Counter[str] = Counter()
-    for path in _files_of(source) if source.is_dir() else [source]:
-        read = [_pair_or_reason(row, path.name) for row in read_jsonl(path)]
-        kept = [pair for pair in read if isinstance(pair, PreferencePair)]
-        reasons = Counter(reason for reason in read if isinstance(reason, str))
-        message = "%s: %d rows, %d kept, left out: %s"
-        logger.info(message, path, len(read), len(kept), _counts(reasons))
-        pairs += kept
-        left_out += reasons
+    with reading(str(source), on_bad_row):
+        for path in _files_of(source) if source.is_dir() else [source]:
+            pair_of = partial(_pair_or_reason, source_file=path.name)
+            read = list(usable(pair_of, read_jsonl(path)))
+            kept = [pair for pair in read if isinstance(pair, PreferencePair)]
+            reasons = Counter(reason for reason in read if isinstance(reason, str))
+            message = "%s: %d rows, %d kept, left out: %s"
+            logger.info(message, path, len(read), len(kept), _counts(reasons))
+            pairs += kept
+            left_out += reasons
     if not pairs:
         raise ValueError(
             f"{source}: got no single-turn pair (left out: {_counts(left_out)}), expected rows "
@@ -151,6 +155,12 @@ def _pair_or_reason(row: Row, source_file: str) -> PreferencePair | str:
     (_, other_instruction), (_, rejected) = rejected_turns
     if instruction != other_instruction:
         return OTHER_MESSAGE
+    if chosen == rejected:
+        raise BadRowError(
+            row.where,
+            "chosen and rejected are equal, so there is nothing to prefer; remove the row",
+            "chosen and rejected are equal",
+        )
     return PreferencePair(instruction, chosen, rejected, source_file, row.where)
 
 

@@ -9,15 +9,25 @@ A prompt file is a header of `key: value` lines, a line `---`, then the template
     A: <think>
 
 `stop` may be repeated or absent; `answer_format` is one of `ANSWER_FORMATS` and must be there once.
+With `chat: true` the template is the user's turn in the tokenizer's chat template; then `system`
+(repeated for more lines) is the system message, and `chat_template_kwargs` a JSON object of further
+variables of the chat template, such as {"enable_thinking": false}.
 The one newline that ends the file is not part of the template; every other character is.
 """
 
+import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trl_r1zero.common.naming import unknown_name_message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PLACEHOLDER = "{question}"
 FENCE = "```"
@@ -27,8 +37,9 @@ ANSWER_FORMATS = {
     "boxed": r"the answer in \boxed{...}, anywhere in the response",
     "text": "free text: the response as it is, see Prompt.reply",
 }
+HEADER_KEYS = ("stop", "answer_format", "chat", "system", "chat_template_kwargs")
 # Built-in prompts: the files `prompt_files/*.txt`.
-PROMPTS = ("r1_zero", "question_only", "chain_arithmetic", "zero_shot", "alpaca")
+PROMPTS = ("r1_zero", "question_only", "chain_arithmetic", "chat", "zero_shot", "alpaca")
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,9 @@ class Prompt:
     Attributes:
         name: the built-in name, or the stem of the file.
         template: text with exactly one `{question}`.
-        stop: generation ends at any of these, and keeps it in the text. Empty: only at eos.
+        stop: generation ends at any of these: a string, which it keeps in the text, or the id of a
+            token. Empty: only at eos.
+        needs_tokenizer: whether `for_tokenizer` has something to do.
         answer_format: a key of `ANSWER_FORMATS`; a task picks its reward function by it.
 
     Raises:
@@ -48,8 +61,9 @@ class Prompt:
 
     name: str
     template: str
-    stop: tuple[str, ...]
+    stop: tuple[str | int, ...]
     answer_format: str
+    needs_tokenizer: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         count = self.template.count(PLACEHOLDER)
@@ -60,7 +74,7 @@ class Prompt:
             )
         if self.answer_format not in ANSWER_FORMATS:
             raise ValueError(f"prompt {self.name!r}: {_unknown_format(self.answer_format)}")
-        if not all(self.stop):
+        if "" in self.stop:
             raise ValueError(
                 f"prompt {self.name!r}: got an empty stop string; remove it, or write its text"
             )
@@ -69,6 +83,14 @@ class Prompt:
         """Returns the template with `{question}` replaced; other braces (LaTeX) stay."""
         return self.template.replace(PLACEHOLDER, question)
 
+    def format_given(self, prompt: str) -> str:
+        """Returns the prompt of a trace, which is formatted already."""
+        return prompt
+
+    def for_tokenizer(self, tokenizer: "PreTrainedTokenizerBase | None") -> "Prompt":
+        """Returns the prompt that formats questions for a model with this tokenizer."""
+        return self
+
     def reply(self, response: str) -> str:
         """Returns what a response says, for prompts of free text: what stands before the first stop
         string, without white space around it.
@@ -76,12 +98,112 @@ class Prompt:
         Where the template ends in an opening fence, a fence at the end of the reply closes that
         one, and is left out, unless it closes a block of code that the reply itself has opened.
         """
-        ends = [response.index(stop) for stop in self.stop if stop in response]
+        strings = [stop for stop in self.stop if isinstance(stop, str)]
+        ends = [response.index(string) for string in strings if string in response]
         text = response[: min(ends, default=len(response))].strip()
         # Blocks of code have two fences each, so of an odd number the last is the template's.
         if self.template.endswith(FENCE) and text.endswith(FENCE) and text.count(FENCE) % 2 == 1:
             text = text.removesuffix(FENCE).rstrip()
         return text
+
+
+@dataclass(frozen=True)
+class ChatPrompt(Prompt):
+    """A prompt whose template is the user's turn in a tokenizer's chat template.
+
+    It formats questions once `for_tokenizer` has given it the tokenizer: with the opening of the
+    assistant's turn at the end, and the token that closes that turn among its `stop`.
+
+    Attributes:
+        system: the system message. None: what the chat template has without one.
+        chat_template_kwargs: further variables of the chat template.
+        tokenizer: whose chat template it is; None before `for_tokenizer`.
+    """
+
+    system: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: "PreTrainedTokenizerBase | None" = field(default=None, repr=False, compare=False)
+    needs_tokenizer: ClassVar[bool] = True
+
+    def format(self, question: str) -> str:
+        """Returns the conversation up to where the assistant's turn begins.
+
+        Raises:
+            ValueError: there is no tokenizer yet, or its chat template refuses the conversation.
+        """
+        return self._render(super().format(question))
+
+    def format_given(self, prompt: str) -> str:
+        """Returns the prompt of a trace as it is if it ends where the assistant's turn begins, and
+        otherwise as the user's turn, without the template of this prompt."""
+        return prompt if prompt.endswith(self._opening) else self._render(prompt)
+
+    def for_tokenizer(self, tokenizer: "PreTrainedTokenizerBase | None") -> "ChatPrompt":
+        """Returns the prompt with the chat template, and the end of a turn, of a tokenizer.
+
+        Raises:
+            ValueError: the tokenizer has no chat template, or one that refuses or leaves out a
+                message; or nothing ends a turn.
+        """
+        prompt = replace(self, tokenizer=tokenizer)
+        text = prompt._render(PLACEHOLDER)
+        for message in filter(None, (PLACEHOLDER, self.system)):
+            if message.strip() not in text:
+                raise ValueError(
+                    f"prompt {self.name!r}: the tokenizer's chat template leaves out {message!r}; "
+                    "use a model whose chat template takes it, or a prompt without it"
+                )
+        return replace(prompt, stop=(*self.stop, prompt._end_of_turn()))
+
+    def _render(self, user: str, answer: str | None = None, *, opens: bool = True) -> str:
+        """The conversation as text: with the assistant's answer, or up to where it begins."""
+        from jinja2 import TemplateError
+
+        if self.tokenizer is None or self.tokenizer.chat_template is None:
+            got = "no tokenizer" if self.tokenizer is None else "a tokenizer without chat template"
+            raise ValueError(
+                f"prompt {self.name!r} is the user's turn in a chat template: got {got}; use the "
+                "tokenizer of an instruct model (Prompt.for_tokenizer), set its chat_template, or "
+                "choose a prompt without one, such as question_only"
+            )
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        messages.append({"role": "user", "content": user})
+        if answer is not None:
+            messages.append({"role": "assistant", "content": answer})
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages,
+                    tokenize=False,
+                    add_generation_prompt=answer is None and opens,
+                    **self.chat_template_kwargs,
+                )
+            )
+        except (TemplateError, TypeError) as error:
+            raise ValueError(
+                f"prompt {self.name!r}: the tokenizer's chat template refuses it ({error}); change "
+                "system or chat_template_kwargs, or choose another prompt"
+            ) from error
+
+    @cached_property
+    def _opening(self) -> str:
+        """What opens the assistant's turn, or, where nothing does, closes the user's."""
+        opened, closed = self._render(PLACEHOLDER), self._render(PLACEHOLDER, opens=False)
+        return opened.removeprefix(closed) or opened.rpartition(PLACEHOLDER)[2]
+
+    def _end_of_turn(self) -> int:
+        """The token that closes the assistant's turn: the first special one behind its text."""
+        tokenizer: Any = self.tokenizer
+        _, answer, behind = self._render("Q", PLACEHOLDER).rpartition(PLACEHOLDER)
+        ids = tokenizer(behind, add_special_tokens=False)["input_ids"] if answer else []
+        special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+        end = next((token for token in ids if token in special), tokenizer.eos_token_id)
+        if end is None:
+            raise ValueError(
+                f"prompt {self.name!r}: the tokenizer's chat template closes a turn with no "
+                "special token, and there is no eos token; set the tokenizer's eos_token"
+            )
+        return int(end)
 
 
 def load_prompt(name_or_path: str) -> Prompt:
@@ -111,7 +233,7 @@ def load_prompt(name_or_path: str) -> Prompt:
 
 
 def _parse(text: str, where: str, name: str) -> Prompt:
-    header: dict[str, list[str]] = {"stop": [], "answer_format": []}
+    header: dict[str, list[str]] = {key: [] for key in HEADER_KEYS}
     lines = text.splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         if line.strip() == "---":
@@ -128,6 +250,14 @@ def _parse(text: str, where: str, name: str) -> Prompt:
             wrong = f"got no value for {key!r}; write one or drop the line"
         elif key == "answer_format" and value not in ANSWER_FORMATS:
             wrong = _unknown_format(value)
+        elif key == "chat" and value not in ("true", "false"):
+            wrong = f"chat: got {value!r}, expected true or false"
+        elif key == "chat_template_kwargs" and not isinstance(_json(value), dict):
+            wrong = (
+                f'{key}: got {value!r}, expected a JSON object such as {{"enable_thinking": false}}'
+            )
+        elif key in ("chat", "chat_template_kwargs") and header[key]:
+            wrong = f"got a second line {key!r}; keep one"
         else:
             header[key].append(value)
             continue
@@ -143,9 +273,28 @@ def _parse(text: str, where: str, name: str) -> Prompt:
         )
     template = re.sub(r"\r?\n\Z", "", "".join(lines[number:]))
     try:
-        return Prompt(name, template, tuple(header["stop"]), *header["answer_format"])
+        return _make(name, template, header)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def _make(name: str, template: str, header: Mapping[str, list[str]]) -> Prompt:
+    (answer_format,), stop = header["answer_format"], tuple(header["stop"])
+    if header["chat"] == ["true"]:
+        variables = dict(*map(json.loads, header["chat_template_kwargs"]))
+        system = "\n".join(header["system"]) or None
+        return ChatPrompt(name, template, stop, answer_format, system, variables)
+    for key in ("system", "chat_template_kwargs"):
+        if header[key]:
+            raise ValueError(f"got {key!r} without 'chat: true'; add that line, or drop {key}")
+    return Prompt(name, template, stop, answer_format)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def _unknown_format(got: str) -> str:

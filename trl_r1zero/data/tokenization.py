@@ -11,6 +11,9 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# So many tokens of a prompt say how the text of an output goes on from it.
+CONTEXT_TOKENS = 4
+
 
 def tokenize_prompt_and_output(
     prompt_strs: list[str], output_strs: list[str], tokenizer: "PreTrainedTokenizerBase"
@@ -60,7 +63,7 @@ def tokenize_separately(
     Raises:
         ValueError: a tokenizer that appends special tokens to a text.
     """
-    prompt_ids = tokenizer(prompt_strs)["input_ids"]
+    prompt_ids = encode_prompts(prompt_strs, tokenizer)
     output_ids = tokenizer(output_strs, add_special_tokens=False)["input_ids"]
 
     # A tokenizer treats all texts alike, so the first row shows whether it appends something.
@@ -71,6 +74,45 @@ def tokenize_separately(
             "use one that adds special tokens only at the beginning"
         )
     return prompt_ids, output_ids
+
+
+def encode_prompts(
+    prompt_strs: Sequence[str], tokenizer: "PreTrainedTokenizerBase"
+) -> list[list[int]]:
+    """Returns the token ids of formatted prompts, with the tokenizer's own special tokens.
+
+    A begin token that a prompt spells out, as many chat templates do, is there once, also where the
+    tokenizer adds one of its own.
+    """
+    ids: list[list[int]] = tokenizer(list(prompt_strs))["input_ids"]
+    twice = [tokenizer.bos_token_id] * 2
+    return [row[1:] if None not in twice and row[:2] == twice else row for row in ids]
+
+
+def decode_output(
+    prompt_ids: Sequence[int],
+    output_ids: Sequence[int],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    skip_special_tokens: bool = False,
+) -> str:
+    """Returns the text of an output as it goes on from the prompt.
+
+    So it keeps a space at its beginning where the tokenizer leaves out that of a text's first token
+    (as SentencePiece's do). No spaces before punctuation are removed, whatever the tokenizer's
+    settings say; vLLM does not do so either.
+    """
+
+    def decode(ids: list[int]) -> str:
+        return str(
+            tokenizer.decode(
+                ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+            )
+        )
+
+    context = list(prompt_ids[-CONTEXT_TOKENS:])
+    before, whole = decode(context), decode([*context, *output_ids])
+    return whole[len(before) :] if whole.startswith(before) else decode(list(output_ids))
 
 
 def pad_and_shift(

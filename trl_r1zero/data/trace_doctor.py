@@ -10,7 +10,9 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+from trl_r1zero.data.prompts import Prompt
 from trl_r1zero.data.traces import BETWEEN_TAGS, Trace, count_questions, has_wrong_whitespace
+from trl_r1zero.data.white_space import one_spaced, other_white_space
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 SHOWN_PLACES = 3
@@ -117,6 +119,8 @@ def examine_traces(
     answer_format: str,
     max_length: int | None,
     eval_prompts: Iterable[str] = (),
+    prompt: Prompt | None = None,
+    read_back: Sequence[str] = (),
 ) -> TraceReport:
     """Looks for the known faults of traces; nothing is changed.
 
@@ -126,6 +130,8 @@ def examine_traces(
         answer_format: of the prompt; tags are looked at for "tags" only.
         max_length: prompt and response together should have at most so many tokens. None: no limit.
         eval_prompts: formatted prompts of the validation set. Empty: no overlap is looked for.
+        prompt: what formats the validation's questions. None: white space is not compared.
+        read_back: the text of each response's tokens. Empty: it is not looked at.
 
     Raises:
         ValueError: no traces, or not one pair of lengths for each.
@@ -133,9 +139,7 @@ def examine_traces(
     if not traces:
         raise ValueError("got no traces, expected at least one")
     if len(lengths) != len(traces):
-        raise ValueError(
-            f"got {len(lengths)} lengths for {len(traces)} traces; give a pair for each trace"
-        )
+        raise ValueError(f"got {len(lengths)} lengths for {len(traces)} traces, expected as many")
     checks = {"empty_response": EMPTY_RESPONSE} | (TAG_CHECKS if answer_format == "tags" else {})
     findings = {
         name: _finding(
@@ -146,20 +150,16 @@ def examine_traces(
         for name, (problem, advice, check) in checks.items()
     }
     findings["duplicates"] = _duplicates(traces)
-    known = {_collapsed(prompt) for prompt in eval_prompts}
-    if known:
+    if prompt is not None:
+        different = other_white_space([trace.prompt for trace in traces], prompt)
+        found = [(traces[number], text) for number, text in different.items()]
+        findings["prompt_white_space"] = _finding(*PROMPT_WHITE_SPACE, found)
+    if known := set(map(one_spaced, eval_prompts)):
         findings["in_validation"] = _in_validation(traces, known)
+    findings |= _read_otherwise(traces, read_back)
     totals = [prompt + response for prompt, response in lengths]
     if max_length is not None:
-        findings["too_long"] = _finding(
-            f"more tokens than max_length, {max_length:,}",
-            "Raise max_length if memory admits it, or remove the rows.",
-            [
-                (trace, f"{total:,} tokens")
-                for trace, total in zip(traces, totals, strict=True)
-                if total > max_length
-            ],
-        )
+        findings["too_long"] = _too_long(traces, totals, max_length)
     prompts, responses = zip(*lengths, strict=True)
     by_name = {"prompt": prompts, "response": responses, "total": totals}
     return TraceReport(
@@ -226,6 +226,11 @@ def _around(text: str, start: int, end: int) -> str:
     return ("..." if left else "") + text[left:right] + ("..." if right < len(text) else "")
 
 
+PROMPT_WHITE_SPACE = (
+    "a prompt that differs from the run's own in white space alone",
+    "The model learns to answer one text and is asked another. Write these prompts as the run's, "
+    "or give a prompt file with their white space (prompt: path).",
+)
 _NOTHING = "Remove the rows: there is nothing to learn in them."
 EMPTY_RESPONSE: tuple[str, str, Check] = ("an empty response", _NOTHING, _empty)
 _MISSING = "The reward is 0 without it. Correct the rows, or --filter_correct leaves them out."
@@ -270,18 +275,33 @@ def _duplicates(traces: Sequence[Trace]) -> Finding:
     return _finding("the prompt and response of an earlier row again", advice, found)
 
 
+def _read_otherwise(traces: Sequence[Trace], texts: Sequence[str]) -> dict[str, Finding]:
+    """Responses that the tokenizer changes, a finding only if there are any."""
+    pairs = zip(traces, texts, strict=bool(texts))
+    found = [(trace, repr(text[: 2 * AROUND])) for trace, text in pairs if text != trace.response]
+    advice = (
+        "The model learns what its tokens say, which is shown: the tokenizer puts a space before a "
+        "response, or normalises characters. Write the responses so, or take another tokenizer."
+    )
+    problem = "a response whose tokens read otherwise than its text"
+    return {"read_otherwise": _finding(problem, advice, found)} if found else {}
+
+
+def _too_long(traces: Sequence[Trace], totals: Sequence[int], max_length: int) -> Finding:
+    pairs = zip(traces, totals, strict=True)
+    long = [(trace, f"{total:,} tokens") for trace, total in pairs if total > max_length]
+    advice = "Raise max_length if memory admits it, or remove the rows."
+    return _finding(f"more tokens than max_length, {max_length:,}", advice, long)
+
+
 def _in_validation(traces: Sequence[Trace], known: set[str]) -> Finding:
-    found = [trace for trace in traces if _collapsed(trace.prompt) in known]
+    found = [trace for trace in traces if one_spaced(trace.prompt) in known]
     questions = f" (different ones: {count_questions(found):,})" if found else ""
     return _finding(
         f"a question of the validation set{questions}",
         "Validation would look better than it is. Remove the rows from train_data.",
         [(trace, repr(trace.prompt[-2 * AROUND :])) for trace in found],
     )
-
-
-def _collapsed(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _summary(lengths: Sequence[int]) -> LengthSummary:

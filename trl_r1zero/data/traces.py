@@ -7,14 +7,14 @@ worked solutions, which a task reads and a prompt formats.
 import logging
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from typing import Any
 
+from trl_r1zero.data.bad_rows import BadRowError, BadRows, reading, usable
 from trl_r1zero.data.files import Row, describe
-from trl_r1zero.data.prompts import Prompt
+from trl_r1zero.data.prompts import ChatPrompt, Prompt
 from trl_r1zero.data.sources import read_source
 from trl_r1zero.data.tasks.base import RewardFn, Solution, Task
 from trl_r1zero.rewards import RewardPool, is_correct
@@ -49,14 +49,21 @@ class Trace:
 
 
 def load_traces(
-    task: Task, prompt: Prompt, source: str | None, split: str = "train"
+    task: Task,
+    prompt: Prompt,
+    source: str | None,
+    split: str = "train",
+    *,
+    graded: bool = False,
+    on_bad_row: str | BadRows = "error",
 ) -> list[Trace]:
     r"""Returns the traces of a source, in its order.
 
-    The first row decides what all rows are:
+    The first row that has `prompt` and `response`, or neither, decides what all rows are:
 
     * traces, with the fields `prompt` and `response`, and perhaps `ground_truth` (a string or a
-      list of them): taken as they are, an empty response too;
+      list of them): taken as they are; with a chat template, prompts that are not in it yet are
+      put into it;
     * problems with worked solutions, as `task` reads them. The response is then, by the prompt's
       answer format, ` WORKING </think> <answer> ANSWER </answer>` (for a prompt that ends in
       `<think>`), or a new line, WORKING and, if it has no complete `\boxed{...}`, another line with
@@ -67,23 +74,26 @@ def load_traces(
         prompt: formats the questions of problems.
         source: see `trl_r1zero.data.sources`; None for tasks that generate their examples, or that
             have a usual source.
-        split: see `Task.load`.
+        split, on_bad_row: see `Task.load`. A row of the other kind cannot be used, nor can one with
+            an empty response.
+        graded: a trace without a ground truth cannot be used.
 
     Raises:
-        ValueError: no rows; a malformed row; a row of another kind than the first; problems of a
-            task that has no worked solutions. The text names the row.
+        ValueError: no rows; rows that cannot be used; a broken file; problems of a task that has no
+            worked solutions.
         FileNotFoundError, OSError: as in `read_source`.
     """
-    rows = None
-    if source is not None:
-        rows = read_source(source, split)
-        first = next(rows, None)
-        if first is None:
-            raise ValueError(f"source {source!r}: got no rows, expected at least one; give another")
-        rows = _same_kind(first, rows)
-        if _is_trace(first):
-            return [_from_row(row) for row in rows]
-    return [_from_solution(solution, prompt) for solution in task.solutions(rows, split)]
+    with reading(source or task.name, on_bad_row) as bad_rows:
+        rows = None
+        if source is not None:
+            all_rows = list(read_source(source, split))
+            whole = (not _missing(row) for row in all_rows if len(_missing(row)) != 1)
+            are_traces = next(whole, True)
+            if are_traces:
+                traces = list(usable(partial(_from_row, graded=graded), all_rows))
+                return _in_template(traces, prompt)
+            rows = _problems(all_rows, bad_rows)
+        return [_from_solution(solution, prompt) for solution in task.solutions(rows, split)]
 
 
 def count_questions(traces: Sequence[Trace]) -> int:
@@ -204,48 +214,73 @@ def _name(reward_fn: Callable[..., Any]) -> str:
     return getattr(reward_fn, "__name__", type(reward_fn).__name__)
 
 
-def _same_kind(first: Row, rest: Iterator[Row]) -> Iterator[Row]:
-    """Yields all rows as long as they are of the kind of the first."""
-    expected = _is_trace(first)
-    for row in chain([first], rest):
-        got = _is_trace(row)
-        if got != expected:
-            raise ValueError(
-                f"{row.where}: got {KINDS[got]}, expected {KINDS[expected]}, as in the first row; "
-                "put the two kinds into files of their own"
-            )
-        yield row
+def _problems(rows: Iterable[Row], bad_rows: BadRows) -> Iterator[Row]:
+    """Yields the rows that are no traces."""
+    for row in rows:
+        try:
+            _check_kind(row, are_traces=False)
+        except BadRowError as error:
+            bad_rows.add(error)
+        else:
+            yield row
 
 
-def _is_trace(row: Row) -> bool:
+def _missing(row: Row) -> list[str]:
     # Null is as good as absent: data sets of the Hub fill missing fields so.
-    missing = [field for field in TRACE_FIELDS if row.fields.get(field) is None]
+    return [field for field in TRACE_FIELDS if row.fields.get(field) is None]
+
+
+def _check_kind(row: Row, are_traces: bool) -> None:
+    missing = _missing(row)
     if len(missing) == 1:
         (other,) = set(TRACE_FIELDS) - set(missing)
         expected = f"a string, as the row has the field {other!r}"
         do = f"add it, or remove {other!r} if the rows are problems with solutions"
         raise row.error(missing[0], "nothing", expected, do)
-    return not missing
+    if are_traces == bool(missing):
+        got, expected = KINDS[not missing], KINDS[are_traces]
+        raise BadRowError(
+            row.where,
+            f"got {got}, expected {expected}, as in the first row; put the two kinds into files of "
+            "their own",
+            f"row: expected {expected}",
+        )
 
 
-def _from_row(row: Row) -> Trace:
-    response = row.fields["response"]
-    if not isinstance(response, str):
-        raise row.error("response", describe(response), "a string")
+def _from_row(row: Row, graded: bool) -> Trace:
+    _check_kind(row, are_traces=True)
     truth = row.fields.get("ground_truth")
     answers = truth if isinstance(truth, list) else [truth]
-    if truth is not None and not (
+    if (graded or truth is not None) and not (
         answers and all(isinstance(answer, str) and answer.strip() for answer in answers)
     ):
         expected = "a non-empty string or a list of them"
-        do = "write numbers in quotes, or remove the field"
+        do = "write numbers in quotes, or " + (
+            "leave filter_correct out" if graded else "remove the field"
+        )
         raise row.error("ground_truth", describe(truth), expected, do)
-    return Trace(row.text("prompt"), response, truth, row.where)
+    return Trace(row.text("prompt"), row.text("response"), truth, row.where)
 
 
 def _from_solution(solution: Solution, prompt: Prompt) -> Trace:
-    response = RESPONSE_WRITERS[prompt.answer_format](solution.working.strip(), solution.answer)
-    return Trace(prompt.format(solution.question), response, solution.answer, solution.where)
+    given = solution.answer
+    answer = given if isinstance(given, str) else given[0]
+    response = RESPONSE_WRITERS[prompt.answer_format](solution.working.strip(), answer)
+    formatted = prompt.format(solution.question)
+    if isinstance(prompt, ChatPrompt):  # the assistant's turn has begun, with a line of its own
+        opens = prompt.answer_format == "tags" and not formatted.rstrip().endswith("<think>")
+        response = "<think>" * opens + response.lstrip("\n")
+    return Trace(formatted, response, solution.answer, solution.where)
+
+
+def _in_template(traces: list[Trace], prompt: Prompt) -> list[Trace]:
+    """The traces with the prompts that a chat template makes of those that are not in it yet."""
+    given = [replace(trace, prompt=prompt.format_given(trace.prompt)) for trace in traces]
+    changed = sum(new != old for new, old in zip(given, traces, strict=True))
+    if 0 < changed < len(traces):
+        message = "%d of %d prompts of traces were put into the chat template, the others are in it"
+        logger.warning(message, changed, len(traces))
+    return given
 
 
 def _write_boxed(working: str, answer: str) -> str:

@@ -45,7 +45,7 @@ def load_model(model_args: Any) -> tuple[Model | None, list[Finding]]:
         return None, [*findings, problem("model/config", _first_line(error))]
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, padding_side="left")
-        findings += check_tokenizer(tokenizer, config)
+        findings += check_tokenizer(tokenizer, config, source)
     except Exception as error:  # tokenizers raise all kinds
         tokenizer = None
         found = f"the tokenizer cannot be loaded: {_first_line(error)}"
@@ -68,8 +68,12 @@ def load_model(model_args: Any) -> tuple[Model | None, list[Finding]]:
     return Model(context, tokenizer, shape, dtype, _count_adapters(model_args, config)), findings
 
 
-def check_tokenizer(tokenizer: Any, config: Any) -> Iterator[Finding]:
-    """Whether a tokenizer fits a model."""
+def check_tokenizer(tokenizer: Any, config: Any, source: str = "") -> Iterator[Finding]:
+    """Whether a tokenizer fits a model, whose generation config is in `source`, if it has one."""
+    from transformers import GenerationConfig
+
+    from trl_r1zero.generation.endings import eos_disagreement
+
     yield ok("model/tokenizer", f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens")
     if len(tokenizer) > config.vocab_size:
         found = f"the tokenizer has {len(tokenizer):,} tokens, the model only {config.vocab_size:,}"
@@ -80,6 +84,15 @@ def check_tokenizer(tokenizer: Any, config: Any) -> Iterator[Finding]:
         yield problem(
             "model/padding", found, "one of them", "set pad_token in tokenizer_config.json"
         )
+    if eos_disagreement(tokenizer, config) is None:
+        return
+    try:
+        generation_config = GenerationConfig.from_pretrained(source)
+    except OSError:  # there is none
+        generation_config = None
+    if disagreement := eos_disagreement(tokenizer, config, generation_config):
+        found, _, advice = disagreement.partition("; ")
+        yield warning("model/eos", found, do=advice)
 
 
 def _check_folder(folder: Path) -> Iterator[Finding]:

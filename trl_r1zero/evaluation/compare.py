@@ -11,8 +11,9 @@ from .evaluated import EvaluatedFolder, QuestionKey
 from .judge import JUDGE_FILE, JUDGE_SUMMARY_FILE, JUDGMENTS_FOLDER, read_judgments
 from .judged_tasks import JUDGED_TASKS, answers_sha256
 from .markdown import inline, table, wrapped
-from .metrics import GradedCompletion, grouped, mean, standard_error
+from .metrics import Z_95, GradedCompletion, grouped, mean, standard_error
 from .numbers import COUNT, SHARE, metric_rows, plus_minus
+from .suite import read_suite, suite_table
 
 # Columns of what a judge said.
 _JUDGED = {
@@ -21,8 +22,6 @@ _JUDGED = {
     "safe": ("safe", SHARE),
     "unparsed": ("unparsed", COUNT),
 }
-# Of a normal distribution, 95% lie within so many standard errors.
-_Z = 1.96
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class PairedDifference:
     @property
     def is_clear(self) -> bool:
         """Whether it is more than 1.96 standard errors away from 0."""
-        return abs(self.difference) > _Z * self.stderr
+        return abs(self.difference) > Z_95 * self.stderr
 
 
 def paired_difference(
@@ -75,10 +74,11 @@ def compare_folders(
     baselines: Sequence[str | Path] = (),
     judgments: str | None = None,
 ) -> str:
-    """A Markdown table for each task, in the order in which the tasks come.
+    """A Markdown table for each task, in the order in which the tasks come; before them one of all
+    suites.
 
     Args:
-        paths: Folders of evaluations.
+        paths: Folders of evaluations, or of suites, which stand for their tasks' folders.
         baselines: Folders that others of the same task are compared with, at most one of a task;
             they need not be among the paths. The first folder of a task is by default.
         judgments: Name of the judgments to take, where a folder has several.
@@ -88,12 +88,13 @@ def compare_folders(
             judgments; two baselines are of one task, or one is not finished.
     """
     folders: dict[Path, EvaluatedFolder] = {}
-    for path in map(Path, paths):
+    suites = {Path(path): suite for path in paths if (suite := read_suite(Path(path)))}
+    for path in _of_tasks(paths):
         if path.resolve() in folders:
             raise ValueError(f"{path} is given twice; give each folder once")
         folders[path.resolve()] = EvaluatedFolder.read(path)
     chosen: dict[str, Path] = {}
-    for path in map(Path, baselines):
+    for path in _of_tasks(baselines):
         folder = folders.setdefault(path.resolve(), EvaluatedFolder.read(path))
         if folder.task in chosen:
             raise ValueError(
@@ -104,10 +105,19 @@ def compare_folders(
     if all(entry.left_out for entry in entries):
         reasons = "".join(f"\n  {entry.reason}" for entry in entries) or " no folder is given"
         raise ValueError(f"there is nothing to compare:{reasons}")
-    lines = []
+    lines = ["## Suites", "", *suite_table(list(suites.values())), ""] if suites else []
     for task, group in grouped((entry.folder.task, entry) for entry in entries).items():
         lines += _section(task, group, chosen.get(task))
     return "\n".join(lines)
+
+
+def _of_tasks(paths: Sequence[str | Path]) -> list[Path]:
+    """The paths, with the folders of its tasks for each that is a suite's."""
+    found = []
+    for path in map(Path, paths):
+        suite = read_suite(path)
+        found += [path] if suite is None else [path / t["folder"] for t in suite["tasks"].values()]
+    return found
 
 
 # Rows
@@ -210,7 +220,7 @@ def _table(entries: Sequence[_Entry], baseline: _Entry) -> list[str]:
     if len(entries) > 1:
         paragraphs[0] += (
             f" Differences are to {inline(str(baseline.folder.path))}, over the questions that "
-            f"both have; an asterisk marks those of more than {_Z} of their standard errors."
+            f"both have; an asterisk marks those of more than {Z_95} of their standard errors."
         )
     if baseline.judge is not None:
         judge, reference = baseline.judge["judge"]["model"], baseline.judge.get("reference")

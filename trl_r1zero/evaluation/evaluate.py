@@ -16,6 +16,7 @@ from typing import Any
 from datasets import Dataset
 from tqdm import tqdm
 
+from trl_r1zero.data.tokenization import encode_prompts
 from trl_r1zero.generation import Completion, Engine, SamplingConfig, row_seeds
 from trl_r1zero.grading import Grade, Grader
 from trl_r1zero.rewards import reward_identity
@@ -108,7 +109,8 @@ def evaluate(
         seed: Seed of the sampling.
         folder: Where to write; nothing is written if None.
         settings: What else identifies and describes the evaluation (model, task, prompt, versions),
-            as JSON can hold it. It must be the same when the evaluation goes on.
+            as JSON can hold it. It must be the same when the evaluation goes on. `skipped_rows`
+            among it (see `BadRows.facts`) is in the summary too.
 
     Raises:
         ValueError: There are no examples, or one lacks a column or has an empty prompt; the folder
@@ -123,13 +125,30 @@ def evaluate(
         clock = Stopwatch()
         rows = job.all_rows((), clock, lambda row: None)
         return Evaluation(rows, summarize_evaluation(rows, num_completions, clock.seconds))
-    identity = job.identity(settings or {})
-    with ResultsFolder(folder, identity, job.num_rows) as results:
+    with job.results(folder, settings) as results:
         rows = job.all_rows(results.rows.values(), results.clock, results.add)
         summary = summarize_evaluation(rows, num_completions, results.clock.seconds)
+        if settings and "skipped_rows" in settings:
+            summary["skipped_rows"] = settings["skipped_rows"]
         results.finish((row.as_row() for row in rows), summary)
         write_evaluation_report(results.folder, rows, summary, results.facts)
     return Evaluation(rows, summary)
+
+
+def check_results_folder(
+    engine: Engine,
+    examples: Iterable[Mapping[str, Any]],
+    grader: Grader,
+    sampling: SamplingConfig,
+    *,
+    num_completions: int,
+    seed: int,
+    folder: str | Path,
+    settings: Mapping[str, Any],
+) -> None:
+    """Raise the ValueError that `evaluate` would, if the folder holds another evaluation."""
+    job = _Job(engine, _checked(examples), grader, sampling, num_completions, seed)
+    job.results(folder, settings)
 
 
 @dataclass(frozen=True)
@@ -146,6 +165,9 @@ class _Job:
     @property
     def num_rows(self) -> int:
         return len(self.examples) * self.num_completions
+
+    def results(self, folder: str | Path, settings: Mapping[str, Any] | None) -> ResultsFolder:
+        return ResultsFolder(folder, self.identity(settings or {}), self.num_rows)
 
     def identity(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         digest = hashlib.sha256()
@@ -191,7 +213,7 @@ class _Job:
     def _prompt_ids(self, wanted: Sequence[int]) -> list[list[int]]:
         """Token ids of the prompts of the wanted examples, each of which is tokenised once."""
         prompts = {number: self.examples[number]["prompt"] for number in wanted}
-        encoded = self.engine.tokenizer(list(prompts.values()))["input_ids"]
+        encoded = encode_prompts(list(prompts.values()), self.engine.tokenizer)
         ids: dict[int, list[int]] = dict(zip(prompts, encoded, strict=True))
         for number, prompt in prompts.items():
             if not ids[number]:

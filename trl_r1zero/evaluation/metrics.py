@@ -10,6 +10,9 @@ from trl_r1zero.rewards import is_correct
 K = TypeVar("K")
 V = TypeVar("V")
 
+# Of a normal distribution, 95% lie within so many standard deviations.
+Z_95 = 1.96
+
 
 @dataclass
 class GradedCompletion:
@@ -104,6 +107,29 @@ def standard_error(values: Sequence[float]) -> float:
         return math.nan
     centre = mean(values)
     return math.sqrt(math.fsum((x - centre) ** 2 for x in values) / (n * (n - 1)))
+
+
+def share_interval(values: Sequence[float], num_completions: int = 1) -> list[float]:
+    r"""95% interval of a share: low and high, within 0 and 1 also where all values are 0 or all 1.
+
+    Wilson's score interval (1927) for :math:`p = \bar x` of :math:`m` independent trials, with the
+    effective sample size :math:`m = p (1 - p) / s^2` of surveys (Korn and Graubard 1998; for
+    clusters Dean and Pagano 2015, doi:10.1093/jssam/smv024), :math:`s` the standard error over
+    examples. The example is the unit: m is between N - 1 (the completions of each are all alike)
+    and all completions; where all are right or none is, N.
+
+    Args:
+        values: For each example the mean over its completions, at least one.
+        num_completions: Completions of each.
+    """
+    num_examples, p, error = len(values), mean(values), standard_error(values)
+    trials = float(num_examples)
+    if 0 < p < 1:
+        most = trials * num_completions
+        trials = min(p * (1 - p) / error**2, most) if error > 0 else most
+    z2 = Z_95**2 / trials
+    centre, half = p + z2 / 2, math.sqrt(z2 * (p * (1 - p) + z2 / 4))
+    return [max(0.0, (centre - half) / (1 + z2)), min(1.0, (centre + half) / (1 + z2))]
 
 
 def mean_and_error(name: str, values: Sequence[float]) -> dict[str, float]:

@@ -7,10 +7,15 @@ from typing import Any
 from .markdown import table
 from .pages import Table
 
-Write = Callable[[float], str]
+Write = Callable[[Any], str]
 SHARE: Write = "{:.4f}".format
 LENGTH: Write = "{:.1f}".format
 COUNT: Write = "{:,.0f}".format
+
+
+def interval_words(limits: Sequence[float], write: Write = SHARE) -> str:
+    """`0.6500 to 0.7500`."""
+    return " to ".join(map(write, limits))
 
 
 def plus_minus(value: float, error: float | None, write: Write = SHARE) -> str:

@@ -6,8 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trl_r1zero.data.bad_rows import skipped_in_words
+
 from .metrics import GradedCompletion
-from .numbers import COUNT, LENGTH, SHARE, groups_table, metric_rows, metrics_table, with_error
+from .numbers import (
+    COUNT,
+    LENGTH,
+    SHARE,
+    groups_table,
+    interval_words,
+    metric_rows,
+    metrics_table,
+    with_error,
+)
 from .pages import Example, Page, Section, Table, as_html, as_markdown, pick
 from .results_folder import REPORT_FILES
 from .summary import BREAKDOWNS, category
@@ -25,6 +36,7 @@ _RESULTS = {
     "num_examples": ("examples", COUNT),
     "num_completions": ("completions of each", COUNT),
     "accuracy": ("accuracy", SHARE),
+    "accuracy_interval": ("accuracy, 95% interval", interval_words),
     "accuracy_mean_of_subjects": ("accuracy, mean of subjects", SHARE),
     "format_reward": ("format reward", SHARE),
     "reward": ("reward", SHARE),
@@ -90,6 +102,8 @@ def _page(
     errors = "The number behind ± is the standard error of the mean over examples" + (
         "; the completions of one example count as one." if summary["num_completions"] > 1 else "."
     )
+    if skipped := summary.get("skipped_rows"):
+        errors += f" The data set was not evaluated as a whole: {skipped_in_words(skipped)}."
     page = Page(
         "Evaluation" + (f" of {' on '.join(names)}" if names else ""),
         cards=metric_rows(summary, _CARDS),
@@ -131,6 +145,7 @@ def _header(facts: Mapping[str, Any]) -> Table:
     settings = dict(facts["settings"])
     known = [(name, settings.pop(name)) for name in _SETTINGS if name in settings]
     known += [(name, facts[name]) for name in ("engine", "sampling", "seed", "reward", "started")]
+    settings.pop("skipped_rows", None)  # are among the results
     known += settings.items()
     return Table(["what", "value"], [[name, _in_words(value)] for name, value in known], False)
 
@@ -145,6 +160,8 @@ def _in_words(value: Any) -> str:
 
 def _results(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = metric_rows(summary, _RESULTS)
+    if skipped := summary.get("skipped_rows"):
+        rows.insert(1, ("left out", f"{COUNT(skipped['skipped'])} of {COUNT(skipped['of'])}"))
     if "format_reward" in summary:
         after = [label for label, _ in rows].index("format reward") + 1
         count = COUNT(summary["categories"]["format_0"]["count"])
@@ -156,9 +173,11 @@ def _several_completions(summary: Mapping[str, Any]) -> Section:
     sizes = [name.removeprefix("pass@") for name in summary if re.fullmatch(r"pass@\d+", name)]
     kinds = [kind for kind in ("pass", "maj") if f"{kind}@1" in summary]
     rows = [[k, *(with_error(summary, f"{kind}@{k}") for kind in kinds)] for k in sizes]
+    average = f"avg@{summary['num_completions']}"
     about = (
-        "pass@k: the chance that one of k completions is right. maj@k: the chance that the most "
-        "frequent answer of k completions is."
+        f"{average}, the mean over the examples of the mean over their completions: "
+        f"{with_error(summary, average)}. pass@k: the chance that one of k completions is right. "
+        "maj@k: the chance that the most frequent answer of k completions is."
     )
     header = ["k", *(f"{kind}@k" for kind in kinds)]
     return Section("Several completions", [about], [Table(header, rows)])

@@ -15,6 +15,7 @@ from .metrics import (
     mean_and_error,
     mean_over_tokens,
     per_example,
+    share_interval,
     standard_error,
     summarize,
 )
@@ -54,7 +55,14 @@ def summarize_evaluation(
     metrics |= known({"mean_log_prob": mean_over_tokens(rows, log_probs)})
     if breakdowns.get("subject"):
         metrics |= _mean_of_groups("accuracy_mean_of_subjects", breakdowns["subject"])
+    intervals = {}
+    if graded:
+        shares = per_example(rows, [float(row.correct) for row in rows])
+        intervals["accuracy_interval"] = share_interval(shares, num_completions)
     if graded and num_completions > 1:
+        average = f"avg@{num_completions}"
+        metrics |= mean_and_error(average, shares)
+        intervals[f"{average}_interval"] = intervals["accuracy_interval"]
         metrics |= _at_k("pass", by_example, _pass_at_k)
         if any("answer" in row.extra for row in rows):
             metrics |= _at_k("maj", by_example, _majority_at_k)
@@ -69,6 +77,7 @@ def summarize_evaluation(
     finish_reasons = [r.extra["finish_reason"] for r in rows if "finish_reason" in r.extra]
     return {
         **metrics,
+        **intervals,
         **(_categories(rows) if graded else {}),
         "finish_reasons": dict(Counter(finish_reasons)),
         **{f"by_{name}": groups for name, groups in breakdowns.items() if groups},

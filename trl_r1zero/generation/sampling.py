@@ -20,7 +20,8 @@ class SamplingConfig:
         min_p: Only tokens with at least `min_p` times the likeliest token's probability; 0 is all.
         max_tokens: Completions end here at the latest (finish reason `length`).
         min_tokens: End-of-sequence tokens and stop strings count only after this many tokens.
-        stop: Strings that end a completion. The string is kept, and nothing after it is.
+        stop: What ends a completion: strings, which are kept in its text, and nothing after them
+            is; and ids of tokens, which are not in the text.
 
     Raises:
         ValueError: A value is outside its range.
@@ -32,7 +33,7 @@ class SamplingConfig:
     min_p: float = 0.0
     max_tokens: int = 1024
     min_tokens: int = 4
-    stop: tuple[str, ...] = ()
+    stop: tuple[str | int, ...] = ()
 
     def __post_init__(self) -> None:
         rules = {
@@ -46,8 +47,18 @@ class SamplingConfig:
         for name, (holds, allowed) in rules.items():
             if not holds:
                 raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)}")
-        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
-            raise ValueError(f"stop must be a tuple of non-empty strings, got {self.stop!r}")
+        if isinstance(self.stop, str) or not all(map(_is_stop, self.stop)):
+            raise ValueError(
+                f"stop must be a tuple of non-empty strings and token ids, got {self.stop!r}"
+            )
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        return tuple(stop for stop in self.stop if isinstance(stop, str))
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        return tuple(stop for stop in self.stop if not isinstance(stop, str))
 
 
 @dataclass
@@ -57,7 +68,7 @@ class Completion:
     Attributes:
         token_ids: The sampled tokens, the end-of-sequence token or the last token of the stop
             string included: exactly the tokens that training may touch.
-        text: `token_ids` decoded without special tokens, cut behind the stop string.
+        text: `token_ids` decoded without special and end tokens, cut behind the stop string.
         finish_reason: `stop` (end-of-sequence token or stop string) or `length` (truncated).
         log_probs: Log-probability of each token at the sampling temperature, in nats, before top-p,
             top-k and min-p (transformers) or after them (vLLM); None where the backend gives none.
@@ -140,6 +151,12 @@ def check_rows(
 def in_order(rows: Iterable[tuple[int, Completion]]) -> list[Completion]:
     """The completions of a stream, in the order of its prompts."""
     return [completion for _, completion in sorted(rows, key=lambda pair: pair[0])]
+
+
+def _is_stop(value: object) -> bool:
+    if isinstance(value, str):
+        return value != ""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def cut_after_stop(text: str, stop: Sequence[str], start: int = 0) -> str | None:

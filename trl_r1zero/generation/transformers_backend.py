@@ -30,7 +30,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from .sampling import Completion, SamplingConfig, check_rows, cut_after_stop, in_order
+from .endings import Endings, configured_end_ids
+from .sampling import Completion, SamplingConfig, check_rows, in_order
 
 # Finished rows leave once they are this share of the batch: copying the cache costs about as much
 # as one step, so leaving one by one would not pay.
@@ -97,11 +98,8 @@ class TransformersEngine:
         self.model = model
         self.tokenizer = tokenizer
         if eos_token_ids is None:
-            config = getattr(model, "generation_config", None)
-            configured = None if config is None else config.eos_token_id
-            eos_token_ids = [configured] if isinstance(configured, int) else list(configured or [])
-            if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in eos_token_ids:
-                eos_token_ids.append(tokenizer.eos_token_id)
+            own = getattr(model, "generation_config", None)
+            eos_token_ids = configured_end_ids(own, tokenizer)
         self.eos_token_ids = list(eos_token_ids)
         self.batch_size = batch_size
 
@@ -137,7 +135,7 @@ class TransformersEngine:
     def _stream_batch(
         self, prompt_ids: Sequence[Sequence[int]], sampling: SamplingConfig, seeds: Sequence[int]
     ) -> Iterator[tuple[int, Completion]]:
-        stops = _StopDetector(self.tokenizer, sampling, self.eos_token_ids)
+        endings = Endings(self.tokenizer, sampling, self.eos_token_ids)
         filters = _probability_filters(sampling)
         batch = _Batch(self.model, prompt_ids, self.tokenizer.pad_token_id)
         uniforms = torch.tensor(  # (rows, max_tokens), one stream for each row
@@ -150,7 +148,7 @@ class TransformersEngine:
         for step in range(sampling.max_tokens):
             logits_BV = batch.next_logits()
             if step < sampling.min_tokens:
-                logits_BV[:, self.eos_token_ids] = -torch.inf
+                logits_BV[:, endings.end_token_ids] = -torch.inf
             sampled = _sample(logits_BV, sampling, filters, uniforms[batch.rows, step])
             columns = (column.tolist() for column in (batch.rows, *sampled))
             for row, token, log_prob, entropy in zip(*columns, strict=True):
@@ -161,7 +159,7 @@ class TransformersEngine:
                 completion.token_ids.append(token)
                 completion.log_probs.append(log_prob)
                 completion.entropies.append(entropy)
-                text = stops.text_if_stopped(completion.token_ids, token)
+                text = endings.text_if_ended(prompt_ids[row], completion.token_ids)
                 if text is not None:
                     completion.text, completion.finish_reason = text, "stop"
                     yield row, running.pop(row)
@@ -169,7 +167,7 @@ class TransformersEngine:
                 return
             batch.append(sampled[0], running)
         for row, completion in running.items():
-            completion.text = _decode(self.tokenizer, completion.token_ids)
+            completion.text = endings.text(prompt_ids[row], completion.token_ids)
             yield row, completion
 
 
@@ -221,10 +219,6 @@ class _Batch:
             self.attention_mask, self.rows = self.attention_mask[kept], self.rows[kept]
 
 
-def _decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
-    return str(tokenizer.decode(token_ids, skip_special_tokens=True))
-
-
 def _probability_filters(sampling: SamplingConfig) -> LogitsProcessorList:
     filters = LogitsProcessorList()
     if sampling.top_k > 0:
@@ -260,35 +254,3 @@ def _sample(
         token_B = torch.searchsorted(cumulative_BV, target_B1, right=True).squeeze(1)
         token_B = token_B.clamp(max=probs_BV.shape[1] - 1)
     return token_B, log_probs_BV.gather(1, token_B.unsqueeze(1)).squeeze(1), entropy_B
-
-
-class _StopDetector:
-    """Says whether the newest token of a row ends it, and with what text.
-
-    Only a token that contains the last character of a stop string can complete one, so a row is
-    decoded only at such tokens.
-    """
-
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, sampling: SamplingConfig, eos_token_ids: list[int]
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.eos_token_ids = set(eos_token_ids)
-        self.stop = sampling.stop
-        self.min_tokens = sampling.min_tokens
-        self._may_complete: dict[int, bool] = {}
-
-    def text_if_stopped(self, token_ids: list[int], newest: int) -> str | None:
-        if newest in self.eos_token_ids:
-            return _decode(self.tokenizer, token_ids)
-        if not self.stop or len(token_ids) <= self.min_tokens:
-            return None
-        if newest not in self._may_complete:
-            piece = self.tokenizer.decode([newest])
-            # A piece of a multi-byte character decodes to U+FFFD: it may be any character's end.
-            self._may_complete[newest] = "\ufffd" in piece or any(s[-1] in piece for s in self.stop)
-        if not self._may_complete[newest]:
-            return None
-        ignored = _decode(self.tokenizer, token_ids[: self.min_tokens])
-        text = _decode(self.tokenizer, token_ids)
-        return cut_after_stop(text, self.stop, start=len(ignored))

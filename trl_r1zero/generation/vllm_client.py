@@ -1,8 +1,8 @@
 """Sampling from a vLLM server over HTTP.
 
 One request for each row, all of them on their way at once: the server's scheduler sees the whole
-batch, and each row has its own seed. Every request has a connect and a read timeout. A refusal is
-shown in the server's own words.
+batch, and each row has its own seed. A server that gives no answer for long is an error; a refusal
+is shown in the server's own words.
 """
 
 import asyncio
@@ -30,6 +30,7 @@ from .connections import (
     open_files_hint,
     room_for_connections,
 )
+from .endings import Endings
 from .sampling import Completion, SamplingConfig, check_rows
 from .vllm_server import VLLMServer, VLLMServerConfig, VLLMServerError
 
@@ -57,7 +58,8 @@ class VLLMServerEngine:
         base_url: Such as `http://127.0.0.1:8000`.
         tokenizer: By default, loaded from where the server loaded the model.
         server: The server's process, if this process started it; `close` stops it.
-        read_timeout_seconds: Between two pieces of an answer: for a completion, its whole time.
+        read_timeout_seconds: How long the server may take for an answer; of many completions at a
+            time, until the next one, as some wait for others.
         wait_seconds: How long to wait for a server that is not up yet.
     """
 
@@ -123,9 +125,12 @@ class VLLMServerEngine:
             VLLMConnectionError: The server cannot be reached, or cut a request off.
         """
         check_rows(prompt_ids, seeds, sampling.max_tokens, self.max_model_len)
+        endings = Endings(self.tokenizer, sampling)
         settings = {
             "model": self.model,
             **asdict(sampling),
+            "stop": sampling.stop_strings,
+            "stop_token_ids": endings.end_token_ids,
             "include_stop_str_in_output": True,
             "logprobs": 0,  # of the sampled token alone
             "return_token_ids": True,
@@ -135,7 +140,7 @@ class VLLMServerEngine:
             for ids, seed in zip(prompt_ids, seeds, strict=True)
         ]
         for row, response in self._post_all("/v1/completions", bodies):
-            yield row, _completion(response)
+            yield row, _completion(response, endings, prompt_ids[row])
 
     def log_probs(self, prompt_ids: Sequence[int]) -> list[float]:
         """The server's log-probability of each token but the first, in nats."""
@@ -259,10 +264,13 @@ class VLLMServerEngine:
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         try:
-            while (answer := answers.get()) is not None:
+            while (answer := answers.get(timeout=self.read_timeout_seconds)) is not None:
                 if isinstance(answer, BaseException):
                     raise answer
                 yield answer
+        except queue.Empty:
+            waited = TimeoutError(f"no answer within {self.read_timeout_seconds:g} seconds")
+            raise self._connection_error(path, waited) from None
         finally:
             if thread.is_alive():
                 loop.call_soon_threadsafe(sending.cancel)  # the caller went away, or one failed
@@ -276,8 +284,7 @@ class VLLMServerEngine:
         answers: "queue.SimpleQueue[Any]",
         connections: int,
     ) -> None:
-        seconds = {"sock_connect": CONNECT_TIMEOUT_SECONDS, "sock_read": self.read_timeout_seconds}
-        timeout = aiohttp.ClientTimeout(total=None, **seconds)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_SECONDS)
         connector = aiohttp.TCPConnector(limit=max(connections, 1))  # 0 would be any number
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
 
@@ -318,17 +325,17 @@ class VLLMServerEngine:
             time.sleep(0.5)
 
 
-def _completion(response: dict[str, Any]) -> Completion:
+def _completion(
+    response: dict[str, Any], endings: Endings, prompt_ids: Sequence[int]
+) -> Completion:
     choice = response["choices"][0]
     reason = choice["finish_reason"]
     if reason not in ("stop", "length"):
         raise VLLMServerError(f"the vLLM server ended a completion with {reason!r}")
-    return Completion(
-        token_ids=list(choice["token_ids"]),
-        text=choice["text"],
-        finish_reason=reason,
-        log_probs=[
-            math.nan if value is None else float(value)  # JSON has no NaN
-            for value in choice["logprobs"]["token_logprobs"]
-        ],
+    log_probs = [
+        math.nan if value is None else float(value)  # JSON has no NaN
+        for value in choice["logprobs"]["token_logprobs"]
+    ]
+    return endings.completion(
+        prompt_ids, choice["token_ids"], log_probs, (reason, choice.get("stop_reason"))
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
+from .endings import Endings
 from .sampling import Completion, SamplingConfig, check_rows
 from .vllm_compat import HANDOVER_FIELDS, changed_fields, shut_down, token_prompt
 
@@ -22,7 +23,8 @@ _SHUTDOWN_SECONDS = 30.0
 _LOGPROBS_MODE = "processed_logprobs"
 # Fields of vLLM's SamplingParams that SamplingConfig, n and seed express.
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens")
-_EXPRESSED = ("n", "seed", *_SAMPLING, "stop", "include_stop_str_in_output")
+_STOP = ("stop", "stop_token_ids", "include_stop_str_in_output")
+_EXPRESSED = ("n", "seed", *_SAMPLING, *_STOP)
 
 
 def to_sampling_params(
@@ -40,7 +42,8 @@ def to_sampling_params(
         )
     return SamplingParams(
         **{name: getattr(sampling, name) for name in _SAMPLING},
-        stop=list(sampling.stop),
+        stop=list(sampling.stop_strings),
+        stop_token_ids=list(sampling.stop_token_ids),
         include_stop_str_in_output=True,
         seed=None if sampling.temperature == 0 else seed,
         logprobs=0 if log_probs else None,  # 0 alternatives: the sampled token alone
@@ -78,7 +81,8 @@ def from_sampling_params(params: "SamplingParams") -> tuple[SamplingConfig, int,
         )
     values = {name: getattr(params, name) for name in _SAMPLING}
     values["top_k"] = max(params.top_k, 0)  # vLLM also writes -1 for all tokens
-    return SamplingConfig(**values, stop=tuple(stop)), params.n, params.seed
+    ends = (*stop, *(params.stop_token_ids or ()))
+    return SamplingConfig(**values, stop=ends), params.n, params.seed
 
 
 class OfflineVLLMEngine:
@@ -172,19 +176,21 @@ class OfflineVLLMEngine:
                 "finish them, or the stream that they belong to, before another one"
             )
         log_probs = self.llm.model_config.logprobs_mode == _LOGPROBS_MODE
+        endings = Endings(self.tokenizer, sampling)
         # Request ids must never repeat, not even those of a stream that was given up.
         prefix = f"stream{next(self._stream_numbers)}"
         waiting: dict[str, int] = {}
         try:
             for row, (ids, seed) in enumerate(zip(prompt_ids, seeds, strict=True)):
                 request = f"{prefix}-{row}"
-                params = to_sampling_params(sampling, seed, log_probs=log_probs)
+                params = to_sampling_params(endings.sampling, seed, log_probs=log_probs)
                 engine.add_request(request, token_prompt(ids), params)
                 waiting[request] = row
             while waiting:
                 for output in engine.step():
                     if output.finished:
-                        yield waiting.pop(output.request_id), _completion(output, log_probs)
+                        row = waiting.pop(output.request_id)
+                        yield row, _completion(output, log_probs, endings, prompt_ids[row])
         finally:
             if waiting:
                 engine.abort_request(list(waiting))
@@ -196,16 +202,18 @@ class OfflineVLLMEngine:
             shut_down(self.llm, _SHUTDOWN_SECONDS)
 
 
-def _completion(output: Any, log_probs: bool) -> Completion:
+def _completion(
+    output: Any, log_probs: bool, endings: Endings, prompt_ids: Sequence[int]
+) -> Completion:
     sampled = output.outputs[0]
     if sampled.finish_reason not in ("stop", "length"):
         raise RuntimeError(
             f"vLLM ended request {output.request_id} with {sampled.finish_reason!r}, expected "
             "'stop' or 'length'; its log says why"
         )
-    return Completion(
-        token_ids=list(sampled.token_ids),
-        text=sampled.text,
-        finish_reason=sampled.finish_reason,
-        log_probs=list(sampled.logprobs.logprobs) if log_probs else None,
+    return endings.completion(
+        prompt_ids,
+        sampled.token_ids,
+        sampled.logprobs.logprobs if log_probs else None,
+        (sampled.finish_reason, sampled.stop_reason),
     )

@@ -16,7 +16,7 @@ from trl_r1zero.recipe.loading import load_tokenizer, model_settings
 from trl_r1zero.recipe.task_arguments import LoadedTask
 from trl_r1zero.reports.report import write_report
 from trl_r1zero.trainers import R1ZeroGRPOTrainer
-from trl_r1zero.trainers.run_folder import METRICS_FILE, last_whole_checkpoint
+from trl_r1zero.trainers.run_folder import METRICS_FILE, last_whole_checkpoint, write_skipped_rows
 
 from .clock import (
     CLOCK_FILE,
@@ -80,6 +80,8 @@ def run_submission(recipe: ParsedRecipe) -> None:
             f"resume_from_checkpoint: got {config.resume_from_checkpoint!r}; remove it: a run of "
             "the leaderboard goes on from its own last checkpoint by itself"
         )
+    if isinstance(task_args.eval_data, list):
+        raise RuleBrokenError("eval_data: got a list of sets; give the board's validation problems")
     task = task_args.load()
     checks = check_settings(board, recipe.values)
     facts: dict[str, Any] = {}
@@ -128,6 +130,7 @@ def _open_clock(folder: Path, recipe: ParsedRecipe, facts: dict[str, Any]) -> Cl
             "known; choose another --output_dir"
         )
     recipe.write(path)
+    write_skipped_rows(folder, recipe.instances[1].skipped_rows)
     clock.record(START, process_started=process_start(), facts=facts)
     return clock
 

@@ -18,6 +18,7 @@ from .types import MISFIT, fit, type_name
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from trl_r1zero.data.prompt_room import PromptRoom
     from trl_r1zero.generation import Completion, Engine, SamplingConfig
 
     from .evaluation_arguments import EvaluationArguments
@@ -134,6 +135,43 @@ def _vllm_server(arguments: "EvaluationArguments") -> DeferredEngine:
         return engine
 
     return DeferredEngine("vllm-server", open_engine)
+
+
+def tokenizer_of(arguments: "EvaluationArguments", engine: DeferredEngine) -> Any:
+    """The tokenizer of the model, which does not start for it.
+
+    Raises:
+        OSError, RuntimeError, ValueError: It cannot be had.
+    """
+    from transformers import AutoTokenizer
+
+    if arguments.backend == "vllm_server":
+        return engine.tokenizer  # of a server that runs already
+    return AutoTokenizer.from_pretrained(arguments.model)
+
+
+def prompt_room(arguments: "EvaluationArguments", engine: DeferredEngine) -> "PromptRoom | None":
+    """What the context leaves for prompts. None if that cannot be known before the engine opens,
+    which then says what is wrong."""
+    from transformers import AutoConfig
+
+    from trl_r1zero.data.prompt_room import PromptRoom, context_of
+
+    config, max_model_len = None, (arguments.server or {}).get("max_model_len")
+    try:
+        tokenizer = tokenizer_of(arguments, engine)
+        if arguments.backend == "vllm_server":
+            running: Any = engine.engine
+            max_model_len = running.max_model_len
+        else:
+            config = AutoConfig.from_pretrained(arguments.model)
+    except (OSError, RuntimeError, ValueError):
+        return None
+    vllm = arguments.backend != "transformers"
+    context, limit = context_of(config, tokenizer, vllm=vllm, max_model_len=max_model_len)
+    if context is None:
+        return None
+    return PromptRoom(tokenizer, context, limit, arguments.max_tokens, "max_tokens")
 
 
 # To add a backend, add a line.

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 from trl_r1zero.common.arguments import arg
 
+from .row_arguments import RowArguments
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -12,12 +14,12 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class InstructionArguments:
+class InstructionArguments(RowArguments):
     """Files of instructions and responses, packed into chunks of one length.
 
     Raises:
         FileNotFoundError: There is no such file (on `load`).
-        ValueError: A malformed row, or not one chunk of tokens (on `load`).
+        ValueError: Rows that cannot be used, or not one chunk of tokens (on `load`).
     """
 
     train_data: str = arg(
@@ -37,16 +39,18 @@ class InstructionArguments:
         """The chunks to train and to validate on; tokenises files that are new."""
         from trl_r1zero.data.packing import PackedSFTDataset
 
-        def pack(path: str, shuffle: bool) -> PackedSFTDataset:
-            return PackedSFTDataset(
-                tokenizer,
-                path,
-                self.seq_length,
-                shuffle,
-                seed=seed,
-                cache_dir=self.cache_dir,
-                show_progress=show_progress,
-            )
+        def pack(key: str, path: str, shuffle: bool) -> PackedSFTDataset:
+            with self.reading(key, path) as bad_rows:
+                return PackedSFTDataset(
+                    tokenizer,
+                    path,
+                    self.seq_length,
+                    shuffle,
+                    seed=seed,
+                    cache_dir=self.cache_dir,
+                    show_progress=show_progress,
+                    on_bad_row=bad_rows,
+                )
 
-        train = pack(self.train_data, self.shuffle)
-        return train, None if self.eval_data is None else pack(self.eval_data, shuffle=False)
+        train, path = pack("train_data", self.train_data, self.shuffle), self.eval_data
+        return train, None if path is None else pack("eval_data", path, shuffle=False)

@@ -3,21 +3,53 @@
 from typing import Any
 
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from trl_r1zero.common.processes import from_main_process
+from trl_r1zero.data.prompt_room import PromptRoom
+from trl_r1zero.generation.vllm_client import VLLMServerEngine
 from trl_r1zero.trainers.one_device import check_device
+from trl_r1zero.trainers.prompt_rooms import prompt_rooms
 from trl_r1zero.trainers.run_folder import checkpoint_to_resume
 
 from .requirements import check_model_path
 
 
 def load_tokenizer(model_args: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of a recipe's model; errors as those of `check_model_path`."""
+    """The tokenizer of a recipe's model, which pads with its eos token if it has no pad token;
+    errors as those of `check_model_path`, and a ValueError if it has neither."""
     check_model_path(model_args.model_name_or_path)
-    return AutoTokenizer.from_pretrained(
+    tokenizer = AutoTokenizer.from_pretrained(
         model_args.model_name_or_path, revision=model_args.model_revision, padding_side="left"
     )
+    if tokenizer.pad_token is None:  # rows' lengths tell padding from a real eos token
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"the tokenizer of {model_args.model_name_or_path} has neither a pad token nor an eos "
+            "token; set eos_token in its tokenizer_config.json to the token that ends a text"
+        )
+    return tokenizer
+
+
+def load_prompt_rooms(
+    config: Any, model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, PromptRoom]:
+    """See `prompt_rooms`; a server that runs already is asked, a collective call.
+
+    Raises:
+        VLLMServerError: There is no such server.
+    """
+    server_context = None
+    if getattr(config, "use_vllm", False) and config.vllm_server is None:
+        url, wait = config.running_server_url, config.vllm_server_timeout
+        server_context = from_main_process(
+            lambda: VLLMServerEngine(url, tokenizer, wait_seconds=wait).max_model_len
+        )
+    name = str(model_args.model_name_or_path)
+    model_config = AutoConfig.from_pretrained(name, revision=model_args.model_revision)
+    return prompt_rooms(config, model_config, tokenizer, server_context)
 
 
 def _loading(model_args: ModelConfig) -> dict[str, Any]:

@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING
 from trl_r1zero.common.arguments import arg
 from trl_r1zero.data.preferences import PreferencePair, load_hh, split_validation
 
+from .row_arguments import RowArguments
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
 @dataclass
-class PreferenceArguments:
+class PreferenceArguments(RowArguments):
     """Anthropic's HH pairs, some of them held out.
 
     Raises:
         FileNotFoundError: There is no such file or folder (on `load`).
-        ValueError: A malformed row, or not enough pairs (on `load`).
+        ValueError: Rows that cannot be used, or not enough pairs (on `load`).
     """
 
     train_data: str = arg(
@@ -31,9 +33,9 @@ class PreferenceArguments:
     def load(self) -> tuple["Dataset", "Dataset"]:
         """The pairs to train and to validate on: `instruction`, `chosen`, `rejected`,
         `source_file`."""
-        train, validation = split_validation(
-            load_hh(self.train_data), self.num_eval_pairs, self.split_seed
-        )
+        with self.reading("train_data", self.train_data) as bad_rows:
+            pairs = load_hh(self.train_data, bad_rows)
+        train, validation = split_validation(pairs, self.num_eval_pairs, self.split_seed)
         return _dataset(train), _dataset(validation)
 
 

@@ -1,21 +1,42 @@
 """What to train, validate and evaluate on, as recipes say it."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from trl_r1zero.common.arguments import AT_LEAST_0, Positive, arg, check_ranges
+from trl_r1zero.data.prompt_room import PromptRoom
 from trl_r1zero.data.prompts import Prompt, load_prompt
 from trl_r1zero.data.tasks import TASKS, Task, get_task
+from trl_r1zero.data.tasks.base import Example
 from trl_r1zero.rewards.registry import REWARDS, RewardFn, resolve_reward
+
+from .row_arguments import RowArguments
+from .task_lists import named_tasks
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
     from trl_r1zero.trainers.rewards import TRLReward
 
+LoadExamples = Callable[..., list[Example]]  # takes a source, and on_bad_row
+# Settings of one of several validation sets.
+_OF_A_SET = {
+    **{name: str for name in ("task", "data", "split")},
+    "task_args": dict[str, Any],
+    "num_examples": int,
+}
+EVAL_DATA_HELP = (
+    "Or several sets, a list of tasks' names and of mappings {name: AIME24, task: aime, data: ..., "
+    "split: ..., num_examples: ...}, by default of the run's own task: the first picks the best "
+    "model, and each has metrics validation/NAME/..."
+)
+
 
 @dataclass
-class TaskSelection:
+class TaskSelection(RowArguments):
     """A task, its prompt and its reward. Keys of every recipe that has a task.
 
     Raises:
@@ -73,24 +94,36 @@ class TaskArguments(TaskSelection):
     """A task to train on: with its two sets of data.
 
     Raises:
-        ValueError: See `TaskSelection`; a malformed row (on `load`).
+        ValueError: See `TaskSelection`; rows that cannot be used (on `load`).
     """
 
     train_data: str | None = arg(
         None, "JSON-lines file or hub id (id, id:split) of the training problems."
     )
-    eval_data: str | None = arg(None, "The same for the validation problems.")
+    eval_data: str | list[str | dict[str, Any]] | None = arg(
+        None, f"The same for the validation problems. {EVAL_DATA_HELP}"
+    )
 
-    def load(self) -> "LoadedTask":
-        """Read prompt, data and reward."""
-        from trl_r1zero.data.rows import build_dataset
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.validation_sets(*self.load_task())
 
+    def load(
+        self,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        rooms: Mapping[str, PromptRoom] | None = None,
+    ) -> "LoadedTask":
+        """Read prompt, data and reward; a prompt with a chat template needs the tokenizer, and
+        `rooms` are as in `load_problems`."""
         task, prompt = self.load_task()
+        prompt = prompt.for_tokenizer(tokenizer)
         return LoadedTask(
             prompt=prompt,
             reward=self.load_trl_reward(task, prompt),
-            train_dataset=build_dataset(task.load(self.train_data, "train"), prompt),
-            eval_dataset=self.load_validation(task, prompt),
+            train_dataset=self.load_problems(
+                "train_data", self.train_data, partial(task.load, split="train"), prompt, rooms
+            ),
+            eval_dataset=self.load_validation(task, prompt, rooms),
         )
 
     def load_trl_reward(self, task: Task, prompt: Prompt) -> "TRLReward":
@@ -100,11 +133,68 @@ class TaskArguments(TaskSelection):
         reward_fn, workers = self.load_reward(task, prompt)
         return TRLReward(reward_fn, workers=workers, deadline_seconds=self.reward_deadline_seconds)
 
-    def load_validation(self, task: Task, prompt: Prompt) -> "Dataset":
-        """The validation problems, with columns `prompt` and `ground_truth` among others."""
+    def validation_sets(
+        self, task: Task, prompt: Prompt
+    ) -> dict[str, tuple[str | None, LoadExamples]]:
+        """Source and loader of each validation set, by name; the name of a single one is "".
+
+        Raises:
+            ValueError: Settings that are not right, or a set whose answers the run's reward does
+                not grade.
+        """
+        if not isinstance(self.eval_data, list):
+            return {"": (self.eval_data, partial(task.load, split="validation"))}
+        sets: dict[str, tuple[str | None, LoadExamples]] = {}
+        for name, own in named_tasks("eval_data", self.eval_data, _OF_A_SET, self.task).items():
+            of_set = task
+            if "task" in own or "task_args" in own:
+                of_set = get_task(own.get("task", self.task), **own.get("task_args", {}))
+            if not self.reward and of_set.reward_fn(prompt) is not task.reward_fn(prompt):
+                raise ValueError(
+                    f"eval_data {name}: the answers to the task {of_set.name!r} are graded "
+                    f"otherwise than those to {task.name!r}; set reward to what grades both, or "
+                    "evaluate it after training (trl-r1zero eval)"
+                )
+            split, limit = own.get("split", of_set.eval_split), own.get("num_examples")
+            sets[name] = (own.get("data"), partial(of_set.load, split=split, limit=limit))
+        return sets
+
+    def load_validation(
+        self, task: Task, prompt: Prompt, rooms: Mapping[str, PromptRoom] | None
+    ) -> "Dataset | dict[str, Dataset]":
+        """The validation problems; of several sets by name. Columns and `rooms` as in
+        `load_problems`."""
+        sets = {
+            name: self.load_problems(f"eval_data {name}".strip(), source, load, prompt, rooms)
+            for name, (source, load) in self.validation_sets(task, prompt).items()
+        }
+        return sets.get("", sets)
+
+    def load_problems(
+        self,
+        name: str,
+        source: str | None,
+        load: LoadExamples,
+        prompt: Prompt,
+        rooms: Mapping[str, PromptRoom] | None,
+    ) -> "Dataset":
+        """The problems of a data set, with columns `prompt` and `ground_truth` among others.
+
+        Args:
+            name: The recipe's key, and the name of one of several sets.
+            source, load: See `validation_sets`.
+            prompt: Formats the questions.
+            rooms: What the context leaves, by the recipe's key; prompts beyond it are bad rows.
+        """
         from trl_r1zero.data.rows import build_dataset
 
-        return build_dataset(task.load(self.eval_data, "validation"), prompt)
+        room = (rooms or {}).get(name.split(maxsplit=1)[0])
+        with self.reading(name, source) as bad_rows:
+            examples = load(source, on_bad_row=bad_rows)
+            if room is not None:
+                prompts = [prompt.format(example.question) for example in examples]
+                examples = room.keep(examples, prompts, bad_rows)
+        return build_dataset(examples, prompt)
 
 
 @dataclass
@@ -114,4 +204,4 @@ class LoadedTask:
     prompt: Prompt
     reward: "TRLReward"
     train_dataset: "Dataset"
-    eval_dataset: "Dataset"
+    eval_dataset: "Dataset | dict[str, Dataset]"

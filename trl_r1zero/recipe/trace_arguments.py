@@ -1,10 +1,12 @@
 """What to fine-tune on (reasoning traces) and to validate on, as recipes say it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trl_r1zero.common.arguments import arg
 from trl_r1zero.common.processes import from_main_process
+from trl_r1zero.data.prompt_room import PromptRoom
 from trl_r1zero.data.prompts import Prompt
 from trl_r1zero.data.tasks.base import GeneratedTask, Task
 from trl_r1zero.data.trace_doctor import TraceReport, examine_traces
@@ -16,7 +18,7 @@ from trl_r1zero.data.traces import (
     load_traces,
     select_examples,
 )
-from trl_r1zero.recipe.task_arguments import TaskArguments
+from trl_r1zero.recipe.task_arguments import EVAL_DATA_HELP, TaskArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,8 +32,8 @@ class TraceArguments(TaskArguments):
     """Traces to train on, and a task to validate on.
 
     Raises:
-        ValueError: An unknown task, prompt or reward, a malformed row, or settings that leave no
-            rows (on `load_traces`).
+        ValueError: An unknown task, prompt or reward, rows that cannot be used, or settings that
+            leave no rows (on `load_traces`).
     """
 
     train_data: str | None = arg(
@@ -40,10 +42,10 @@ class TraceArguments(TaskArguments):
         "(already formatted), response and, for filter_correct, ground_truth; or the task's "
         "problems with worked solutions. Unset: the task's own.",
     )
-    eval_data: str | None = arg(
+    eval_data: str | list[str | dict[str, Any]] | None = arg(
         None,
         "The task's validation problems. Unset: those that the task generates; none "
-        "where it reads them.",
+        f"where it reads them. {EVAL_DATA_HELP}",
     )
     num_examples: int | None = arg(
         None,
@@ -62,20 +64,31 @@ class TraceArguments(TaskArguments):
     )
 
     def load_traces(
-        self, tokenizer: "PreTrainedTokenizerBase", max_length: int | None
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int | None,
+        *,
+        append_eos: bool = False,
+        rooms: Mapping[str, PromptRoom] | None = None,
     ) -> "LoadedTraces":
         """Read prompt, reward, traces and validation problems, and examine the traces.
 
-        Nothing is removed for having more than `max_length` tokens: the report counts it.
+        Nothing is removed for having more than `max_length` tokens, with the end token that the
+        trainer adds (`append_eos`, or the prompt's): the report counts it. `rooms` as in
+        `load_problems`.
         """
         from trl_r1zero.data.rows import build_trace_dataset
-        from trl_r1zero.data.tokenization import tokenize_separately
+        from trl_r1zero.data.tokenization import decode_output, tokenize_separately
 
         task, prompt = self.load_task()
+        prompt = prompt.for_tokenizer(tokenizer)
+        if max_length is not None:
+            max_length -= append_eos or any(isinstance(stop, int) for stop in prompt.stop)
         reward = self.load_trl_reward(task, prompt)
         validates = self.eval_data is not None or isinstance(task, GeneratedTask)
-        eval_dataset = self.load_validation(task, prompt) if validates else None
         traces, sizes = self._select(task, prompt)
+        eval_dataset = self.load_validation(task, prompt, rooms) if validates else None
+        sets = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
         # After all workers have started: the tokenizer's threads do not survive a fork.
         prompt_ids, response_ids = tokenize_separately(
             [trace.prompt for trace in traces], [trace.response for trace in traces], tokenizer
@@ -85,15 +98,27 @@ class TraceArguments(TaskArguments):
             list(zip(map(len, prompt_ids), map(len, response_ids), strict=True)),
             answer_format=prompt.answer_format,
             max_length=max_length,
-            eval_prompts=[] if eval_dataset is None else eval_dataset["prompt"],
+            eval_prompts=[p for rows in sets if rows is not None for p in rows["prompt"]],
+            prompt=prompt,
+            read_back=[
+                decode_output(*ids, tokenizer) for ids in zip(prompt_ids, response_ids, strict=True)
+            ],
         )
         dataset = build_trace_dataset(traces)
         return LoadedTraces(prompt, reward, dataset, eval_dataset, report, sizes)
 
     def _select(self, task: Task, prompt: Prompt) -> tuple[list[Trace], dict[str, dict[str, int]]]:
         """The traces that are trained on, and how many each step left."""
-        traces = load_traces(task, prompt, self.train_data)
-        sizes = {"read": _size(traces)}
+        with self.reading("train_data", self.train_data) as bad_rows:
+            traces = load_traces(
+                task,
+                prompt,
+                self.train_data,
+                graded=self.filter_correct,
+                on_bad_row=bad_rows,
+            )
+        skipped = {"skipped": len(bad_rows.errors)} if bad_rows.errors else {}
+        sizes = {"read": {**_size(traces), **skipped}}
         if self.fix_whitespace:
             traces, changed = fix_whitespace(traces)
             sizes["fix_whitespace"] = {**_size(traces), "changed": changed}
@@ -121,20 +146,21 @@ class LoadedTraces:
     reward: "TRLReward"
     # Columns `prompt`, `response`, and `ground_truth` where all traces have one.
     train_dataset: "Dataset"
-    # Columns `prompt`, `ground_truth` and more; None if there is no validation.
-    eval_dataset: "Dataset | None"
+    # Columns `prompt`, `ground_truth` and more; several sets by name; None if there is none.
+    eval_dataset: "Dataset | dict[str, Dataset] | None"
     # What is wrong with the traces that are trained on, and their lengths.
     report: TraceReport
-    # `rows` and `questions` after each step that was taken, in their order: `read`,
-    # `fix_whitespace` (with `changed`, its number of rows), `filter_correct`, `num_examples`.
+    # `rows` and `questions` after each step that was taken, in their order: `read` (with `skipped`,
+    # how many rows could not be used), `fix_whitespace` (with `changed`, its number of rows),
+    # `filter_correct`, `num_examples`.
     sizes: dict[str, dict[str, int]]
 
     def to_text(self) -> str:
         """Sizes and report for a terminal, at most 100 columns wide."""
         lines = ["Selection             rows  questions"]
         for step, size in self.sizes.items():
-            changed = f"  ({size['changed']:,} rows changed)" if "changed" in size else ""
-            lines.append(f"  {step:<14}{size['rows']:>10,}{size['questions']:>11,}{changed}")
+            notes = [f"  ({size[n]:,} rows {n})" for n in ("skipped", "changed") if n in size]
+            lines.append(f"  {step:<14}{size['rows']:>10,}{size['questions']:>11,}{''.join(notes)}")
         return "\n".join([*lines, self.report.to_text()])
 
 

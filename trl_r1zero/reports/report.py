@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from trl_r1zero.data.bad_rows import skipped_in_words
 from trl_r1zero.evaluation import mean, standard_error
 from trl_r1zero.evaluation.markdown import quoted, table, wrapped
 from trl_r1zero.reports.plots import plot_run
 from trl_r1zero.rewards import is_correct
 from trl_r1zero.runs.logged_run import CHANGES, Line, LoggedRun, Row, by_change, logged
 from trl_r1zero.runs.metrics import DURATION, OPTIONAL, ROLLOUT_COLUMNS, Rows
+from trl_r1zero.trainers.run_folder import SKIPPED_FILE
 from trl_r1zero.trainers.timing import PARTS_OF_GENERATION
 
 REPORT_FILE = "report.md"
@@ -34,6 +36,7 @@ _FILES = {
     "reference": "pairs as tokens, and the reference's log-probabilities",
     "data_report.md": "what the data doctor saw",
     "data_report.json": "the same for programs",
+    SKIPPED_FILE: "rows that were left out of the data",
     "best": "the model of best validation accuracy",
     "final": "the model at the end",
     "recipe.yaml": "the recipe that this run followed, defaults included",
@@ -96,9 +99,11 @@ def _environment(run: LoggedRun) -> list[Block]:
     if not facts:
         return []
     versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
+    skipped = run.facts(SKIPPED_FILE) or {}
     return wrapped(
         f"Started {facts['started']} on {facts['device']} with {facts['num_processes']} "
-        f"process(es); commit {facts['commit'] or 'unknown'}; {versions}."
+        f"process(es); commit {facts['commit'] or 'unknown'}; {versions}.",
+        *(f"Of {key}: {skipped_in_words(rows)}." for key, rows in skipped.items()),
     )
 
 
@@ -172,7 +177,10 @@ def _validation_table(run: LoggedRun) -> Block:
     if len(run.validations) > 1:
         columns |= {"after": after, "best": best}
     steps: Rows = {run.kind.step_key: (f"after {run.kind.step_name}", ".0f")}
-    return _metrics_table("± standard error", steps | run.kind.validation_rows, columns)
+    sets: Rows = {
+        f"validation/{name}/accuracy": (f"accuracy, {name}", ".3f") for name in run.validation_sets
+    }
+    return _metrics_table("± standard error", steps | run.kind.validation_rows | sets, columns)
 
 
 def _rollouts_of_steps(run: LoggedRun) -> list[Block]:
@@ -228,6 +236,9 @@ def _time_table(run: LoggedRun) -> Block:
         seconds["rollouts"] = sum(logged(run.rollouts, "rollout_seconds"))
     if run.validations:
         ours, theirs = (logged(run.validations, f"eval_{name}") for name in ("seconds", "runtime"))
+        of_sets = [f"validation/{name}/seconds" for name in run.validation_sets]
+        if of_sets:
+            ours = [s for metric in of_sets for s in logged(run.validations, metric)]
         seconds["validation"] = sum(ours or theirs)
     total = run.wall_time
     # A device's clock may run a little ahead of the wall clock.

@@ -107,6 +107,12 @@ class LoggedRun:
         return self.validations[0], self.validations[-1], best
 
     @property
+    def validation_sets(self) -> list[str]:
+        """Names of the validation sets, where there are several."""
+        names = (re.fullmatch("validation/(.+)/accuracy", n) for x in self.validations for n in x)
+        return list(dict.fromkeys(match[1] for match in names if match))
+
+    @property
     def rollouts_of_steps(self) -> dict[int, Line]:
         """EI step -> its rollouts; of those that a resumed run sampled anew the last ones."""
         return {line["ei_step"]: line for line in self.rollouts}

@@ -21,6 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from trl_r1zero.generation import SamplingConfig
+from trl_r1zero.generation.endings import warn_of_eos
 from trl_r1zero.generation.vllm_server import VLLMServerError
 
 from . import trl_compat
@@ -32,6 +33,7 @@ from .optimizer_state import AveragesFirst, check_second_moment
 from .policy_forward import PolicyForward
 from .profile import ProfileCallback
 from .progress import ProgressCallback, use_progress_callback
+from .prompt_rooms import prompt_rooms
 from .rewards import GradeFn
 from .run_folder import RunFolderCallback, checkpoint_to_resume
 from .sampling import PolicySampler, check_sharding
@@ -39,7 +41,7 @@ from .server_generation import ServerGeneration
 from .server_place import connect_to_server
 from .shared_prefixes import check_shares_prefixes
 from .timing import StepTimer
-from .validation import Validator
+from .validation import EvalDataset, Validator, named_sets
 from .wandb_axes import use_wandb_axes
 
 BEST_MODEL_FOLDER = "best"
@@ -53,9 +55,12 @@ class CoreTrainer(Trainer):
         args: The settings, as `StrictConfig.for_transformers` made them.
         given: The settings before that, which say how many rows are taken at a time.
         longest_row, width: As in `PolicyForward`.
+        eval_dataset: One set of validation problems, or several by name. The first is the main one,
+            the trainer's `eval_dataset`.
         others: Further arguments of TRL's trainer.
 
     Attributes:
+        eval_sets: All sets by name; the name of a single one is "".
         step_key: What counts the steps of this kind of run; `step_name`: what a step is called.
         timer: Seconds of the parts of a step.
         sampler, validator, server: Of trainers that sample; the vLLM server, if one does it.
@@ -79,14 +84,19 @@ class CoreTrainer(Trainer):
         given: StrictConfig,
         longest_row: Callable[[], int],
         width: Callable[[Any], int] | None = None,
+        eval_dataset: EvalDataset = None,
         **others: Any,
     ) -> None:
         self.progress = ProgressCallback(self.step_key, self.step_name)
         self._given, self._longest_row, self._row_width = given, longest_row, width
+        self.eval_sets = named_sets(eval_dataset)
+        main = next(iter(self.eval_sets.values()))
         check_device(args)
         with loaded_onto_one_device(args, model):
-            super().__init__(model=model, args=args, **others)
+            super().__init__(model=model, args=args, eval_dataset=main, **others)
         trl_compat.set_train_batch_share(self)
+        if self.accelerator.is_main_process:
+            warn_of_eos(trl_compat.tokenizer_of(self), self.model)
         self.args.pack_rows = packs_rows(self.args.pack_rows, self.model.config)
         if self.args.share_prefixes:
             check_shares_prefixes(self.model.config)
@@ -120,8 +130,14 @@ class CoreTrainer(Trainer):
 
     def set_up_sampling(self, grade: GradeFn, eval_sampling: SamplingConfig) -> None:
         """Set `sampler`, `validator` (which samples and grades as given) and, with use_vllm,
-        `server`."""
+        `server`; a ValueError if a prompt leaves no room in the context."""
         tokenizer = trl_compat.tokenizer_of(self)
+        datasets = {"train_data": self.train_dataset, "eval_data": self.eval_dataset}
+        for key, room in prompt_rooms(self.args, self.model.config, tokenizer).items():
+            data = datasets[key]
+            for name, one in data.items() if isinstance(data, dict) else [("", data)]:
+                if one is not None:
+                    room.check(f"{key} {name}".strip(), one["prompt"])
         if self.args.use_vllm:
             self.server = connect_to_server(self.policy, tokenizer, self.timer)
             if self.server.sleep_level:
@@ -210,17 +226,31 @@ class CoreTrainer(Trainer):
 
     def evaluate(
         self,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: EvalDataset = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """What `Validator.run` finds, each metric with the prefix."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        return self.log_validation(self.validator.run(dataset, self.steps_done), metric_key_prefix)
+        """What `Validator.run` finds on the main set, each metric with the prefix; of several sets
+        also what it finds on each, as `validation/NAME/METRIC`."""
+        sets = self.eval_sets if eval_dataset is None else named_sets(eval_dataset)
+        main, *_ = sets
+        found = {
+            name: self.validator.run(dataset, self.steps_done, "" if name == main else name)
+            for name, dataset in sets.items()
+        }
+        return self.log_validation(found[main], metric_key_prefix, found if main else {})
 
-    def log_validation(self, results: Mapping[str, float], prefix: str) -> dict[str, float]:
-        """Log what a validation found, with the prefix, and tell the callbacks."""
+    def log_validation(
+        self,
+        results: Mapping[str, float],
+        prefix: str,
+        of_sets: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> dict[str, float]:
+        """Log what a validation found, with the prefix, and tell the callbacks; `of_sets`: of each
+        of several sets."""
         metrics = {f"{prefix}_{name}": value for name, value in results.items()}
+        for set_name, of_set in (of_sets or {}).items():
+            metrics |= {f"validation/{set_name}/{name}": x for name, x in of_set.items()}
         # Not TRL's `log`, which adds whatever training has collected since its last line.
         Trainer.log(self, {**metrics, self.step_key: self.steps_done})
         self.control = self.callback_handler.on_evaluate(
@@ -291,6 +321,7 @@ class CoreTrainer(Trainer):
             folder = self.run_folder / BEST_MODEL_FOLDER
             self.save_model(str(folder), _internal_call=True)
             if self.accelerator.is_main_process:
-                facts = {self.step_key: self.steps_done, **metrics}
+                chosen_by = {"chosen_by": name} if (name := next(iter(self.eval_sets))) else {}
+                facts = {self.step_key: self.steps_done, **chosen_by, **metrics}
                 (folder / "best.json").write_text(json.dumps(facts, indent=2) + "\n")
         return is_best

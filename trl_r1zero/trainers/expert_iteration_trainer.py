@@ -61,7 +61,7 @@ class ExpertIterationTrainer(R1ZeroSFTTrainer):
         model: A model, or the path or hub id of one.
         args: The settings.
         train_dataset: Columns `prompt` (formatted text) and `ground_truth`: the questions.
-        eval_dataset: The same columns; needed unless `eval_every` is None.
+        eval_dataset: The same columns, in one set or several, as in `R1ZeroSFTTrainer`.
         reward_fn: `(response, ground_truth) -> dict` with `reward` and its parts, or a `TRLReward`.
             It grades rollouts and validation; a rollout is correct if its `answer_reward` (without
             one, its `reward`) is above 0.
@@ -79,7 +79,7 @@ class ExpertIterationTrainer(R1ZeroSFTTrainer):
     step_name = "EI step"
     train_columns = ("prompt", "ground_truth")
 
-    def set_up_rows(self, stop: tuple[str, ...]) -> None:
+    def set_up_rows(self, stop: tuple[str | int, ...]) -> None:
         args = self.args
         if self.grader is None:
             raise ValueError("expert iteration needs a reward_fn to tell which rollouts to keep")

@@ -154,7 +154,7 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
             return self.normalize_constant
         return float(self.max_completion_length or 1)
 
-    def validation_sampling(self, stop: Sequence[str] = ()) -> SamplingConfig:
+    def validation_sampling(self, stop: Sequence[str | int] = ()) -> SamplingConfig:
         """As rollouts, `top_k` and `min_p` included, but for the settings of validation."""
         rollouts = self.rollout_sampling(stop)
         return replace(

@@ -41,7 +41,7 @@ from .rollouts import (
 from .rollouts_ahead import RolloutsAhead
 from .trl_compat import GRPOTrainer
 from .update_metrics import UpdateMetrics, graded_rollout
-from .validation import require_columns, require_for_validation
+from .validation import EvalDataset, require_columns, require_for_validation
 
 
 class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
@@ -53,9 +53,10 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
             what TRL's trainer takes (functions of its signature, reward models, lists of them).
         args: The settings.
         train_dataset: Columns `prompt` (formatted text) and `ground_truth`.
-        eval_dataset: The same columns; needed unless `eval_every` is None.
+        eval_dataset: The same columns, in one set or in several by name, of which the first picks
+            the best model; needed unless `eval_every` is None.
         processing_class: The tokenizer; the model's own by default.
-        stop: Strings that end a completion, kept in it; a `Prompt` carries them.
+        stop: Strings, and ids of tokens, that end a completion; a `Prompt` carries them.
         callbacks, optimizers, peft_config, quantization_config: As in TRL's trainer.
 
     Raises:
@@ -73,10 +74,10 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
         reward_funcs: Any,
         args: R1ZeroGRPOConfig,
         train_dataset: Dataset,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: EvalDataset = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         *,
-        stop: Sequence[str] = (),
+        stop: Sequence[str | int] = (),
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,

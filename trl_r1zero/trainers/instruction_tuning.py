@@ -16,6 +16,7 @@ from transformers import (
 
 from trl_r1zero.common.arguments import Count, arg
 from trl_r1zero.data.packing import PackedSFTDataset
+from trl_r1zero.generation.endings import warn_of_eos
 
 from .base_config import CheckedConfig
 from .one_device import check_device, check_not_spread
@@ -117,6 +118,8 @@ def make_instruction_tuning_trainer(
         processing_class=processing_class,
         callbacks=[RunFolderCallback(STEP_KEY)],
     )
+    if processing_class is not None and trainer.accelerator.is_main_process:
+        warn_of_eos(processing_class, model)
     check_second_moment(
         args.optim, args.adam_beta2, model.parameters(), trainer.accelerator.distributed_type
     )

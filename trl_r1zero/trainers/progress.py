@@ -62,6 +62,9 @@ def _validation(logs: dict[str, Any]) -> Iterator[str]:
             stderr = logs.get(f"eval_{name}_stderr")
             error = "" if stderr is None else f" +- {stderr:.3f}"
             yield f"{name} {logs[f'eval_{name}']:.3f}{error}"
+    for name, value in logs.items():
+        if name.startswith("validation/") and name.endswith("/accuracy"):
+            yield f"{name.split('/')[1]} {value:.3f}"
     if "eval_length" in logs:
         yield f"length {logs['eval_length']:.1f}"
     seconds = logs.get("eval_seconds", logs.get("eval_runtime"))

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl_r1zero.evaluation.environment import environment
 
 METRICS_FILE = "metrics.jsonl"
+SKIPPED_FILE = "skipped_rows.json"
 
 
 class RunFolderCallback(TrainerCallback):
@@ -54,6 +56,12 @@ class RunFolderCallback(TrainerCallback):
         }
         with Path(args.output_dir or ".", METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def write_skipped_rows(folder: Path, skipped: Mapping[str, Any]) -> None:
+    """Write what was left out of a run's data, by the recipe's key; nothing if that is nothing."""
+    if skipped:
+        (folder / SKIPPED_FILE).write_text(json.dumps(skipped, indent=2) + "\n", encoding="utf-8")
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:

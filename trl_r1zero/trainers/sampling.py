@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.distributed import DistributedBackend
 from trl.models.utils import unwrap_model_for_generation
 
-from trl_r1zero.data.tokenization import pad_and_shift
+from trl_r1zero.data.tokenization import encode_prompts, pad_and_shift
 from trl_r1zero.evaluation import GradedCompletion, graded_completion
 from trl_r1zero.functional import get_response_log_probs
 from trl_r1zero.generation import Completion, SamplingConfig, TransformersEngine, in_order
@@ -84,8 +84,8 @@ class PolicySampler:
             self.policy.make_room = self.server.release
 
     def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Token ids of formatted prompts, with the tokenizer's own special tokens."""
-        return self.tokenizer(list(prompts))["input_ids"]
+        """Token ids of formatted prompts; see `encode_prompts`."""
+        return encode_prompts(prompts, self.tokenizer)
 
     def longest(self, prompts: Sequence[str]) -> int:
         """Tokens of the longest prompt; those of most characters are looked at."""

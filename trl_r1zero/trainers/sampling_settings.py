@@ -66,8 +66,14 @@ class SamplingSettings:
         True, "DeepSpeed ZeRO-3 with transformers sampling: gather the weights first. Faster."
     )
 
-    def rollout_sampling(self, stop: Sequence[str] = ()) -> SamplingConfig:
-        """How rollouts are sampled, with the prompt's stop strings."""
+    @property
+    def running_server_url(self) -> str:
+        """Address of a server that runs already."""
+        default = f"http://{self.vllm_server_host}:{self.vllm_server_port}"
+        return self.vllm_server_base_url or default
+
+    def rollout_sampling(self, stop: Sequence[str | int] = ()) -> SamplingConfig:
+        """How rollouts are sampled, with what ends the prompt's responses."""
         args: Any = self
         return SamplingConfig(
             temperature=args.temperature,
@@ -79,8 +85,8 @@ class SamplingSettings:
             stop=tuple(stop),
         )
 
-    def validation_sampling(self, stop: Sequence[str] = ()) -> SamplingConfig:
-        """How validation samples, with the prompt's stop strings."""
+    def validation_sampling(self, stop: Sequence[str | int] = ()) -> SamplingConfig:
+        """How validation samples, with what ends the prompt's responses."""
         longest = getattr(self, "max_completion_length", None)
         return SamplingConfig(
             temperature=self.eval_temperature,

@@ -42,11 +42,7 @@ def connect_to_server(
     args, model = policy.args, policy.model()
     server: VLLMServerConfig | ServerAddress
     if args.vllm_server is None:
-        url = args.vllm_server_base_url
-        server = ServerAddress(
-            url or f"http://{args.vllm_server_host}:{args.vllm_server_port}",
-            wait_seconds=args.vllm_server_timeout,
-        )
+        server = ServerAddress(args.running_server_url, wait_seconds=args.vllm_server_timeout)
     else:
         if not model.name_or_path:
             raise ValueError(

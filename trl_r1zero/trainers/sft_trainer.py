@@ -34,7 +34,7 @@ from .sft_config import R1ZeroSFTConfig
 from .train_rows import SFTMicroBatch, TrainRow, make_sft_microbatch
 from .trl_compat import tokenizer_of
 from .update_metrics import UpdateMetrics
-from .validation import require_columns, require_for_validation
+from .validation import EvalDataset, require_columns, require_for_validation
 
 
 class R1ZeroSFTTrainer(CoreTrainer, SFTTrainer):
@@ -44,11 +44,13 @@ class R1ZeroSFTTrainer(CoreTrainer, SFTTrainer):
         model: A model, or the path or hub id of one.
         args: The settings.
         train_dataset: Columns `prompt` (formatted text) and `response`.
-        eval_dataset: Columns `prompt` and `ground_truth`; needed unless `eval_every` is None.
+        eval_dataset: Columns `prompt` and `ground_truth`, in one set or in several by name, of
+            which the first picks the best model; needed unless `eval_every` is None.
         reward_fn: `(response, ground_truth) -> dict` with `reward` and its parts, or a `TRLReward`;
             needed unless `eval_every` is None.
         processing_class: The tokenizer; the model's own by default.
-        stop: Strings that end a sampled completion, kept in it; a `Prompt` carries them.
+        stop: Strings, and ids of tokens, that end a sampled completion; a `Prompt` carries them.
+            The first id also ends each response that is trained on, as chat models expect it.
         callbacks, optimizers, peft_config, quantization_config: As in TRL's trainer.
 
     Raises:
@@ -66,11 +68,11 @@ class R1ZeroSFTTrainer(CoreTrainer, SFTTrainer):
         model: str | PreTrainedModel,
         args: R1ZeroSFTConfig,
         train_dataset: Dataset,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: EvalDataset = None,
         reward_fn: Callable[[str, Any], dict[str, float]] | TRLReward | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         *,
-        stop: Sequence[str] = (),
+        stop: Sequence[str | int] = (),
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
@@ -106,9 +108,9 @@ class R1ZeroSFTTrainer(CoreTrainer, SFTTrainer):
 
     # Rows
 
-    def set_up_rows(self, stop: tuple[str, ...]) -> None:
+    def set_up_rows(self, stop: tuple[str | int, ...]) -> None:
         """Make the rows that are trained on; `stop` ends what is sampled for it."""
-        self.rows = self._tokenize_rows()
+        self.rows = self._tokenize_rows(stop)
         self.args.max_steps = num_updates(len(self.rows), self.args)
 
     def longest_row(self) -> int:
@@ -128,16 +130,22 @@ class R1ZeroSFTTrainer(CoreTrainer, SFTTrainer):
         """The step, from 1, that the current update belongs to."""
         return self.state.global_step + 1
 
-    def _tokenize_rows(self) -> list[TrainRow]:
+    def _tokenize_rows(self, stop: tuple[str | int, ...]) -> list[TrainRow]:
         """The rows that are trained on, in the order of the data set."""
         data, tokenizer = self.train_dataset, tokenizer_of(self)
         prompt_ids, response_ids = tokenize_separately(
             list(data["prompt"]), list(data["response"]), tokenizer
         )
+        ends = [token for token in stop if isinstance(token, int)]
         if self.args.append_eos:
             if tokenizer.eos_token_id is None:
                 raise ValueError("append_eos is true, but the tokenizer has no eos token")
-            response_ids = [[*ids, tokenizer.eos_token_id] for ids in response_ids]
+            ends.append(tokenizer.eos_token_id)
+        if ends:
+            # Some authors of responses have written the end token themselves.
+            response_ids = [
+                ids if ids and ids[-1] in ends else [*ids, ends[0]] for ids in response_ids
+            ]
         rows = [TrainRow(*ids) for ids in zip(prompt_ids, response_ids, strict=True)]
         empty = [number for number, row in enumerate(rows) if not row.response_ids]
         if empty:

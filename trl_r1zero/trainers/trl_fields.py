@@ -84,7 +84,7 @@ UNSUPPORTED_FIELDS = {
     "max_completion_length; stop strings come from the prompt",
     "max_tool_calling_iterations": "there are no tools: a rollout is one completion",
     "log_multimodal": "prompts are text",
-    "chat_template_kwargs": "prompts are formatted by a prompt file, not by a chat template",
+    "chat_template_kwargs": "a prompt file with `chat: true` has them in its header",
 }
 
 # TRL's names of fused combinations -> the three settings that they stand for.
@@ -125,7 +125,7 @@ SFT_UNSUPPORTED_FIELDS = {
             "the loss is that of the response's tokens": "completion_only_loss assistant_only_loss",
         }
     ),
-    "chat_template_path": "prompts are formatted by a prompt file, not by a chat template",
+    "chat_template_path": "set the tokenizer's chat_template, which `prompt: chat` uses",
     "prediction_loss_only": "validation samples answers",
     "eos_token": "append_eos ends responses with the tokenizer's own end-of-sequence token",
     "loss_type": "the loss is the negative log-likelihood over normalize_constant",

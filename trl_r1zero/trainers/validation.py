@@ -1,8 +1,9 @@
 """Validation by sampled answers inside of training: one pass, error bars."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from datasets import Dataset
 
@@ -37,7 +38,9 @@ class Validator:
     step_key: str
     step_name: str
 
-    def run(self, dataset: Dataset | None, steps_done: int) -> dict[str, float]:
+    def run(
+        self, dataset: Dataset | None, steps_done: int, subfolder: str = ""
+    ) -> dict[str, float]:
         """One completion for each of the first `num_examples` problems, graded; a collective call.
 
         All problems are sampled in one pass over all processes, each from its own random stream
@@ -46,6 +49,7 @@ class Validator:
         Args:
             dataset: With columns `prompt` and `ground_truth`.
             steps_done: Steps of the run so far: in the name of the table of generations.
+            subfolder: Of `folder`, for the table: the set's name, where it is one of several.
 
         Returns:
             The metrics of `summarize`, what the reward functions logged, and `seconds`.
@@ -65,13 +69,27 @@ class Validator:
                 description="Validation",
             )
         if accelerator.is_main_process:
+            on_set = subfolder and f" on {subfolder}"
             write_generations(
                 graded.rows,
-                self.folder / f"{self.step_key}_{steps_done:05d}",
-                title=f"Validation after {steps_done} {self.step_name}s",
+                self.folder / subfolder / f"{self.step_key}_{steps_done:05d}",
+                title=f"Validation{on_set} after {steps_done} {self.step_name}s",
             )
         seconds = timer.collect()["evaluation"]
         return summarize(graded.rows) | graded.metrics | {"seconds": seconds}
+
+
+# Problems to validate on: one set, or several by name, of which the first is the main one.
+EvalDataset: TypeAlias = Dataset | Mapping[str, Dataset] | None
+
+
+def named_sets(eval_dataset: EvalDataset) -> dict[str, Dataset | None]:
+    """The sets by name; that of a single one is "". A ValueError for an empty mapping."""
+    if not isinstance(eval_dataset, Mapping):
+        return {"": eval_dataset}
+    if not eval_dataset:
+        raise ValueError("eval_dataset is an empty mapping; give at least one set, or None")
+    return dict(eval_dataset)
 
 
 def require_for_validation(eval_every: int | None, **given: object) -> None:
@@ -84,14 +102,13 @@ def require_for_validation(eval_every: int | None, **given: object) -> None:
 
 
 def require_columns(
-    name: str, dataset: Dataset | None, columns: Sequence[str] = ("prompt", "ground_truth")
+    name: str, dataset: EvalDataset, columns: Sequence[str] = ("prompt", "ground_truth")
 ) -> None:
-    """Raise a ValueError if a data set that is there lacks a column."""
-    if dataset is None:
-        return
-    missing = set(columns) - set(dataset.column_names)
-    if missing:
-        raise ValueError(
-            f"{name} lacks the columns {sorted(missing)}, it has {dataset.column_names}; "
-            "build it with trl_r1zero.data.rows.build_dataset"
-        )
+    """Raise a ValueError if a data set that is there, or one of several, lacks a column."""
+    for key, one in named_sets(dataset).items():
+        missing = set(columns) - set(columns if one is None else one.column_names)
+        if one is not None and missing:
+            raise ValueError(
+                f"{name}{key and f'[{key!r}]'} lacks the columns {sorted(missing)}, it has "
+                f"{one.column_names}; build it with trl_r1zero.data.rows.build_dataset"
+            )

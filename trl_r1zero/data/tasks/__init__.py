@@ -10,6 +10,13 @@ from trl_r1zero.common.naming import resolve, unknown_name_message
 from trl_r1zero.data.tasks.alpaca_eval import AlpacaEvalTask
 from trl_r1zero.data.tasks.base import Example, Solution, Task
 from trl_r1zero.data.tasks.chain_arithmetic import ChainArithmeticTask
+from trl_r1zero.data.tasks.competitions import (
+    AimeTask,
+    AmcTask,
+    Math500Task,
+    MinervaTask,
+    OlympiadBenchTask,
+)
 from trl_r1zero.data.tasks.countdown import CountdownTask
 from trl_r1zero.data.tasks.gsm8k import Gsm8kTask
 from trl_r1zero.data.tasks.math import MathTask
@@ -26,6 +33,11 @@ _ALL: list[type[Task]] = [
     MmluTask,
     AlpacaEvalTask,
     SimpleSafetyTestsTask,
+    Math500Task,
+    AimeTask,
+    AmcTask,
+    MinervaTask,
+    OlympiadBenchTask,
 ]
 TASKS = {task.name: task for task in _ALL}
 

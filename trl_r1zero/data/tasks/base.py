@@ -12,11 +12,12 @@ import hashlib
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, ClassVar
 
 from trl_r1zero.common.naming import unknown_name_message
+from trl_r1zero.data.bad_rows import BadRows, reading, usable
 from trl_r1zero.data.files import Row
 from trl_r1zero.data.prompts import Prompt
 from trl_r1zero.data.sources import read_source
@@ -43,11 +44,13 @@ class Example:
             grading needs more than the answer. For answers that are not graded, what they are
             compared with.
         metadata: JSON-friendly extras such as `level`; they become columns of the rows.
+        where: the place it came from ("file:line"), for messages; empty if it was generated.
     """
 
     question: str
     ground_truth: GroundTruth
     metadata: dict[str, Any] = field(default_factory=dict)
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,14 @@ class Solution:
     Attributes:
         question: as of an `Example`.
         working: the solution in words, without what a prompt's answer format adds (tags).
-        answer: the final answer, which is the ground truth too.
+        answer: the final answer, which is the ground truth too; of a list, any is right, and a
+            response gives the first.
         where: the place it came from, for messages.
     """
 
     question: str
     working: str
-    answer: str
+    answer: str | list[str]
     where: str
 
 
@@ -91,7 +95,11 @@ class Task(ABC):
         """Yields the examples of a split; arguments as in `load`."""
 
     def load(
-        self, source: str | None = None, split: str = "train", limit: int | None = None
+        self,
+        source: str | None = None,
+        split: str = "train",
+        limit: int | None = None,
+        on_bad_row: str | BadRows = "error",
     ) -> list[Example]:
         """Returns the examples of a split, in a fixed order.
 
@@ -101,10 +109,16 @@ class Task(ABC):
             split: `train`, `validation`, `test` ... A source that is one file has one split, and
                 this says nothing about it.
             limit: at most so many, from the start; rows after them are not read. None: all.
+            on_bad_row: `error`, or `skip`: rows that cannot be used are left out and logged. See
+                `reading` for a `BadRows`.
+
+        Raises:
+            ValueError: rows that cannot be used, all of them in one message; a broken file.
         """
         if limit is not None and limit < 1:
             raise ValueError(f"limit: got {limit}, expected at least 1, or None for all examples")
-        return list(islice(self.examples(source, split), limit))
+        with reading(source or self.name, on_bad_row):
+            return list(islice(self.examples(source, split), limit))
 
     def solutions(self, rows: Iterator[Row] | None, split: str = "train") -> Iterator[Solution]:
         """Yields the worked solutions of a split, in a fixed order; for supervised fine-tuning.
@@ -173,7 +187,8 @@ class RowTask(Task):
         return read_source(source, split)
 
     def examples(self, source: str | None, split: str) -> Iterator[Example]:
-        return map(self.example, self.rows(source, split))
+        rows = self.rows(source, split)
+        return usable(lambda row: replace(self.example(row), where=row.where), rows)
 
 
 @dataclass(frozen=True)

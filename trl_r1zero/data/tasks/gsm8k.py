@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from trl_r1zero.data.bad_rows import usable
 from trl_r1zero.data.files import Row
 from trl_r1zero.data.tasks.base import MATH_REWARDS, Example, Rewards, RowTask, Solution
 from trl_r1zero.rewards import gsm8k_reward_fn
@@ -38,12 +39,14 @@ class Gsm8kTask(RowTask):
 
     def solutions(self, rows: Iterator[Row] | None, split: str = "train") -> Iterator[Solution]:
         """Yields the text before `####`, without calculator annotations; see `Task.solutions`."""
-        for row in self.rows(None, split) if rows is None else rows:
-            working, number = _working_and_number(row)
-            if not working.strip():
-                raise row.error("answer", "no working before '####'", "a worked solution")
-            working = CALCULATOR_ANNOTATION.sub("", working)
-            yield Solution(self._question(row), working, number, row.where)
+        return usable(self._solution, self.rows(None, split) if rows is None else rows)
+
+    def _solution(self, row: Row) -> Solution:
+        working, number = _working_and_number(row)
+        if not working.strip():
+            raise row.error("answer", "no working before '####'", "a worked solution")
+        working = CALCULATOR_ANNOTATION.sub("", working)
+        return Solution(self._question(row), working, number, row.where)
 
     def _question(self, row: Row) -> str:
         return row.text("question") + ("\nAnswer:" if self.answer_line else "")

@@ -2,23 +2,24 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
-from trl_r1zero.data.files import Row
+from trl_r1zero.data.bad_rows import usable
+from trl_r1zero.data.files import Row, describe
 from trl_r1zero.data.tasks.base import Example, RowTask, Solution
 from trl_r1zero.rewards.extraction import extract_boxed
-
-METADATA_FIELDS = ("level", "subject", "unique_id")
 
 
 @dataclass(frozen=True)
 class MathTask(RowTask):
     r"""Fields `problem` and `answer`, or `problem` and a `solution` that ends in `\boxed{answer}`.
 
-    Where a row has both, `answer` is the ground truth. `level`, `subject` and `unique_id` are kept
-    as metadata where a row has them.
+    Where a row has both, `answer` is the ground truth: a text, or a list of texts of which any is
+    right. The `metadata_fields` are kept as metadata where a row has them.
     """
 
     name = "math"
+    metadata_fields: ClassVar[tuple[str, ...]] = ("level", "subject", "unique_id")
     default_prompt = "r1_zero"
     expected_source = (
         "a JSON-lines file or folder with the fields problem, solution, answer, or a Hub id such "
@@ -26,19 +27,29 @@ class MathTask(RowTask):
     )
 
     def example(self, row: Row) -> Example:
-        metadata = {name: row.fields[name] for name in METADATA_FIELDS if name in row.fields}
+        fields = row.fields
+        metadata = {key: fields[key] for key in self.metadata_fields if fields.get(key) is not None}
         return Example(row.text("problem"), _answer(row), metadata)
 
     def solutions(self, rows: Iterator[Row] | None, split: str = "train") -> Iterator[Solution]:
         """Yields the field `solution` of each row; see `Task.solutions`."""
-        for row in self.rows(None, split) if rows is None else rows:
-            yield Solution(row.text("problem"), row.text("solution"), _answer(row), row.where)
+        return usable(_solution, self.rows(None, split) if rows is None else rows)
 
 
-def _answer(row: Row) -> str:
-    answer = row.optional_text("answer")
-    if answer is not None:
-        return answer
+def _solution(row: Row) -> Solution:
+    return Solution(row.text("problem"), row.text("solution"), _answer(row), row.where)
+
+
+def _answer(row: Row) -> str | list[str]:
+    given = row.fields.get("answer")
+    if isinstance(given, list):
+        if not given or not all(isinstance(one, str) and one.strip() for one in given):
+            expected = "a list of non-empty strings, any of which is right"
+            raise row.error("answer", describe(given), expected)
+        answers = list(dict.fromkeys(one.strip() for one in given))
+        return answers[0] if len(answers) == 1 else answers
+    if given is not None:
+        return row.text("answer")
     if row.optional_text("solution") is None:
         do = "add the field answer"
         raise row.error("answer", "neither answer nor solution", "one of them", do)

@@ -72,6 +72,7 @@ class MmluTask(RowTask):
         return chain.from_iterable(map(_csv_rows, files)) if files else super().rows(source, split)
 
     def example(self, row: Row) -> Example:
+        row = _as_on_the_hub(row) if set(COLUMNS) <= row.fields.keys() else row
         choices: Any = row.fields.get("choices")
         four = "a list of four texts"
         if not isinstance(choices, list) or len(choices) != len(LETTERS):
@@ -109,19 +110,19 @@ def _csv_files(source: str, split: str) -> list[Path]:
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    """Yields the records of `abstract_algebra_test.csv` as the rows of the Hub."""
+    """Yields the records of `abstract_algebra_test.csv`, with their subject."""
     subject, _, ending = path.stem.rpartition("_")
     if not subject or ending not in ("dev", "val", "test"):
         subject = path.stem
     for row in read_csv(path, columns=COLUMNS):
-        letter = row.text("answer")
-        if letter not in tuple(LETTERS):
-            do = "put the letter into the last column"
-            raise row.error("answer", repr(letter), "A, B, C or D", do)
-        fields = {
-            "question": row.text("question"),
-            "subject": subject,
-            "choices": [row.text(name) for name in LETTERS],
-            "answer": LETTERS.index(letter),
-        }
-        yield Row(row.where, fields)
+        yield Row(row.where, {**row.fields, "subject": subject})
+
+
+def _as_on_the_hub(row: Row) -> Row:
+    """A record of a CSV file with the fields of a row of the Hub."""
+    letter = row.text("answer")
+    if letter not in tuple(LETTERS):
+        do = "put the letter into the last column"
+        raise row.error("answer", repr(letter), "A, B, C or D", do)
+    choices = [row.text(name) for name in LETTERS]
+    return Row(row.where, {**row.fields, "choices": choices, "answer": LETTERS.index(letter)})
