@@ -31,7 +31,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from trl_r1zero.functional.log_probs import CHUNK_ELEMENTS
+from trl_r1zero.functional.log_probs import chunk_elements
 
 from .decode_batch import DecodeBatch
 from .sampling import Completion, SamplingConfig, check_rows, cut_after_stop, in_order
@@ -39,9 +39,6 @@ from .sampling import Completion, SamplingConfig, check_rows, cut_after_stop, in
 # Rows that have ended leave once they are this share of the batch: copying the cache costs about as
 # much as one step, so leaving one by one would not pay.
 _LEAVING_SHARE = 0.2
-# Logits of which tokens are drawn at a time: on a CPU what stays in its cache, which is seven times
-# as fast as all of a step.
-_CPU_CHUNK_ELEMENTS = 1 << 18
 # Its exponential is 0.
 _LOWEST_LOG_PROB = -1e30
 
@@ -245,8 +242,8 @@ def _sample(
     The token is the inverse of the cumulative distribution at `uniform_B`: one random number a
     token, whatever the vocabulary.
     """
-    elements = _CPU_CHUNK_ELEMENTS if logits_BV.device.type == "cpu" else CHUNK_ELEMENTS
-    rows = max(1, elements // logits_BV.shape[1])
+    # On a CPU parts that stay in its cache are seven times as fast as all rows at once.
+    rows = max(1, chunk_elements(logits_BV.device) // logits_BV.shape[1])
     chunks = zip(logits_BV.split(rows), uniform_B.split(rows), strict=True)
     sampled = [_sample_chunk(*chunk, sampling, filters) for chunk in chunks]
     token_B, log_prob_B, entropy_B = (torch.cat(column) for column in zip(*sampled, strict=True))
