@@ -106,7 +106,7 @@ def load_data(run: Run, prompt: Prompt | None = None) -> list[Split]:
         splits = [read_split("train_data", train, partial(task.load, split="train"), example)]
     sets = run.data.validation_sets(task, prompt).items()
     return splits + [
-        read_split(f"eval_data{name and f' {name}'}", source, load, example)
+        read_split(".".join(filter(None, ("eval_data", name))), source, load, example)
         for name, (source, load) in sets
     ]
 
@@ -202,7 +202,9 @@ def check_overlap(train: Split, validation: Split) -> Iterator[Finding]:
     trained, prompts = set(map(one_spaced, train.prompts)), validation.prompts
     both = _lines_where(validation, [one_spaced(prompt) in trained for prompt in prompts])
     if prompts and not both:
-        yield ok("data/overlap", "no validation problem is among the training problems")
+        of_set = validation.name.removeprefix("eval_data.") if "." in validation.name else ""
+        found = f"no validation problem{of_set and f' of {of_set}'} is among the training problems"
+        yield ok("data/overlap", found)
     elif both:
         found = (
             f"{len(both):,} of {len(prompts):,} validation problems are among the training "

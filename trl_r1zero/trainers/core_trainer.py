@@ -229,8 +229,10 @@ class CoreTrainer(Trainer):
     ) -> dict[str, float]:
         """What `Validator.run` finds on the main set, each metric with the prefix; of several sets
         also what it finds on each, as `validation/NAME/METRIC`."""
-        sets = self.eval_sets if eval_dataset is None else named_sets(eval_dataset)
-        main, *_ = sets
+        sets = named_sets(eval_dataset)
+        if eval_dataset is None:
+            sets = self.eval_sets | {next(iter(self.eval_sets)): self.eval_dataset}
+        main = next(iter(sets))
         found = {
             name: self.validator.run(dataset, self.steps_done, "" if name == main else name)
             for name, dataset in sets.items()
