@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
@@ -118,7 +118,7 @@ def examine_traces(
     *,
     answer_format: str,
     max_length: int | None,
-    eval_prompts: Iterable[str] = (),
+    eval_prompts: Sequence[str] = (),
     prompt: Prompt | None = None,
 ) -> TraceReport:
     """Looks for the known faults of traces; nothing is changed.
@@ -151,9 +151,7 @@ def examine_traces(
     }
     findings["duplicates"] = _duplicates(traces)
     if prompt is not None:
-        different = other_white_space([trace.prompt for trace in traces], prompt).items()
-        found = [(traces[number], text) for number, text in different]
-        findings["prompt_white_space"] = _finding(*PROMPT_WHITE_SPACE, found)
+        findings["prompt_white_space"] = _white_space(traces, prompt, eval_prompts)
     known = set(map(one_spaced, eval_prompts))
     if known:
         findings["in_validation"] = _in_validation(traces, known)
@@ -278,6 +276,12 @@ def _duplicates(traces: Sequence[Trace]) -> Finding:
         first.setdefault(key, trace.where)
     advice = "They weigh double in training. Remove them, unless that is meant."
     return _finding("the prompt and response of an earlier row again", advice, found)
+
+
+def _white_space(traces: Sequence[Trace], prompt: Prompt, asked: Sequence[str]) -> Finding:
+    different = other_white_space([trace.prompt for trace in traces], prompt, asked)
+    found = [(traces[number], text) for number, text in different.items()]
+    return _finding(*PROMPT_WHITE_SPACE, found)
 
 
 def _in_validation(traces: Sequence[Trace], known: set[str]) -> Finding:

@@ -161,11 +161,12 @@ def check_duplicates(split: Split) -> Iterator[Finding]:
         yield warning(f"data/{split.name}_duplicates", found, do=advice)
 
 
-def check_white_space(run: Run, train: Split) -> Iterator[Finding]:
+def check_white_space(run: Run, train: Split, *others: Split) -> Iterator[Finding]:
     """Whether prompts that are given, not formatted, are those of the run's prompt."""
     if run.method != "sft":
         return
-    different = other_white_space(train.prompts, run.data.load_task()[1])
+    asked = [prompt for split in others for prompt in split.prompts]
+    different = other_white_space(train.prompts, run.data.load_task()[1], asked)
     if different:
         number, example = next(iter(different.items()))
         what, advice = PROMPT_WHITE_SPACE
