@@ -192,7 +192,7 @@ def test_white_space_of_prompts_that_are_given(tmp_path):
         "--eval_every=null",
         method="sft",
     )
-    (finding,) = check_white_space(run, load_data(run)[0], load_prompt("question_only"))
+    (finding,) = check_white_space(run, load_data(run), load_prompt("question_only"))
     assert "4 of 4 rows" in finding.found
     assert "row 1: '\\n', not ''" in finding.found
 

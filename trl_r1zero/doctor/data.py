@@ -184,11 +184,15 @@ def check_duplicates(split: Split) -> Iterator[Finding]:
         yield warning(f"data/{split.name}_duplicates", found, do=advice)
 
 
-def check_white_space(run: Run, train: Split, prompt: Prompt | None) -> Iterator[Finding]:
+def check_white_space(
+    run: Run, splits: Sequence[Split], prompt: Prompt | None
+) -> Iterator[Finding]:
     """Whether prompts that are given, not formatted, are those of the run's prompt."""
     if run.method != "sft" or prompt is None:
         return
-    different = other_white_space(train.prompts, prompt)
+    train, *others = splits
+    asked = [text for split in others for text in split.prompts]
+    different = other_white_space(train.prompts, prompt, asked)
     if different:
         number, example = next(iter(different.items()))
         what, advice = PROMPT_WHITE_SPACE
@@ -229,7 +233,7 @@ def check_context(run: Run, splits: Sequence[Split], context: int | None) -> Ite
     for split in splits:
         if not split.prompt_tokens:
             continue
-        key = split.name.split()[0]  # without the name of one of several validation sets
+        key = split.name.partition(".")[0]  # without the name of one of several validation sets
         if key in lengths:
             yield _check_sampled(run, split, limit, whose, *lengths[key])
         elif split.responses:
