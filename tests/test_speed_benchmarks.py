@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny_models import REPOSITORY
+from tiny_models import REPOSITORY, make_tiny_model
 
 TINY = ["--rollouts", "16", "--group_size", "4", "--rows", "8", "--device", "cpu"]
 
@@ -141,3 +141,16 @@ def test_end_to_end_says_what_is_missing(benchmark, tmp_path, capsys):
     with pytest.raises(SystemExit):
         benchmark("end_to_end").parse(["--base_policy", str(tmp_path)])
     assert "`make quickstart` makes it" in capsys.readouterr().err
+
+
+def test_a_real_model_is_timed_in_turns(benchmark, tokenizer, tmp_path, capsys):
+    make_tiny_model(tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    real_model = benchmark("real_model")
+    common = ["--model", str(tmp_path), "--pairs", "1", "--tokens", "6"]
+    real_model.main(["generation", *common, "--rows", "6", "--group", "3", "--dtype", "autocast"])
+    real_model.main(["training", *common, "--rows", "2", "--prompt_tokens", "5"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    sides = [line["side"] for line in lines if "side" in line]
+    assert sides == ["model.generate", "TransformersEngine", "float32", "autocast", "bfloat16"]
+    assert all(line["tokens"] in (36, 22) for line in lines if "side" in line)

@@ -106,6 +106,12 @@ def test_one_or_several_right_answers(tmp_path, answer, truth):
     assert get_task("minerva").load(source)[0].ground_truth == truth
 
 
+@pytest.mark.parametrize(("given", "truth"), [("25", "025"), ("27", "27.0"), ("2", ["0.5", "2"])])
+def test_how_an_answer_is_written_does_not_matter(given, truth):
+    for reward_fn in (r1_zero_reward_fn, math_reward_fn):
+        assert reward_fn(f"</think> <answer>{given}</answer>", truth)["reward"] == 1
+
+
 def test_of_several_answers_that_are_all_asked_for_none_is_enough(tmp_path):
     row = {"question": "q", "final_answer": ["1", "3"], "is_multiple_answer": True}
     (example,) = get_task("olympiad_bench").load(written(tmp_path, row))

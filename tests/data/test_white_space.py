@@ -57,6 +57,12 @@ def test_white_space_at_the_ends_of_all_questions_is_the_prompts(old, new, shown
     assert shown in found[0]
 
 
+def test_questions_of_the_validation_that_have_it_too():
+    text = TEXT.replace("\nAssistant", "\n\nAssistant")
+    assert other_white_space([text] * 3, R1_ZERO, [text, text, TEXT]) == {}
+    assert len(other_white_space([text] * 3, R1_ZERO, [TEXT, text, TEXT])) == 3
+
+
 def test_a_prompt_that_is_the_question_alone():
     prompt = Prompt("p", "{question}", (), "boxed")
     assert other_white_space(["a", "b\n"], prompt) == {1: r"'\n', not ''"}

@@ -1,5 +1,7 @@
 """Rows that cannot be used, that are there twice, and that do not fit."""
 
+import json
+
 import pytest
 from doctor_runs import make_run, math_rows, write_rows
 
@@ -124,6 +126,28 @@ def test_validation_problems_that_are_trained_on(tmp_path, paths):
     assert "rows 2, 3 of eval_data" in finding.found
 
 
+def test_several_validation_sets(tmp_path, paths):
+    """Each is read by its own task, and looked at like a single one."""
+    (tmp_path / "seen").mkdir()
+    seen = [{"question": row["problem"], "answer": [2, "2.0"]} for row in math_rows(3, 19)]
+    write_rows(tmp_path / "seen" / "aime.jsonl", seen)
+    sets = [{"data": str(paths[1])}, {"name": "AIME24", "task": "aime"}]
+    sets[1] |= {"data": str(tmp_path / "seen"), "num_examples": 2}
+    run = run_of((paths[0], json.dumps(sets)))
+    train, *validation = splits_of(run)
+    assert [split.name for split in validation] == ["eval_data.math", "eval_data.AIME24"]
+    assert [len(split.prompts) for split in validation] == [5, 2]
+    (clear,), (overlap,) = (check_overlap(train, split) for split in validation)
+    assert (clear.level, overlap.level) == ("ok", "warning")
+    assert "no validation problem of math" in clear.found
+    assert "1 of 2 validation problems" in overlap.found
+    assert "rows 1 of eval_data.AIME24" in overlap.found
+    findings = check_context(run, [train, *validation], context=4096)
+    assert {finding.check for finding in findings} == {
+        *("train_data_lengths", "eval_data.math_lengths", "eval_data.AIME24_lengths"),
+    }
+
+
 @pytest.mark.parametrize(
     ("server", "new_tokens", "level"),
     [
@@ -168,7 +192,7 @@ def test_white_space_of_prompts_that_are_given(tmp_path):
         "--eval_every=null",
         method="sft",
     )
-    (finding,) = check_white_space(run, load_data(run)[0], load_prompt("question_only"))
+    (finding,) = check_white_space(run, load_data(run), load_prompt("question_only"))
     assert "4 of 4 rows" in finding.found
     assert "row 1: '\\n', not ''" in finding.found
 

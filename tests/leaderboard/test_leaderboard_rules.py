@@ -232,6 +232,7 @@ def test_a_reward_has_the_name_of_exactly_that_function(board_model, tmp_path):
         ({"prompt": "r1_zero"}, "prompt: got .*Set prompt: chain_arithmetic"),
         ({"reward": "launch_rewards.never"}, "reward: got launch_rewards.never; allowed: r1_zero"),
         ({"budget_seconds": 1e6}, "budget_seconds must be above 0 and at most 240"),
+        ({"eval_data": ["chain_arithmetic"]}, "eval_data: got a list of sets; give the board's"),
         ({"resume_from_checkpoint": "last"}, "resume_from_checkpoint: got 'last'; remove it"),
     ],
 )

@@ -82,6 +82,15 @@ def test_nothing_is_changed_unasked(source, tokenizer):
     assert "too_long" not in loaded.report.findings
 
 
+def test_rows_that_cannot_be_used_are_counted_in_the_report(tmp_path, tokenizer):
+    path = tmp_path / "traces.jsonl"
+    rows = [{"prompt": "p", "response": text, "ground_truth": "1"} for text in ("r", "", "s")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "p"}]))
+    loaded = arguments(str(path), on_bad_row="skip").load_traces(tokenizer, max_length=None)
+    assert loaded.sizes == {"read": {"rows": 2, "questions": 1, "skipped": 2}}
+    assert "read                   2          1  (2 rows skipped)" in loaded.to_text()
+
+
 def test_filter_correct_without_fix_whitespace_leaves_these_rows_out(source, tokenizer, caplog):
     loaded = arguments(source, filter_correct=True).load_traces(tokenizer, max_length=None)
     assert loaded.sizes == {

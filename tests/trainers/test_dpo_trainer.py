@@ -368,6 +368,8 @@ def test_validation_needs_pairs_and_a_reference(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="there is no eval_dataset"):
         make_dpo_trainer(tokenizer, tmp_path, eval_every=1)
     trainer = make_dpo_trainer(tokenizer, tmp_path)
+    with pytest.raises(ValueError, match="eval_dataset: got 1 sets; DPO takes one data set"):
+        make_dpo_trainer(tokenizer, tmp_path, eval_pairs={"a": PAIRS})
     with pytest.raises(ValueError, match="eval_dataset is missing"):
         trainer.evaluate()
     with pytest.raises(ValueError, match="no reference in memory"):

@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
@@ -118,7 +118,7 @@ def examine_traces(
     *,
     answer_format: str,
     max_length: int | None,
-    eval_prompts: Iterable[str] = (),
+    eval_prompts: Sequence[str] = (),
     prompt: Prompt | None = None,
     read_back: Sequence[str] = (),
 ) -> TraceReport:
@@ -151,9 +151,7 @@ def examine_traces(
     }
     findings["duplicates"] = _duplicates(traces)
     if prompt is not None:
-        different = other_white_space([trace.prompt for trace in traces], prompt)
-        found = [(traces[number], text) for number, text in different.items()]
-        findings["prompt_white_space"] = _finding(*PROMPT_WHITE_SPACE, found)
+        findings["prompt_white_space"] = _white_space(traces, prompt, eval_prompts)
     if known := set(map(one_spaced, eval_prompts)):
         findings["in_validation"] = _in_validation(traces, known)
     findings |= _read_otherwise(traces, read_back)
@@ -292,6 +290,12 @@ def _too_long(traces: Sequence[Trace], totals: Sequence[int], max_length: int) -
     long = [(trace, f"{total:,} tokens") for trace, total in pairs if total > max_length]
     advice = "Raise max_length if memory admits it, or remove the rows."
     return _finding(f"more tokens than max_length, {max_length:,}", advice, long)
+
+
+def _white_space(traces: Sequence[Trace], prompt: Prompt, asked: Sequence[str]) -> Finding:
+    different = other_white_space([trace.prompt for trace in traces], prompt, asked)
+    found = [(traces[number], text) for number, text in different.items()]
+    return _finding(*PROMPT_WHITE_SPACE, found)
 
 
 def _in_validation(traces: Sequence[Trace], known: set[str]) -> Finding:

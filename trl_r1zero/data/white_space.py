@@ -16,12 +16,15 @@ def one_spaced(text: str) -> str:
     return " ".join(text.split())
 
 
-def other_white_space(prompts: Sequence[str], prompt: Prompt) -> dict[int, str]:
+def other_white_space(
+    prompts: Sequence[str], prompt: Prompt, eval_prompts: Sequence[str] = ()
+) -> dict[int, str]:
     """Number of each prompt that has the words of the run's prompt around its question, but other
     white space -> how they differ.
 
     Blanks and line breaks at the ends of the question are the question's own, unless half of the
-    prompts have them. Prompts of other words are not looked at.
+    prompts have them, and not half of `eval_prompts`, which the run's prompt has made. Prompts of
+    other words are not looked at.
     """
     before, _, after = prompt.format(_MARK).partition(_MARK)
     found: dict[int, str] = {}
@@ -36,7 +39,9 @@ def other_white_space(prompts: Sequence[str], prompt: Prompt) -> dict[int, str]:
         own = head.removeprefix(before) + tail.removesuffix(after)
         is_own = head.startswith(before) and tail.endswith(after) and not own.strip(" \n")
         (at_ends if is_own else found)[number] = words
-    return dict(sorted((found | at_ends).items())) if 2 * len(at_ends) >= len(prompts) else found
+    if 2 * len(at_ends) >= len(prompts) and not other_white_space(eval_prompts or [""], prompt):
+        found |= at_ends
+    return dict(sorted(found.items()))
 
 
 def _end_of(text: str, beginning: str) -> int:

@@ -106,7 +106,7 @@ def load_data(run: Run, prompt: Prompt | None = None) -> list[Split]:
         splits = [read_split("train_data", train, partial(task.load, split="train"), example)]
     sets = run.data.validation_sets(task, prompt).items()
     return splits + [
-        read_split(f"eval_data{name and f' {name}'}", source, load, example)
+        read_split(".".join(filter(None, ("eval_data", name))), source, load, example)
         for name, (source, load) in sets
     ]
 
@@ -184,11 +184,15 @@ def check_duplicates(split: Split) -> Iterator[Finding]:
         yield warning(f"data/{split.name}_duplicates", found, do=advice)
 
 
-def check_white_space(run: Run, train: Split, prompt: Prompt | None) -> Iterator[Finding]:
+def check_white_space(
+    run: Run, splits: Sequence[Split], prompt: Prompt | None
+) -> Iterator[Finding]:
     """Whether prompts that are given, not formatted, are those of the run's prompt."""
     if run.method != "sft" or prompt is None:
         return
-    different = other_white_space(train.prompts, prompt)
+    train, *others = splits
+    asked = [text for split in others for text in split.prompts]
+    different = other_white_space(train.prompts, prompt, asked)
     if different:
         number, example = next(iter(different.items()))
         what, advice = PROMPT_WHITE_SPACE
@@ -202,7 +206,9 @@ def check_overlap(train: Split, validation: Split) -> Iterator[Finding]:
     trained, prompts = set(map(one_spaced, train.prompts)), validation.prompts
     both = _lines_where(validation, [one_spaced(prompt) in trained for prompt in prompts])
     if prompts and not both:
-        yield ok("data/overlap", "no validation problem is among the training problems")
+        of_set = validation.name.removeprefix("eval_data.") if "." in validation.name else ""
+        found = f"no validation problem{of_set and f' of {of_set}'} is among the training problems"
+        yield ok("data/overlap", found)
     elif both:
         found = (
             f"{len(both):,} of {len(prompts):,} validation problems are among the training "
@@ -227,7 +233,7 @@ def check_context(run: Run, splits: Sequence[Split], context: int | None) -> Ite
     for split in splits:
         if not split.prompt_tokens:
             continue
-        key = split.name.split()[0]  # without the name of one of several validation sets
+        key = split.name.partition(".")[0]  # without the name of one of several validation sets
         if key in lengths:
             yield _check_sampled(run, split, limit, whose, *lengths[key])
         elif split.responses:

@@ -27,7 +27,7 @@ def examine(run: Run, listed: str | None) -> Iterator[Finding]:
         yield from data.check_rows(split, run.values["on_bad_row"])
     for split in splits:
         yield from data.check_duplicates(split)
-    yield from data.check_white_space(run, splits[0], prompt)
+    yield from data.check_white_space(run, splits, prompt)
     for validation in splits[1:]:
         yield from data.check_overlap(splits[0], validation)
     if model is None or model.tokenizer is None:

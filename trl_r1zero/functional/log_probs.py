@@ -3,7 +3,7 @@
 Shape legend: B batch, T length, V vocabulary, S positions of one chunk.
 
 The (B, T, V) tensor of logits is by far the largest of a training step (2 x 1024 x 151,936 floats
-are 1.2 GB), so log-probabilities are worked out in chunks of at most `CHUNK_ELEMENTS` elements, and
+are 1.2 GB), so log-probabilities are worked out in chunks of at most `chunk_elements` elements, and
 no second such tensor lives through the forward pass. Half-precision logits are raised to float32
 one chunk at a time, because bfloat16 resolves a log-probability of -10 only to 1/16.
 """
@@ -17,6 +17,13 @@ from torch.autograd.function import once_differentiable
 from ._checks import require_positive, require_same_shape
 
 CHUNK_ELEMENTS = 1 << 25
+# What stays in the cache of a CPU, which has no kernels to launch.
+_CPU_CHUNK_ELEMENTS = 1 << 18
+
+
+def chunk_elements(device: torch.device) -> int:
+    """Logits that are worked on at a time."""
+    return _CPU_CHUNK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
@@ -28,8 +35,8 @@ def _scaled(logits_SV: Tensor, temperature: float) -> Tensor:
     return scaled_SV if temperature == 1.0 else scaled_SV / temperature
 
 
-def _positions_per_chunk(vocabulary_size: int) -> int:
-    return max(1, CHUNK_ELEMENTS // vocabulary_size)
+def _positions_per_chunk(logits: Tensor) -> int:
+    return max(1, chunk_elements(logits.device) // logits.shape[-1])
 
 
 def _require_logits(logits: Tensor) -> None:
@@ -62,7 +69,7 @@ def compute_entropy(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     """
     _require_logits(logits)
     require_positive(temperature, "temperature", "compute_entropy")
-    chunks = logits.flatten(0, 1).split(_positions_per_chunk(logits.shape[-1]))
+    chunks = logits.flatten(0, 1).split(_positions_per_chunk(logits))
     entropies = [_entropy_S(_scaled(chunk, temperature).log_softmax(dim=-1)) for chunk in chunks]
     return torch.cat(entropies).view(logits.shape[:2])
 
@@ -89,7 +96,7 @@ class _LabelLogProbs(torch.autograd.Function):
         dtype = torch.float64 if logits_BTV.dtype == torch.float64 else torch.float32
         log_probs_BT = logits_BTV.new_empty(labels_BT.shape, dtype=dtype)
         entropy_BT = torch.empty_like(log_probs_BT) if with_entropy else None
-        positions, start = _positions_per_chunk(logits_BTV.shape[-1]), 0
+        positions, start = _positions_per_chunk(logits_BTV), 0
         for logits_SV, labels_S in zip(
             logits_BTV.flatten(0, 1).split(positions),
             labels_BT.flatten().split(positions),
@@ -113,7 +120,7 @@ class _LabelLogProbs(torch.autograd.Function):
         grad_logits_BTV = torch.empty(
             logits_BTV.shape, dtype=logits_BTV.dtype, device=logits_BTV.device
         )
-        positions = _positions_per_chunk(logits_BTV.shape[-1])
+        positions = _positions_per_chunk(logits_BTV)
         for logits_SV, labels_S, grad_S, out_SV in zip(
             logits_BTV.flatten(0, 1).split(positions),
             labels_BT.flatten().split(positions),

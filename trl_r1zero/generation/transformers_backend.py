@@ -7,21 +7,22 @@ its own, and not `model.generate`:
   reason is known;
 * each row draws from its own random stream (`row_seeds`), so a row's completion depends neither on
   the other rows nor on how many processes share the batch;
-* rows that are finished leave the batch, so a long row does not make all others run on;
+* rows that are finished leave the batch, and others take their place: a long row does not make all
+  run on (`decode_batch`, which says what else makes it fast);
 * log-probabilities and entropies come for free, as the trainer needs them: at the sampling
   temperature, before top-p, top-k and min-p;
 * the model's own generation config (Qwen's ships a repetition penalty) has no say.
 
-Shapes: B rows still running, T prompt positions, V vocabulary.
+Shapes: B rows, V vocabulary.
 """
 
-from collections.abc import Container, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     LogitsProcessorList,
     MinPLogitsWarper,
     PreTrainedModel,
@@ -30,12 +31,17 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from trl_r1zero.functional.log_probs import chunk_elements
+
+from .decode_batch import DecodeBatch
 from .endings import Endings, configured_end_ids
 from .sampling import Completion, SamplingConfig, check_rows, in_order
 
-# Finished rows leave once they are this share of the batch: copying the cache costs about as much
-# as one step, so leaving one by one would not pay.
-_COMPACT_SHARE = 0.2
+# Rows that have ended leave once they are this share of the batch: copying the cache costs about as
+# much as one step, so leaving one by one would not pay.
+_LEAVING_SHARE = 0.2
+# Its exponential is 0.
+_LOWEST_LOG_PROB = -1e30
 
 
 def generate(
@@ -52,7 +58,7 @@ def generate(
 
     Args:
         model: A causal language model; it is called as it is (no change of train/eval mode).
-        tokenizer: Decodes the completions; its `pad_token_id` pads the prompts on the left.
+        tokenizer: Decodes the completions; its `pad_token_id` pads shorter prompts.
         prompt_ids: Token ids of each prompt, none empty. A prompt that wants G completions is given
             G times.
         sampling: How to sample.
@@ -117,6 +123,7 @@ class TransformersEngine:
     def close(self) -> None:
         """There is nothing to give back."""
 
+    @torch.no_grad()
     def _stream(
         self, prompt_ids: Sequence[Sequence[int]], sampling: SamplingConfig, seeds: Sequence[int]
     ) -> Iterator[tuple[int, Completion]]:
@@ -125,98 +132,92 @@ class TransformersEngine:
             raise ValueError(
                 "the tokenizer has no pad token; set tokenizer.pad_token (the eos token will do)"
             )
-        batch_size = self.batch_size or max(len(prompt_ids), 1)
-        for start in range(0, len(prompt_ids), batch_size):
-            rows = slice(start, start + batch_size)
-            for row, completion in self._stream_batch(prompt_ids[rows], sampling, seeds[rows]):
-                yield start + row, completion
-
-    @torch.no_grad()
-    def _stream_batch(
-        self, prompt_ids: Sequence[Sequence[int]], sampling: SamplingConfig, seeds: Sequence[int]
-    ) -> Iterator[tuple[int, Completion]]:
+        if not prompt_ids:
+            return
+        batch = DecodeBatch(self.model, prompt_ids, self.tokenizer.pad_token_id)
         endings = Endings(self.tokenizer, sampling, self.eos_token_ids)
         filters = _probability_filters(sampling)
-        batch = _Batch(self.model, prompt_ids, self.tokenizer.pad_token_id)
-        uniforms = torch.tensor(  # (rows, max_tokens), one stream for each row
-            np.stack([np.random.default_rng(seed).random(sampling.max_tokens) for seed in seeds]),
+        waiting = deque(range(len(prompt_ids)))
+        running: dict[int, _Row] = {}
+        rows: list[int] = []  # at each position of the batch; some have ended
+        token_B = torch.empty(0, dtype=torch.long, device=self.model.device)
+        while waiting or running:
+            new: list[int] = []
+            if len(rows) - len(running) >= _LEAVING_SHARE * len(rows):
+                kept = [position for position, row in enumerate(rows) if row in running]
+                if batch.joins or not kept:
+                    room = (self.batch_size or len(prompt_ids)) - len(kept)
+                    new = [waiting.popleft() for _ in range(min(room, len(waiting)))]
+                    new.sort(key=lambda row: (len(prompt_ids[row]), *prompt_ids[row]))
+                prompt_logits_BV = batch.replace(kept, [prompt_ids[row] for row in new])
+                token_B, rows = token_B[kept], [rows[position] for position in kept] + new
+                running |= {row: _Row(prompt_ids[row], seeds[row]) for row in new}
+            logits_BV = prompt_logits_BV if new else batch.step(token_B)
+            sampled_B, ended = self._take(
+                logits_BV, new or rows, running, sampling, filters, endings
+            )
+            token_B = torch.cat([token_B, sampled_B]) if new else sampled_B
+            for row in ended:
+                yield row, running.pop(row).completion
+
+    def _take(
+        self,
+        logits_BV: Tensor,
+        rows: Sequence[int],
+        running: Mapping[int, "_Row"],
+        sampling: SamplingConfig,
+        filters: LogitsProcessorList,
+        endings: Endings,
+    ) -> tuple[Tensor, list[int]]:
+        """Sample a token for each of `rows`: (B,) the tokens, and the running rows that end."""
+        taking = {place: running[row] for place, row in enumerate(rows) if row in running}
+        early = [
+            place
+            for place, row in taking.items()
+            if len(row.completion.token_ids) < sampling.min_tokens
+        ]
+        if early and endings.end_token_ids:
+            logits_BV[torch.tensor(early).unsqueeze(1), endings.end_token_ids] = -torch.inf
+        uniform_B = torch.tensor(
+            [taking[place].random() if place in taking else 0.0 for place in range(len(rows))],
             # 150,000 probabilities summed up in float32 lose the tail; MPS has nothing wider.
-            dtype=torch.float32 if self.model.device.type == "mps" else torch.float64,
-            device=self.model.device,
+            dtype=torch.float32 if logits_BV.device.type == "mps" else torch.float64,
         )
-        running = {row: Completion([], "", "length", [], []) for row in range(len(prompt_ids))}
-        for step in range(sampling.max_tokens):
-            logits_BV = batch.next_logits()
-            if step < sampling.min_tokens:
-                logits_BV[:, endings.end_token_ids] = -torch.inf
-            sampled = _sample(logits_BV, sampling, filters, uniforms[batch.rows, step])
-            columns = (column.tolist() for column in (batch.rows, *sampled))
-            for row, token, log_prob, entropy in zip(*columns, strict=True):
-                if row not in running:
-                    continue
-                completion = running[row]
-                assert completion.log_probs is not None and completion.entropies is not None
-                completion.token_ids.append(token)
-                completion.log_probs.append(log_prob)
-                completion.entropies.append(entropy)
-                text = endings.text_if_ended(prompt_ids[row], completion.token_ids)
-                if text is not None:
-                    completion.text, completion.finish_reason = text, "stop"
-                    yield row, running.pop(row)
-            if not running:
-                return
-            batch.append(sampled[0], running)
-        for row, completion in running.items():
-            completion.text = endings.text(prompt_ids[row], completion.token_ids)
-            yield row, completion
+        sampled = _sample(logits_BV, sampling, filters, uniform_B.to(logits_BV.device))
+        columns = [column.tolist() for column in sampled]
+        ended = []
+        for place, row in taking.items():
+            token, log_prob, entropy = (column[place] for column in columns)
+            if row.append(token, log_prob, entropy, endings, sampling.max_tokens):
+                ended.append(rows[place])
+        return sampled[0], ended
 
 
-class _Batch:
-    """The model's inputs and its cache for the rows that are left.
+class _Row:
+    """A row that runs: its prompt, its random numbers, and what it has so far."""
 
-    Attributes:
-        rows: (B,) the row at each position of the batch.
-    """
+    def __init__(self, prompt_ids: Sequence[int], seed: int) -> None:
+        self.prompt_ids = prompt_ids
+        self.random = np.random.default_rng(seed).random
+        self.completion = Completion([], "", "length", [], [])
 
-    def __init__(
-        self, model: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], pad_token_id: int
-    ) -> None:
-        width = max(len(ids) for ids in prompt_ids)
-        input_ids = torch.full((len(prompt_ids), width), pad_token_id)
-        attention_mask = torch.zeros((len(prompt_ids), width), dtype=torch.long)
-        for row, ids in enumerate(prompt_ids):
-            input_ids[row, width - len(ids) :] = torch.tensor(ids)
-            attention_mask[row, width - len(ids) :] = 1
-        self.model = model
-        self.input_ids = input_ids.to(model.device)  # (B, T), later (B, 1)
-        self.attention_mask = attention_mask.to(model.device)
-        self.position_ids = (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
-        self.cache = DynamicCache(config=model.config)
-        self.rows = torch.arange(len(prompt_ids), device=model.device)
-
-    def next_logits(self) -> Tensor:
-        """(B, V) of the next token, in float32."""
-        output = self.model(
-            input_ids=self.input_ids,
-            attention_mask=self.attention_mask,
-            position_ids=self.position_ids,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1].float()
-
-    def append(self, token_B: Tensor, running: Container[int]) -> None:
-        """One token to each row; rows that are not running any more leave, if they are many."""
-        self.input_ids = token_B.unsqueeze(1)
-        self.position_ids = self.position_ids[:, -1:] + 1
-        self.attention_mask = torch.nn.functional.pad(self.attention_mask, (0, 1), value=1)
-        keep = [position for position, row in enumerate(self.rows.tolist()) if row in running]
-        if len(self.rows) - len(keep) >= _COMPACT_SHARE * len(self.rows):
-            kept = torch.tensor(keep, device=self.model.device)
-            self.cache.batch_select_indices(kept)
-            self.input_ids, self.position_ids = self.input_ids[kept], self.position_ids[kept]
-            self.attention_mask, self.rows = self.attention_mask[kept], self.rows[kept]
+    def append(
+        self, token: int, log_prob: float, entropy: float, endings: Endings, max_tokens: int
+    ) -> bool:
+        """Take a token; whether the row ends with it."""
+        completion = self.completion
+        assert completion.log_probs is not None and completion.entropies is not None
+        completion.token_ids.append(token)
+        completion.log_probs.append(log_prob)
+        completion.entropies.append(entropy)
+        text = endings.text_if_ended(self.prompt_ids, completion.token_ids)
+        if text is not None:
+            completion.text, completion.finish_reason = text, "stop"
+        elif len(completion.token_ids) == max_tokens:
+            completion.text = endings.text(self.prompt_ids, completion.token_ids)
+        else:
+            return False
+        return True
 
 
 def _probability_filters(sampling: SamplingConfig) -> LogitsProcessorList:
@@ -238,12 +239,23 @@ def _sample(
     The token is the inverse of the cumulative distribution at `uniform_B`: one random number a
     token, whatever the vocabulary.
     """
+    # On a CPU parts that stay in its cache are seven times as fast as all rows at once.
+    rows = max(1, chunk_elements(logits_BV.device) // logits_BV.shape[1])
+    chunks = zip(logits_BV.split(rows), uniform_B.split(rows), strict=True)
+    sampled = [_sample_chunk(*chunk, sampling, filters) for chunk in chunks]
+    token_B, log_prob_B, entropy_B = (torch.cat(column) for column in zip(*sampled, strict=True))
+    return token_B, log_prob_B, entropy_B
+
+
+def _sample_chunk(
+    logits_BV: Tensor, uniform_B: Tensor, sampling: SamplingConfig, filters: LogitsProcessorList
+) -> tuple[Tensor, Tensor, Tensor]:
     greedy = sampling.temperature == 0
     scores_BV = logits_BV if greedy else logits_BV / sampling.temperature
-    log_probs_BV = scores_BV.log_softmax(-1)
+    # A forbidden token has probability 0, and 0 * -inf would be NaN.
+    log_probs_BV = scores_BV.log_softmax(-1).clamp_(min=_LOWEST_LOG_PROB)
     probs_BV = log_probs_BV.exp()
-    # 0 * -inf is NaN where a token is forbidden; its term is 0.
-    entropy_B = -torch.where(probs_BV > 0, probs_BV * log_probs_BV, 0.0).sum(-1)
+    entropy_B = -torch.linalg.vecdot(probs_BV, log_probs_BV)
     if greedy:
         token_B = scores_BV.argmax(-1)
     else:

@@ -111,6 +111,12 @@ class EvaluationArguments(TaskSelection):
                     f"{name}: got {getattr(self, name)!r}, but only the backend "
                     f"{' or '.join(backends)} uses it, and backend is {self.backend}; remove it"
                 )
+        task, _ = self.load_task()
+        if task.output_file is not None and self.n > 1:
+            raise ValueError(
+                f"n: got {self.n}, but {task.output_file} of the task {task.name!r} has one answer "
+                "to each question; leave n at 1"
+            )
         if self.n > 1 and self.temperature == 0:
             raise ValueError(
                 f"n: got {self.n}, but at temperature 0 all answers to a problem are the same; set "
@@ -186,11 +192,6 @@ class EvaluationArguments(TaskSelection):
         task, prompt = self.load_task()
         if prompt.needs_tokenizer:
             prompt = prompt.for_tokenizer(tokenizer_of(self, model.engine))
-        if task.output_file is not None and self.n > 1:
-            raise ValueError(
-                f"n: got {self.n}, but {task.output_file} of the task {task.name!r} has one answer "
-                "to each question; leave n at 1"
-            )
         names = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens")
         values = {name: getattr(self, name) for name in names}
         sampling = SamplingConfig(**values, stop=prompt.stop)

@@ -160,12 +160,14 @@ class TaskArguments(TaskSelection):
         return sets
 
     def load_validation(
-        self, task: Task, prompt: Prompt, rooms: Mapping[str, PromptRoom] | None
+        self, task: Task, prompt: Prompt, rooms: Mapping[str, PromptRoom] | None = None
     ) -> "Dataset | dict[str, Dataset]":
         """The validation problems; of several sets by name. Columns and `rooms` as in
         `load_problems`."""
         sets = {
-            name: self.load_problems(f"eval_data {name}".strip(), source, load, prompt, rooms)
+            name: self.load_problems(
+                f"eval_data.{name}" if name else "eval_data", source, load, prompt, rooms
+            )
             for name, (source, load) in self.validation_sets(task, prompt).items()
         }
         return sets.get("", sets)
@@ -188,7 +190,7 @@ class TaskArguments(TaskSelection):
         """
         from trl_r1zero.data.rows import build_dataset
 
-        room = (rooms or {}).get(name.split(maxsplit=1)[0])
+        room = (rooms or {}).get(name.partition(".")[0])
         with self.reading(name, source) as bad_rows:
             examples = load(source, on_bad_row=bad_rows)
             if room is not None:

@@ -133,11 +133,13 @@ class CoreTrainer(Trainer):
         `server`; a ValueError if a prompt leaves no room in the context."""
         tokenizer = trl_compat.tokenizer_of(self)
         datasets = {"train_data": self.train_dataset, "eval_data": self.eval_dataset}
-        for key, room in prompt_rooms(self.args, self.model.config, tokenizer).items():
-            data = datasets[key]
-            for name, one in data.items() if isinstance(data, dict) else [("", data)]:
-                if one is not None:
-                    room.check(f"{key} {name}".strip(), one["prompt"])
+        if isinstance(self.eval_dataset, dict):
+            del datasets["eval_data"]
+            datasets |= {f"eval_data.{name}": one for name, one in self.eval_dataset.items()}
+        rooms = prompt_rooms(self.args, self.model.config, tokenizer)
+        for name, data in datasets.items():
+            if data is not None and (room := rooms.get(name.partition(".")[0])):
+                room.check(name, data["prompt"])
         if self.args.use_vllm:
             self.server = connect_to_server(self.policy, tokenizer, self.timer)
             if self.server.sleep_level:
@@ -232,8 +234,10 @@ class CoreTrainer(Trainer):
     ) -> dict[str, float]:
         """What `Validator.run` finds on the main set, each metric with the prefix; of several sets
         also what it finds on each, as `validation/NAME/METRIC`."""
-        sets = self.eval_sets if eval_dataset is None else named_sets(eval_dataset)
-        main, *_ = sets
+        sets = named_sets(eval_dataset)
+        if eval_dataset is None:
+            sets = self.eval_sets | {next(iter(self.eval_sets)): self.eval_dataset}
+        main = next(iter(sets))
         found = {
             name: self.validator.run(dataset, self.steps_done, "" if name == main else name)
             for name, dataset in sets.items()

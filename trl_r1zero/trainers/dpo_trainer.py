@@ -94,6 +94,8 @@ class R1ZeroDPOTrainer(CoreTrainer, DPOTrainer):
     ) -> None:
         _check_pairs("train_dataset", train_dataset)  # TRL looks at the first row at once
         require_for_validation(args.eval_every, eval_dataset=eval_dataset)
+        if isinstance(eval_dataset, dict):
+            raise ValueError(f"eval_dataset: got {len(eval_dataset)} sets; DPO takes one data set")
         args.check_ref_device_is_there()
         given, args = args, args.for_transformers()
         args.ignore_data_skip = True  # `_train_batches` begins where the run is

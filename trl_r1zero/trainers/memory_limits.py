@@ -92,8 +92,7 @@ class TrainingMemory:
 
     def generation_rows(self, tokens: int) -> int:
         """Rows of at most `tokens` that transformers may generate at a time, at least 1."""
-        # Under autocast rotary positions make keys float32 again, so the weights' dtype counts.
-        keys_and_values = self.shape.kv_values_per_token * self.setup.weight_bytes
+        keys_and_values = self.shape.kv_values_per_token * self.setup.compute_bytes
         per_row = tokens * keys_and_values + self.shape.vocabulary_size * _SAMPLING_BYTES
         return max(int(self._free() * _SHARE) // per_row, 1)
 
