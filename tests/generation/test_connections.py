@@ -15,14 +15,16 @@ ROWS = 200
 # Prints how many completions came, or the error. The limits are those of this process alone.
 CLIENT = """
 import os, resource, sys
+from trl_r1zero.data.embedded_tokenizer import build_embedded_tokenizer
 from trl_r1zero.generation import SamplingConfig
 from trl_r1zero.generation.vllm_client import VLLMServerEngine
 from trl_r1zero.generation.vllm_server import VLLMServerError
 
 url, rows, soft, hard = sys.argv[1], *map(int, sys.argv[2:])
+tokenizer = build_embedded_tokenizer()
 opened = len(os.listdir("/dev/fd"))
 resource.setrlimit(resource.RLIMIT_NOFILE, (opened + soft, opened + hard))
-engine = VLLMServerEngine(url, tokenizer=object())
+engine = VLLMServerEngine(url, tokenizer)
 try:
     print(len(list(engine.stream([[1]] * rows, SamplingConfig(max_tokens=4), [0] * rows))))
 except VLLMServerError as error:
