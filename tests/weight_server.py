@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch.cuda._utils import _get_device_index
 
+from trl_r1zero.data.embedded_tokenizer import build_embedded_tokenizer
 from trl_r1zero.generation import nccl_sync
 from trl_r1zero.generation.vllm_client import VLLMServerEngine
 from trl_r1zero.generation.weight_engines import open_weight_sync
@@ -260,7 +261,8 @@ def replace_nccl(
 
 
 def engine_of(server: WeightServer, seconds: float = 20) -> VLLMServerEngine:
-    return VLLMServerEngine(server.url, tokenizer=object(), read_timeout_seconds=seconds)
+    tokenizer = build_embedded_tokenizer()
+    return VLLMServerEngine(server.url, tokenizer, read_timeout_seconds=seconds)
 
 
 def connected(server: WeightServer, seconds: float = 20) -> WeightSync:

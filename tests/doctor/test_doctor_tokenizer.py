@@ -35,7 +35,7 @@ def test_the_prompt_in_the_chat_template_is_shown():
     run = make_run("80GB", *CHAT)
     prompt, (finding,) = load_prompt(run, byte_level_tokenizer())
     assert finding.level == "ok"
-    assert finding.found.startswith("prompt chat:\n<|im_start|>user\n{question}\n")
+    assert finding.found.startswith("prompt chat: '<|im_start|>user\\n{question}\\n")
     train, validation = load_data(run, prompt)
     assert train.prompts[0].endswith("<|im_end|>\n<|im_start|>assistant\n")
     assert validation.prompts[0].startswith("<|im_start|>user\n")

@@ -21,9 +21,10 @@ from trl_r1zero.generation.vllm_client import VLLMServerEngine
 from trl_r1zero.generation.vllm_server import VLLMServerError
 
 url, rows, soft, hard = sys.argv[1], *map(int, sys.argv[2:])
+tokenizer = build_embedded_tokenizer()
 opened = len(os.listdir("/dev/fd"))
 resource.setrlimit(resource.RLIMIT_NOFILE, (opened + soft, opened + hard))
-engine = VLLMServerEngine(url, build_embedded_tokenizer())
+engine = VLLMServerEngine(url, tokenizer)
 try:
     print(len(list(engine.stream([[1]] * rows, SamplingConfig(max_tokens=4), [0] * rows))))
 except VLLMServerError as error:

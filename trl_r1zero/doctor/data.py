@@ -72,7 +72,7 @@ def load_prompt(run: Run, tokenizer: Any) -> tuple[Prompt | None, list[Finding]]
         return prompt, []
     try:
         prompt = prompt.for_tokenizer(tokenizer)
-        return prompt, [ok("data/prompt", f"prompt {prompt.name}:\n{prompt.format(PLACEHOLDER)}")]
+        return prompt, [ok("data/prompt", f"prompt {prompt.name}: {prompt.format(PLACEHOLDER)!r}")]
     except ValueError as error:
         # The rest can be looked at without the chat template.
         plain = Prompt(prompt.name, prompt.template, prompt.stop, prompt.answer_format)
