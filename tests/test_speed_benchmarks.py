@@ -150,7 +150,8 @@ def test_a_real_model_is_timed_in_turns(benchmark, tokenizer, tmp_path, capsys):
     common = ["--model", str(tmp_path), "--pairs", "1", "--tokens", "6"]
     real_model.main(["generation", *common, "--rows", "6", "--group", "3", "--dtype", "autocast"])
     real_model.main(["training", *common, "--rows", "2", "--prompt_tokens", "5"])
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    printed = capsys.readouterr().out.splitlines()
+    lines = [json.loads(line) for line in printed if line.startswith("{")]
     sides = [line["side"] for line in lines if "side" in line]
     assert sides == ["model.generate", "TransformersEngine", "float32", "autocast", "bfloat16"]
     assert all(line["tokens"] in (36, 22) for line in lines if "side" in line)
