@@ -23,6 +23,7 @@ MOST_TOKENS = 32768
 # Elements of the float32 chunks in which log-probabilities are computed, as in `functional`, and
 # how many such chunks forward (with entropies) and backward hold at a time.
 CHUNK_ELEMENTS = 1 << 25
+CPU_CHUNK_ELEMENTS = 1 << 18
 FORWARD_CHUNKS, _BACKWARD_CHUNKS = 5, 3
 # Tile of TRL's fused head: tokens x entries of the vocabulary.
 _FUSED_TILE = (4096, 32768)
@@ -194,7 +195,7 @@ def _head_peaks(shape: ModelShape, setup: TrainingSetup, forward: int, backward:
     if setup.transformers_loss:
         # Beside the logits: log-probabilities, their gradient and that of the logits, in float32.
         return [backward + read + logits + 3 * 4 * entries]
-    chunk = 4 * min(entries, CHUNK_ELEMENTS)
+    chunk = 4 * min(entries, CHUNK_ELEMENTS if setup.on_cuda else CPU_CHUNK_ELEMENTS)
     cast_gradient = head * c if setup.casts_weights else 0
     return [
         forward + read + logits + FORWARD_CHUNKS * chunk,
