@@ -164,7 +164,7 @@ def test_graded_completions_come_in_the_order_of_their_examples(tokenizer):
     for row, example, ids in zip(sample.rows, examples, sample.token_ids, strict=True):
         assert row.prompt == example["prompt"]
         assert row.rewards == odd_digits(row.response, example["ground_truth"])
-        assert row.response == tokenizer.decode(ids, skip_special_tokens=True)
+        assert row.response == tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
     assert sample.metrics == {}
 
 
