@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 import pytest
+from tiny_grpo import make_trainer
+from tiny_models import make_tiny_model
 from transformers import GPT2Config, LlamaConfig, MambaConfig, Qwen2Config
 
 from trl_r1zero.data.bad_rows import BadRows
@@ -109,6 +111,15 @@ def test_a_check_that_refuses():
     larger = room(limit="the model's max_position_embeddings")
     with pytest.raises(ValueError, match="take a model of a larger context"):
         larger.check("train_data", PROMPTS)
+
+
+def test_a_trainer_refuses_prompts_without_room(tokenizer, tmp_path):
+    model = make_tiny_model(tokenizer)
+    model.config.max_position_embeddings = 25
+    message = "train_data: .* of 32 prompts leave no room in the context for 10 new tokens"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tokenizer, tmp_path, model=model)
+    make_trainer(tokenizer, tmp_path, model=model, max_completion_length=4)
 
 
 def test_short_texts_are_not_tokenised():

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trl_r1zero.data.bad_rows import BadRowsError
 from trl_r1zero.recipe.requirements import check_requirements
+
+from .errors import exit_on
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ def train(method: str, description: str, make_trainer: Callable[[TrainingSetup],
     config, data, model = recipe.instances
     tokenizer = load_tokenizer(model)
     checkpoint = checkpoint_of(config)
-    trainer = make_trainer(TrainingSetup(config, data, model, tokenizer))
+    with exit_on(f"{method}.py", BadRowsError):
+        trainer = make_trainer(TrainingSetup(config, data, model, tokenizer))
     folder = Path(config.output_dir)
     if trainer.accelerator.is_main_process:
         recipe.write(folder / "recipe.yaml")

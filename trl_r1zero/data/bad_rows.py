@@ -42,6 +42,10 @@ class BadRowError(ValueError):
         return type(self), (self.where, self.problem, self.reason)
 
 
+class BadRowsError(ValueError):
+    """Rows of a source cannot be used, and are not left out."""
+
+
 class BadRows:
     """What was read of a source, and the rows of it that cannot be used.
 
@@ -77,9 +81,9 @@ class BadRows:
         }
 
     def check(self) -> None:
-        """Raise a ValueError if rows are bad and `on_bad_row` is `error`, or if all are."""
+        """Raise a BadRowsError if rows are bad and `on_bad_row` is `error`, or if all are."""
         if self.errors and (self.on_bad_row == "error" or len(self.errors) == self.read):
-            raise ValueError(self._message())
+            raise BadRowsError(self._message())
 
     def finish(self) -> None:
         """`check`, and say how many rows are left out, once and on the main process alone."""

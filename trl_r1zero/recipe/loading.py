@@ -1,5 +1,6 @@
 """The model of a recipe, and where its run begins."""
 
+from contextlib import suppress
 from typing import Any
 
 from peft import get_peft_model
@@ -47,8 +48,9 @@ def load_prompt_rooms(
         server_context = from_main_process(
             lambda: VLLMServerEngine(url, tokenizer, wait_seconds=wait).max_model_len
         )
-    name = str(model_args.model_name_or_path)
-    model_config = AutoConfig.from_pretrained(name, revision=model_args.model_revision)
+    name, model_config = str(model_args.model_name_or_path), None
+    with suppress(OSError, ValueError):  # the trainer says what is wrong with it
+        model_config = AutoConfig.from_pretrained(name, revision=model_args.model_revision)
     return prompt_rooms(config, model_config, tokenizer, server_context)
 
 

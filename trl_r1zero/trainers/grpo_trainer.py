@@ -60,7 +60,8 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
         callbacks, optimizers, peft_config, quantization_config: As in TRL's trainer.
 
     Raises:
-        ValueError: A data set lacks a column, or settings contradict one another.
+        ValueError: A data set lacks a column, a prompt leaves no room in the context, or settings
+            contradict one another.
         VLLMServerError: With use_vllm, there is no server, or it cannot be started.
     """
 

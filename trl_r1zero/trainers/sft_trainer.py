@@ -55,7 +55,8 @@ class R1ZeroSFTTrainer(CoreTrainer, SFTTrainer):
 
     Raises:
         ValueError: A data set lacks a column or has no row to train on, a row is too long and
-            `overlong` is `error`, or settings contradict one another.
+            `overlong` is `error`, a validation prompt leaves no room in the context, or settings
+            contradict one another.
         VLLMServerError: With use_vllm, there is no server, or it cannot be started.
     """
 
