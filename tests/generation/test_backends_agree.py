@@ -7,6 +7,7 @@ tokens. As a program, it samples with vLLM in its process:
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -126,7 +127,11 @@ def test_a_vllm_server_gives_the_same(model_folder, expected, tmp_path):
 
 def test_vllm_in_a_process_gives_the_same(model_folder, expected, tmp_path):
     command = [sys.executable, __file__, str(model_folder), str(tmp_path / "rows.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    # Where pytest found this file's imports.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=240, env=environment
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert json.loads((tmp_path / "rows.json").read_text()) == expected
 
