@@ -101,7 +101,7 @@ SMOLLM2_EVAL = "$(VENV)/bin/trl-r1zero" eval --config $(SMOLLM2)/eval.yaml --mod
 
 # All cores: the model is large enough to gain from them.
 smollm2: export OMP_NUM_THREADS := $(shell nproc 2> /dev/null || echo 1)
-smollm2: $(VENV)/.vllm-installed
+smollm2: $(VENV)/.installed
 	"$(VENV)/bin/python" $(SMOLLM2)/fetch_model.py --output_dir $(SMOLLM2_RUN)/model
 	$(call SMOLLM2_EVAL,zero_shot,$(SMOLLM2_RUN)/model) --num_examples 128
 	$(call SMOLLM2_TRAIN,sft)

@@ -111,6 +111,7 @@ PATHS: dict[str, dict[str, Any]] = {
     "packed": {"fused_lm_head": False, "pack_rows": True},
     "fused": {"fused_lm_head": True, "pack_rows": False},
     "packed and fused": {"fused_lm_head": True, "pack_rows": True},
+    "shared prompts": {"fused_lm_head": False, "pack_rows": False, "share_prefixes": True},
 }
 # Of weights -> what the reference computes in: twice the bits.
 REFERENCES = {torch.bfloat16: torch.float32, torch.float32: torch.float64}
@@ -120,7 +121,7 @@ NOISE_FACTOR = 2.0
 # Where the plain path is exact by chance, so many units of the dtype's last place are allowed,
 # relatively; more for the loss, a single number in which advantages of both signs cancel.
 NOISE_FLOOR_ULPS = {"loss": 16.0, "gradient": 4.0}
-# Layers, on a GPU: all are alike, and so three dtypes and four paths fit into the time and 24 GB.
+# Layers, on a GPU: all are alike, and so three dtypes and five paths fit into the time and 24 GB.
 _LAYERS_ON_CUDA = 4
 
 
