@@ -8,11 +8,13 @@ report. A seed has a folder of each evaluation (`eval/STAGE`) and of each run th
 """
 
 import json
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from trl_r1zero.commands.errors import exit_on
 from trl_r1zero.evaluation import mean, standard_error
 from trl_r1zero.evaluation.compare import PairedDifference, paired_difference
 from trl_r1zero.evaluation.evaluated import EvaluatedFolder
@@ -37,14 +39,10 @@ STAGES = {
     "expert_iteration": "SFT, then expert iteration",
     "grpo": "SFT, then GRPO",
 }
-# Runs that sample, and the settings whose product is the completions of a step.
+# Stages that sample to learn: colour, and the settings whose product is the completions of a step.
 SAMPLED = {
-    "grpo": ("SFT, then GRPO", BLUE, ("rollout_batch_size",)),
-    "expert_iteration": (
-        "SFT, then expert iteration",
-        ORANGE,
-        ("ei_batch_size", "group_size"),
-    ),
+    "grpo": (BLUE, ("rollout_batch_size",)),
+    "expert_iteration": (ORANGE, ("ei_batch_size", "group_size")),
 }
 NUM_EXAMPLES = 4
 
@@ -166,7 +164,8 @@ def rise_table(seeds: list[Seed]) -> Table:
             cells = [f"{SHARE(before)} to {SHARE(after)}"]
             for rise in (accuracy, reward):
                 cells.append(plus_minus(rise.difference, rise.stderr))
-            cells.append(LENGTH(accuracy.difference / accuracy.stderr))
+            is_known = accuracy.stderr > 0  # not where no question changed
+            cells.append(LENGTH(accuracy.difference / accuracy.stderr) if is_known else "-")
             rows.append([f"{STAGES[stage]}, {seed.folder.name}", *cells])
     header = ["method", "accuracy", "rise of accuracy", "rise of reward", "in standard errors"]
     return Table(header, rows)
@@ -176,13 +175,11 @@ def draw_curves(seeds: list[Seed], path: Path) -> None:
     """Validation accuracy of the runs that sample."""
     figure = new_figure(7.0, 4.2, "")
     axes = figure.add_subplot()
-    for name, (label, colour, settings) in SAMPLED.items():
+    for name, (colour, settings) in SAMPLED.items():
         for number, seed in enumerate(seeds):
             run = LoggedRun(seed.folder / name)
             config = run.facts("config.json")
-            per_step = 1
-            for setting in settings:
-                per_step *= config[setting]
+            per_step = math.prod(config[setting] for setting in settings)
             steps, accuracy = run.points("eval_accuracy", run.kind.step_key)
             errors = run.points("eval_accuracy_stderr", run.kind.step_key)[1]
             sampled = [step * per_step for step in steps]
@@ -192,7 +189,7 @@ def draw_curves(seeds: list[Seed], path: Path) -> None:
                 color=colour,
                 marker="o",
                 markersize=3.5,
-                label=None if number else label,
+                label=None if number else STAGES[name],
             )
             draw_band(axes, sampled, accuracy, errors, colour)
     axes.set_ylim(bottom=0)
@@ -218,4 +215,5 @@ def answers(seed: Seed) -> list[Example]:
 
 
 if __name__ == "__main__":
-    main(*parse_recipe((ReportArguments,), description=__doc__).instances)
+    with exit_on("report.py", ValueError, OSError):
+        main(*parse_recipe((ReportArguments,), description=__doc__).instances)

@@ -97,7 +97,7 @@ def test_the_memory_of_an_unknown_architecture_is_not_known(caplog):
     model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2))
     args = SimpleNamespace(
         use_cpu=True, fused_lm_head=None, optim="adamw_torch", bf16=False, pack_rows=False,
-        gradient_checkpointing=False,
+        gradient_checkpointing=False, share_prefixes=False,
     )  # fmt: skip
     assert training_memory_of(model, args, 80 * GIB, longest_row=ROW) is None
     assert "the memory of a gpt2 is not known" in caplog.text

@@ -183,7 +183,7 @@ class TrainingSetup:
             gradient_checkpointing=args.gradient_checkpointing,
             fused_lm_head=on_cuda if args.fused_lm_head is None else args.fused_lm_head,
             attention=attention_kind(attention),
-            packed=args.pack_rows,
+            packed=args.pack_rows or args.share_prefixes,
             **rest,
         )
 

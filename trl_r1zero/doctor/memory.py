@@ -27,6 +27,8 @@ def make_setup(run: Run, model: Model, longest_row: int) -> TrainingSetup:
     if bf16 is None:
         bf16 = run.on_cuda and not run.values.get("fp16")
     attention = attention_kind(run.model_args.attn_implementation)
+    if packed is None:
+        packed = attention == "flash"
     tuning = run.method == "instruction_tuning"
     return TrainingSetup(
         weights_dtype=model.dtype,
@@ -37,7 +39,7 @@ def make_setup(run: Run, model: Model, longest_row: int) -> TrainingSetup:
         fused_lm_head=not tuning and (run.on_cuda if fused is None else fused),
         transformers_loss=tuning,
         attention=attention,
-        packed=attention == "flash" if packed is None else packed,
+        packed=packed or bool(run.values.get("share_prefixes")),
         reference_model=has_reference(run, model),
         processes=run.launch.num_processes,
         sharding=run.launch.sharding,
