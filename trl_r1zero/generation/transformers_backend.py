@@ -239,7 +239,7 @@ def _sample(
     The token is the inverse of the cumulative distribution at `uniform_B`: one random number a
     token, whatever the vocabulary.
     """
-    # On a CPU parts that stay in its cache are seven times as fast as all rows at once.
+    # On a CPU parts that stay in its cache are faster than all rows at once.
     rows = max(1, chunk_elements(logits_BV.device) // logits_BV.shape[1])
     chunks = zip(logits_BV.split(rows), uniform_B.split(rows), strict=True)
     sampled = [_sample_chunk(*chunk, sampling, filters) for chunk in chunks]
