@@ -103,6 +103,7 @@ SMOLLM2_EVAL = "$(VENV)/bin/trl-r1zero" eval --config $(SMOLLM2)/eval.yaml --mod
 smollm2: export OMP_NUM_THREADS := $(shell nproc 2> /dev/null || echo 1)
 smollm2: $(VENV)/.installed
 	"$(VENV)/bin/python" $(SMOLLM2)/fetch_model.py --output_dir $(SMOLLM2_RUN)/model
+	"$(VENV)/bin/python" $(SMOLLM2)/make_traces.py --output $(SMOLLM2_RUN)/traces.jsonl
 	$(call SMOLLM2_EVAL,zero_shot,$(SMOLLM2_RUN)/model) --num_examples 128
 	$(call SMOLLM2_TRAIN,sft)
 	$(call SMOLLM2_EVAL,sft,$(SMOLLM2_SEED)/sft/final)
