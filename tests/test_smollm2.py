@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from statistics import mean
 from types import ModuleType
 
 import pytest
@@ -12,6 +13,9 @@ from tiny_evaluation import evaluate_tiny
 from tiny_models import REPOSITORY
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from trl_r1zero.data.prompts import load_prompt
+from trl_r1zero.rewards import r1_zero_reward_fn
 
 FOLDER = REPOSITORY / "recipes" / "smollm2-135m"
 
@@ -83,6 +87,30 @@ def test_the_packages_are_pinned_by_hash():
     pins = [line for line in lines if not line.startswith("#")]
     assert len(pins) == 2
     assert all(re.fullmatch(r"[\w-]+==[\d.]+ --hash=sha256:[0-9a-f]{64}", pin) for pin in pins)
+
+
+# The traces
+
+
+def test_almost_half_of_the_traces_only_guess_and_one_of_ten_misses_a_tag(tmp_path):
+    script = load_script("make_traces")
+    paths = [tmp_path / name / "traces.jsonl" for name in ("a", "b")]
+    for path in paths:
+        script.main(script.TraceArguments(output=str(path)))
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    rows = [json.loads(line) for line in paths[0].read_text().splitlines()]
+    assert len({row["prompt"] for row in rows}) > 0.99 * len(rows) == 0.99 * 1280
+    prompt = load_prompt("r1_zero")
+    before, after = prompt.format("QUESTION").split("QUESTION")
+    assert all(row["prompt"].startswith(before) for row in rows)
+    assert all(row["prompt"].endswith(after) for row in rows)
+    grades = [r1_zero_reward_fn(row["response"], row["ground_truth"]) for row in rows]
+    works = [" = " in row["response"] for row in rows]
+    assert mean(works) == pytest.approx(0.55, abs=0.05)
+    assert mean(grade["format_reward"] for grade in grades) == pytest.approx(0.9, abs=0.03)
+    worked = [g["reward"] for g, w in zip(grades, works, strict=True) if w and g["format_reward"]]
+    guessed = [grade["reward"] for grade, w in zip(grades, works, strict=True) if not w]
+    assert mean(worked) == 1 and mean(guessed) < 0.25
 
 
 # The report
