@@ -17,6 +17,7 @@ from trl_r1zero.watch import write_page
 from trl_r1zero.watch.server import PageServer
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
 if not (shutil.which("chromium") and shutil.which("chromedriver")):
     pytest.skip("no chromium and chromedriver here", allow_module_level=True)
 
@@ -80,7 +81,7 @@ class Browser:
         return self.one(selector).text
 
     def wait(self, condition: str) -> None:
-        wait = webdriver.support.ui.WebDriverWait(self.driver, 30)
+        wait = WebDriverWait(self.driver, 30)
         wait.until(lambda driver: driver.execute_script(f"return {condition}"), condition)
 
     def open_answers(self) -> None:
