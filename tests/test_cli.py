@@ -38,7 +38,7 @@ def test_an_unknown_command_is_named_with_the_nearest():
     assert done.stdout == ""
     assert (
         "unknown command 'evla'; did you mean 'eval'? Allowed: compare, doctor, eval, judge, "
-        "leaderboard, report, serve, sweep." in done.stderr
+        "leaderboard, report, serve, sweep, watch." in done.stderr
     )
     assert "Traceback" not in done.stderr
 

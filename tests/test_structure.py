@@ -29,6 +29,7 @@ LAYERS = (
     "recipe",
     "runs",
     "reports",
+    "watch",
     "experiments",
     "doctor",
     "leaderboard",

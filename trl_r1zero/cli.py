@@ -14,6 +14,7 @@ PROGRAM = "trl-r1zero"
 # exit status (None: 0), and is imported when called, so that help and errors come at once.
 COMMANDS = {
     "sweep": "run experiments: grids of runs, and seeds",
+    "watch": "show runs on a page that follows them",
     "report": "curves and tables of runs, and of groups",
     "eval": "sample and grade answers, and write a report",
     "judge": "let a model judge answers that nothing grades",

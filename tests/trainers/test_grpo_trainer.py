@@ -147,6 +147,18 @@ def test_every_parameter_moves_and_a_run_leaves_its_files(tokenizer, tmp_path):
         "checkpoint-2/optimizer.pt",
     ):
         assert (tmp_path / path).is_file(), path
+    rows, tokens = (
+        [json.loads(line) for line in (tmp_path / folder / name).read_text().splitlines()]
+        for folder in ("rollouts", "rollouts/tokens")
+        for name in ("grpo_step_00002.jsonl",)
+    )
+    for row, of_row in zip(rows, tokens, strict=True):
+        texts, log_probs, entropies = zip(*of_row["tokens"], strict=True)
+        assert len(texts) == row["length"]
+        if "\ufffd" not in row["response"]:
+            assert "".join(texts).startswith(row["response"])
+        assert all(value <= 0 for value in log_probs)
+        assert sum(entropies) / len(texts) == pytest.approx(row["entropy"], abs=1e-3)
     best = json.loads((tmp_path / "best/best.json").read_text())
     accuracies = [
         line["eval_accuracy"]

@@ -49,6 +49,7 @@ def train(method: str, description: str, make_trainer: Callable[[TrainingSetup],
     from trl_r1zero.reports.report import write_report
     from trl_r1zero.runs.kinds import METHODS
     from trl_r1zero.trainers.run_folder import write_skipped_rows
+    from trl_r1zero.watch import RunPage, write_page
 
     recipe = parse_recipe(METHODS[method], description=description)
     config, data, model = recipe.instances
@@ -56,6 +57,7 @@ def train(method: str, description: str, make_trainer: Callable[[TrainingSetup],
     checkpoint = checkpoint_of(config)
     with exit_on(f"{method}.py", BadRowsError):
         trainer = make_trainer(TrainingSetup(config, data, model, tokenizer))
+    trainer.add_callback(RunPage())
     folder = Path(config.output_dir)
     if trainer.accelerator.is_main_process:
         recipe.write(folder / "recipe.yaml")
@@ -64,3 +66,4 @@ def train(method: str, description: str, make_trainer: Callable[[TrainingSetup],
     trainer.save_model(str(folder / "final"))
     if trainer.accelerator.is_main_process:
         print(write_report(folder))
+        write_page(folder, live=False)

@@ -39,6 +39,7 @@ from .rollouts import (
     untrained,
 )
 from .rollouts_ahead import RolloutsAhead
+from .token_tables import write_tokens
 from .trl_compat import GRPOTrainer
 from .update_metrics import UpdateMetrics, graded_rollout
 from .validation import EvalDataset, require_columns, require_for_validation
@@ -311,8 +312,9 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
         if every is None or not (step == 1 or step % every == 0):
             return
         if self.accelerator.is_main_process:
-            write_generations(
-                [graded_rollout(row) for row in batch.rollouts[: self.args.num_rollouts_to_log]],
-                self.run_folder / "rollouts" / f"grpo_step_{step:05d}",
-                title=f"Rollouts of GRPO step {step}",
-            )
+            rows = batch.rollouts[: self.args.num_rollouts_to_log]
+            path = self.run_folder / "rollouts" / f"grpo_step_{step:05d}"
+            title = f"Rollouts of GRPO step {step}"
+            write_generations([graded_rollout(row) for row in rows], path, title=title)
+            completions = [row.completion for row in rows]
+            write_tokens(completions, self.sampler.tokenizer, path.with_suffix(".jsonl"))

@@ -1,0 +1,189 @@
+"""A run as its page shows it: plain numbers and text, from the files of its folder."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from trl_r1zero.data.files import read_jsonl
+from trl_r1zero.runs.logged_run import Line, LoggedRun
+from trl_r1zero.runs.metrics import AMBER, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, Panel, Series
+from trl_r1zero.runs.run_state import run_state
+from trl_r1zero.trainers.run_folder import METRICS_FILE
+from trl_r1zero.trainers.token_tables import TOKENS_FOLDER
+
+# Folders of tables of answers -> what their rows are.
+TABLE_FOLDERS = {"rollouts": "rollouts", "evaluations": "validation"}
+# Without a line for so long, and for so many times as long as between lines, a run is not live.
+SILENT_SECONDS, SILENT_LINES = 300, 10
+
+_SHARES = Panel(
+    "Shares of rollouts",
+    "share",
+    (
+        Series("zero_advantage_groups", "groups without advantage", PURPLE),
+        Series("truncated", "truncated", ORANGE),
+        Series("eval_truncated", "truncated, validation", BLUE),
+    ),
+)
+_PARTS = Panel(
+    "Seconds of an update, by part",
+    "seconds",
+    (
+        Series("seconds/step", "all", GREY),
+        Series("seconds/generation", "generation", ORANGE),
+        Series("seconds/rollout_wait", "waiting for rollouts", AMBER),
+        Series("seconds/reward", "reward", GREEN),
+        Series("seconds/forward", "forward", SKY),
+        Series("seconds/backward", "backward", BLUE),
+        Series("seconds/weight_sync", "weights to the server", PURPLE),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class AnswerTable:
+    """A table of answers of a run: `rollouts/grpo_step_00004.jsonl`, of `step`."""
+
+    name: str
+    kind: str
+    step: int
+
+
+def run_data(folder: Path, *, live: bool | None = None) -> dict[str, Any]:
+    """What the page shows of a run, but its answers.
+
+    Args:
+        folder: The run's `output_dir`.
+        live: Whether it is running; None: found out by how long ago its last line was written.
+
+    Returns:
+        `name`, `folder`, `method`, `step_name`, `state` (see `state_of`), `panels` (each with its
+        `title`, no two alike, and its curves), `settings` and `tables`; JSON without NaN.
+
+    Raises:
+        FileNotFoundError: The folder has no metrics.
+        ValueError: A file of it cannot be read.
+    """
+    run = LoggedRun(folder)
+    panels = (*run.kind.panels, *((_SHARES,) if run.kind.samples_training else ()), _PARTS)
+    return {
+        "name": run.name,
+        "folder": str(folder),
+        "method": run.kind.method,
+        "step_name": run.kind.step_name,
+        "state": state_of(run, live),
+        "panels": [drawn for panel in panels if (drawn := _panel(run, panel))["series"]],
+        "settings": {key: _text(value) for key, value in sorted(run.settings.items())},
+        "tables": [vars(table) for table in answer_tables(folder)],
+    }
+
+
+def state_of(run: LoggedRun, live: bool | None = None) -> dict[str, Any]:
+    """`status` and `reason` (as in `run_state`, and `running`), `step` of `planned` ones, `elapsed`
+    and `eta` in seconds, `updated` (when the last line was written, in seconds since 1970), and the
+    `last` and `best` value of the metric that picks the best model, which is `metric`."""
+    now, changed = time.time(), (run.folder / METRICS_FILE).stat().st_mtime
+    status, reason = (known := run_state(run.folder)).status, known.reason
+    steps = [line[run.kind.step_key] for line in run.lines if run.kind.step_key in line]
+    step = int(max(steps, default=0))
+    if live is None:
+        live = now - changed < max(SILENT_SECONDS, SILENT_LINES * _between_lines(run.lines))
+    if live and status == "stopped":
+        status = "running"
+    planned = run.planned_steps
+    eta = _seconds_of_a_step(run) * (planned - step) if planned and status == "running" else None
+    best = [line[run.kind.best] for line in run.validations if run.kind.best in line]
+    pick = max if run.kind.higher_is_better else min
+    return {
+        "status": status,
+        "reason": reason,
+        "step": step,
+        "planned": planned,
+        "elapsed": run.wall_time,
+        "eta": _finite(eta),
+        "updated": changed,
+        "metric": run.kind.best.removeprefix("eval_"),
+        "last": _finite(best[-1]) if best else None,
+        "best": _finite(pick(best)) if best else None,
+    }
+
+
+def _between_lines(lines: Sequence[Line]) -> float:
+    times = [line["elapsed_seconds"] for line in lines]
+    return median(b - a for a, b in pairwise(times)) if times[1:] else 0.0
+
+
+def _seconds_of_a_step(run: LoggedRun) -> float:
+    """Of the latest steps, with the validations among them; NaN if too few are done."""
+    key = run.kind.step_key
+    ends = {line[key]: line["elapsed_seconds"] for line in run.lines if key in line}
+    latest = sorted(ends.items())[-10:]
+    (first, start), (last, end) = (latest[0], latest[-1]) if latest else ((0, 0), (0, 0))
+    return (end - start) / (last - first) if last > first else math.nan
+
+
+def _panel(run: LoggedRun, panel: Panel) -> dict[str, Any]:
+    x = "elapsed_seconds" if panel.over_time else run.kind.step_key
+    series = []
+    for one in panel.at_k(run.largest_k):
+        steps, values = run.points(one.metric, x)
+        if values:
+            curve = {"label": one.label, "colour": one.colour, "y": values}
+            curve["x"] = [step + one.x_shift for step in steps]
+            # In the order of the values: a validation that has one has the other.
+            errors = run.points(f"{one.metric}_stderr", x)[1] if one.has_band else []
+            series.append(curve | ({"error": errors} if len(errors) == len(values) else {}))
+    return {
+        "title": panel.title.replace("\n", " ") + (", over time" if panel.over_time else ""),
+        "x_label": "seconds" if panel.over_time else run.kind.step_name,
+        "y_label": panel.y_label,
+        "log": panel.may_be_log,
+        "series": series,
+    }
+
+
+def answer_tables(folder: Path) -> list[AnswerTable]:
+    """The tables of answers that a run has written, by step."""
+    tables = []
+    for name, kind in TABLE_FOLDERS.items():
+        for file in (folder / name).glob("*_step_*.jsonl"):
+            number = file.stem.rpartition("_")[2]
+            if number.isdigit():
+                tables.append(AnswerTable(f"{name}/{file.name}", kind, int(number)))
+    return sorted(tables, key=lambda table: (table.kind, table.step))
+
+
+def answers(folder: Path, table: AnswerTable) -> list[dict[str, Any]]:
+    """The rows of a table, each with its `tokens` (text, log-probability, entropy) where the run
+    wrote them."""
+    file = folder / table.name
+    rows = [dict(row.fields) for row in read_jsonl(file)]
+    tokens = file.parent / TOKENS_FOLDER / file.name
+    if tokens.is_file():
+        for row, of_row in zip(rows, read_jsonl(tokens), strict=False):
+            row["tokens"] = of_row.fields["tokens"]
+    return [{key: _plain(value) for key, value in row.items()} for row in rows]
+
+
+def compact_json(value: Any) -> str:
+    """JSON that may stand in a script element of HTML."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _plain(value: Any) -> Any:
+    return _finite(value) if isinstance(value, float) else value
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
