@@ -140,7 +140,7 @@ def test_a_function_that_always_raises_is_an_error():
 
 def test_a_function_that_always_hangs_is_an_error():
     with Grader(hangs_on_long_responses, workers=4, deadline_seconds=0.5) as grader:
-        with pytest.raises(RuntimeError, match="was too slow on all 8 .* no result after 0.5 s"):
+        with pytest.raises(RuntimeError, match=r"was too slow on all 8 .* no result after 0.5 s"):
             grader.grade([(LONG, "3")] * 8)
         # One that has graded others may have bad luck with some.
         assert grader.grade([("even", "3")])[0].reward == 1.0
