@@ -99,10 +99,13 @@ def test_a_library_s_run_goes_on_only_as_itself(tokenizer, tmp_path):
         with pytest.raises(ChangedRunError, match=next(iter(changed))):
             make_trainer(tokenizer, tmp_path, **{**settings, **changed}).train("last")
     assert (tmp_path / "metrics.jsonl").read_text() == before
-    longer = make_trainer(tokenizer, tmp_path, n_grpo_steps=2, save_every=2, logging_steps=1)
+    longer = make_trainer(tokenizer, tmp_path, n_grpo_steps=4, save_every=2, save_total_limit=None)
     longer.train("auto")
-    assert [line["step"] for line in train_lines(tmp_path)] == [1, 2]
-    assert "n_grpo_steps: 1 there, 2 here" in (tmp_path / "history.jsonl").read_text()
+    assert [line["step"] for line in train_lines(tmp_path)] == [1, 2, 3, 4]
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {
+        f"checkpoint-{step}" for step in (1, 2, 4)
+    }
+    assert "n_grpo_steps: 1 there, 4 here" in (tmp_path / "history.jsonl").read_text()
 
 
 # Signals

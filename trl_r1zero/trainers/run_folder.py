@@ -93,6 +93,8 @@ class RunFolderCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         elapsed = 0.0
+        # A checkpoint has those that the run was started with, which may change.
+        state.compute_steps(args, state.max_steps)
         if state.is_world_process_zero:
             folder = Path(args.output_dir or ".")
             folder.mkdir(parents=True, exist_ok=True)
