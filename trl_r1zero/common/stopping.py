@@ -71,6 +71,8 @@ class StopSignals:
             _die(number)
         again = self._is_the_same_request()
         if self.number and not again:
+            if number == signal.SIGINT and "ipykernel" in sys.modules:
+                raise KeyboardInterrupt  # the notebook lives on
             _die(number)
         if self.number:
             return
