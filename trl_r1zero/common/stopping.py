@@ -62,7 +62,7 @@ class StopSignals:
 
     def __exit__(self, *exc_info: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
         if self.number and not self.handled:
             os.kill(os.getpid(), self.number)
 

@@ -120,7 +120,7 @@ def parse_recipe(
         return _parse(dataclass_types, arguments)
     try:
         return _parse(dataclass_types, arguments)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # such as a prompt's file that is not there
         print(f"{name}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
