@@ -5,6 +5,7 @@
 # make leaderboard-demo   a submission to the leaderboard's embedded board: four minutes on a CPU
 # make vllm               add vLLM (its CPU build where torch has no CUDA) and DeepSpeed
 # make test               run the tests
+# make faults            kill and stop runs at 60 random points, and see that nothing is lost: hours
 # make gpu-check          what only a GPU can show, in 8 minutes; without one, at a tiny shape
 # make check              what has to pass before a commit
 #
@@ -39,11 +40,11 @@ SLOW_STEPS := awk '/\([0-9][0-9]+\.[0-9]+ MB\)/ { print; fflush() } \
 
 PIP_INSTALL := "$(VENV)/bin/python" -m pip install --disable-pip-version-check --progress-bar off
 
-.PHONY: help quickstart quickstart-server smollm2 experiments leaderboard-demo vllm test gpu-check lint types check
+.PHONY: help quickstart quickstart-server smollm2 experiments leaderboard-demo vllm test faults gpu-check lint types check
 
 help:
 	@echo "make quickstart [SEED=0] | quickstart-server [SEED=0] | smollm2 [SEED=0]"
-	@echo "make experiments [PARALLEL=1] | leaderboard-demo | vllm | test [ARGS=...] | gpu-check [ARGS=...] | lint | types | check"
+	@echo "make experiments [PARALLEL=1] | leaderboard-demo | vllm | test [ARGS=...] | faults | gpu-check [ARGS=...] | lint | types | check"
 	@echo "The first call makes the environment in $(VENV) with PYTHON=$(PYTHON) (3.11 or newer)."
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -124,6 +125,9 @@ leaderboard-demo: $(VENV)/.installed $(RUN)/base_policy/final/config.json
 
 test: $(VENV)/.vllm-installed
 	"$(VENV)/bin/python" -m pytest -n $(WORKERS) $(ARGS)
+
+faults: $(VENV)/.vllm-installed
+	PYTHONPATH=tests "$(VENV)/bin/python" tests/faults/strikes.py $(ARGS)
 
 gpu-check: $(VENV)/.vllm-installed
 	"$(VENV)/bin/python" tests/gpu/check.py $(ARGS)

@@ -35,13 +35,18 @@ def launch(
 
 
 def start(
-    recipe: dict, output_dir: Path, model: Path, *arguments: str, script: str
+    recipe: dict,
+    output_dir: Path,
+    model: Path,
+    *arguments: str,
+    script: str,
+    output: Any = subprocess.DEVNULL,
 ) -> subprocess.Popen:
-    """`launch` with one process, not waited for."""
+    """`launch` with one process, not waited for; what it says goes to `output`."""
     return subprocess.Popen(
         **_command(recipe, output_dir, model, arguments, 1, script, CPU),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
         start_new_session=True,
     )
 

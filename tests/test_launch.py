@@ -28,6 +28,9 @@ RECIPE = {
 }
 
 
+AUTO = ("--resume_from_checkpoint", "auto")
+
+
 @pytest.fixture(scope="module")
 def one_process(tiny_model_folder, tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("launch") / "one"
@@ -96,10 +99,14 @@ def test_a_finished_run_is_not_overwritten_and_can_be_reported_again(
 ):
     folder, _ = one_process
     before = (folder / "metrics.jsonl").read_text()
-    with pytest.raises(ValueError, match="already holds a run"):
+    with pytest.raises(SystemExit, match="2"):
         run_here(RECIPE, folder, tiny_model_folder)
+    assert "already holds a run" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        run_here({**RECIPE, "group_size": 8}, folder, tiny_model_folder, *AUTO)
+    assert "group_size: 4 there, 8 here" in capsys.readouterr().err
     assert (folder / "metrics.jsonl").read_text() == before
-    run_here(RECIPE, folder, tiny_model_folder, "--resume_from_checkpoint", "auto")
+    run_here(RECIPE, folder, tiny_model_folder, *AUTO)
     assert losses(folder) == [
         line["loss"] for line in map(json.loads, before.splitlines()) if "loss" in line
     ]

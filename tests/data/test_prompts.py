@@ -140,10 +140,10 @@ def test_load_prompt_needs_no_final_newline(tmp_path):
     assert load_prompt(str(path)).template == "Q: {question} "
 
 
-def test_load_prompt_keeps_a_carriage_return_inside_the_template(tmp_path):
+def test_line_ends_of_windows_and_a_byte_order_mark_are_not_the_prompt_s(tmp_path):
     path = tmp_path / "mine.txt"
-    path.write_bytes(b"answer_format: boxed\r\n---\r\nA\r\n{question}\r\n")
-    assert load_prompt(str(path)).template == "A\r\n{question}"
+    path.write_bytes(b"\xef\xbb\xbfanswer_format: boxed\r\n---\r\nA\r\n{question}\r\n")
+    assert load_prompt(str(path)).template == "A\n{question}"
 
 
 def test_load_prompt_unknown_name():

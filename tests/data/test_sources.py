@@ -23,6 +23,17 @@ def test_read_jsonl_plain_and_compressed(tmp_path):
     assert plain[1].where == f"{tmp_path}/rows.jsonl:2"
 
 
+def test_blank_lines_and_a_byte_order_mark_are_nothing(tmp_path):
+    for name, reader in (("a.jsonl", read_jsonl), ("a.json", read_json)):
+        path = tmp_path / name
+        path.write_bytes(b'\xef\xbb\xbf{"a": "x"}\r\n \r\n{"a": "y"}\r\n\r\n')
+        rows = list(reader(path))
+        assert texts(rows) == ["x", "y"]
+        assert rows[1].where == f"{path}:3"
+    path.write_bytes(b'\xef\xbb\xbf[{"a": "x"}]')
+    assert texts(read_json(path)) == ["x"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -31,7 +42,6 @@ def test_read_jsonl_plain_and_compressed(tmp_path):
             b'{"a": "x"}\n["y"]\n',
             r"rows.jsonl:2: got a JSON list, expected one JSON object per line",
         ),
-        (b'{"a": "x"}\n\n{"a": "y"}\n', r"rows.jsonl:2: got a blank line before the last row"),
         (b'{"a": "\xff"}\n', r"rows.jsonl:1: got bytes that are not UTF-8 \(at byte 7"),
         (b"", r"rows.jsonl:1: got a file without rows"),
         (b"\n\n", r"rows.jsonl:1: got a file without rows"),

@@ -1,6 +1,5 @@
 """An evaluation from prompts to files: what is written, and that no row is lost or doubled."""
 
-import fcntl
 import json
 import os
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny_evaluation
+from folders import holds
 from tiny_evaluation import (
     NUM_COMPLETIONS,
     NUM_EXAMPLES,
@@ -287,21 +287,11 @@ def test_a_line_that_is_no_row_is_named(tmp_path):
 def test_a_folder_at_work_is_refused(tmp_path):
     """The lock is of another process, for a process may lock what it has locked."""
     evaluate_tiny(tmp_path)
-    code = (
-        "import fcntl, sys; file = open(sys.argv[1], 'a+b'); fcntl.lockf(file, fcntl.LOCK_EX); "
-        "print('locked', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "results.jsonl")]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout.readline() == "locked\n"
-        with pytest.raises(ValueError, match="another process is writing into"):
+    with holds(tmp_path) as other:
+        with pytest.raises(ValueError, match="is working in"):
             evaluate_tiny(tmp_path)
         other.stdin.close()
     evaluate_tiny(tmp_path)
-    with (tmp_path / "results.jsonl").open("a+b") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,11 @@
 
 import json
 import math
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
+from folders import holds
 from judging import (
     alpaca_folder,
     blocks,
@@ -322,17 +321,8 @@ def test_a_line_that_is_no_judgment(tmp_path):
 def test_two_at_once_are_refused(tmp_path):
     folder = alpaca_folder(tmp_path / "a", PAIRS)
     with judge_server(longer) as server:
-        path = judge(server, folder).folder / "judgments.jsonl"
-        code = (
-            "import fcntl, sys, time\n"
-            "file = open(sys.argv[1], 'a+b'); fcntl.lockf(file, fcntl.LOCK_EX)\n"
-            "print('locked', flush=True); sys.stdin.read()"
-        )
-        command = [sys.executable, "-c", code, str(path)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        with subprocess.Popen(command, **pipes) as other:
-            assert other.stdout.readline() == b"locked\n"
-            with pytest.raises(ValueError, match="another process is writing into"):
+        with holds(judge(server, folder).folder) as other:
+            with pytest.raises(ValueError, match="is working in"):
                 judge(server, folder)
             other.stdin.close()
         judge(server, folder)

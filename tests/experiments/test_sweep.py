@@ -103,7 +103,9 @@ def test_a_run_that_fails_or_diverges_does_not_stop_the_others(tiny_model_folder
     assert sum("started" in line for line in said) == 3
     assert len(read_metrics(good.folder)) == 3 + 4 + 1  # validations, updates, summary
     reason = run_state(failed.folder).reason
-    assert reason.startswith("exit status 1, ValueError: model_name_or_path: there is no folder")
+    assert reason.startswith(
+        "exit status 1, grpo.py: error: model_name_or_path: there is no folder"
+    )
     assert "at update 2" in run_state(diverged.folder).reason
     assert [line for line in said if line.startswith("[3/3]")]
     assert any("without a model, seed 3: failed in" in line and "./later" in line for line in said)

@@ -216,5 +216,9 @@ def test_a_stream_yields_every_row_once_as_it_ends(tiny_model, tokenizer):
 def test_bad_input_says_what_to_do(tiny_model, tokenizer):
     with pytest.raises(ValueError, match="prompt 1 has no tokens"):
         generate(tiny_model, tokenizer, [[5], []], SamplingConfig(), [0, 1])
+    with pytest.raises(
+        ValueError, match=r"prompt 1 has 4096 tokens, .* more than max_model_len 409"
+    ):
+        generate(tiny_model, tokenizer, [[5], [5] * 4096], SamplingConfig(), [0, 1])
     with pytest.raises(ValueError, match="got 1 prompts but 2 seeds"):
         generate(tiny_model, tokenizer, [[5]], SamplingConfig(), [0, 1])

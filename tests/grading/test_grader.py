@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from evaluate_rewards import (
     dies_on_long_responses,
@@ -135,6 +136,25 @@ def test_a_function_that_always_raises_is_an_error():
             RuntimeError, match=r"raises raised on all 8 .* KeyError: 'no such thing"
         ):
             grader.grade([("even", "3")])
+
+
+def test_a_function_that_always_hangs_is_an_error():
+    with Grader(hangs_on_long_responses, workers=4, deadline_seconds=0.5) as grader:
+        with pytest.raises(RuntimeError, match=r"was too slow on all 8 .* no result after 0.5 s"):
+            grader.grade([(LONG, "3")] * 8)
+        # One that has graded others may have bad luck with some.
+        assert grader.grade([("even", "3")])[0].reward == 1.0
+        assert [one.failed for one in grader.grade([(LONG, "3")] * 8)] == [True] * 8
+
+
+def test_numpy_s_numbers_are_numbers_and_a_nan_has_its_row():
+    def rewards(response, truth):
+        return {"reward": np.float32(truth), "format_reward": np.int64(1)}
+
+    with Grader(rewards, workers=1) as grader:
+        assert grader.grade([("r", 0.5)])[0].parts == {"reward": 0.5, "format_reward": 1.0}
+        with pytest.raises(ValueError, match=r"got nan for 'the response', ground truth nan"):
+            grader.grade([("the response", math.nan)])
 
 
 def test_a_failed_completion_has_the_parts_of_the_function():

@@ -8,6 +8,7 @@ import time
 import psutil
 import pytest
 
+from trl_r1zero.common.folder_lock import FolderInUseError
 from trl_r1zero.leaderboard.clock import (
     FINISHED,
     START,
@@ -58,7 +59,7 @@ def test_a_run_that_is_still_running_is_not_started_twice(path):
     )
     try:
         other.stdout.readline()
-        with pytest.raises(RuntimeError, match="another process is running in"):
+        with pytest.raises(FolderInUseError, match="is working in"):
             Clock(path)
     finally:
         other.kill()

@@ -97,6 +97,35 @@ def test_read_metrics_of_no_run(tmp_path):
         read_metrics(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "tail", [b'{"step": 3, "rew', b"\0\0\0", b'{"step": 3}garbage\n', b"\xff\n"]
+)
+def test_a_cut_or_garbage_behind_the_checkpoint_costs_nothing(tmp_path, tail):
+    run = begin(tmp_path)
+    log(run, 1, reward=0.5)
+    with (tmp_path / METRICS_FILE).open("ab") as file:
+        file.write(tail)
+    log(run, 2, reward=0.75)  # a line of its own in any case
+    if tail.endswith(b"\n"):
+        with pytest.raises(ValueError, match=r"metrics\.jsonl:2: got b'.*remove the line"):
+            read_metrics(tmp_path)
+    else:
+        assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+    log(begin(tmp_path, step=1), 2, reward=1.0)
+    assert [line["reward"] for line in read_metrics(tmp_path)] == [0.5, 1.0]
+
+
+def test_garbage_before_the_checkpoint_is_an_error_with_its_line(tmp_path):
+    (tmp_path / METRICS_FILE).write_bytes(b'[1]\n{"step": 1, "elapsed_seconds": 1.0}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:1: got b'\[1\]'"):
+        begin(tmp_path, step=1)
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+    log(begin(tmp_path), 1, reward=float("nan"), loss=float("inf"))
+    assert b'"reward": null, "loss": null' in (tmp_path / METRICS_FILE).read_bytes()
+
+
 # checkpoint_to_resume
 
 
@@ -114,7 +143,10 @@ def test_a_fresh_start(tmp_path):
 
 def test_a_fresh_start_does_not_overwrite_a_run(tmp_path):
     (tmp_path / METRICS_FILE).touch()
-    with pytest.raises(ValueError, match=r"already holds a run; choose another --output_dir"):
+    with pytest.raises(ValueError, match=r"run; choose another --output_dir, .* anew, .* auto`"):
+        checkpoint_to_resume(tmp_path, None)
+    make_checkpoints(tmp_path, 1)
+    with pytest.raises(ValueError, match=r"already holds a run; choose another .* last`"):
         checkpoint_to_resume(tmp_path, None)
 
 

@@ -1,16 +1,46 @@
-"""How commands end when what they were given is wrong."""
+"""How commands end when what they were given is wrong, or a signal asks them to."""
 
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from trl_r1zero.common.processes import is_main_process
+from trl_r1zero.common.stopping import RunStopped, StopSignals, end_with_launcher, how_to_go_on
+
+# Set to anything, errors come with their traceback.
+TRACEBACK = "TRL_R1ZERO_TRACEBACK"
+
 
 @contextmanager
-def exit_on(program: str, *kinds: type[Exception]) -> Iterator[None]:
+def exit_on(program: str, *kinds: type[BaseException]) -> Iterator[None]:
     """End with status 2 and a message, for errors of these kinds: the program is not at fault."""
     try:
         yield
     except kinds as error:
+        if os.environ.get(TRACEBACK):
+            raise
         message = "\n".join([f"{program}: error: {error}", *vars(error).get("__notes__", [])])
         print(message, file=sys.stderr)
         raise SystemExit(2) from None
+
+
+@contextmanager
+def stopping_in_words(*more: str) -> Iterator[None]:
+    """End with status 128 + n and one line for a signal n that nobody within it takes.
+
+    Args:
+        more: What the command that goes on has besides the arguments of this one.
+    """
+    end_with_launcher()
+    signals = StopSignals(at_once=True)
+    try:
+        with signals:
+            yield
+    except RunStopped as stopped:
+        if signals.number and is_main_process():
+            name, notes = signal.Signals(stopped.number).name, vars(stopped).get("__notes__", [])
+            line = "; ".join([f"Stopped by {name}", *notes, f"go on with: {how_to_go_on(*more)}"])
+            print(f"\n{line}", file=sys.stderr, flush=True)
+        raise

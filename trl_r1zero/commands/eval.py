@@ -21,7 +21,7 @@ from trl_r1zero.recipe import ParsedRecipe, parse_recipe
 from trl_r1zero.recipe.evaluation_arguments import EvaluationArguments, LoadedEvaluation
 from trl_r1zero.recipe.requirements import check_requirements
 
-from .errors import exit_on
+from .errors import exit_on, stopping_in_words
 
 # Imported when there is something to evaluate: --help needs no torch.
 if TYPE_CHECKING:
@@ -112,6 +112,11 @@ def _write_outputs(name: str, loaded: LoadedEvaluation, evaluation: "Evaluation"
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero eval") -> None:
     """Evaluate as a command line says (this process's by default), and print the results."""
+    with stopping_in_words():
+        _main(argv, program)
+
+
+def _main(argv: Sequence[str] | None, program: str) -> None:
     with exit_on(program, ValueError, OSError, RuntimeError):
         check_requirements()
         recipe = parse_recipe(

@@ -115,9 +115,11 @@ class JudgeArguments:
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero judge") -> None:
     """Judge as a command line says (this process's by default), and print the results."""
+    with exit_on(program, ValueError):
+        arguments = _folders_as_key(list(sys.argv[1:] if argv is None else argv))
     recipe = parse_recipe(
         (JudgeArguments,),
-        _folders_as_key(list(sys.argv[1:] if argv is None else argv)),
+        arguments,
         description=__doc__ or "",
         program=program,
     )
@@ -143,6 +145,8 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero judge") -
 def _folders_as_key(arguments: list[str]) -> list[str]:
     """`A B --key value` as `--results A B --key value`."""
     starts = arguments and not arguments[0].startswith("-")
+    if starts and "--results" in {argument.partition("=")[0] for argument in arguments}:
+        raise ValueError(f"--results is given twice, {arguments[0]} being one of them; leave one")
     return ["--results", *arguments] if starts else arguments
 
 

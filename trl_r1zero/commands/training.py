@@ -1,6 +1,7 @@
 """How a run of the scripts in recipes/ goes."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from trl_r1zero.data.bad_rows import BadRowsError
 from trl_r1zero.recipe.requirements import check_requirements
 
-from .errors import exit_on
+from .errors import exit_on, stopping_in_words
 
 
 @dataclass(frozen=True)
@@ -44,26 +45,32 @@ def train(method: str, description: str, make_trainer: Callable[[TrainingSetup],
     """
     check_requirements()  # before the imports that a wrong version would break
 
+    from trl_r1zero.generation.vllm_server import VLLMServerError
     from trl_r1zero.recipe import parse_recipe
-    from trl_r1zero.recipe.loading import checkpoint_of, load_tokenizer
+    from trl_r1zero.recipe.loading import load_tokenizer
     from trl_r1zero.reports.report import write_report
     from trl_r1zero.runs.kinds import METHODS
+    from trl_r1zero.runs.started import WRONG_SETTINGS, started_run
+    from trl_r1zero.trainers.guarded import DivergedError
     from trl_r1zero.trainers.run_folder import write_skipped_rows
     from trl_r1zero.watch import RunPage, write_page
 
     recipe = parse_recipe(METHODS[method], description=description)
     config, data, model = recipe.instances
-    tokenizer = load_tokenizer(model)
-    checkpoint = checkpoint_of(config)
-    with exit_on(f"{method}.py", BadRowsError):
-        trainer = make_trainer(TrainingSetup(config, data, model, tokenizer))
-    trainer.add_callback(RunPage())
     folder = Path(config.output_dir)
-    if trainer.accelerator.is_main_process:
-        recipe.write(folder / "recipe.yaml")
-        write_skipped_rows(folder, data.skipped_rows)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(str(folder / "final"))
-    if trainer.accelerator.is_main_process:
-        print(write_report(folder))
-        write_page(folder, live=False)
+    with ExitStack() as stack:
+        stack.enter_context(stopping_in_words("--resume_from_checkpoint", "auto"))
+        with exit_on(f"{method}.py", *WRONG_SETTINGS):
+            resume = stack.enter_context(started_run(recipe))
+            tokenizer = load_tokenizer(model)
+            trainer = make_trainer(TrainingSetup(config, data, model, tokenizer))
+            trainer.add_callback(RunPage())
+            if trainer.accelerator.is_main_process:
+                recipe.write(folder / "recipe.yaml")
+                write_skipped_rows(folder, data.skipped_rows)
+        with exit_on(f"{method}.py", BadRowsError, DivergedError, VLLMServerError, OSError):
+            trainer.train(resume_from_checkpoint=resume)
+            trainer.save_model(str(folder / "final"))
+        if trainer.accelerator.is_main_process:
+            print(write_report(folder))
+            write_page(folder, live=False)

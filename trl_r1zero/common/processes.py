@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["from_main", "from_main_process", "is_main_process"]
+__all__ = ["any_process", "from_main", "from_main_process", "is_main_process"]
 
 T = TypeVar("T")
 
@@ -45,3 +45,14 @@ def from_main_process(make: Callable[[], T]) -> T:
     if failure is not None:
         raise failure
     return made
+
+
+def any_process(flag: bool) -> bool:
+    """Whether a flag is true on any process; a collective call."""
+    import torch.distributed
+
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return flag
+    flags: list[bool] = [False] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(flags, flag)
+    return any(flags)

@@ -6,10 +6,12 @@ line and the field (see `bad_rows` for what becomes of such a row). A file that 
 broken as a whole.
 """
 
+import codecs
 import csv
 import gzip
 import io
 import json
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -42,6 +44,12 @@ class Row:
             raise self.error(field, describe(value), "a non-empty string")
         return value
 
+    def answer(self, field: str) -> str:
+        """As `text`; a number, as many files have it, is an answer too."""
+        value = self.fields.get(field)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return str(value) if number and math.isfinite(value or 0) else self.text(field)
+
     def optional_text(self, field: str) -> str | None:
         """Returns None for a field that is absent or null; any other must pass `text`."""
         return None if self.fields.get(field) is None else self.text(field)
@@ -73,28 +81,22 @@ def existing_file(path: str | Path, kind: str) -> Path:
 def read_jsonl(path: str | Path) -> Iterator[Row]:
     """Yields the rows of a JSON-lines file, plain or (named `*.gz`) compressed.
 
-    Blank lines are fine at the end of the file and an error elsewhere.
+    Blank lines are none, and a byte order mark is not part of the first.
 
     Raises (while iterating):
         FileNotFoundError: no such file.
-        ValueError: a line that is not UTF-8, not JSON, or not a JSON object; a blank line before
-            the end; a broken gzip file; a file without rows. The text begins with `path:line:`.
+        ValueError: a line that is not UTF-8, not JSON, or not a JSON object; a broken gzip file; a
+            file without rows. The text begins with `path:line:`.
     """
     path = existing_file(path, "JSON-lines")
-    number = rows = blank_line = 0
+    number = rows = 0
     try:
         # Bytes, not text: decoding line by line lets the error name the line.
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    blank_line = blank_line or number
-                elif blank_line:
-                    raise ValueError(
-                        f"{path}:{blank_line}: got a blank line before the last row, expected "
-                        f"{ONE_PER_LINE}; remove the blank line"
-                    )
-                else:
-                    yield _row(_parse(line.rstrip(), path, number), f"{path}:{number}", ON_ITS_LINE)
+                text = line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").rstrip()
+                if text:
+                    yield _row(_parse(text, path, number), f"{path}:{number}", ON_ITS_LINE)
                     rows += 1
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(
@@ -110,6 +112,7 @@ def read_json(path: str | Path) -> Iterator[Row]:
     by `read_jsonl`, whose errors are raised for an array, too."""
     path = Path(path)
     content = path.read_bytes() if path.is_file() else b""
+    content = content.removeprefix(codecs.BOM_UTF8)
     if not content.lstrip().startswith(b"["):
         yield from read_jsonl(path)
         return

@@ -228,8 +228,11 @@ def load_prompt(name_or_path: str) -> Prompt:
             f"prompt file {name_or_path} does not exist; give a path to an existing .txt file, "
             f"or one of: {', '.join(sorted(PROMPTS))}"
         )
-    # Bytes keep "\r\n" of a template as it is; reading text would silently make it "\n".
-    return _parse(path.read_bytes().decode(), where=str(path), name=path.stem)
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # line ends and mark are an editor's, not its
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: got bytes that are not UTF-8; convert the file") from error
+    return _parse(text, where=str(path), name=path.stem)
 
 
 def _parse(text: str, where: str, name: str) -> Prompt:

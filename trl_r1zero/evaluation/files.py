@@ -1,16 +1,12 @@
 """Files that survive a kill, and what tells one piece of work from another."""
 
-import errno
-import fcntl
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
-
-# File systems of clusters may come without locks.
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def json_line(row: Mapping[str, Any]) -> bytes:
@@ -21,6 +17,25 @@ def json_text(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
+def valid_json(value: Any) -> Any:
+    """The same, with None for numbers that are not finite, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: valid_json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [valid_json(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Append a line of JSON, which is the file's last one though the line before was cut off."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                whole_lines(file)
+        file.write(json_line(row))
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that is never seen half: the old one is there until the new one is whole."""
     part = path.with_name(path.name + ".part")
@@ -28,23 +43,21 @@ def write_atomically(path: Path, content: bytes) -> None:
     os.replace(part, path)
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; a ValueError that names the file and the line if it is none."""
+    try:
+        return json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise ValueError(
+            f"{path}{line}: got text that is not JSON ({error}); restore the file, or remove it"
+        ) from error
+
+
 def file_sha256(path: Path) -> str:
     """The sha256 of a file's content; it is never in memory as a whole."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def lock(file: IO[bytes]) -> bool:
-    """Lock a file for this process, and not its children, until it is closed; False if another
-    process has locked it. On file systems without locks it is always True."""
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            return False
-        if error.errno not in _NO_LOCKS:
-            raise
-    return True
 
 
 def whole_lines(file: IO[bytes]) -> list[bytes]:

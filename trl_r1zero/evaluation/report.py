@@ -91,7 +91,13 @@ def write_evaluation_report(
 
 def results_table(summary: Mapping[str, Any]) -> str:
     """The main numbers of a summary for a terminal, with standard errors: a Markdown table."""
-    return metrics_table(_results(summary))
+    table = metrics_table(_results(summary))
+    if summary.get("truncated") == 1:
+        table += (
+            "\n\nEvery completion was cut off at max_tokens. Raise it, or see whether the model "
+            "ever writes what ends an answer: the prompt's stop string, or its end token."
+        )
+    return table
 
 
 def _page(

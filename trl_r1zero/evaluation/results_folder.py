@@ -9,10 +9,13 @@ import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, ClassVar, Self
 
-from .files import differing, json_line, json_text, lock, whole_lines, write_atomically
+from trl_r1zero.common.folder_lock import FolderInUseError, holding
+
+from .files import differing, json_line, json_text, read_json, whole_lines, write_atomically
 
 RESULTS_FILE = "results.jsonl"
 SUMMARY_FILE = "summary.json"
@@ -66,9 +69,10 @@ class RowsFolder:
             ) from error
         self.facts = {**identity, **url, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         self._file: IO[bytes] | None = None
+        self._held = ExitStack()
         facts_path = self.folder / self.facts_file
         if facts_path.is_file():
-            facts = json.loads(facts_path.read_text(encoding="utf-8"))
+            facts = read_json(facts_path)
             there = {key: value for key, value in facts.items() if key not in _BOOKKEEPING}
             if differences := differing(there, identity):
                 raise ResultsFolderError(
@@ -85,27 +89,23 @@ class RowsFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Self:
-        if not (self.folder / self.facts_file).exists():
-            self.save_facts()  # before there are rows
-        self._file = self.path.open("a+b")
-        try:
-            if not lock(self._file):
-                raise ResultsFolderError(
-                    f"another process is writing into {self.folder}; wait for it, end it, or "
-                    f"{self.elsewhere}"
-                )
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(holding(self.folder))
+            except FolderInUseError as error:
+                raise ResultsFolderError(str(error)) from None
+            if not (self.folder / self.facts_file).exists():
+                self.save_facts()  # before there are rows
+            self._file = stack.enter_context(self.path.open("a+b"))
             lines = whole_lines(self._file)
             self.rows = parse_rows(lines, self.path, self.row_name, self.columns)
             self.save_facts()
-        except BaseException:
-            self._file.close()
-            raise
+            self._held = stack.pop_all()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        assert self._file is not None
-        self._file.close()
-        self.save_facts()
+        with self._held:
+            self.save_facts()
         if error is not None and self.rows:
             error.add_note(
                 f"{len(self.rows)} of {self.num_rows} {self.row_name}s are in {self.path}; the "

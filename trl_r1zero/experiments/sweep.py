@@ -6,12 +6,14 @@ anew; what diverged is left, for it would do so again.
 """
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -40,9 +42,11 @@ REASON_CHARACTERS = 500
 START_MARK = "# sweep, "
 # Of a traceback the line without indentation is the error; a launcher's own only says that there
 # was one.
-_ERROR = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b")
+_ERROR = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b|[\w.-]+(?: [\w-]+)?: error: ")
 _LAUNCHERS = ("subprocess.CalledProcessError", "torch.distributed.elastic")
 DONE = ("finished", "diverged")
+# Loaded here: little may be done between fork and exec.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclass
@@ -157,7 +161,7 @@ class Sweep:
             for one in running:  # all at once, before any is waited for
                 _signal_group(one.process, signal.SIGTERM)
             for one in running:
-                _end_processes(one.process)
+                _end_processes(one.process, asked=True)
                 one.record("stopped")
             raise
         finally:
@@ -197,6 +201,7 @@ class Sweep:
                 env=environment,
                 start_new_session=True,  # to be ended with all its children
                 pass_fds=(lock.fileno(),),
+                preexec_fn=_end_with_sweep,  # noqa: PLW1509
             )
         where = f" on GPU {slot}" if slot.gpus else ""
         self._say(f"{run.name}: started{where}, {run.folder}")
@@ -215,14 +220,21 @@ def _locked(folder: Path) -> IO[bytes] | None:
     return file
 
 
-def _end_processes(process: subprocess.Popen) -> None:
-    """End a run's process, its group, and what it started in groups of their own: by SIGTERM, and
-    after a minute by SIGKILL."""
+def _end_with_sweep() -> None:
+    """In a launcher's process: it is to end when the sweep is killed (PR_SET_PDEATHSIG)."""
+    if _LIBC is not None:
+        _LIBC.prctl(1, signal.SIGTERM, 0, 0, 0)
+
+
+def _end_processes(process: subprocess.Popen, asked: bool = False) -> None:
+    """End a run's process, its group, and what it started in groups of their own: by SIGTERM, of
+    which a second one (`asked`: it had one) would not let the run be saved, and after a minute by
+    SIGKILL."""
     started: list[psutil.Process] = []
     if process.poll() is None:
         started = psutil.Process(process.pid).children(recursive=True)
     for number in (signal.SIGTERM, signal.SIGKILL):
-        _signal_group(process, number)
+        _signal_group(process, 0 if asked and number == signal.SIGTERM else number)
         if number == signal.SIGKILL:
             for child in started:
                 # psutil knows a process by its start too, so a number that was given anew is safe.

@@ -125,7 +125,7 @@ def check_rows(
     max_tokens: int = 0,
     max_model_len: float = math.inf,
 ) -> None:
-    """What every engine wants of its rows; the context of vLLM (`max_model_len` tokens) is limited.
+    """What every engine wants of its rows; the context (`max_model_len` tokens) is limited.
 
     Raises:
         ValueError: There are not as many seeds as prompts, a prompt is empty, or a prompt and its
@@ -143,8 +143,8 @@ def check_rows(
         if len(ids) + max_tokens > max_model_len:
             raise ValueError(
                 f"prompt {row} has {len(ids)} tokens, which with max_tokens {max_tokens} is more "
-                f"than max_model_len {max_model_len}; lower max_tokens, or give vLLM a larger "
-                "max_model_len"
+                f"than max_model_len {max_model_len}; shorten the prompt, lower max_tokens, or "
+                "give vLLM a larger max_model_len (transformers: a model of a larger context)"
             )
 
 

@@ -16,6 +16,7 @@ its own, and not `model.generate`:
 Shapes: B rows, V vocabulary.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -25,12 +26,14 @@ from torch import Tensor
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
+from trl_r1zero.data.prompt_room import context_length
 from trl_r1zero.functional.log_probs import chunk_elements
 
 from .decode_batch import DecodeBatch
@@ -70,7 +73,8 @@ def generate(
         The completions, in the order of the prompts.
 
     Raises:
-        ValueError: A prompt is empty, the number of seeds is wrong, or there is no pad token.
+        ValueError: A prompt is empty or fills the model's context, the number of seeds is wrong, or
+            there is no pad token.
     """
     if eos_token_ids is None:
         eos_token_ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -78,6 +82,13 @@ def generate(
         model, tokenizer, eos_token_ids=eos_token_ids, batch_size=batch_size
     )
     return in_order(engine._stream(prompt_ids, sampling, seeds))
+
+
+def _context(model: PreTrainedModel) -> float:
+    """Tokens of a text at most, as far as the model says; rotary models go on behind them."""
+    config = getattr(model, "config", None)
+    known = context_length(config) if isinstance(config, PretrainedConfig) else None
+    return math.inf if known is None else known
 
 
 class TransformersEngine:
@@ -127,7 +138,7 @@ class TransformersEngine:
     def _stream(
         self, prompt_ids: Sequence[Sequence[int]], sampling: SamplingConfig, seeds: Sequence[int]
     ) -> Iterator[tuple[int, Completion]]:
-        check_rows(prompt_ids, seeds)
+        check_rows(prompt_ids, seeds, 1, _context(self.model))
         if self.tokenizer.pad_token_id is None:
             raise ValueError(
                 "the tokenizer has no pad token; set tokenizer.pad_token (the eos token will do)"

@@ -47,7 +47,11 @@ class VLLMRefusal(VLLMServerError):
     """The server answered a request for `path` with an HTTP status other than 200."""
 
     def __init__(self, path: str, status: int, text: str) -> None:
-        super().__init__(f"the vLLM server refused {path} (HTTP {status}): {error_message(text)}")
+        of_weights = status == 500 and "weight" in path
+        hint = "; it serves one trainer at a time: is another one using it?" if of_weights else ""
+        super().__init__(
+            f"the vLLM server refused {path} (HTTP {status}): {error_message(text)}{hint}"
+        )
         self.status = status
 
 
@@ -74,7 +78,7 @@ class VLLMServerEngine:
         read_timeout_seconds: float = 600.0,
         wait_seconds: float = 0.0,
     ) -> None:
-        self.base_url = base_url.rstrip("/")
+        self.base_url = base_url.rstrip("/").removesuffix("/v1")
         self.server = server
         self.read_timeout_seconds = read_timeout_seconds
         self._wait_until_up(wait_seconds)

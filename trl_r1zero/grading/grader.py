@@ -10,8 +10,9 @@ from typing import Any
 from trl_r1zero.rewards import RewardPool, reward_and_explanation, reward_identity
 from trl_r1zero.rewards.extraction import extract_answer
 
-# So many completions that all raise are a broken function, not bad luck.
-_BROKEN_AFTER = 8
+# So many completions in a row that all fail are a broken function, not bad luck: the first ones,
+# and more of them where it has graded others.
+_BROKEN_AFTER, _BROKEN_LATER = 8, 64
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Grader:
             self.pool = RewardPool(self._grade_row, workers=workers, deadline_s=deadline_seconds)
             self.pool.start()  # forks now, before there is a model in this process
         self._names: list[str] | None = None
-        self._raised = 0
+        self._failed_in_a_row = 0
 
     @property
     def failures(self) -> dict[str, int]:
@@ -103,20 +104,27 @@ class Grader:
 
         Raises:
             ValueError: What the function returned is no reward, or has other parts than before.
-            RuntimeError: With workers, the function has raised on every completion so far.
+            RuntimeError: With workers, it raised, hung or died on so many completions one after the
+                other that it is broken.
         """
         if self.pool is None:
-            return [self._checked(self._grade_row(*row)) for row in rows]
+            return [self._checked(self._grade_row(*row), row) for row in rows]
         results = self.pool.map(rows)
-        grades = [None if r.failure is not None else self._checked(r.value) for r in results]
-        if self._names is None:
-            errors = [result.detail for result in results if result.failure == "error"]
-            self._raised += len(errors)
-            if errors and self._raised >= _BROKEN_AFTER:
-                raise RuntimeError(
-                    f"the reward function {self.__name__} raised on all {self._raised} completions "
-                    f"so far, the last time: {errors[-1]}"
-                )
+        grades = [
+            None if result.failure is not None else self._checked(result.value, row)
+            for result, row in zip(results, rows, strict=True)
+        ]
+        failed = [result for result in results if result.failure is not None]
+        self._failed_in_a_row += len(failed)
+        if len(failed) < len(results):
+            self._failed_in_a_row = 0
+        most = _BROKEN_AFTER if self._names is None else _BROKEN_LATER
+        if failed and self._failed_in_a_row >= most:
+            does = {"error": "raised", "timeout": "was too slow", "died": "died"}
+            raise RuntimeError(
+                f"the reward function {self.__name__} {does[str(failed[-1].failure)]} on all "
+                f"{self._failed_in_a_row} completions of late, the last time: {failed[-1].detail}"
+            )
         return [
             self._failed(result.failure, row[1]) if grade is None else grade
             for grade, result, row in zip(grades, results, rows, strict=True)
@@ -163,13 +171,15 @@ class Grader:
         given, why = reward_and_explanation(reward_fn, response, ground_truth)
         if isinstance(given, Grade):
             return given.parts, given.rule, given.answer, given.columns, not given.parts
+        if isinstance(given, dict):  # numpy's numbers are no JSON data
+            given = {k: float(v) if isinstance(v, Real) else v for k, v in given.items()}
         if why is not None:
             return given, why.rule, why.answer, {}, False
         # A reward of which nothing more is known: what its format does not admit is no answer.
         formatted = isinstance(given, dict) and given.get("format_reward", 1.0) > 0
         return given, None, extract_answer(response) if formatted else None, {}, False
 
-    def _checked(self, graded: Sequence[Any]) -> Grade:
+    def _checked(self, graded: Sequence[Any], row: tuple[str, Any] | None = None) -> Grade:
         parts, rule, answer, columns, ungraded = graded
         if not ungraded and not (isinstance(parts, dict) and "reward" in parts):
             raise ValueError(
@@ -179,6 +189,7 @@ class Grader:
             if not isinstance(part, Real) or not math.isfinite(part):
                 raise ValueError(
                     f"the part {name!r} of {self.__name__} must be a finite number, got {part!r}"
+                    + ("" if row is None else f" for {row[0]!r:.80}, ground truth {row[1]!r:.80}")
                 )
         if self._names is not None and parts.keys() != set(self._names):
             raise ValueError(

@@ -15,15 +15,16 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 from transformers import TrainerCallback
 
+from trl_r1zero.common.folder_lock import holding
 from trl_r1zero.common.processes import from_main
-from trl_r1zero.evaluation.files import json_line, lock, whole_lines
+from trl_r1zero.evaluation.files import json_line, whole_lines
 from trl_r1zero.trainers import R1ZeroGRPOTrainer
 
 CLOCK_FILE = "clock.jsonl"
@@ -54,17 +55,13 @@ class Clock:
         events: What the file holds; a line that a kill cut off is removed.
 
     Raises:
-        RuntimeError: Another process has it open.
+        FolderInUseError: Another process works in the folder.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._held = ExitStack()
+        self._held.enter_context(holding(path.parent))
         self._file = path.open("a+b")
-        if not lock(self._file):
-            raise RuntimeError(
-                f"another process is running in {path.parent}; wait for its end, or end it, and "
-                "start the same command again"
-            )
         self.events: list[Event] = [json.loads(line) for line in whole_lines(self._file)]
 
     def record(self, event: str, **facts: Any) -> None:

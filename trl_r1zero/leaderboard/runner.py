@@ -65,7 +65,7 @@ def run_submission(recipe: ParsedRecipe) -> None:
 
     Raises:
         RuleBrokenError: A rule would be broken; nothing was trained.
-        RuntimeError: Another process is running in the output folder.
+        FolderInUseError: Another process is running in the output folder.
     """
     config, task_args, board_args, _ = recipe.instances
     board, _ = board_args.load()
@@ -151,5 +151,5 @@ def _train(recipe: ParsedRecipe, task: LoadedTask, clock: Clock | None) -> None:
         stop=task.prompt.stop,
     )
     trainer.add_callback(stopping)  # the last, for it may end training before it begins
-    train_and_evaluate(trainer, stopping, last_whole_checkpoint(folder))
+    train_and_evaluate(trainer, stopping, "auto")
     trainer.save_model(str(folder / "final"))

@@ -89,7 +89,10 @@ class EvaluationArguments(TaskSelection):
     top_k: int = arg(0, "The likeliest tokens only; 0 is all.")
     min_p: float = arg(0.0, "Tokens of at least this share of the likeliest one's probability.")
     max_tokens: int = arg(1024, "An answer ends here at the latest.")
-    min_tokens: int = arg(4, "An answer may end after so many tokens only.")
+    min_tokens: int | None = arg(
+        None,
+        "An answer may end after so many tokens only. Unset: 4, or max_tokens if less.",
+    )
     n: Count = arg(1, "Answers to each problem; above 1, for avg@k, pass@k and maj@k.")
     seed: int = arg(0, "Seed of the sampling.")
     output_dir: str | None = arg(
@@ -194,6 +197,8 @@ class EvaluationArguments(TaskSelection):
             prompt = prompt.for_tokenizer(tokenizer_of(self, model.engine))
         names = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens")
         values = {name: getattr(self, name) for name in names}
+        if self.min_tokens is None:
+            values["min_tokens"] = min(4, self.max_tokens)
         sampling = SamplingConfig(**values, stop=prompt.stop)
         split = self.split or task.eval_split
         with self.reading("data", self.data) as bad_rows, ExitStack() as on_error:

@@ -10,9 +10,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl_r1zero.common.processes import from_main_process
 from trl_r1zero.data.prompt_room import PromptRoom
 from trl_r1zero.generation.vllm_client import VLLMServerEngine
-from trl_r1zero.trainers.one_device import check_device
 from trl_r1zero.trainers.prompt_rooms import prompt_rooms
-from trl_r1zero.trainers.run_folder import checkpoint_to_resume
 
 from .requirements import check_model_path
 
@@ -24,6 +22,11 @@ def load_tokenizer(model_args: ModelConfig) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(
         model_args.model_name_or_path, revision=model_args.model_revision, padding_side="left"
     )
+    if not tokenizer("0")["input_ids"]:
+        raise ValueError(
+            f"{model_args.model_name_or_path} has no tokenizer, or one without tokens; copy "
+            "tokenizer.json and tokenizer_config.json of the model it was made from there"
+        )
     if tokenizer.pad_token is None:  # rows' lengths tell padding from a real eos token
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
@@ -84,10 +87,3 @@ def model_settings(config: Any, model_args: ModelConfig) -> dict[str, Any]:
         "peft_config": get_peft_config(model_args),
         "quantization_config": get_quantization_config(model_args),
     }
-
-
-def checkpoint_of(config: Any) -> str | None:
-    """See `checkpoint_to_resume`; call it before anything takes time. An UnusableGPUError where
-    there is a GPU that torch cannot use, and `use_cpu` is false."""
-    check_device(config)
-    return checkpoint_to_resume(config.output_dir, config.resume_from_checkpoint)

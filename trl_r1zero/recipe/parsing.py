@@ -87,7 +87,8 @@ def parse_recipe(
 ) -> ParsedRecipe:
     """Read a recipe and its overrides from a command line into dataclass instances.
 
-    The command line is `[--config RECIPE.yaml] [--key value | --key=value ...]`, each key once. A
+    The command line is `[--config RECIPE.yaml] [--key value | --key=value ...]`, the last of a
+    repeated key counts. A
     boolean can stand without a value (`--bf16`); a list takes several (`--report_to wandb
     tensorboard`) or YAML (`"[wandb]"`), a mapping takes YAML (`"{a: 1}"`). A string is taken
     literally. `--help` prints every key with its type and default and exits.
@@ -119,7 +120,7 @@ def parse_recipe(
         return _parse(dataclass_types, arguments)
     try:
         return _parse(dataclass_types, arguments)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # such as a prompt's file that is not there
         print(f"{name}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
@@ -233,14 +234,12 @@ def _fit_setting(setting: Setting, key: _Key) -> Any:
 
 
 def _split_command_line(arguments: list[str]) -> dict[str, list[str]]:
-    """`--key a b --flag` as {"key": ["a", "b"], "flag": []}."""
+    """`--key a b --flag` as {"key": ["a", "b"], "flag": []}; of a repeated key the last counts."""
     options: dict[str, list[str]] = {}
     open_values: list[str] | None = None
     for argument in arguments:
         if argument.startswith("--"):
             key, has_value, value = argument[2:].partition("=")
-            if key in options:
-                raise RecipeError(f"command line: --{key} is given twice; leave one")
             options[key] = [value] if has_value else []
             open_values = None if has_value else options[key]
         elif open_values is None:

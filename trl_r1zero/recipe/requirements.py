@@ -55,7 +55,8 @@ def check_model_path(model_name_or_path: str | None, key: str = "model_name_or_p
     """Raise a ValueError, which names the recipe's key, where a model is not given, or is the path
     of a folder that is not there.
 
-    A hub id is `name` or `owner/name`; whatever has more parts, or begins like a path, is a path.
+    A hub id is `name` or `owner/name`; whatever has more parts, begins like a path, or begins with
+    a folder that is there, is a path.
     """
     if not model_name_or_path:
         raise ValueError(
@@ -63,6 +64,7 @@ def check_model_path(model_name_or_path: str | None, key: str = "model_name_or_p
             "Qwen/Qwen2.5-Math-1.5B"
         )
     is_path = model_name_or_path.count("/") > 1 or model_name_or_path.startswith((".", "/", "~"))
+    is_path = is_path or Path(model_name_or_path.rpartition("/")[0] or "no folder").is_dir()
     if is_path and not Path(model_name_or_path).expanduser().is_dir():
         raise ValueError(
             f"{key}: there is no folder {model_name_or_path!r}; give one that exists, "

@@ -132,8 +132,10 @@ class ComparedRun(LoggedRun):
                 f"it is not finished: its last validation is at {name} {last.step} of "
                 f"{self.planned_steps}"
             )
-        losses = ((line["step"], line.get("loss")) for line in self.training)
-        lost = [at for at, loss in losses if isinstance(loss, float) and not math.isfinite(loss)]
+        # JSON has None for a loss that is not finite; older files have NaN.
+        losses = ((line["step"], line["loss"]) for line in self.training if "loss" in line)
+        lost = [at for at, loss in losses if loss is None or not math.isfinite(loss)]
+        lost += [line["step"] for line in self.lines if "diverged" in line]
         self.has_diverged = bool(lost)
         if lost:
             self.notes.append(f"it diverged: its loss is not finite from update {lost[0]} on")

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _PROGRESS_EVERY_S = 10.0
 _STARTUP_S = 120.0
+_MOST_TOLD = 5  # failures of a pool
 _IN_WORKER = False
 
 
@@ -157,7 +158,10 @@ class RewardPool:
                 if result.failure:
                     self.failures[result.failure] += 1
                     message = "reward of row %d failed (%s): %s"
-                    logger.warning(message, finished, result.failure, result.detail)
+                    if (number := self.failures.total()) == _MOST_TOLD:
+                        message += "; further ones are counted, and not told"
+                    level = logging.WARNING if number <= _MOST_TOLD else logging.DEBUG
+                    logger.log(level, message, finished, result.failure, result.detail)
                 if progress is not None:
                     progress(done, len(rows))
             if progress is None and time.monotonic() - last_report > _PROGRESS_EVERY_S:

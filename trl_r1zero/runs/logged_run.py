@@ -1,6 +1,5 @@
 """A run as its folder tells of it: its kind, its lines of metrics, its settings, its answers."""
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -14,6 +13,7 @@ import numpy as np
 
 from trl_r1zero.data.files import read_jsonl
 from trl_r1zero.evaluation import mean
+from trl_r1zero.evaluation.files import read_json
 from trl_r1zero.recipe.yaml_files import read_recipe
 from trl_r1zero.rewards import is_correct
 from trl_r1zero.trainers.run_folder import METRICS_FILE, read_metrics
@@ -127,7 +127,7 @@ class LoggedRun:
     def facts(self, *path: str) -> dict[str, Any]:
         """A JSON file of the folder; nothing if the run did not write it."""
         file = self.folder.joinpath(*path)
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return read_json(file) if file.is_file() else {}
 
     @cached_property
     def recipe(self) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """How far a planned run is, as its folder tells, and a record of how its attempts ended."""
 
-import json
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from trl_r1zero.evaluation.files import json_text, write_atomically
+from trl_r1zero.evaluation.files import json_text, read_json, write_atomically
 from trl_r1zero.runs.logged_run import Line
 from trl_r1zero.trainers.run_folder import METRICS_FILE, read_metrics
 
@@ -61,13 +60,16 @@ def run_state(folder: Path) -> RunState:
 
 
 def diverged_at(lines: Sequence[Line]) -> str:
-    """Where a loss or gradient norm first is NaN or infinite, in words; empty if nowhere: such an
+    """Where a loss, gradient or weight first is not finite, in words; empty if nowhere: such an
     update leaves no finite weights behind."""
     for line in lines:
+        if "diverged" in line:
+            return str(line["diverged"])
         for name in ("loss", "grad_norm"):
-            value = line.get(name)
-            if value is not None and not math.isfinite(value):
-                return f"{name} is {value} at update {line['step']}"
+            value = line.get(name, 0.0)
+            if value is None or not math.isfinite(value):  # None stands for it in JSON
+                shown = "not finite" if value is None else value
+                return f"{name} is {shown} at update {line['step']}"
     return ""
 
 
@@ -81,7 +83,7 @@ def _attempts(folder: Path) -> list[Attempt]:
     file = folder / ATTEMPTS_FILE
     if not file.is_file():
         return []
-    return [Attempt(**one) for one in json.loads(file.read_text(encoding="utf-8"))]
+    return [Attempt(**one) for one in read_json(file)]
 
 
 def now() -> str:

@@ -10,6 +10,7 @@ update, a NaN loss is shown and not filtered away.
 """
 
 import copy
+import math
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import InitVar, dataclass, fields
@@ -29,7 +30,10 @@ else:
     _Arguments = object
 
 
+_NOT_NEGATIVE = ("learning_rate", "seed", "eval_seed", "beta", "weight_decay", "adam_epsilon")
+_NOT_NEGATIVE += ("max_grad_norm", "warmup_steps", "temperature", "eval_temperature")
 OVERLONG = ("drop", "error")
+ON_DIVERGENCE = ("stop", "skip_update", "warn")
 
 
 @dataclass
@@ -55,6 +59,11 @@ class CheckedConfig(_Arguments):
     save_total_limit: int | None = arg(1, "Checkpoints to keep.")
     logging_steps: float = arg(1, "Log every N optimizer updates.")
     logging_nan_inf_filter: bool = arg(False, "true would hide a NaN loss.")
+    on_divergence: str = arg(
+        "stop",
+        "Where a loss, gradient or weight is not finite: stop, skip_update (leave out such an "
+        "update; a weight stops the run all the same), or warn and go on.",
+    )
 
     def __post_init__(self, derived_before: Mapping[str, Any] | None) -> None:
         defaults = {f.name: default_of(f) for f in fields(self)}
@@ -63,7 +72,9 @@ class CheckedConfig(_Arguments):
                 setattr(self, name, defaults[name])
         self._reject_foreign_settings(defaults)
         check_ranges(self)
+        self._check_choice("on_divergence", ON_DIVERGENCE)
         self._check()
+        self._check_inherited()
         for name, value in self._derived_values().items():
             setattr(self, name, value)
         settle_use_cpu(self)
@@ -80,6 +91,17 @@ class CheckedConfig(_Arguments):
 
     def _check(self) -> None:
         """Raise a ValueError for settings that do not fit one another."""
+
+    def _check_inherited(self) -> None:
+        """Raise a ValueError for a number of TRL's or transformers' that torch would refuse late,
+        or take in silence."""
+        for name in _NOT_NEGATIVE:
+            value = getattr(self, name, None)
+            if isinstance(value, int | float) and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0, got {value}")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
 
     def _derived_values(self) -> dict[str, Any]:
         """What the fields of TRL and transformers must be for ours to hold."""

@@ -5,7 +5,6 @@ process's whole share of a train batch and cuts it itself, so the gradient does 
 cut, and no micro-batch is wider than its own longest row.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -20,6 +19,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
+from trl_r1zero.evaluation.files import json_text, valid_json, write_atomically
 from trl_r1zero.generation import SamplingConfig
 from trl_r1zero.generation.endings import warn_of_eos
 from trl_r1zero.generation.vllm_server import VLLMServerError
@@ -27,6 +27,8 @@ from trl_r1zero.generation.vllm_server import VLLMServerError
 from . import trl_compat
 from .attention import packs_rows
 from .base_config import StrictConfig
+from .collapse import CollapseCallback
+from .guarded import DivergenceCallback, guarded
 from .memory_limits import out_of_memory
 from .one_device import check_device, loaded_onto_one_device
 from .optimizer_state import AveragesFirst, check_second_moment
@@ -35,7 +37,7 @@ from .profile import ProfileCallback
 from .progress import ProgressCallback, use_progress_callback
 from .prompt_rooms import prompt_rooms
 from .rewards import GradeFn
-from .run_folder import RunFolderCallback, checkpoint_to_resume
+from .run_folder import RunFolderCallback
 from .sampling import PolicySampler, check_sharding
 from .server_generation import ServerGeneration
 from .server_place import connect_to_server
@@ -108,6 +110,9 @@ class CoreTrainer(Trainer):
                 self.accelerator.distributed_type,
             )
         self.timer = StepTimer(self.accelerator.device)
+        self.divergence = DivergenceCallback()
+        self.add_callback(self.divergence)
+        self.add_callback(CollapseCallback())
         use_progress_callback(self, self.progress)
         use_wandb_axes(self)
         self.add_callback(RunFolderCallback())
@@ -189,6 +194,7 @@ class CoreTrainer(Trainer):
                 loss += self._backward(model, micro_batch, is_last=number == len(micro_batches))
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(out_of_memory(self.policy.limits, error)) from error
+        self.divergence.loss = loss
         return loss
 
     def _backward(self, model: torch.nn.Module, micro_batch: Any, *, is_last: bool) -> Tensor:
@@ -284,24 +290,35 @@ class CoreTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """As transformers' `train`; a resumed run is not validated at its start again.
+        """As transformers' `train`, within `guarded`; a resumed run is not validated at its start.
+
+        Args:
+            resume_from_checkpoint: None or False for a new run, True or `last`, `auto` (the last
+                checkpoint if there is one), or a checkpoint's path.
+            trial, ignore_keys_for_eval: As in transformers.
 
         Raises:
-            ValueError: `resume_from_checkpoint` is True, and no checkpoint is whole.
+            ValueError, DivergedError, RunStopped: See `guarded`.
             VLLMServerError: The vLLM server refused a request, or is gone and not this trainer's to
                 start again. The run is saved first.
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = checkpoint_to_resume(self.run_folder, "last")
-        self.args.eval_on_start = (
-            self.args.eval_on_start
-            and self.args.eval_every is not None
-            and not resume_from_checkpoint
-        )
-        try:
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        except VLLMServerError as error:
-            raise VLLMServerError(f"{error}\n{self._save_stopped_run()}") from error
+        with guarded(self, resume_from_checkpoint, lambda: self.may_stop) as checkpoint:
+            self.args.eval_on_start = (
+                self.args.eval_on_start and self.args.eval_every is not None and not checkpoint
+            )
+            self.begin(checkpoint)
+            try:
+                return super().train(checkpoint, trial, ignore_keys_for_eval)
+            except VLLMServerError as error:
+                raise VLLMServerError(f"{error}\n{self._save_stopped_run()}") from error
+
+    def begin(self, checkpoint: str | None) -> None:
+        """What comes before the first update of a run, or of one that goes on."""
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether a run that stops after the current update can go on from there."""
+        return True
 
     def _save_stopped_run(self) -> str:
         """A checkpoint of the last complete update, unless there is one; what to tell people."""
@@ -327,5 +344,5 @@ class CoreTrainer(Trainer):
             if self.accelerator.is_main_process:
                 chosen_by = {"chosen_by": name} if (name := next(iter(self.eval_sets))) else {}
                 facts = {self.step_key: self.steps_done, **chosen_by, **metrics}
-                (folder / "best.json").write_text(json.dumps(facts, indent=2) + "\n")
+                write_atomically(folder / "best.json", json_text(valid_json(facts)))
         return is_best

@@ -41,7 +41,7 @@ from .pair_rows import PairMicroBatch, PairRow, make_pair_microbatch
 from .preference import encode_pair, sum_over_responses
 from .timing import StepTimer
 from .trl_compat import fingerprint_of, tokenizer_of
-from .validation import require_for_validation
+from .validation import require_for_validation, require_texts
 
 # In the run's folder: the pairs as tokens, and the reference's log-probabilities.
 REFERENCE_FOLDER = "reference"
@@ -345,6 +345,7 @@ def _check_pairs(name: str, dataset: Dataset) -> None:
         )
     if len(dataset) == 0:
         raise ValueError(f"{name} has no rows")
+    require_texts(name, dataset, COLUMNS)
 
 
 def _rows_of(dataset: Dataset) -> list[PairRow]:

@@ -28,7 +28,6 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import TrainOutput
 
 from trl_r1zero.common.processes import from_main
 from trl_r1zero.evaluation import mean, standard_error, summarize, write_generations
@@ -117,17 +116,10 @@ class ExpertIterationTrainer(R1ZeroSFTTrainer):
         """The EI step that update number `update`, from 0, belongs to."""
         return next(step for step in self.ei_steps if step.first_update <= update < step.end)
 
-    def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> TrainOutput:
-        """As `R1ZeroSFTTrainer.train`."""
+    def begin(self, checkpoint: str | None) -> None:
         self.ei_steps = []
-        if not resume_from_checkpoint and self.accelerator.is_main_process:
+        if not checkpoint and self.accelerator.is_main_process:
             forget_ei_steps(self.run_folder)
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def train_batches(self) -> Iterator[list[TrainRow]]:
         args, started_at = self.args, self.state.global_step

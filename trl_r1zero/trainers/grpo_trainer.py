@@ -142,6 +142,11 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
     def num_steps(self) -> int:
         return self.args.n_grpo_steps
 
+    @property
+    def may_stop(self) -> bool:
+        # A checkpoint within a step has no rollouts: the step's other updates would be on new ones.
+        return self.state.global_step % self.args.updates_per_grpo_step == 0
+
     # Data
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:

@@ -13,12 +13,14 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.trainer_utils import TrainOutput
 
 from trl_r1zero.common.arguments import Count, arg
 from trl_r1zero.data.packing import PackedSFTDataset
 from trl_r1zero.generation.endings import warn_of_eos
 
 from .base_config import CheckedConfig
+from .guarded import DivergenceCallback, guarded
 from .one_device import check_device, check_not_spread
 from .optimizer_state import check_second_moment
 from .progress import ProgressCallback, use_progress_callback
@@ -77,6 +79,19 @@ class InstructionTuningConfig(CheckedConfig, TrainingArguments):
         return self.per_device_train_batch_size * self._launched_processes
 
 
+class _Tuner(Trainer):
+    """transformers' trainer; `train` stands within `guarded`, and takes what that takes."""
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        with guarded(self, resume_from_checkpoint) as checkpoint:
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+
 def make_instruction_tuning_trainer(
     model: PreTrainedModel,
     args: InstructionTuningConfig,
@@ -109,14 +124,14 @@ def make_instruction_tuning_trainer(
         raise ValueError(
             f"eval_strategy is {strategy}, but there is no eval_dataset; give one, or set it to no"
         )
-    trainer = Trainer(
+    trainer = _Tuner(
         model=model,
         args=args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         data_collator=collate_chunks,
         processing_class=processing_class,
-        callbacks=[RunFolderCallback(STEP_KEY)],
+        callbacks=[RunFolderCallback(STEP_KEY), DivergenceCallback()],
     )
     if processing_class is not None and trainer.accelerator.is_main_process:
         warn_of_eos(processing_class, model)

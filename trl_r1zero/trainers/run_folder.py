@@ -1,9 +1,11 @@
-"""What a run leaves on disk besides checkpoints: its metrics, its settings, its versions."""
+"""The folder of a run: who works in it, its metrics, settings, versions and checkpoints."""
 
 import json
+import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +13,75 @@ from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from trl_r1zero.common.folder_lock import holding
+from trl_r1zero.common.processes import from_main_process
 from trl_r1zero.evaluation.environment import environment
+from trl_r1zero.evaluation.files import append_line, json_line, json_text, read_json, valid_json
+from trl_r1zero.evaluation.files import write_atomically as write
+
+from .run_identity import go_on_with
+
+logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
+CONFIG_FILE = "config.json"
 SKIPPED_FILE = "skipped_rows.json"
+_COUNTS = ("step", "elapsed_seconds")  # in every line of a run's metrics
+
+
+class RunFolder:
+    """Owns the `output_dir` of a run of any kind, a recipe's or a library's.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: str | Path | None) -> None:
+        self.path = Path(path or ".")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps the folder for this run; a collective call.
+
+        Raises:
+            FolderInUseError: Another process works in it.
+        """
+        with ExitStack() as stack:
+
+            def hold() -> None:
+                stack.enter_context(holding(self.path))
+
+            from_main_process(hold)
+            yield
+
+    def checkpoint(self, resume_from_checkpoint: str | None) -> str | None:
+        """See `checkpoint_to_resume`; a collective call."""
+        return from_main_process(lambda: checkpoint_to_resume(self.path, resume_from_checkpoint))
+
+    def go_on_with(
+        self,
+        checkpoint: str | None,
+        there: Callable[[], Mapping[str, Any]],
+        here: Mapping[str, Any],
+    ) -> None:
+        """See `run_identity.go_on_with`; nothing for a fresh run, or one that begins with the
+        checkpoint of another folder. A collective call; `there` is called by the main process."""
+        if checkpoint is not None and Path(checkpoint).resolve().parent == self.path.resolve():
+            from_main_process(lambda: go_on_with(self.path, there(), here, checkpoint))
+
+    def config(self) -> dict[str, Any]:
+        """The trainer's settings so far; nothing if it wrote none."""
+        file = self.path / CONFIG_FILE
+        return dict(read_json(file)) if file.is_file() else {}
 
 
 class RunFolderCallback(TrainerCallback):
     """Writes `metrics.jsonl`, `config.json` and `environment.json` into the output folder.
 
-    `metrics.jsonl` has one line for each log: all its metrics, `step` (optimizer updates) and
-    `elapsed_seconds` (wall-clock since the start of training; a resumed run counts on from the
-    checkpoint). On resuming, lines after the checkpoint are dropped, as their steps are done again.
+    `metrics.jsonl` has one line of JSON for each log: all its metrics (null for one that is not
+    finite), `step` (optimizer updates) and `elapsed_seconds` (wall-clock since the start of
+    training; a resumed run counts on from the checkpoint). On resuming, lines after the checkpoint
+    are dropped, as their steps are done again.
 
     Args:
         step_key: What counts optimizer updates in each line, for a trainer that does not log it.
@@ -34,14 +93,15 @@ class RunFolderCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         elapsed = 0.0
+        # A checkpoint has those that the run was started with, which may change.
+        state.compute_steps(args, state.max_steps)
         if state.is_world_process_zero:
             folder = Path(args.output_dir or ".")
             folder.mkdir(parents=True, exist_ok=True)
             elapsed = _keep_until(folder / METRICS_FILE, state.global_step)
-            settings = json.dumps(args.to_dict(), indent=2, default=str)
-            (folder / "config.json").write_text(settings + "\n")
-            facts = json.dumps(environment(args.world_size), indent=2)
-            (folder / "environment.json").write_text(facts + "\n")
+            settings = json.loads(json.dumps(args.to_dict(), default=str))
+            write(folder / CONFIG_FILE, json_text(valid_json(settings)))
+            write(folder / "environment.json", json_text(environment(args.world_size)))
         self._started = time.perf_counter() - elapsed
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -54,14 +114,13 @@ class RunFolderCallback(TrainerCallback):
             # transformers' epoch counts the run as one, which says nothing about passes over data.
             **{name: value for name, value in logs.items() if name != "epoch"},
         }
-        with Path(args.output_dir or ".", METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(Path(args.output_dir or ".", METRICS_FILE), valid_json(line))
 
 
 def write_skipped_rows(folder: Path, skipped: Mapping[str, Any]) -> None:
     """Write what was left out of a run's data, by the recipe's key; nothing if that is nothing."""
     if skipped:
-        (folder / SKIPPED_FILE).write_text(json.dumps(skipped, indent=2) + "\n", encoding="utf-8")
+        write(folder / SKIPPED_FILE, json_text(skipped))
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
@@ -69,12 +128,31 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: The folder has none.
+        ValueError: A line is not one of metrics; the text begins with `path:line:`.
     """
     path = Path(folder, METRICS_FILE)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give the output folder of a run")
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [_metrics(line, f"{path}:{number}") for number, line in _whole_lines(path)]
+
+
+def _whole_lines(path: Path) -> list[tuple[int, bytes]]:
+    """The lines, with their numbers from 1; a cut may leave a part of one at the end, or zeros."""
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip(b" \r\0")]
+
+
+def _metrics(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        metrics = json.loads(line)
+    except ValueError:
+        metrics = None
+    counts = [metrics.get(name, 0) for name in _COUNTS] if isinstance(metrics, dict) else [None]
+    if not all(isinstance(count, int | float) for count in counts):
+        raise ValueError(
+            f"{where}: got {line[:80]!r}, expected an object of metrics in JSON; remove the line"
+        )
+    return dict(metrics)
 
 
 def _keep_until(path: Path, step: int) -> float:
@@ -82,9 +160,22 @@ def _keep_until(path: Path, step: int) -> float:
     if not path.is_file() or step == 0:
         path.unlink(missing_ok=True)
         return 0.0
-    kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    return max((line["elapsed_seconds"] for line in kept), default=0.0)
+    kept: list[dict[str, Any]] = []
+    broken: ValueError | None = None
+    for number, line in _whole_lines(path):
+        try:
+            metrics = _metrics(line, f"{path}:{number}")
+        except ValueError as error:
+            broken = broken or error  # of no matter behind all that is kept
+            continue
+        if metrics.get("step", 0) <= step:
+            if broken is not None:
+                raise broken
+            kept.append(metrics)
+    write(path, b"".join(json_line(valid_json(line)) for line in kept))
+    if broken is not None:
+        logger.warning("%s; it was dropped with the steps that are done again", broken)
+    return max((line.get("elapsed_seconds", 0.0) for line in kept), default=0.0)
 
 
 def is_whole_checkpoint(path: Path) -> bool:
@@ -124,9 +215,14 @@ def checkpoint_to_resume(output_dir: str | Path, resume_from_checkpoint: str | N
     folder = Path(output_dir)
     if resume_from_checkpoint is None:
         if (folder / METRICS_FILE).is_file():
+            go_on = "go on with it by `--resume_from_checkpoint last`"
+            if last_whole_checkpoint(folder) is None:
+                go_on = (
+                    "start it anew, as it ended before its first checkpoint, by "
+                    "`--resume_from_checkpoint auto`"
+                )
             raise ValueError(
-                f"{folder} already holds a run; choose another --output_dir, or go on with it by "
-                "`--resume_from_checkpoint last`"
+                f"{folder} already holds a run; choose another --output_dir, or {go_on}"
             )
         return None
     if resume_from_checkpoint in ("auto", "last"):

@@ -68,9 +68,10 @@ class UpdateMetrics:
             accelerator: Reduces over processes.
 
         Returns:
-            Means over trained tokens of what was added, means over rows of what `row_sums` has,
-            `length/mean`, `length/max`, `tokens`, the number of tokens of the rows, and what
-            `_STATISTICS` names of the values that were added (nothing where there were none).
+            Means over trained tokens of what was added (none where there are no such tokens), means
+            over rows of what `row_sums` has, `length/mean`, `length/max`, `tokens`, the number of
+            tokens of the rows, and what `_STATISTICS` names of the values that were added (nothing
+            where there were none).
         """
         sums_of_rows = {**row_sums, "length": sum(lengths)}
         self.add(**{name: torch.tensor(float(value)) for name, value in sums_of_rows.items()})
@@ -86,8 +87,10 @@ class UpdateMetrics:
         self._sums.clear()
         self._maxima.clear()
 
-        trained_tokens, n = max(sums["trained_tokens"], 1.0), sums["rows"]
-        metrics = {name: sums[name] / trained_tokens for name in _PER_TOKEN if name in sums}
+        trained_tokens, n = sums["trained_tokens"], sums["rows"]
+        metrics = {}  # the mean over no tokens is none
+        if trained_tokens:
+            metrics = {name: sums[name] / trained_tokens for name in _PER_TOKEN if name in sums}
         metrics |= {name: sums[name] / n for name in (*_REWARDS, "truncated") if name in sums}
         metrics["length/mean"] = sums["length"] / n
         metrics["length/max"] = maxima["length/max"]

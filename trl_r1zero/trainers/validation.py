@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from datasets import Dataset
 
+from trl_r1zero.data.files import describe
 from trl_r1zero.evaluation import summarize, write_generations
 from trl_r1zero.generation import SamplingConfig, row_seeds
 
@@ -101,10 +102,22 @@ def require_for_validation(eval_every: int | None, **given: object) -> None:
             )
 
 
+def require_texts(name: str, dataset: Dataset, columns: Sequence[str]) -> None:
+    """Raise a ValueError if a value in these columns is no text; it names the row."""
+    for column in columns:
+        for row, value in enumerate(dataset[column]):
+            if not isinstance(value, str):
+                raise ValueError(
+                    f"{name}, row {row}, column {column!r}: got {describe(value)}, expected text; "
+                    "correct or remove the row"
+                )
+
+
 def require_columns(
     name: str, dataset: EvalDataset, columns: Sequence[str] = ("prompt", "ground_truth")
 ) -> None:
-    """Raise a ValueError if a data set that is there, or one of several, lacks a column."""
+    """Raise a ValueError if a data set that is there, or one of several, lacks a column, or a
+    prompt or response is no text."""
     for key, one in named_sets(dataset).items():
         missing = set(columns) - set(columns if one is None else one.column_names)
         if one is not None and missing:
@@ -112,3 +125,6 @@ def require_columns(
                 f"{name}{key and f'[{key!r}]'} lacks the columns {sorted(missing)}, it has "
                 f"{one.column_names}; build it with trl_r1zero.data.rows.build_dataset"
             )
+        if one is not None:
+            texts = [column for column in columns if column in ("prompt", "response")]
+            require_texts(f"{name}{key and f'[{key!r}]'}", one, texts)

@@ -49,7 +49,7 @@ def _answer(row: Row) -> str | list[str]:
         answers = list(dict.fromkeys(one.strip() for one in given))
         return answers[0] if len(answers) == 1 else answers
     if given is not None:
-        return row.text("answer")
+        return row.answer("answer")
     if row.optional_text("solution") is None:
         do = "add the field answer"
         raise row.error("answer", "neither answer nor solution", "one of them", do)
