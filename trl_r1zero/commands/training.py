@@ -1,46 +1,30 @@
-"""How a run of the scripts in recipes/ goes."""
+"""One process of a run, as `trl-r1zero METHOD` and the scripts of recipes/ start it.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+accelerate launch ... -m trl_r1zero.commands.training METHOD --config RECIPE [--key value ...]
+"""
+
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from trl_r1zero.common.naming import search_here
 from trl_r1zero.data.bad_rows import BadRowsError
 from trl_r1zero.recipe.requirements import check_requirements
 
 from .errors import exit_on
+from .methods import MAKERS, TrainingSetup
 
 
-@dataclass(frozen=True)
-class TrainingSetup:
-    """What a script makes its trainer of: the settings of the trainer, of what it is trained on and
-    of the model, and the model's tokenizer."""
-
-    config: Any
-    data: Any
-    model: Any
-    tokenizer: Any
-
-    def prompt_rooms(self) -> dict[str, Any]:
-        """What the context leaves for prompts, by the recipe's key of the data."""
-        from trl_r1zero.recipe.loading import load_prompt_rooms
-
-        return load_prompt_rooms(self.config, self.model, self.tokenizer)
-
-    def trainer_arguments(self) -> dict[str, Any]:
-        """The arguments of a trainer that loads its model itself, but for the data."""
-        from trl_r1zero.recipe.loading import model_settings
-
-        return {**model_settings(self.config, self.model), "processing_class": self.tokenizer}
-
-
-def train(method: str, description: str, make_trainer: Callable[[TrainingSetup], Any]) -> None:
+def train(
+    method: str, description: str, argv: Sequence[str] | None = None, program: str | None = None
+) -> None:
     """Train as a recipe says, save the model at the end, and print the report.
 
     Args:
         method: Which kind of run (see `runs.kinds`), and so which settings a recipe may have.
         description: What `--help` says first.
-        make_trainer: Makes the trainer.
+        argv: The arguments; those of this process by default.
+        program: What messages call the program; the script's name by default.
     """
     check_requirements()  # before the imports that a wrong version would break
 
@@ -50,12 +34,14 @@ def train(method: str, description: str, make_trainer: Callable[[TrainingSetup],
     from trl_r1zero.runs.kinds import METHODS
     from trl_r1zero.trainers.run_folder import write_skipped_rows
 
-    recipe = parse_recipe(METHODS[method], description=description)
+    search_here()
+    program = program or f"{method}.py"
+    recipe = parse_recipe(METHODS[method], argv, description=description, program=program)
     config, data, model = recipe.instances
     tokenizer = load_tokenizer(model)
     checkpoint = checkpoint_of(config)
-    with exit_on(f"{method}.py", BadRowsError):
-        trainer = make_trainer(TrainingSetup(config, data, model, tokenizer))
+    with exit_on(program, BadRowsError):
+        trainer = MAKERS[method](TrainingSetup(config, data, model, tokenizer))
     folder = Path(config.output_dir)
     if trainer.accelerator.is_main_process:
         recipe.write(folder / "recipe.yaml")
@@ -64,3 +50,9 @@ def train(method: str, description: str, make_trainer: Callable[[TrainingSetup],
     trainer.save_model(str(folder / "final"))
     if trainer.accelerator.is_main_process:
         print(write_report(folder))
+
+
+if __name__ == "__main__":
+    from .launch import description_of, program_of
+
+    train(sys.argv[1], description_of(sys.argv[1]), sys.argv[2:], program_of(sys.argv[1]))

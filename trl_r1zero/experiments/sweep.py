@@ -21,9 +21,9 @@ from typing import IO
 import psutil
 import torch
 
+from trl_r1zero.common.run_files import METRICS_FILE, read_metrics
 from trl_r1zero.devices.facts import visible_here
 from trl_r1zero.runs.run_state import LOG_FILE, Attempt, diverged_at, now, record, run_state
-from trl_r1zero.trainers.run_folder import METRICS_FILE, read_metrics
 
 from .experiment import Experiment
 from .plan import Plan, PlannedRun

@@ -11,10 +11,8 @@ from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from trl_r1zero.common.run_files import METRICS_FILE, SKIPPED_FILE, read_metrics
 from trl_r1zero.evaluation.environment import environment
-
-METRICS_FILE = "metrics.jsonl"
-SKIPPED_FILE = "skipped_rows.json"
 
 
 class RunFolderCallback(TrainerCallback):
@@ -62,19 +60,6 @@ def write_skipped_rows(folder: Path, skipped: Mapping[str, Any]) -> None:
     """Write what was left out of a run's data, by the recipe's key; nothing if that is nothing."""
     if skipped:
         (folder / SKIPPED_FILE).write_text(json.dumps(skipped, indent=2) + "\n", encoding="utf-8")
-
-
-def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, in order; a last line that a crash cut off is left out.
-
-    Raises:
-        FileNotFoundError: The folder has none.
-    """
-    path = Path(folder, METRICS_FILE)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; give the output folder of a run")
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _keep_until(path: Path, step: int) -> float:
