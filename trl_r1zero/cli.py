@@ -14,6 +14,7 @@ PROGRAM = "trl-r1zero"
 # Command -> what it is for. The module of its name in `commands` has a `main(argv)` that returns an
 # exit status (None: 0), and is imported when called, so that help and errors come at once.
 COMMANDS = {
+    "quickstart": "make a small model, train it with GRPO, and show that it learned",
     "recipes": "list the recipes and launch configurations that come by name",
     "init": "write a project to edit: data, task, prompt, reward, recipe, test",
     "sweep": "run experiments: grids of runs, and seeds",

@@ -9,6 +9,7 @@ import pytest
 from tiny_models import REPOSITORY
 
 from trl_r1zero import cli
+from trl_r1zero.commands import quickstart
 from trl_r1zero.commands.completion import SHELLS, complete
 from trl_r1zero.recipe.bundled import LAUNCH_CONFIGS, RECIPES, names, summary
 from trl_r1zero.recipe.yaml_files import read_recipe
@@ -78,6 +79,27 @@ def test_a_wheel_has_what_a_clone_has(tmp_path):
     assert (package / "recipes" / "grpo.py").is_file()  # which a sweep starts
     assert (package / "commands" / "help" / "grpo.txt").is_file()
     assert not list(build.rglob("*.pyc"))
+
+
+# The quickstart
+
+
+def test_the_quickstart_does_what_is_missing(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    inputs, sft, grpo = quickstart.commands(seed=3)
+    assert Path(inputs[0]).is_file()
+    assert inputs[1:] == ["--output_dir", "runs/quickstart/inputs"]
+    assert sft[2:5] == ["sft", "--config", "quickstart/sft-base_policy"]
+    assert grpo[2:] == [
+        *("grpo", "--config", "quickstart/grpo", "--seed", "3"),
+        *("--output_dir", "runs/quickstart/seed_3", "--resume_from_checkpoint", "auto"),
+    ]
+    (tmp_path / "runs/quickstart/base_policy/final").mkdir(parents=True)
+    (tmp_path / "runs/quickstart/base_policy/final/config.json").touch()
+    assert quickstart.commands(seed=3) == [grpo]
+    # What the recipes read is what the steps before them have written.
+    settings = {one.key: one.value for one in read_recipe(RECIPES / "quickstart/grpo.yaml")}
+    assert settings["model_name_or_path"] == "runs/quickstart/base_policy/final"
 
 
 # Completion

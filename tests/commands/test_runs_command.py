@@ -9,7 +9,7 @@ import pytest
 from report_runs import seed_run, write_metrics
 
 from trl_r1zero import cli
-from trl_r1zero.commands.runs import duration
+from trl_r1zero.runs.index import duration, index_run
 from trl_r1zero.runs.run_state import Attempt, record
 
 
@@ -75,6 +75,12 @@ def test_every_run_has_its_state(runs, capsys):
     assert diverged["reason"] == "loss is nan at update 1"
     assert "metrics.jsonl" in broken["reason"]
     assert broken["step"] is None
+
+
+def test_progress_in_words(runs):
+    words = index_run(runs / "deep" / "running").progress()
+    assert words == "GRPO step 10/20, accuracy 0.375, 2 min left"
+    assert index_run(runs / "broken").progress() == ""
 
 
 def test_the_table(runs, capsys):

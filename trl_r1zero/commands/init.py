@@ -1,7 +1,7 @@
 """A project of one's own, to edit: `trl-r1zero init`.
 
 trl-r1zero init my_project
-cd my_project && trl-r1zero grpo --config grpo.yaml    # a minute on a CPU
+cd my_project && trl-r1zero grpo --config grpo.yaml    # on a CPU
 """
 
 import argparse
@@ -19,8 +19,7 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero init") ->
     parser = argparse.ArgumentParser(
         prog=program,
         description="Write a project to edit: ten rows of data, a task, a prompt, a reward, a "
-        "recipe for GRPO, a test, and a tiny untrained model, so that it trains in a minute on a "
-        "CPU.",
+        "recipe for GRPO, a test, and a tiny untrained model, so that it trains on a CPU.",
         allow_abbrev=False,
     )
     parser.add_argument("folder", metavar="FOLDER", help="a new one, or an empty one")

@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero runs") ->
 
 def _table(runs: Sequence) -> str:
     from trl_r1zero.evaluation.markdown import printable, table
+    from trl_r1zero.runs.index import duration
 
     rows = []
     for run in runs:
@@ -66,15 +67,6 @@ def _table(runs: Sequence) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def duration(seconds: float) -> str:
-    """A time in its largest unit, such as `3 min` or `2.5 h`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} d"
 
 
 def _size(number: int) -> str:
