@@ -80,7 +80,9 @@ def _run(arguments: list[str]) -> int:
             print(help_text(name), end="")
             return 0
     status: int | None
-    if name in COMMANDS:
+    if name == "completion":
+        status = import_module("trl_r1zero.commands.completion").main(rest, list(known))
+    elif name in COMMANDS:
         status = import_module(f"trl_r1zero.commands.{name}").main(rest)
     else:
         status = import_module("trl_r1zero.commands.launch").main(name.replace("-", "_"), rest)

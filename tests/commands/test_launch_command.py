@@ -11,7 +11,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from tiny_models import REPOSITORY
 
 from trl_r1zero.commands.launch import DESCRIPTIONS, launch_command
-from trl_r1zero.commands.training import MAKERS
+from trl_r1zero.commands.methods import MAKERS
 from trl_r1zero.recipe import parse_recipe
 from trl_r1zero.runs.kinds import METHODS
 from trl_r1zero.trainers import read_metrics

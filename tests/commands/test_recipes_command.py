@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tiny_models import REPOSITORY
@@ -127,12 +128,12 @@ def test_the_quickstart_does_what_is_missing(monkeypatch, tmp_path):
     ],
 )
 def test_completion(line, expected):
-    assert complete(line.split(" ")) == expected
+    assert complete(line.split(" "), list(cli.commands())) == expected
 
 
 def test_a_key_is_offered_once():
-    assert "--seed" in complete(["grpo", "--seed"])
-    assert "--seed" not in complete(["grpo", "--seed", "1", "--see"])
+    assert "--seed" in complete(["grpo", "--seed"], ["grpo"])
+    assert "--seed" not in complete(["grpo", "--seed", "1", "--see"], ["grpo"])
 
 
 def test_bash_completes(tmp_path):

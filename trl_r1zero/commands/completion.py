@@ -45,11 +45,12 @@ complete -c trl-r1zero -a '(trl-r1zero completion words \
 SHELLS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print a shell's script; or, for that script, the words that may stand at the cursor."""
+def main(argv: Sequence[str] | None = None, commands: Sequence[str] = ()) -> int:
+    """Print a shell's script; or, for that script, the words that may stand at the cursor, of a
+    program with these commands."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["words"]:
-        print("\n".join(complete(arguments[1:])))
+        print("\n".join(complete(arguments[1:], commands)))
         return 0
     if not arguments or {"-h", "--help"} & set(arguments):
         print(f"usage: trl-r1zero completion {'|'.join(SHELLS)}\n\n{__doc__}", end="")
@@ -62,14 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def complete(words: Sequence[str]) -> list[str]:
+def complete(words: Sequence[str], commands: Sequence[str]) -> list[str]:
     """What may stand in place of the last word, which may be empty, behind those before it."""
-    from trl_r1zero.cli import commands
-
     if len(words) < 2:
-        return [name for name in commands() if name.startswith("".join(words))]
+        return [name for name in commands if name.startswith("".join(words))]
     command, before, word = words[0].replace("_", "-"), words[-2], words[-1]
-    if command not in commands():
+    if command not in commands:
         return []
     if word.startswith("-"):
         keys = dict.fromkeys(re.findall(r"(?<![\w-])--[a-z]\w[\w-]*", help_text(command)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import trl_r1zero
+from trl_r1zero import trainers
 
 __all__ = ["MAKERS", "TrainingSetup"]
 
@@ -42,21 +42,21 @@ def _data_arguments(loaded: Any) -> dict[str, Any]:
     }
 
 
-def _grpo(setup: TrainingSetup) -> "trl_r1zero.R1ZeroGRPOTrainer":
+def _grpo(setup: TrainingSetup) -> "trainers.R1ZeroGRPOTrainer":
     task = setup.data.load(setup.tokenizer, setup.prompt_rooms())
-    return trl_r1zero.R1ZeroGRPOTrainer(
+    return trainers.R1ZeroGRPOTrainer(
         **setup.trainer_arguments(), **_data_arguments(task), reward_funcs=task.reward
     )
 
 
-def _expert_iteration(setup: TrainingSetup) -> "trl_r1zero.ExpertIterationTrainer":
+def _expert_iteration(setup: TrainingSetup) -> "trainers.ExpertIterationTrainer":
     task = setup.data.load(setup.tokenizer, setup.prompt_rooms())
-    return trl_r1zero.ExpertIterationTrainer(
+    return trainers.ExpertIterationTrainer(
         **setup.trainer_arguments(), **_data_arguments(task), reward_fn=task.reward
     )
 
 
-def _sft(setup: TrainingSetup) -> "trl_r1zero.R1ZeroSFTTrainer":
+def _sft(setup: TrainingSetup) -> "trainers.R1ZeroSFTTrainer":
     config = setup.config
     traces = setup.data.load_traces(
         setup.tokenizer,
@@ -66,7 +66,7 @@ def _sft(setup: TrainingSetup) -> "trl_r1zero.R1ZeroSFTTrainer":
     )
     if config.process_index == 0:
         _report_data(traces, Path(config.output_dir))
-    return trl_r1zero.R1ZeroSFTTrainer(
+    return trainers.R1ZeroSFTTrainer(
         **setup.trainer_arguments(), **_data_arguments(traces), reward_fn=traces.reward
     )
 
@@ -93,7 +93,7 @@ def _instruction_tuning(setup: TrainingSetup) -> Any:
             f"{len(train_dataset):,} chunks of {data.seq_length} tokens from "
             f"{train_dataset.num_documents:,} documents"
         )
-    return trl_r1zero.make_instruction_tuning_trainer(
+    return trainers.make_instruction_tuning_trainer(
         load_model(setup.model),
         config,
         train_dataset,
@@ -102,9 +102,9 @@ def _instruction_tuning(setup: TrainingSetup) -> Any:
     )
 
 
-def _dpo(setup: TrainingSetup) -> "trl_r1zero.R1ZeroDPOTrainer":
+def _dpo(setup: TrainingSetup) -> "trainers.R1ZeroDPOTrainer":
     train_dataset, eval_dataset = setup.data.load()
-    return trl_r1zero.R1ZeroDPOTrainer(
+    return trainers.R1ZeroDPOTrainer(
         **setup.trainer_arguments(), train_dataset=train_dataset, eval_dataset=eval_dataset
     )
 
