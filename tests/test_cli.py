@@ -39,7 +39,7 @@ def test_an_unknown_command_is_named_with_the_nearest():
     assert done.returncode == 2
     assert done.stdout == ""
     assert (
-        "unknown command 'evla'; did you mean 'eval'? Allowed: compare, completion, d"
+        "unknown command 'evla'; did you mean 'eval'? Allowed: chat, compare, completion, d"
         in done.stderr
     )
     assert "Traceback" not in done.stderr

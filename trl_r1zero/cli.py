@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: the command's, 2 for a command line that cannot be read.
     """
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        status = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return status
     except BrokenPipeError:  # such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE, as of programs that the signal ends
