@@ -49,7 +49,7 @@ def test_it_learns(project):
     done = run(project, command)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line for line in read_metrics(project / "runs" / "first") if "eval_accuracy" in line]
-    assert lines[0]["eval_accuracy"] <= 0.2
+    assert lines[0]["eval_accuracy"] <= 0.7  # of ten answers, which are right with 0.4 each
     assert lines[-1]["eval_accuracy"] >= 0.8
 
 
