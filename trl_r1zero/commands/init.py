@@ -13,8 +13,8 @@ from typing import Any
 
 from .errors import exit_on
 
-# Of the model that a project begins with: the share of its answers that is right, and when, in nats,
-# it has learned to answer so.
+# Of the model that a project begins with: the share of its answers that is right, and how close, in
+# nats, it has to come to answering so.
 RIGHT = 0.4
 CLOSE_ENOUGH = 0.02
 MOST_STEPS = 600
