@@ -8,6 +8,8 @@
 # make faults            kill and stop runs at 60 random points, and see that nothing is lost: hours
 # make gpu-check          what only a GPU can show, in 8 minutes; without one, at a tiny shape
 # make check              what has to pass before a commit
+# make docs               the documentation as a site, in build/site
+# make release            wheel and sdist in dist/, checked, and the wheel in an environment of its own
 #
 # pip decides where packages come from: its own settings (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf)
 # also choose between a CPU and a CUDA build of torch. Of both, constraints.txt admits the one version.
@@ -40,11 +42,11 @@ SLOW_STEPS := awk '/\([0-9][0-9]+\.[0-9]+ MB\)/ { print; fflush() } \
 
 PIP_INSTALL := "$(VENV)/bin/python" -m pip install --disable-pip-version-check --progress-bar off
 
-.PHONY: help quickstart quickstart-server smollm2 experiments leaderboard-demo vllm test faults gpu-check lint types check
+.PHONY: help quickstart quickstart-server smollm2 experiments leaderboard-demo vllm test faults gpu-check lint types check docs release
 
 help:
 	@echo "make quickstart [SEED=0] | quickstart-server [SEED=0] | smollm2 [SEED=0]"
-	@echo "make experiments [PARALLEL=1] | leaderboard-demo | vllm | test [ARGS=...] | faults | gpu-check [ARGS=...] | lint | types | check"
+	@echo "make experiments [PARALLEL=1] | leaderboard-demo | vllm | test [ARGS=...] | faults | gpu-check [ARGS=...] | lint | types | check | docs | release"
 	@echo "The first call makes the environment in $(VENV) with PYTHON=$(PYTHON) (3.11 or newer)."
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -83,9 +85,8 @@ $(RUN)/%/final/config.json: | $(VENV)/.installed
 	$(LAUNCH) recipes/sft.py \
 		--config recipes/quickstart/sft-$*.yaml --resume_from_checkpoint auto
 
-quickstart: $(VENV)/.installed $(RUN)/base_policy/final/config.json
-	$(LAUNCH) recipes/grpo.py --config recipes/quickstart/grpo.yaml \
-		--seed $(SEED) --output_dir $(RUN)/seed_$(SEED) --resume_from_checkpoint auto
+quickstart: $(VENV)/.installed
+	"$(VENV)/bin/trl-r1zero" quickstart --seed $(SEED)
 
 quickstart-server: $(VENV)/.vllm-installed $(RUN)/base_policy/final/config.json
 	$(LAUNCH) recipes/grpo.py --config recipes/quickstart/grpo-server.yaml \
@@ -140,3 +141,21 @@ types: $(VENV)/.installed
 	"$(VENV)/bin/mypy" trl_r1zero
 
 check: lint types test
+
+$(VENV)/.docs-installed: $(VENV)/.installed
+	@$(PIP_INSTALL) -c constraints.txt -e ".[dev,docs]" | $(SLOW_STEPS)
+	@touch $@
+
+docs: $(VENV)/.docs-installed
+	"$(VENV)/bin/python" -m mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
+# Other Pythons: make release PYTHONS="python3.11 python3.12 python3.13"
+PYTHONS ?= $(PYTHON)
+
+release: $(VENV)/.installed
+	@$(PIP_INSTALL) -c constraints.txt build twine | $(SLOW_STEPS)
+	rm -rf build dist
+	"$(VENV)/bin/python" -m build
+	"$(VENV)/bin/python" -m twine check --strict dist/*
+	for python in $(PYTHONS); do packaging/check_wheel.sh "$$python" dist/*.whl constraints.txt; done

@@ -1,5 +1,6 @@
 """`trl-r1zero COMMAND`: what it lists, what it refuses, and that a command gets its arguments."""
 
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -10,10 +11,11 @@ from tiny_models import REPOSITORY
 
 import trl_r1zero
 from trl_r1zero import cli
+from trl_r1zero.commands import stored_help
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "trl_r1zero.cli", *arguments]
+    command = [sys.executable, "-m", "trl_r1zero", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -22,7 +24,7 @@ def test_help_lists_every_command(arguments, capsys):
     assert cli.main(arguments) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("usage: trl-r1zero COMMAND")
-    for name, help_text in cli.COMMANDS.items():
+    for name, help_text in cli.commands().items():
         assert f"  {name} " in shown
         assert help_text in shown
 
@@ -37,8 +39,8 @@ def test_an_unknown_command_is_named_with_the_nearest():
     assert done.returncode == 2
     assert done.stdout == ""
     assert (
-        "unknown command 'evla'; did you mean 'eval'? Allowed: compare, doctor, eval, judge, "
-        "leaderboard, report, serve, sweep, watch." in done.stderr
+        "unknown command 'evla'; did you mean 'eval'? Allowed: chat, compare, completion, d"
+        in done.stderr
     )
     assert "Traceback" not in done.stderr
 
@@ -60,15 +62,35 @@ def test_the_console_script_is_declared():
     assert tomllib.loads(text)["project"]["scripts"] == {"trl-r1zero": "trl_r1zero.cli:main"}
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["eval", "--help"], ["judge", "--help"], ["compare", "--help"]]
-)
-def test_help_does_not_import_torch(arguments):
+@pytest.mark.parametrize("name", ["", *cli.commands()])
+def test_help_comes_without_heavy_imports(name):
+    """In tenths of a second, which torch alone takes several times."""
     code = (
         "import sys; from trl_r1zero import cli\n"
-        f"try: cli.main({arguments!r})\n"
-        "except SystemExit: pass\n"
-        "print([name for name in ('torch', 'vllm', 'trl') if name in sys.modules])"
+        f"try: status = cli.main({[*filter(None, [name]), '--help']!r})\n"
+        "except SystemExit as exit: status = exit.code\n"
+        "heavy = {'torch', 'vllm', 'trl', 'transformers', 'sympy', 'matplotlib'}\n"
+        "print(status or 0, sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    shown = done.stdout.splitlines()
+    assert shown[-1] == "0 []"
+    assert len(shown) > 3
+
+
+@pytest.mark.parametrize("command", stored_help.KEYED)
+def test_the_kept_help_is_what_the_command_says(command):
+    """`python -m trl_r1zero.commands.stored_help` writes it anew."""
+    assert stored_help.help_text(command) == stored_help.made_help(command)
+
+
+def test_help_for_other_versions_is_made_anew(monkeypatch, tmp_path):
+    (tmp_path / "judge.txt").write_text("# trl 1.0.0, transformers 5.17.0\nof another version\n")
+    monkeypatch.setattr(stored_help, "FOLDER", tmp_path)
+    assert "--judge_url: str, required" in stored_help.help_text("judge")
+
+
+def test_a_reader_that_closes_early_ends_a_command_quietly():
+    command = f"{shlex.quote(sys.executable)} -m trl_r1zero recipes | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stderr == ""

@@ -7,6 +7,8 @@ import pytest
 import yaml
 from tiny_models import REPOSITORY
 
+from trl_r1zero.commands.launch import DESCRIPTIONS
+from trl_r1zero.commands.methods import MAKERS
 from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.tasks import get_task
 from trl_r1zero.devices import MachineFacts
@@ -143,7 +145,9 @@ def test_output_folders_are_distinct():
 @pytest.mark.parametrize("method", [*TRAINING, *TUNING])
 def test_a_script_reads_what_is_read_here(method):
     script = (REPOSITORY / "recipes" / SCRIPTS[method]).read_text(encoding="utf-8")
-    assert f'train("{method}", __doc__, make_trainer)' in script
+    assert f'train("{method}", __doc__)' in script
+    assert method in MAKERS
+    assert method in DESCRIPTIONS
     assert SCRIPTS[method] == f"{method}.py"
 
 

@@ -317,3 +317,15 @@ def test_private_names_of_others_are_in_trl_compat():
                 used.setdefault(node.attr, set()).add(path.stem)
     strange = {name: where - {"trl_compat"} for name, where in used.items() if name not in own}
     assert not any(strange.values()), strange
+
+
+LIGHT = ("runs.logged_run", "runs.run_state", "reports.report", "reports.comparison", "evaluation")
+
+
+def test_what_only_reads_runs_needs_no_torch():
+    """Neither do the commands that report and compare."""
+    code = f"import sys; {'; '.join(f'import trl_r1zero.{name}' for name in LIGHT)}; " + (
+        "print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

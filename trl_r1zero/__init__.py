@@ -4,8 +4,7 @@ Everything public is importable from here. Names are resolved on first use (PEP 
 the package, or only its rewards, does not import torch.
 """
 
-from importlib import import_module
-from typing import Any
+from .common.lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -63,10 +62,7 @@ _EXPORTS = {
 __all__ = ["__version__", *_EXPORTS]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+__getattr__ = lazy_names(__name__, _EXPORTS)
 
 
 def __dir__() -> list[str]:

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from report_runs import seed_run
 from tiny_models import REPOSITORY
 
 from trl_r1zero.commands.sweep import main
@@ -18,7 +20,7 @@ from trl_r1zero.devices import visible_devices
 from trl_r1zero.experiments import sweep
 from trl_r1zero.experiments.experiment import read_experiment
 from trl_r1zero.experiments.plan import Plan, make_plan
-from trl_r1zero.experiments.slots import make_slots
+from trl_r1zero.experiments.slots import Slot, make_slots
 from trl_r1zero.experiments.sweep import Sweep, _locked
 from trl_r1zero.experiments.sweep_report import plan_text, report_plan
 from trl_r1zero.runs.run_state import run_state
@@ -81,6 +83,26 @@ def test_a_run_sees_the_gpus_of_its_slot(tiny_model_folder, tmp_path, monkeypatc
     with pytest.raises(ValueError, match="no device '5': this run sees 2 GPUs"):
         Sweep([plan], make_slots(["5"], 1, 1), lambda text: None).run()
     assert not (tmp_path / "seen").exists()
+
+
+def test_progress_says_how_far_the_runs_are_and_what_is_left(tmp_path):
+    """Two runs at half of their steps after two minutes, and two that wait, on two places."""
+    running = []
+    for name in ("a", "b"):
+        folder = seed_run(tmp_path / name, 0, [0.25, 0.5, 0.375])
+        (folder / "config.json").write_text('{"n_grpo_steps": 20}')
+        run = SimpleNamespace(folder=folder, name=f"{name}, seed 0")
+        running.append(sweep._Running(run, Slot(0), None, None))
+    several = Sweep([], make_slots([], 2, 0))
+    assert several._progress(running, 2, []).splitlines() == [
+        "0 ended, 2 running, 2 waiting, about 4 min left",
+        "  a, seed 0: GRPO step 10/20, accuracy 0.375, 2 min left",
+        "  b, seed 0: GRPO step 10/20, accuracy 0.375, 2 min left",
+    ]
+    (tmp_path / "b" / "metrics.jsonl").unlink()
+    head, _, other = several._progress(running, 0, [60.0]).splitlines()
+    assert head == "1 ended, 2 running, 0 waiting"
+    assert other == "  b, seed 0: starting"
 
 
 @pytest.mark.slow

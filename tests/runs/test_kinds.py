@@ -7,8 +7,10 @@ import pytest
 from report_runs import write_metrics
 from tiny_models import REPOSITORY
 
+import trl_r1zero
 from trl_r1zero.runs.kinds import KINDS, METHODS
 from trl_r1zero.runs.logged_run import LoggedRun
+from trl_r1zero.trainers.instruction_tuning import STEP_KEY, STEP_NAME
 
 ALL = list(KINDS.values())
 
@@ -21,6 +23,18 @@ def test_a_kind_has_a_script_and_rows_of_metrics(kind):
     assert {kind.planned, kind.own_setting or kind.planned} <= settings
     assert kind.best in kind.validation_rows
     assert kind.panels and kind.training_rows
+
+
+def test_steps_are_counted_as_the_trainers_count_them():
+    """The table names them itself, so that a report needs no torch."""
+    counted = [
+        trl_r1zero.R1ZeroGRPOTrainer,
+        trl_r1zero.R1ZeroSFTTrainer,
+        trl_r1zero.ExpertIterationTrainer,
+        trl_r1zero.R1ZeroDPOTrainer,
+    ]
+    steps = {(one.step_key, one.step_name) for one in counted} | {(STEP_KEY, STEP_NAME)}
+    assert {(kind.step_key, kind.step_name) for kind in ALL} == steps
 
 
 def test_kinds_are_told_apart_by_what_a_run_writes():

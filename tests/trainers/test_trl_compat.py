@@ -36,7 +36,7 @@ def test_trl_finds_vllm_once_it_asks_for_it():
     """In the same process, through the class that its trainers have already."""
     assert output_of(
         "import sys",
-        "import trl_r1zero.trainers",
+        "from trl_r1zero.trainers import R1ZeroGRPOTrainer",
         "from trl import import_utils",
         "from trl.trainer.grpo_trainer import VLLMGeneration",
         "names = VLLMGeneration.__init__.__globals__",

@@ -1,6 +1,6 @@
 """Says what would go wrong with a run, before a paid hour starts.
 
-trl-r1zero doctor --config RECIPE [--accelerate_config FILE] [--num_processes N]
+trl-r1zero doctor --config RECIPE [--accelerate_config NAME|FILE] [--num_processes N]
                   [--assume "2x80GB"] [--method METHOD] [--json] [--key value ...]
 
 Looks at versions, devices, the model's config and tokenizer, the data, the reward on real rows,
@@ -80,10 +80,11 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--json", action="store_true")
     own, rest = parser.parse_known_args(arguments)
     if own.method is not None:
-        from trl_r1zero.runs.kinds import METHODS
+        from .launch import DESCRIPTIONS
 
-        if own.method not in METHODS:
-            parser.error(f"--method: got {own.method!r}, expected one of {', '.join(METHODS)}")
+        if own.method not in DESCRIPTIONS:
+            names = ", ".join(DESCRIPTIONS)
+            parser.error(f"--method: got {own.method!r}, expected one of {names}")
     return own, ["--config", own.config, *rest]
 
 

@@ -18,6 +18,8 @@ def exit_on(program: str, *kinds: type[BaseException]) -> Iterator[None]:
     """End with status 2 and a message, for errors of these kinds: the program is not at fault."""
     try:
         yield
+    except BrokenPipeError:  # of whoever reads the output
+        raise
     except kinds as error:
         if os.environ.get(TRACEBACK):
             raise

@@ -38,7 +38,7 @@ def run_suite(
     loaded: Mapping[str, LoadedEvaluation], recipe: ParsedRecipe, folder: Path
 ) -> dict[str, Any]:
     """`run` for each task on one engine; what `suite.json` holds, which is written after each."""
-    from trl_r1zero.evaluation.evaluate import check_results_folder
+    from trl_r1zero.evaluation.sample_and_grade import check_results_folder
     from trl_r1zero.evaluation.suite import suite_facts, task_facts, write_suite
 
     known = {name: (name, one.settings, one.sampling.temperature) for name, one in loaded.items()}

@@ -1,47 +1,31 @@
-"""How a run of the scripts in recipes/ goes."""
+"""One process of a run, as `trl-r1zero METHOD` and the scripts of recipes/ start it.
 
-from collections.abc import Callable
+accelerate launch ... -m trl_r1zero.commands.training METHOD --config RECIPE [--key value ...]
+"""
+
+import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from trl_r1zero.common.naming import search_here
 from trl_r1zero.data.bad_rows import BadRowsError
 from trl_r1zero.recipe.requirements import check_requirements
 
 from .errors import exit_on, stopping_in_words
+from .methods import MAKERS, TrainingSetup
 
 
-@dataclass(frozen=True)
-class TrainingSetup:
-    """What a script makes its trainer of: the settings of the trainer, of what it is trained on and
-    of the model, and the model's tokenizer."""
-
-    config: Any
-    data: Any
-    model: Any
-    tokenizer: Any
-
-    def prompt_rooms(self) -> dict[str, Any]:
-        """What the context leaves for prompts, by the recipe's key of the data."""
-        from trl_r1zero.recipe.loading import load_prompt_rooms
-
-        return load_prompt_rooms(self.config, self.model, self.tokenizer)
-
-    def trainer_arguments(self) -> dict[str, Any]:
-        """The arguments of a trainer that loads its model itself, but for the data."""
-        from trl_r1zero.recipe.loading import model_settings
-
-        return {**model_settings(self.config, self.model), "processing_class": self.tokenizer}
-
-
-def train(method: str, description: str, make_trainer: Callable[[TrainingSetup], Any]) -> None:
+def train(
+    method: str, description: str, argv: Sequence[str] | None = None, program: str | None = None
+) -> None:
     """Train as a recipe says, save the model at the end, and print the report.
 
     Args:
         method: Which kind of run (see `runs.kinds`), and so which settings a recipe may have.
         description: What `--help` says first.
-        make_trainer: Makes the trainer.
+        argv: The arguments; those of this process by default.
+        program: What messages call the program; the script's name by default.
     """
     check_requirements()  # before the imports that a wrong version would break
 
@@ -55,22 +39,30 @@ def train(method: str, description: str, make_trainer: Callable[[TrainingSetup],
     from trl_r1zero.trainers.run_folder import write_skipped_rows
     from trl_r1zero.watch import RunPage, write_page
 
-    recipe = parse_recipe(METHODS[method], description=description)
+    search_here()
+    program = program or f"{method}.py"
+    recipe = parse_recipe(METHODS[method], argv, description=description, program=program)
     config, data, model = recipe.instances
     folder = Path(config.output_dir)
     with ExitStack() as stack:
         stack.enter_context(stopping_in_words("--resume_from_checkpoint", "auto"))
-        with exit_on(f"{method}.py", *WRONG_SETTINGS):
+        with exit_on(program, *WRONG_SETTINGS):
             resume = stack.enter_context(started_run(recipe))
             tokenizer = load_tokenizer(model)
-            trainer = make_trainer(TrainingSetup(config, data, model, tokenizer))
+            trainer = MAKERS[method](TrainingSetup(config, data, model, tokenizer))
             trainer.add_callback(RunPage())
             if trainer.accelerator.is_main_process:
                 recipe.write(folder / "recipe.yaml")
                 write_skipped_rows(folder, data.skipped_rows)
-        with exit_on(f"{method}.py", BadRowsError, DivergedError, VLLMServerError, OSError):
+        with exit_on(program, BadRowsError, DivergedError, VLLMServerError, OSError):
             trainer.train(resume_from_checkpoint=resume)
             trainer.save_model(str(folder / "final"))
         if trainer.accelerator.is_main_process:
             print(write_report(folder))
             write_page(folder, live=False)
+
+
+if __name__ == "__main__":
+    from .launch import description_of, program_of
+
+    train(sys.argv[1], description_of(sys.argv[1]), sys.argv[2:], program_of(sys.argv[1]))

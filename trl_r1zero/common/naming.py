@@ -1,11 +1,13 @@
 """Names of tasks, rewards, losses: what they stand for, and one wording for unknown ones."""
 
+import sys
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-__all__ = ["did_you_mean", "resolve", "unknown_name_message"]
+__all__ = ["did_you_mean", "resolve", "search_here", "unknown_name_message"]
 
 
 def did_you_mean(got: object, allowed: Iterable[str]) -> str:
@@ -44,3 +46,9 @@ def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Any:
         hint = did_you_mean(attribute, [key for key in vars(module) if not key.startswith("_")])
         raise ValueError(f"{kind}: module {module_name!r} has no name {attribute!r}{hint}")
     return vars(module)[attribute]
+
+
+def search_here() -> None:
+    """Let dotted paths name modules of the current directory too, as `python -m` does."""
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.append(str(Path.cwd()))

@@ -5,12 +5,12 @@ Nothing is imported here that may be missing, or may be there in a wrong version
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import yaml
 from packaging.specifiers import SpecifierSet
 
 from trl_r1zero.devices.training_setup import sharding_of
+from trl_r1zero.recipe.bundled import LAUNCH_CONFIGS, find_launch_config, not_found
 
 from .findings import Finding, ok, problem
 
@@ -53,10 +53,12 @@ def read_launch(path: str | None, num_processes: int | None) -> Launch:
     if path is None:
         number = num_processes or 1
         return Launch(num_processes=number, distributed_type="MULTI_GPU" if number > 1 else "NO")
+    found = find_launch_config(path)
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(found.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"--accelerate_config {path}: {error}") from None
+        advice = not_found(path, LAUNCH_CONFIGS) if isinstance(error, FileNotFoundError) else ""
+        raise ValueError(f"--accelerate_config {path}: {error}{advice}") from None
     if not isinstance(content, dict) or "distributed_type" not in content:
         raise ValueError(
             f"--accelerate_config {path}: there is no distributed_type in it; give a file as in "
@@ -69,7 +71,7 @@ def read_launch(path: str | None, num_processes: int | None) -> Launch:
             )
     gpu_ids, deepspeed = content.get("gpu_ids"), content.get("deepspeed_config")
     return Launch(
-        path=path,
+        path=str(found),
         num_processes=num_processes or content.get("num_processes") or 1,
         num_machines=content.get("num_machines") or 1,
         distributed_type=str(content["distributed_type"]),

@@ -11,8 +11,8 @@ from trl_r1zero.generation.vllm_offline import OfflineVLLMEngine, from_sampling_
 from trl_r1zero.grading import Grader, RewardFn
 
 from .environment import package_versions
-from .evaluate import evaluate
 from .model_files import folder_version
+from .sample_and_grade import evaluate
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams

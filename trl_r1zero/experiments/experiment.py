@@ -26,6 +26,7 @@ from typing import Any
 
 from trl_r1zero.common.naming import unknown_name_message
 from trl_r1zero.recipe import RecipeError, parse_recipe
+from trl_r1zero.recipe.bundled import find_recipe
 from trl_r1zero.recipe.types import MISFIT, fit, type_name
 from trl_r1zero.recipe.yaml_files import dump_yaml, format_value
 
@@ -115,12 +116,12 @@ class Experiment:
 
 
 def read_experiment(path: str | Path, scale: str | None = None) -> Experiment:
-    """Read an experiment's file at one of its scales, the first by default.
+    """Read an experiment's file, by its path or name, at one of its scales, by default the first.
 
     Raises:
         RecipeError: What is wrong in the file, with the key; or it has no such scale.
     """
-    path = Path(path)
+    path = find_recipe(path)
     (file,) = parse_recipe((ExperimentFile,), ["--config", str(path)]).instances
     if not file.scales:
         raise RecipeError(f"{path}: scales is empty; give one, with its recipe")

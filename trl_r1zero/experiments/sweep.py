@@ -23,9 +23,11 @@ from typing import IO
 import psutil
 import torch
 
+from trl_r1zero.common.run_files import METRICS_FILE, read_metrics
 from trl_r1zero.devices.facts import visible_here
+from trl_r1zero.evaluation.metrics import mean
+from trl_r1zero.runs.index import duration, index_run
 from trl_r1zero.runs.run_state import LOG_FILE, Attempt, diverged_at, now, record, run_state
-from trl_r1zero.trainers.run_folder import METRICS_FILE, read_metrics
 
 from .experiment import Experiment
 from .plan import Plan, PlannedRun
@@ -36,6 +38,7 @@ __all__ = ["Sweep"]
 LOCK_FILE = ".sweep.lock"
 POLL_SECONDS = 1.0
 LOOK_SECONDS = 10.0  # between looks at a run's metrics
+PROGRESS_SECONDS = 300.0  # between lines that say how far the runs are
 END_SECONDS = 60.0  # for a run's processes to end when asked to
 REASON_LINES = 3
 REASON_CHARACTERS = 500
@@ -139,7 +142,8 @@ class Sweep:
         self._environments = {slot: slot.environment(visible) for slot in self._slots}
         waiting = [run for run in self.runs if run_state(run.folder).status not in DONE]
         running: list[_Running] = []
-        total, ended = len(waiting), 0
+        total, told = len(waiting), time.monotonic()
+        taken: list[float] = []  # seconds of each run that has ended
         interrupt = signal.getsignal(signal.SIGINT)
         previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
@@ -150,8 +154,11 @@ class Sweep:
                     outcome = one.outcome()
                     if outcome is not None:
                         running.remove(one)
-                        ended += 1
-                        self._say(f"[{ended}/{total}] {one.record(*outcome)}")
+                        taken.append(time.monotonic() - one.begin)
+                        self._say(f"[{len(taken)}/{total}] {one.record(*outcome)}")
+                if running and time.monotonic() - told >= PROGRESS_SECONDS:
+                    told = time.monotonic()
+                    self._say(self._progress(running, len(waiting), taken))
         except BaseException:
             # A second Ctrl-C must not leave runs behind that hold their GPUs.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -183,6 +190,22 @@ class Sweep:
                     continue
                 running.append(self._launch(run, slot, lock))
                 break
+
+    def _progress(self, running: list[_Running], waiting: int, taken: list[float]) -> str:
+        """How far the runs are, and the time that is left if those that wait take as long."""
+        lines, left, whole = [], [], list(taken)
+        for one in running:
+            begun = (one.run.folder / METRICS_FILE).is_file()
+            state = index_run(one.run.folder) if begun else None
+            lines.append(f"  {one.run.name}: {(state and state.progress()) or 'starting'}")
+            if state is not None and state.seconds_left is not None:
+                left.append(state.seconds_left)
+                whole.append(time.monotonic() - one.begin + state.seconds_left)
+        head = f"{len(taken)} ended, {len(running)} running, {waiting} waiting"
+        if len(left) == len(running):
+            seconds = (sum(left) + waiting * mean(whole)) / len(self._slots)
+            head += f", about {duration(max([seconds, *left]))} left"
+        return "\n".join([head, *lines])
 
     def _launch(self, run: PlannedRun, slot: Slot, lock: IO[bytes]) -> _Running:
         command = launch_command(self._experiment_of[run.folder], run, slot)

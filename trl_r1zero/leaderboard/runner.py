@@ -10,13 +10,14 @@ from typing import Any
 import yaml
 
 from trl_r1zero.common.processes import from_main
+from trl_r1zero.common.run_files import METRICS_FILE
 from trl_r1zero.evaluation.files import differing
 from trl_r1zero.recipe import ParsedRecipe
 from trl_r1zero.recipe.loading import load_tokenizer, model_settings
 from trl_r1zero.recipe.task_arguments import LoadedTask
 from trl_r1zero.reports.report import write_report
 from trl_r1zero.trainers import R1ZeroGRPOTrainer
-from trl_r1zero.trainers.run_folder import METRICS_FILE, last_whole_checkpoint, write_skipped_rows
+from trl_r1zero.trainers.run_folder import last_whole_checkpoint, write_skipped_rows
 
 from .clock import (
     CLOCK_FILE,

@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
+from trl_r1zero.common.run_files import METRICS_FILE
 from trl_r1zero.data.prompts import PLACEHOLDER, load_prompt
 from trl_r1zero.evaluation import files
 from trl_r1zero.evaluation.markdown import table
 from trl_r1zero.evaluation.metrics import is_number, mean, standard_error
 from trl_r1zero.rewards import REWARDS, is_correct
-from trl_r1zero.trainers.run_folder import METRICS_FILE
 
 from .clock import CLOCK_FILE, Event
 from .plot import plot_submission

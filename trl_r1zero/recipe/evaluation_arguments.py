@@ -1,8 +1,8 @@
 """What to evaluate, how to sample, and where to write, as recipes say it."""
 
 import typing
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import MISSING, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -190,16 +190,9 @@ class EvaluationArguments(TaskSelection):
 
     def _load(self, model: "_EvaluatedModel") -> "LoadedEvaluation":
         from trl_r1zero.data.rows import build_dataset
-        from trl_r1zero.generation import SamplingConfig
 
-        task, prompt = self.load_task()
-        if prompt.needs_tokenizer:
-            prompt = prompt.for_tokenizer(tokenizer_of(self, model.engine))
-        names = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens")
-        values = {name: getattr(self, name) for name in names}
-        if self.min_tokens is None:
-            values["min_tokens"] = min(4, self.max_tokens)
-        sampling = SamplingConfig(**values, stop=prompt.stop)
+        task, prompt = self._load_task_for(model)
+        sampling = self.sampling_for(prompt)
         split = self.split or task.eval_split
         with self.reading("data", self.data) as bad_rows, ExitStack() as on_error:
             examples = task.load(self.data, split, self.num_examples, bad_rows)
@@ -223,6 +216,30 @@ class EvaluationArguments(TaskSelection):
             environment=model.environment,
             grader=grader,
         )
+
+    @contextmanager
+    def open_model(self) -> "Iterator[tuple[DeferredEngine, Prompt, Grader]]":
+        """What answers, formats and grades any question, without data; errors as of `load`."""
+        model = _EvaluatedModel(self)
+        task, prompt = self._load_task_for(model)
+        with closing(model.engine), self._load_grader(task, prompt, ()) as grader:
+            yield model.engine, prompt, grader
+
+    def sampling_for(self, prompt: "Prompt") -> "SamplingConfig":
+        """How answers to this prompt are sampled."""
+        from trl_r1zero.generation import SamplingConfig
+
+        names = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens")
+        values = {name: getattr(self, name) for name in names}
+        if self.min_tokens is None:
+            values["min_tokens"] = min(4, self.max_tokens)
+        return SamplingConfig(**values, stop=prompt.stop)
+
+    def _load_task_for(self, model: "_EvaluatedModel") -> "tuple[Task, Prompt]":
+        task, prompt = self.load_task()
+        if prompt.needs_tokenizer:
+            prompt = prompt.for_tokenizer(tokenizer_of(self, model.engine))
+        return task, prompt
 
     def _settings(self, split: str, prompt: "Prompt", model: "_EvaluatedModel") -> dict[str, Any]:
         """What identifies the evaluation, as far as it is known."""

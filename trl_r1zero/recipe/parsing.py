@@ -2,7 +2,8 @@
 
 A recipe is a flat YAML mapping whose keys are the fields of one or several dataclasses:
 
-    base: grpo.yaml          # optional: the recipe that this one changes, relative to this file
+    base: grpo.yaml          # optional: the recipe that this one changes: relative to this file,
+                             # or the name of a bundled one, such as quickstart/grpo
     learning_rate: 1e-5
     report_to: [tensorboard]
 
@@ -30,8 +31,8 @@ from .yaml_files import RecipeError, Setting, dump_yaml, parse_yaml_text, read_r
 
 # Keys that belong to the parser; no dataclass may have a field of that name.
 _RESERVED = {
-    "base": "path of the recipe that this one changes, relative to this file (in YAML only)",
-    "config": "path of the recipe (on the command line only)",
+    "base": "recipe that this one changes: a path relative to this file, or a name (in YAML only)",
+    "config": "path or name of the recipe (on the command line only)",
 }
 _HELP_FLAGS = ("-h", "--help")
 _HELP_HINT = "--help lists all keys"
@@ -87,8 +88,8 @@ def parse_recipe(
 ) -> ParsedRecipe:
     """Read a recipe and its overrides from a command line into dataclass instances.
 
-    The command line is `[--config RECIPE.yaml] [--key value | --key=value ...]`, the last of a
-    repeated key counts. A
+    The command line is `[--config RECIPE] [--key value | --key=value ...]`, the last of a repeated
+    key counts. A
     boolean can stand without a value (`--bf16`); a list takes several (`--report_to wandb
     tensorboard`) or YAML (`"[wandb]"`), a mapping takes YAML (`"{a: 1}"`). A string is taken
     literally. `--help` prints every key with its type and default and exits.
@@ -294,7 +295,8 @@ def _help(dataclass_types: tuple[type, ...], description: str, program: str) -> 
         "--config FILE\n"
         + _indented(
             "The recipe: a YAML file with the keys below, and `base: FILE` for the recipe that it "
-            "changes. Keys on the command line win over it."
+            "changes; or the name of a bundled one (`trl-r1zero recipes` lists them). Keys on the "
+            "command line win over it."
         )
     )
     left = _namespace(dataclass_types)

@@ -68,6 +68,5 @@ def check_model_path(model_name_or_path: str | None, key: str = "model_name_or_p
     if is_path and not Path(model_name_or_path).expanduser().is_dir():
         raise ValueError(
             f"{key}: there is no folder {model_name_or_path!r}; give one that exists, "
-            "or a hub id (the quickstart's is made by recipes/quickstart/sft-base_policy.yaml, "
-            "which `make quickstart` trains first)"
+            "or a hub id (`trl-r1zero quickstart` makes those of the quickstart)"
         )

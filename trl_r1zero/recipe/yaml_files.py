@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from .bundled import find_recipe, not_found
+
 # What YAML 1.2 reads as a float and 1.1 does not: an exponent without a dot or without a sign.
 _EXPONENT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+")
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)")
@@ -99,7 +101,8 @@ def dump_yaml(value: Any, flow: bool = False) -> str:
 
 
 def read_recipe(path: Path, chain: tuple[Path, ...] = ()) -> list[Setting]:
-    """The settings of a recipe, those of its base first."""
+    """The settings of a recipe, a file's or a bundled one's, those of its base first."""
+    path = find_recipe(path)
     resolved = path.resolve()
     if resolved in chain:
         steps = " -> ".join(str(step) for step in (*chain, resolved))
@@ -107,7 +110,8 @@ def read_recipe(path: Path, chain: tuple[Path, ...] = ()) -> list[Setting]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from error
+        advice = not_found(path) if isinstance(error, FileNotFoundError) else ""
+        raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}{advice}") from error
     try:
         settings = list(_settings_of(path, text))
     except yaml.MarkedYAMLError as error:
@@ -122,9 +126,11 @@ def read_recipe(path: Path, chain: tuple[Path, ...] = ()) -> list[Setting]:
             if not isinstance(setting.value, str):
                 raise RecipeError(
                     f"{setting.place}: base: got {setting.text}, expected the path of a recipe, "
-                    f"relative to {path.parent}"
+                    f"relative to {path.parent}, or the name of a bundled one"
                 )
-            inherited = read_recipe(path.parent / setting.value, (*chain, resolved))
+            beside = path.parent / setting.value
+            base = beside if beside.is_file() else find_recipe(setting.value)
+            inherited = read_recipe(base if base.is_file() else beside, (*chain, resolved))
     return inherited + [setting for setting in settings if setting.key != "base"]
 
 

@@ -12,9 +12,9 @@ from hashlib import sha256
 from operator import attrgetter
 from pathlib import Path
 
-from trl_r1zero.evaluation import mean
 from trl_r1zero.evaluation.compare import PairedDifference, paired_difference
 from trl_r1zero.evaluation.evaluated import QuestionKey
+from trl_r1zero.evaluation.metrics import mean
 from trl_r1zero.rewards import is_correct
 from trl_r1zero.runs.logged_run import Line, LoggedRun, is_finite
 

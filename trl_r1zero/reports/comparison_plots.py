@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from trl_r1zero.evaluation import mean, standard_error
+from trl_r1zero.evaluation.metrics import mean, standard_error
 from trl_r1zero.runs.logged_run import is_finite
 from trl_r1zero.runs.metrics import (
     AMBER,

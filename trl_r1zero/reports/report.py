@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from trl_r1zero.common.run_files import SKIPPED_FILE
 from trl_r1zero.data.bad_rows import skipped_in_words
-from trl_r1zero.evaluation import mean, standard_error
 from trl_r1zero.evaluation.markdown import quoted, table, wrapped
+from trl_r1zero.evaluation.metrics import mean, standard_error
 from trl_r1zero.reports.plots import plot_run
 from trl_r1zero.rewards import is_correct
 from trl_r1zero.runs.logged_run import CHANGES, Line, LoggedRun, Row, by_change, logged
 from trl_r1zero.runs.metrics import DURATION, OPTIONAL, ROLLOUT_COLUMNS, Rows
-from trl_r1zero.trainers.run_folder import SKIPPED_FILE
 from trl_r1zero.trainers.timing import PARTS_OF_GENERATION
 
 REPORT_FILE = "report.md"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from trl_r1zero.evaluation import mean, standard_error
+from trl_r1zero.evaluation.metrics import mean, standard_error
 
 __all__ = [
     "CONFIDENCE",

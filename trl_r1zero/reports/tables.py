@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from trl_r1zero.evaluation import mean, standard_error
+from trl_r1zero.evaluation.metrics import mean, standard_error
 from trl_r1zero.evaluation.pages import Table
 from trl_r1zero.runs.metrics import GROUP_TRAINING
 

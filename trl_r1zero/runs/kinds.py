@@ -1,19 +1,13 @@
-"""The kinds of runs, one row each. A new kind is a row here, a trainer and a script in recipes/."""
+"""The kinds of runs, one row each. A new kind is a row here, a trainer, a line of
+`commands/methods.py` and a script in recipes/. No row needs torch before its dataclasses do."""
 
 from dataclasses import dataclass
-
-from trl import ModelConfig
-
-from trl_r1zero import trainers
-from trl_r1zero.recipe.instruction_arguments import InstructionArguments
-from trl_r1zero.recipe.preference_arguments import PreferenceArguments
-from trl_r1zero.recipe.task_arguments import TaskArguments
-from trl_r1zero.recipe.trace_arguments import TraceArguments
-from trl_r1zero.trainers.instruction_tuning import STEP_KEY, STEP_NAME
+from importlib import import_module
+from typing import Any
 
 from . import metrics
 
-__all__ = ["KINDS", "METHODS", "RunKind"]
+__all__ = ["KINDS", "METHODS", "RunKind"]  # noqa: F822
 
 
 @dataclass(frozen=True)
@@ -23,7 +17,9 @@ class RunKind:
     Attributes:
         method: Its script is recipes/<method>.py, and its recipes are <method>[-variant].yaml.
         step_key: What counts its steps in a line of metrics; `step_name`: what a step is called.
-        dataclasses: Of its recipes.
+        config: Its settings of training, in `trainers`; `arguments`: those of what it is trained
+            on, as module and name in `recipe`. With TRL's `ModelConfig` they are the `dataclasses`
+            of its recipes.
         panels: Of a run's figure.
         training_rows: Of the report's table of training; `validation_rows`: of validation.
         own_setting: A setting of config.json that no other kind has; None: it has none of theirs.
@@ -37,7 +33,8 @@ class RunKind:
     method: str
     step_key: str
     step_name: str
-    dataclasses: tuple[type, ...]
+    config: str
+    arguments: tuple[str, str]
     panels: tuple[metrics.Panel, ...]
     training_rows: metrics.Rows
     validation_rows: metrics.Rows
@@ -48,13 +45,25 @@ class RunKind:
     samples_training: bool = False
     samples_validation: bool = True
 
+    @property
+    def dataclasses(self) -> tuple[type, ...]:
+        """Those whose fields are the keys of its recipes."""
+        from trl import ModelConfig
+
+        from trl_r1zero import trainers
+
+        module, name = self.arguments
+        of_data = getattr(import_module(f"trl_r1zero.recipe.{module}"), name)
+        return getattr(trainers, self.config), of_data, ModelConfig
+
 
 _KINDS = (
     RunKind(
         method="grpo",
-        step_key=trainers.R1ZeroGRPOTrainer.step_key,
-        step_name=trainers.R1ZeroGRPOTrainer.step_name,
-        dataclasses=(trainers.R1ZeroGRPOConfig, TaskArguments, ModelConfig),
+        step_key="grpo_step",
+        step_name="GRPO step",
+        config="R1ZeroGRPOConfig",
+        arguments=("task_arguments", "TaskArguments"),
         panels=metrics.GRPO_PANELS,
         training_rows=metrics.GRPO_ROWS,
         validation_rows=metrics.VALIDATION_ROWS,
@@ -64,18 +73,20 @@ _KINDS = (
     ),
     RunKind(
         method="sft",
-        step_key=trainers.R1ZeroSFTTrainer.step_key,
-        step_name=trainers.R1ZeroSFTTrainer.step_name,
-        dataclasses=(trainers.R1ZeroSFTConfig, TraceArguments, ModelConfig),
+        step_key="train_step",
+        step_name="update",
+        config="R1ZeroSFTConfig",
+        arguments=("trace_arguments", "TraceArguments"),
         panels=metrics.SFT_PANELS,
         training_rows=metrics.SFT_ROWS,
         validation_rows=metrics.VALIDATION_ROWS,
     ),
     RunKind(
         method="expert_iteration",
-        step_key=trainers.ExpertIterationTrainer.step_key,
-        step_name=trainers.ExpertIterationTrainer.step_name,
-        dataclasses=(trainers.ExpertIterationConfig, TaskArguments, ModelConfig),
+        step_key="ei_step",
+        step_name="EI step",
+        config="ExpertIterationConfig",
+        arguments=("task_arguments", "TaskArguments"),
         panels=metrics.EI_PANELS,
         training_rows=metrics.SFT_ROWS,
         validation_rows=metrics.VALIDATION_ROWS,
@@ -85,9 +96,10 @@ _KINDS = (
     ),
     RunKind(
         method="instruction_tuning",
-        step_key=STEP_KEY,
-        step_name=STEP_NAME,
-        dataclasses=(trainers.InstructionTuningConfig, InstructionArguments, ModelConfig),
+        step_key="tuning_step",
+        step_name="update",
+        config="InstructionTuningConfig",
+        arguments=("instruction_arguments", "InstructionArguments"),
         panels=metrics.TUNING_PANELS,
         training_rows=metrics.TUNING_ROWS,
         validation_rows=metrics.TUNING_VALIDATION_ROWS,
@@ -98,9 +110,10 @@ _KINDS = (
     ),
     RunKind(
         method="dpo",
-        step_key=trainers.R1ZeroDPOTrainer.step_key,
-        step_name=trainers.R1ZeroDPOTrainer.step_name,
-        dataclasses=(trainers.R1ZeroDPOConfig, PreferenceArguments, ModelConfig),
+        step_key="dpo_step",
+        step_name="update",
+        config="R1ZeroDPOConfig",
+        arguments=("preference_arguments", "PreferenceArguments"),
         panels=metrics.DPO_PANELS,
         training_rows=metrics.DPO_ROWS,
         validation_rows=metrics.DPO_VALIDATION_ROWS,
@@ -109,4 +122,10 @@ _KINDS = (
     ),
 )
 KINDS = {kind.step_key: kind for kind in _KINDS}
-METHODS = {kind.method: kind.dataclasses for kind in _KINDS}
+
+
+def __getattr__(name: str) -> Any:
+    """`METHODS`: method -> the dataclasses of its recipes."""
+    if name != "METHODS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return {kind.method: kind.dataclasses for kind in _KINDS}

@@ -11,16 +11,15 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from trl_r1zero.common.run_files import METRICS_FILE, Line, read_metrics
 from trl_r1zero.data.files import read_jsonl
-from trl_r1zero.evaluation import mean
 from trl_r1zero.evaluation.files import read_json
+from trl_r1zero.evaluation.metrics import mean
 from trl_r1zero.recipe.yaml_files import read_recipe
 from trl_r1zero.rewards import is_correct
-from trl_r1zero.trainers.run_folder import METRICS_FILE, read_metrics
 
 from .kinds import KINDS, RunKind
 
-Line = dict[str, Any]  # one line of metrics.jsonl
 Row = dict[str, Any]  # of a table of generations
 
 # (right before, right after) in words, the most informative first.

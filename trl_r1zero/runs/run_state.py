@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from trl_r1zero.common.run_files import METRICS_FILE, Line, read_metrics
 from trl_r1zero.evaluation.files import json_text, read_json, write_atomically
-from trl_r1zero.runs.logged_run import Line
-from trl_r1zero.trainers.run_folder import METRICS_FILE, read_metrics
 
 __all__ = ["ATTEMPTS_FILE", "Attempt", "RunState", "diverged_at", "record", "run_state"]
 

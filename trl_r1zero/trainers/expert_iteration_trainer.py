@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from trl_r1zero.common.processes import from_main
+from trl_r1zero.common.run_files import read_metrics
 from trl_r1zero.evaluation import mean, standard_error, summarize, write_generations
 from trl_r1zero.generation import row_seeds
 
@@ -44,7 +45,6 @@ from .kept_rollouts import (
     write_ei_step,
 )
 from .rollout_sampler import shuffled_forever
-from .run_folder import read_metrics
 from .sampling import GradedSample
 from .sft_config import ExpertIterationConfig
 from .sft_trainer import R1ZeroSFTTrainer

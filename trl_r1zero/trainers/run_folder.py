@@ -15,6 +15,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from trl_r1zero.common.folder_lock import holding
 from trl_r1zero.common.processes import from_main_process
+from trl_r1zero.common.run_files import (
+    METRICS_FILE,
+    SKIPPED_FILE,
+    numbered_lines,
+    parse_line,
+)
 from trl_r1zero.evaluation.environment import environment
 from trl_r1zero.evaluation.files import append_line, json_line, json_text, read_json, valid_json
 from trl_r1zero.evaluation.files import write_atomically as write
@@ -23,10 +29,7 @@ from .run_identity import go_on_with
 
 logger = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.json"
-SKIPPED_FILE = "skipped_rows.json"
-_COUNTS = ("step", "elapsed_seconds")  # in every line of a run's metrics
 
 
 class RunFolder:
@@ -123,38 +126,6 @@ def write_skipped_rows(folder: Path, skipped: Mapping[str, Any]) -> None:
         write(folder / SKIPPED_FILE, json_text(skipped))
 
 
-def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, in order; a last line that a crash cut off is left out.
-
-    Raises:
-        FileNotFoundError: The folder has none.
-        ValueError: A line is not one of metrics; the text begins with `path:line:`.
-    """
-    path = Path(folder, METRICS_FILE)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; give the output folder of a run")
-    return [_metrics(line, f"{path}:{number}") for number, line in _whole_lines(path)]
-
-
-def _whole_lines(path: Path) -> list[tuple[int, bytes]]:
-    """The lines, with their numbers from 1; a cut may leave a part of one at the end, or zeros."""
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip(b" \r\0")]
-
-
-def _metrics(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        metrics = json.loads(line)
-    except ValueError:
-        metrics = None
-    counts = [metrics.get(name, 0) for name in _COUNTS] if isinstance(metrics, dict) else [None]
-    if not all(isinstance(count, int | float) for count in counts):
-        raise ValueError(
-            f"{where}: got {line[:80]!r}, expected an object of metrics in JSON; remove the line"
-        )
-    return dict(metrics)
-
-
 def _keep_until(path: Path, step: int) -> float:
     """Drop lines after `step`; return the seconds that the kept ones had taken."""
     if not path.is_file() or step == 0:
@@ -162,9 +133,9 @@ def _keep_until(path: Path, step: int) -> float:
         return 0.0
     kept: list[dict[str, Any]] = []
     broken: ValueError | None = None
-    for number, line in _whole_lines(path):
+    for number, line in numbered_lines(path):
         try:
-            metrics = _metrics(line, f"{path}:{number}")
+            metrics = parse_line(line, f"{path}:{number}")
         except ValueError as error:
             broken = broken or error  # of no matter behind all that is kept
             continue

@@ -4,8 +4,10 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 # Parts of the generation.
 PARTS_OF_GENERATION = ("weight_sync", "rollout_wait", "server_wake")
@@ -18,7 +20,7 @@ class StepTimer:
     until `collect`; elsewhere by the clock.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: "torch.device") -> None:
         self._on_cuda = device.type == "cuda"
         self._seconds: dict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
@@ -26,6 +28,8 @@ class StepTimer:
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         if self._on_cuda:
+            import torch
+
             start = torch.cuda.Event(enable_timing=True)
             end = torch.cuda.Event(enable_timing=True)
             start.record()
@@ -40,6 +44,8 @@ class StepTimer:
     def collect(self) -> dict[str, float]:
         """Seconds of each part since the last call."""
         if self._events:
+            import torch
+
             torch.cuda.synchronize()
             for name, start, end in self._events:
                 self._seconds[name] += start.elapsed_time(end) / 1000
