@@ -44,6 +44,8 @@ class CheckedConfig(_Arguments):
     # Field -> what to set instead; field -> why it cannot be set.
     derived_fields: ClassVar[Mapping[str, str]] = {}
     unsupported_fields: ClassVar[Mapping[str, str]] = {}
+    # Fields that may be set, and are derived where they are not.
+    settled_fields: ClassVar[Collection[str]] = ()
 
     # What a config derived: `dataclasses.replace` hands it to the new one, which derives its own.
     derived_before: InitVar[Mapping[str, Any] | None] = None
@@ -64,6 +66,7 @@ class CheckedConfig(_Arguments):
         self._reject_foreign_settings(defaults)
         check_ranges(self)
         self._check()
+        settled = [name for name in self.settled_fields if getattr(self, name) == defaults[name]]
         for name, value in self._derived_values().items():
             setattr(self, name, value)
         settle_use_cpu(self)
@@ -76,7 +79,8 @@ class CheckedConfig(_Arguments):
                 f"WORLD_SIZE says {self._launched_processes} processes, but there are "
                 f"{self.world_size}; start the run with `accelerate launch`"
             )
-        vars(self)["derived_before"] = {name: getattr(self, name) for name in self.derived_fields}
+        derived = (*self.derived_fields, *settled)
+        vars(self)["derived_before"] = {name: getattr(self, name) for name in derived}
 
     def _check(self) -> None:
         """Raise a ValueError for settings that do not fit one another."""
