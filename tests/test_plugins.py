@@ -25,6 +25,7 @@ import torch
 
 from trl_r1zero.data.prompts import Prompt
 from trl_r1zero.data.tasks import Example, Task
+from trl_r1zero.functional import LossType
 
 
 def soft_clip(advantages, policy_log_probs, old_log_probs, *, tau: float = 1.0):
@@ -69,7 +70,11 @@ class Counting(Task):
         return [Example(f"What comes after {n}?", str(n + 1)) for n in range(self.size)]
 
 
+pair = LossType("leave_one_out", "gspo")
+of_functions = LossType(with_eps, soft_clip)
 # What is wrong with these is in their tests.
+unknown_pair = LossType("leave_one", "gspo")
+broken_pair = LossType("group_mean", lambda advantages, policy, old: -advantages * policy)
 flat = lambda rewards: rewards.mean(dim=1)
 broken = lambda rewards: rewards.nothing
 infinite = lambda rewards: rewards / 0
@@ -139,9 +144,23 @@ def test_what_the_kind_offers_is_no_option(config):
     assert surrogate.options("math.hypot") == {}  # takes any number
 
 
+def test_a_loss_type_of_ones_own(config):
+    args = config(loss_type="mine.pair")
+    assert (args.loss.advantage, args.loss.surrogate) == ("leave_one_out", "gspo")
+    args = config(loss_type="mine.of_functions", advantage_eps=0.1)
+    assert args.loss.advantage.__name__ == "with_eps"
+    assert args.advantage is None
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"loss_type": "mine.unknown_pair"}, "unknown advantage 'leave_one'; did you mean"),
+        ({"loss_type": "mine.broken_pair"}, "surrogate mine.broken_pair: expected .loss, meta"),
+        (
+            {"loss_type": "mine.pair", "use_std_normalization": True},
+            "is for the advantage 'group_mean', and this loss type has 'leave_one_out'",
+        ),
         ({"surrogate": "mine.soft_clip", "plugin_options": {"soft_clip.tao": 1}}, "did you mean"),
         (
             {"surrogate": "mine.soft_clip", "plugin_options": {"soft_clip.tau": "x"}},
@@ -232,7 +251,7 @@ def test_a_recipe_with_a_mistake_ends_with_a_message(parse, argv, message):
 
 
 def test_two_plug_ins_of_a_name():
-    with pytest.raises(ValueError, match="two plug-ins are called mine.scaled; rename one of them"):
+    with pytest.raises(ValueError, match=r"two plug-ins are called .*; rename one of them"):
         R1ZeroGRPOConfig.option_keys({"advantage": "mine.scaled", "aggregation": "mine.scaled"})
 
 

@@ -69,7 +69,7 @@ class LossType:
         """The advantage with or without division by the group standard deviation.
 
         Raises:
-            ValueError: std normalisation is asked for where no baseline is subtracted.
+            ValueError: std normalisation is asked for of anything but the group mean.
         """
         if not use_std_normalization:
             return self.advantage
@@ -79,7 +79,12 @@ class LossType:
                 "baseline to normalise; set use_std_normalization to False or choose a loss type "
                 "with a baseline"
             )
-        return f"{self.advantage}_std"
+        if self.advantage != "group_mean":
+            raise ValueError(
+                "use_std_normalization=True is for the advantage 'group_mean', and this loss type "
+                f"has {self.advantage!r}; remove it"
+            )
+        return "group_mean_std"
 
 
 LOSS_TYPES: dict[str, LossType] = {

@@ -204,7 +204,7 @@ class R1ZeroGRPOConfig(LossSettings, SamplingSettings, GRPOConfig):  # type: ign
     def _derived_values(self) -> dict[str, Any]:
         updates, advantage = self.updates_per_grpo_step, self.loss.advantage
         return {
-            "advantage": self.advantage or advantage,
+            "advantage": advantage if isinstance(advantage, str) else self.advantage,
             "fused_lm_head": False if self.entropy_coef != 0 else self.fused_lm_head,
             "num_generations": self.group_size,
             "num_generations_eval": 1,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from trl_r1zero.common.arguments import NonNegative, Positive, arg
+from trl_r1zero.common.naming import unknown_name_message
 from trl_r1zero.common.plugins import PlugIns, Role, is_dotted
 from trl_r1zero.functional import (
     ADVANTAGES,
@@ -102,7 +103,7 @@ class LossSettings(PlugIns, StrictConfig):
         """The advantage and the surrogate that the settings stand for."""
         named, use_std = get_loss_type(self.loss_type), self.use_std_normalization
         if use_std is None:
-            use_std = named.advantage != "raw"
+            use_std = named.advantage == "group_mean"
         advantage = self.bound("advantage") or named.advantage_with(use_std)
         return LossType(advantage, self.bound("surrogate") or named.surrogate)
 
@@ -160,11 +161,12 @@ class LossSettings(PlugIns, StrictConfig):
     def _call_plugins(self) -> None:
         """Each on a tiny batch."""
         self.check_options()
-        if is_dotted(self.advantage):
-            check_advantage(str(self.advantage), self.bound("advantage"), self.advantage_eps)
-        if is_dotted(self.surrogate):
+        advantage, surrogate = self.loss.advantage, self.loss.surrogate
+        if callable(advantage):
+            check_advantage(self.advantage or self.loss_type, advantage, self.advantage_eps)
+        if callable(surrogate):
             settings = {"cliprange": self.clip_bounds, "delta": self.delta}
-            check_surrogate(str(self.surrogate), self.bound("surrogate"), **settings)
+            check_surrogate(self.surrogate or self.loss_type, surrogate, **settings)
         if is_dotted(self.aggregation):
             check_aggregation(self.aggregation, self.bound("aggregation"), self.sequence_divisor)
 
@@ -186,7 +188,13 @@ class LossSettings(PlugIns, StrictConfig):
                     f"advantage is {self.advantage}, and {other} {getattr(self, other)} says "
                     "another; leave out one"
                 )
-        _ = self.loss  # a ValueError says so where there is no baseline to normalise
+        loss = self.loss  # a ValueError says so where there is no baseline to normalise
+        for kind, part in (("advantage", loss.advantage), ("surrogate", loss.surrogate)):
+            known = self.roles[kind].known
+            if isinstance(part, str) and part not in known:
+                raise ValueError(
+                    f"loss_type {self.loss_type}: {unknown_name_message(kind, part, known)}"
+                )
 
     def _check_clip(self) -> None:
         surrogate = self.loss.surrogate
