@@ -22,7 +22,7 @@ from trl_r1zero.trainers.memory_limits import microbatch_limits
 
 # recipes/experiments/ holds experiments, which vary recipes: tests/experiments/test_plan.py.
 RECIPES = sorted(
-    path for path in (REPOSITORY / "recipes").rglob("*.yaml") if path.parent.name != "experiments"
+    path for path in (REPOSITORY / "recipes").rglob("*.yaml") if "experiments" not in path.parts
 )
 # recipes/<model>/<method>[-variant].yaml is for a script, which takes these.
 DATACLASSES = {**METHODS, "eval": (EvaluationArguments,)}

@@ -1,9 +1,11 @@
 """Built-in prompts by their exact wording, and the file format with all its errors."""
 
+import re
 from importlib import resources
 
 import pytest
 
+from trl_r1zero import r1_zero_reward_fn
 from trl_r1zero.data.alpaca import format_alpaca
 from trl_r1zero.data.prompts import ANSWER_FORMATS, PROMPTS, Prompt, load_prompt
 from trl_r1zero.data.tasks import TASKS
@@ -21,6 +23,29 @@ def test_r1_zero_is_the_published_wording_to_the_letter():
         "Assistant: <think>"
     )
     assert (prompt.stop, prompt.answer_format) == (("</answer>",), "tags")
+
+
+def test_question_only_2026_asks_for_a_box():
+    prompt = load_prompt("question_only_2026")
+    assert prompt.format("1 + 1?") == r"1 + 1? Please put your final answer within \boxed{}."
+    assert (prompt.stop, prompt.answer_format) == ((), "boxed")
+
+
+def test_three_shots_are_right_answers_in_the_form_of_r1_zero():
+    prompt, zero_shot = load_prompt("r1_zero_three_shot"), load_prompt("r1_zero")
+    assert (prompt.stop, prompt.answer_format) == (zero_shot.stop, zero_shot.answer_format)
+    instruction, *turns = prompt.template.split("User: ")
+    assert instruction == zero_shot.template.split("User: ")[0]
+    assert turns.pop() == "{question}\nAssistant: <think>"
+    assert len(turns) == 3
+    for turn in turns:
+        question, response = turn.split("\nAssistant: <think>")
+        answer = response.split("<answer> ")[1].split(" </answer>")[0]
+        assert question.endswith("?") and response.endswith("</answer>\n")
+        assert r1_zero_reward_fn(response.rstrip(), answer)["reward"] == 1.0
+        # Each equation of the working holds.
+        for left, right in re.findall(r"([\d.]+(?: [-*/] [\d.]+)+) = ([\d.]+)\b", response):
+            assert eval(left) == float(right), left
 
 
 def test_question_only_is_the_question_and_stops_nowhere():
@@ -151,7 +176,8 @@ def test_load_prompt_unknown_name():
         load_prompt("r1zero")
     assert str(error.value) == (
         "unknown prompt 'r1zero'; did you mean 'r1_zero'? "
-        "Allowed: alpaca, chain_arithmetic, chat, question_only, r1_zero, zero_shot. "
+        "Allowed: alpaca, chain_arithmetic, chat, question_only, question_only_2026, r1_zero, "
+        "r1_zero_three_shot, zero_shot. "
         "A path to a .txt file is accepted too."
     )
 

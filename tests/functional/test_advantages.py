@@ -9,7 +9,9 @@ from trl_r1zero.functional import (
     ADVANTAGES,
     compute_group_advantages,
     compute_group_normalized_rewards,
+    normalize_group_rewards,
 )
+from trl_r1zero.functional.advantages import BASELINES, NORMALIZERS
 
 # Two prompts, four responses each.
 # Group 1: 1 0 0 1, mean 1/2, squared deviations 4 * 1/4 = 1, unbiased variance 1/3, std 0.57735.
@@ -81,11 +83,13 @@ def test_raw_advantage_is_the_reward():
     assert compute_group_advantages(torch.tensor(REWARDS), 4, "raw", 1e-6).tolist() == REWARDS
 
 
-@pytest.mark.parametrize("advantage", ["group_mean", "group_mean_std"])
+@pytest.mark.parametrize("advantage", [name for name in ADVANTAGES if name != "raw"])
 @pytest.mark.parametrize("eps", [0.0, 1e-6])
-@pytest.mark.parametrize("reward", [0.1, 1 / 3, -0.7, 1e-30, 16777217.0])
+@pytest.mark.parametrize("reward", [0.0, 0.1, 1 / 3, -0.7, 1e-30, 16777217.0])
 @pytest.mark.parametrize("group_size", [1, 3, 7, 8, 64])
 def test_a_group_of_equal_rewards_has_advantage_exactly_zero(advantage, eps, reward, group_size):
+    if advantage == "max_rl" and reward < 0:
+        return
     rewards = torch.full((2 * group_size,), reward)
     advantages = compute_group_advantages(rewards, group_size, advantage, eps)
     assert advantages.tolist() == [0.0] * (2 * group_size)
@@ -97,7 +101,7 @@ def test_the_naive_formula_would_not_be_exactly_zero():
     assert (rewards - rewards.mean()).abs().max() > 0
 
 
-@pytest.mark.parametrize("advantage", list(ADVANTAGES))
+@pytest.mark.parametrize("advantage", [n for n in ADVANTAGES if n != "group_mean_batch_std"])
 def test_groups_do_not_see_each_other_and_order_within_does_not_matter(advantage):
     rewards_NG = torch.rand(5, 8, generator=torch.Generator().manual_seed(0))
     permutation_N = torch.tensor([3, 0, 4, 1, 2])
@@ -124,6 +128,52 @@ def test_group_advantages_survive_a_large_offset():
             compute_group_advantages(low + 4096, 4, advantage, 1e-6),
             compute_group_advantages(low, 4, advantage, 1e-6),
         )
+
+
+EPS = 0.25
+# The squared deviations of both groups: 1 + 3/4, of eight numbers of mean 0: variance 7/4/7.
+BATCH_STD = 0.5
+BY_HAND = {
+    "raw": REWARDS,
+    "group_mean": CENTRED,
+    "group_mean_std": [c / (s + EPS) for c, s in zip(CENTRED, STD, strict=True)],
+    # The others' mean: 1/3 for a 1 and 2/3 for a 0 of group 1; 0 and 1/3 in group 2.
+    "leave_one_out": [2 / 3, -2 / 3, -2 / 3, 2 / 3, 1.0, -1 / 3, -1 / 3, -1 / 3],
+    "group_mean_batch_std": [c / (BATCH_STD + EPS) for c in CENTRED],
+    "max_rl": [c / (m + EPS) for c, m in zip(CENTRED, [0.5] * 4 + [0.25] * 4, strict=True)],
+}
+
+
+@pytest.mark.parametrize("advantage", list(ADVANTAGES))
+def test_every_advantage_by_hand(advantage):
+    advantages = compute_group_advantages(torch.tensor(REWARDS), 4, advantage, EPS)
+    torch.testing.assert_close(advantages, torch.tensor(BY_HAND[advantage]))
+    assert advantages.dtype == torch.float32
+
+
+def test_max_rl_is_for_rewards_of_at_least_0():
+    with pytest.raises(ValueError, match="rewards must be at least 0, got -1"):
+        compute_group_advantages(torch.tensor([1.0, -1.0]), 2, "max_rl", 0.0)
+
+
+def test_max_rl_is_the_mean_over_what_succeeded():
+    """sum of A grad is the gradient's mean over right responses, less that over all."""
+    gradients = torch.randn(8, generator=torch.Generator().manual_seed(0))
+    rewards = torch.tensor([1.0, 0, 0, 1, 1, 0, 0, 0])
+    advantages = compute_group_advantages(rewards, 8, "max_rl", 0.0)
+    expected = gradients[rewards == 1].mean() - gradients.mean()
+    torch.testing.assert_close((advantages * gradients).mean(), expected)
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_normalize_group_rewards_is_finite(baseline, normalizer):
+    rewards = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    assert normalize_group_rewards(rewards, baseline, normalizer, 0.0).isfinite().all()
+    with pytest.raises(ValueError, match="unknown baseline 'men'; did you mean 'mean'"):
+        normalize_group_rewards(rewards, "men", normalizer, 0.0)
+    with pytest.raises(ValueError, match="unknown normalizer 'sd'"):
+        normalize_group_rewards(rewards, baseline, "sd", 0.0)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ DENOMINATORS = {
     "masked_mean": {"num_sequences": 3},
     "masked_normalize": {"num_sequences": 3, "normalize_constant": 10.0},
     "token_mean": {"num_tokens": 5},
+    "constant": {"normalize_constant": 30.0},
 }
 
 
@@ -23,6 +24,7 @@ DENOMINATORS = {
         ("masked_mean", (8 / 2 + 9 / 3 + 0) / 3),
         ("masked_normalize", (8 + 9) / (10 * 3)),
         ("token_mean", (8 + 9) / 5),
+        ("constant", (8 + 9) / 30),
     ],
 )
 def test_aggregate_loss(aggregation, expected):
@@ -102,7 +104,9 @@ def test_an_unused_normalize_constant_is_an_error(aggregation):
 
 
 def test_unknown_aggregation_and_wrong_shapes():
-    with pytest.raises(ValueError, match=r"did you mean 'masked_mean'.* Allowed: masked_mean, "):
+    with pytest.raises(
+        ValueError, match=r"did you mean 'masked_mean'.* Allowed: constant, masked_mean, "
+    ):
         aggregate_loss(LOSS, MASK, "mask_mean", num_sequences=3)
     with pytest.raises(ValueError, match=r"response_mask_BT has shape \(3, 2\)"):
         aggregate_loss(LOSS, MASK[:, :2], num_sequences=3)

@@ -220,6 +220,7 @@ def aggregation_arguments(aggregation: str, num_tokens: int) -> dict[str, float]
         "masked_mean": {},
         "masked_normalize": {"normalize_constant": 11.0},
         "token_mean": {"num_tokens": num_tokens},
+        "constant": {"normalize_constant": 88.0},
     }[aggregation]
 
 
@@ -365,7 +366,7 @@ def test_unequal_pieces_by_aggregate_loss_give_the_same_gradient(
     # 3 + 5 rows, as two ranks or a remainder would have: the denominators are the whole batch's.
     num_tokens = int(train_batch["response_mask"].sum())
     denominators = {"num_sequences": 8, "num_tokens": num_tokens}
-    if aggregation == "masked_normalize":
+    if aggregation in ("masked_normalize", "constant"):
         denominators["normalize_constant"] = 11.0
     gradients = []
     for cut in ([8], [3, 5]):

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl import GRPOConfig
 
+from trl_r1zero.common.types import MISFIT, fit, type_name
 from trl_r1zero.recipe import RecipeError, parse_recipe
-from trl_r1zero.recipe.types import MISFIT, fit, type_name
 from trl_r1zero.recipe.yaml_files import dump_yaml
 
 

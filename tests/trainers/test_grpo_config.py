@@ -17,8 +17,10 @@ from trl_r1zero.trainers.trl_fields import DERIVED_FIELDS, UNSUPPORTED_FIELDS
 SUPPORTED_FIELDS = {
     "beta",
     "cast_lm_head_to_fp32",
+    "delta",
     "disable_dropout",
     "ds3_gather_for_generation",
+    "entropy_coef",
     "loss_type",
     "mask_truncated_completions",
     "max_completion_length",
@@ -59,14 +61,13 @@ OTHER_DERIVED = {
     "scale_rewards": "batch",
     "epsilon": 0.1,
     "epsilon_high": 0.28,
+    "importance_sampling_level": "sequence",
     "num_generations_eval": 8,
     "log_completions": True,
     "num_completions_to_print": 3,
 }
 OTHER_UNSUPPORTED = {
     **config_checks.OTHER_UNSUPPORTED,
-    "delta": 4.0,
-    "importance_sampling_level": "sequence",
     "sapo_temperature_neg": 2.0,
     "sapo_temperature_pos": 2.0,
     "vespo_k_pos": 1.0,
@@ -74,7 +75,6 @@ OTHER_UNSUPPORTED = {
     "vespo_k_neg": 1.0,
     "vespo_lambda_neg": 1.0,
     "top_entropy_quantile": 0.2,
-    "entropy_coef": 0.01,
     "use_adaptive_entropy": True,
     "entropy_coef_min": 0.1,
     "entropy_coef_max": 0.5,
@@ -236,7 +236,7 @@ def test_names_of_trl_are_answered_with_the_three_settings(config, trl_name, set
     assert f"aggregation: {aggregation}" in str(error.value)
 
 
-@pytest.mark.parametrize("trl_name", ["cispo", "sapo", "luspo", "vespo"])
+@pytest.mark.parametrize("trl_name", ["sapo", "luspo", "vespo"])
 def test_names_of_trl_without_a_counterpart(config, trl_name):
     with pytest.raises(ValueError, match=f"'{trl_name}' is TRL's name .* none here: its"):
         config(loss_type=trl_name)
@@ -300,6 +300,10 @@ def test_sequence_divisor(config):
     args = config(aggregation="masked_normalize", max_completion_length=512)
     assert args.sequence_divisor == 512.0
     assert config(aggregation="masked_normalize", normalize_constant=7.0).sequence_divisor == 7.0
+    # constant: for all sequences of the train batch together
+    args = config(aggregation="constant", max_completion_length=512, train_batch_size=64)
+    assert args.sequence_divisor == 512.0 * 64
+    assert config(aggregation="constant", normalize_constant=7.0).sequence_divisor == 7.0
     with pytest.raises(ValueError, match=r"normalize_constant is used by .* masked_normalize only"):
         config(normalize_constant=7.0)
     with pytest.raises(ValueError, match="normalize_constant must be above 0, got 0"):

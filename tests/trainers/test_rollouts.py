@@ -103,7 +103,6 @@ def test_a_micro_batch_is_as_wide_as_its_longest_row():
 def test_a_micro_batch_carries_the_numbers_of_its_rows():
     batch = make([ROWS[1], ROWS[3]])
     assert batch.advantages.tolist() == [[-2.0], [0.5]]
-    assert batch.raw_rewards.tolist() == [[0.0], [1.0]]
     assert batch.old_log_probs is None
     assert batch.ref_log_probs is None
     assert (batch.num_sequences, batch.num_tokens) == (6.0, 4)

@@ -21,9 +21,11 @@ NonNegative = Annotated[float, AT_LEAST_0]
 Positive = Annotated[float, Range("above 0", lambda value: value > 0)]
 
 
-def arg(default: Any, help: str, **of_field: Any) -> Any:
-    """A field with its help, `dataclasses.MISSING` for none; `of_field` as in `field`."""
-    return dataclasses.field(default=default, metadata={"help": help}, **of_field)
+def arg(default: Any, help: str, *, in_recipes: bool = True, **of_field: Any) -> Any:
+    """A field with its help, `dataclasses.MISSING` for none; `of_field` as in `field`. One that is
+    not `in_recipes` is set from Python only."""
+    metadata = {"help": help, "in_recipes": in_recipes}
+    return dataclasses.field(default=default, metadata=metadata, **of_field)
 
 
 def default_of(field: dataclasses.Field) -> Any:

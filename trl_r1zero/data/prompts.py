@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trl_r1zero.common.naming import unknown_name_message
+from trl_r1zero.common.plugins import Role, is_dotted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,7 +40,17 @@ ANSWER_FORMATS = {
 }
 HEADER_KEYS = ("stop", "answer_format", "chat", "system", "chat_template_kwargs")
 # Built-in prompts: the files `prompt_files/*.txt`.
-PROMPTS = ("r1_zero", "question_only", "chain_arithmetic", "chat", "zero_shot", "alpaca")
+PROMPTS = (
+    "r1_zero",
+    "r1_zero_three_shot",
+    "question_only",
+    "question_only_2026",
+    "chain_arithmetic",
+    "chat",
+    "zero_shot",
+    "alpaca",
+)
+PROMPT_ROLE = Role("prompt", (), (), dict.fromkeys(PROMPTS))
 
 
 @dataclass(frozen=True)
@@ -206,17 +217,25 @@ class ChatPrompt(Prompt):
         return int(end)
 
 
-def load_prompt(name_or_path: str) -> Prompt:
-    """Returns a built-in prompt by its name, or a prompt from a path to a `.txt` file.
+def load_prompt(name_or_path: str, options: Mapping[str, Any] | None = None) -> Prompt:
+    """Returns a built-in prompt by its name, a prompt from a path to a `.txt` file, or the `Prompt`
+    at a dotted path, `package.module.name`, or what the function there returns.
+
+    Args:
+        name_or_path: of the prompt.
+        options: of such a function, by their keys in a recipe (`trl_r1zero.common.plugins`).
 
     Raises:
         FileNotFoundError: a path to a `.txt` file that is not there.
-        ValueError: an unknown name, or a file that breaks the format; the text names file and line.
+        ValueError: an unknown name, a file that breaks the format (the text names file and line),
+            or a function that fails or gives no `Prompt`.
     """
     if name_or_path in PROMPTS:
         file_name = f"{name_or_path}.txt"
         text = resources.files("trl_r1zero.data").joinpath("prompt_files", file_name).read_bytes()
         return _parse(text.decode(), where=file_name, name=name_or_path)
+    if is_dotted(name_or_path):
+        return _from_function(name_or_path, options or {})
     if not name_or_path.endswith(".txt"):
         raise ValueError(
             unknown_name_message("prompt", name_or_path, PROMPTS)
@@ -233,6 +252,20 @@ def load_prompt(name_or_path: str) -> Prompt:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: got bytes that are not UTF-8; convert the file") from error
     return _parse(text, where=str(path), name=path.stem)
+
+
+def _from_function(name: str, options: Mapping[str, Any]) -> Prompt:
+    found = PROMPT_ROLE.bind(name, options)
+    if callable(found):
+        try:
+            found = found()
+        except Exception as error:  # the function is the user's, and may raise anything
+            raise ValueError(f"prompt {name} raised {type(error).__name__}: {error}") from error
+    if not isinstance(found, Prompt):
+        raise ValueError(
+            f"prompt: {name} must be a Prompt, or a function that returns one, got {found!r:.100}"
+        )
+    return found
 
 
 def _parse(text: str, where: str, name: str) -> Prompt:

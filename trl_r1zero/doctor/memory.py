@@ -24,6 +24,8 @@ _SERVER_SEQUENCES = 256
 def make_setup(run: Run, model: Model, longest_row: int) -> TrainingSetup:
     """What decides the memory of a process, but for micro-batches; as `TrainingSetup` raises."""
     fused, packed, bf16 = map(run.values.get, ("fused_lm_head", "pack_rows", "bf16"))
+    if run.values.get("entropy_coef"):  # whose gradient the fused head does not give
+        fused = False
     if bf16 is None:
         bf16 = run.on_cuda and not run.values.get("fp16")
     attention = attention_kind(run.model_args.attn_implementation)

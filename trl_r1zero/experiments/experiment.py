@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from trl_r1zero.common.naming import unknown_name_message
+from trl_r1zero.common.types import MISFIT, fit, type_name
 from trl_r1zero.recipe import RecipeError, parse_recipe
 from trl_r1zero.recipe.bundled import find_recipe
-from trl_r1zero.recipe.types import MISFIT, fit, type_name
 from trl_r1zero.recipe.yaml_files import dump_yaml, format_value
 
 __all__ = ["Experiment", "ExperimentFile", "Scale", "argument", "read_experiment"]

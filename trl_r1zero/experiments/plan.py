@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trl_r1zero.common.types import to_plain
 from trl_r1zero.recipe import ParsedRecipe, RecipeError, parse_recipe
-from trl_r1zero.recipe.types import to_plain
 from trl_r1zero.recipe.yaml_files import format_value, read_recipe
 from trl_r1zero.runs.kinds import METHODS
 

@@ -74,13 +74,22 @@ def compute_entropy(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     return torch.cat(entropies).view(logits.shape[:2])
 
 
+def _entropy_slope(logits_SV: Tensor, temperature: float) -> Tensor:
+    """d H / d z of an entropy H, and z the scaled logits."""
+    log_softmax_SV = _scaled(logits_SV, temperature).log_softmax(dim=-1)
+    entropy_S1 = _entropy_S(log_softmax_SV).unsqueeze(-1)
+    finite_SV = log_softmax_SV.clamp(min=torch.finfo(log_softmax_SV.dtype).min)
+    return -log_softmax_SV.exp() * (finite_SV + entropy_S1)
+
+
 class _LabelLogProbs(torch.autograd.Function):
     """ln softmax(logits / temperature)[label], keeping nothing for backward but its inputs; and
-    the entropies, without graph, if asked for: they cost little where the softmax is at hand.
+    the entropies, if asked for: they cost little where the softmax is at hand.
 
     Plain autograd would keep a float32 copy of half-precision (or rescaled) logits until backward.
-    Here backward recomputes the softmax chunk by chunk: with z = logits / temperature,
-    d log p_label / d logits_v = (1[v = label] - softmax(z)_v) / temperature.
+    Here backward recomputes the softmax chunk by chunk: with z = logits / temperature and
+    p = softmax(z), d ln p_label / d logits_v = (1[v = label] - p_v) / temperature, and of the
+    entropy H, d H / d logits_v = -p_v (ln p_v + H) / temperature.
     """
 
     @staticmethod
@@ -90,9 +99,10 @@ class _LabelLogProbs(torch.autograd.Function):
         labels_BT: Tensor,
         temperature: float,
         with_entropy: bool,
+        entropy_has_graph: bool,
     ) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(logits_BTV, labels_BT)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.entropy_has_graph = temperature, entropy_has_graph
         dtype = torch.float64 if logits_BTV.dtype == torch.float64 else torch.float32
         log_probs_BT = logits_BTV.new_empty(labels_BT.shape, dtype=dtype)
         entropy_BT = torch.empty_like(log_probs_BT) if with_entropy else None
@@ -109,31 +119,37 @@ class _LabelLogProbs(torch.autograd.Function):
             if entropy_BT is not None:
                 entropy_BT.view(-1)[chunk] = _entropy_S(log_softmax_SV)
             start = chunk.stop
-        if entropy_BT is not None:
+        if entropy_BT is not None and not entropy_has_graph:
             ctx.mark_non_differentiable(entropy_BT)
         return log_probs_BT, entropy_BT
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BT: Tensor, _: Tensor | None) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad_BT: Tensor, grad_entropy_BT: Tensor) -> tuple[Any, ...]:
         logits_BTV, labels_BT = ctx.saved_tensors
         grad_logits_BTV = torch.empty(
             logits_BTV.shape, dtype=logits_BTV.dtype, device=logits_BTV.device
         )
         positions = _positions_per_chunk(logits_BTV)
-        for logits_SV, labels_S, grad_S, out_SV in zip(
-            logits_BTV.flatten(0, 1).split(positions),
-            labels_BT.flatten().split(positions),
-            grad_BT.flatten().split(positions),
-            grad_logits_BTV.view(-1, logits_BTV.shape[-1]).split(positions),
-            strict=True,
+        for number, (logits_SV, labels_S, grad_S, out_SV) in enumerate(
+            zip(
+                logits_BTV.flatten(0, 1).split(positions),
+                labels_BT.flatten().split(positions),
+                grad_BT.flatten().split(positions),
+                grad_logits_BTV.view(-1, logits_BTV.shape[-1]).split(positions),
+                strict=True,
+            )
         ):
             weight_S1 = (grad_S / ctx.temperature).unsqueeze(-1)
             softmax_SV = _scaled(logits_SV, ctx.temperature).softmax(dim=-1)
             grad_SV = softmax_SV.mul_(-weight_S1)
             grad_SV.scatter_add_(-1, labels_S.unsqueeze(-1), weight_S1)
+            if ctx.entropy_has_graph:
+                slope_SV = _entropy_slope(logits_SV, ctx.temperature) / ctx.temperature
+                of_entropy_S = grad_entropy_BT.flatten().split(positions)[number]
+                grad_SV.addcmul_(slope_SV, of_entropy_S.unsqueeze(-1))
             out_SV.copy_(grad_SV)
-        return grad_logits_BTV, None, None, None
+        return grad_logits_BTV, None, None, None, None
 
 
 def log_probs_from_logits(logits: Tensor, labels: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -162,7 +178,7 @@ def log_probs_from_logits(logits: Tensor, labels: Tensor, *, temperature: float 
             f"labels have shape {tuple(labels.shape)}, but logits have shape "
             f"{tuple(logits.shape)}; labels must have shape (B, T) = {tuple(logits.shape[:2])}"
         )
-    return _LabelLogProbs.apply(logits, labels, temperature, False)[0]
+    return _LabelLogProbs.apply(logits, labels, temperature, False, False)[0]
 
 
 def get_response_log_probs(
@@ -176,6 +192,7 @@ def get_response_log_probs(
     temperature: float = 1.0,
     positions: Tensor | None = None,
     use_cache: bool | None = None,
+    entropy_has_graph: bool = False,
 ) -> dict[str, Tensor]:
     r"""Per-token log-probabilities :math:`\ln p_\theta(y_t \mid x_{<t})` under a causal LM.
 
@@ -193,11 +210,11 @@ def get_response_log_probs(
         positions: (S,) columns, ascending; logits of these only are computed. The model must take
             `logits_to_keep`.
         use_cache: passed on if given. False saves transformers a copy of all keys and values.
+        entropy_has_graph: the entropies are differentiable too, for an entropy bonus.
 
     Returns:
         `log_probs` (B, T) in nats with gradient, and if asked `token_entropy` (B, T) in nats,
-        which carries no graph: it is for logging, and a graph would keep (B, T, V) tensors alive.
-        Both are 0 where `positions` leaves a column out.
+        without graph unless `entropy_has_graph`. Both are 0 where `positions` leaves a column out.
 
     Raises:
         ValueError: shapes do not fit; temperature is not above 0.
@@ -216,7 +233,9 @@ def get_response_log_probs(
             f"{tuple(labels_BS.shape)}, expected one distribution for each label"
         )
     names = ("log_probs", "token_entropy")
-    values = _LabelLogProbs.apply(logits_BSV, labels_BS, temperature, return_token_entropy)
+    values = _LabelLogProbs.apply(
+        logits_BSV, labels_BS, temperature, return_token_entropy, entropy_has_graph
+    )
     result = {n: v for n, v in zip(names, values, strict=True) if v is not None}
     if positions is not None:
         for name, values_BS in result.items():

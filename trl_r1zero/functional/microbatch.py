@@ -11,14 +11,11 @@ import torch
 from torch import Tensor
 
 from ._checks import require
-from .aggregation import aggregate_loss
+from .aggregation import AggregationFn, aggregate_loss
 from .kl import compute_kl_penalty
+from .loss_types import LossType, compute_policy_gradient_loss
 from .masking import zero_unselected
-from .policy_losses import (
-    ClipRange,
-    LossAndMetadata,
-    compute_policy_gradient_loss,
-)
+from .policy_losses import ClipRange, LossAndMetadata
 
 
 def _num_sequences(policy_log_probs: Tensor, gradient_accumulation_steps: int) -> int:
@@ -105,17 +102,21 @@ def _weighed(loss_BT: Tensor, weights: Tensor, response_mask: Tensor) -> Tensor:
 def grpo_microbatch_loss(
     policy_log_probs: Tensor,
     response_mask: Tensor,
-    loss_type: str,
+    loss_type: str | LossType,
     *,
     raw_rewards: Tensor | None = None,
     advantages: Tensor | None = None,
     old_log_probs: Tensor | None = None,
     cliprange: ClipRange | None = None,
+    delta: float | None = None,
     ref_log_probs: Tensor | None = None,
     beta: float = 0.0,
+    kl_estimator: str = "k3",
     correct_kl_bias: bool = False,
+    token_entropy: Tensor | None = None,
+    entropy_coef: float = 0.0,
     sampler_weights: Tensor | None = None,
-    aggregation: str = "masked_mean",
+    aggregation: str | AggregationFn = "masked_mean",
     num_sequences: float | None = None,
     normalize_constant: float | None = None,
     num_tokens: float | None = None,
@@ -123,13 +124,18 @@ def grpo_microbatch_loss(
     r"""One micro-batch's share of the loss of its train batch.
 
     `compute_policy_gradient_loss` per token, times `sampler_weights`, plus :math:`\beta` times
-    `compute_kl_penalty`; then `aggregate_loss`. Arguments not named here are those functions'.
+    `compute_kl_penalty`; then `aggregate_loss`. Off that comes the entropy bonus,
+    `entropy_coef` times the mean entropy of the train batch's response tokens, whatever the
+    aggregation (Mnih et al. 2016, arXiv:1602.01783, section 4). Arguments not named here are those
+    functions'.
 
     Args:
         response_mask: (B, T), bool or 0/1. What stands under a 0, NaN and inf included, changes
-            neither loss nor gradient; `ratio` is 1, `kl` 0 and `clipped` False there.
+            neither loss nor gradient; there `kl` is 0, and a token's `ratio` 1 and `clipped` False.
         ref_log_probs: (B, T), in nats, under the reference model; needed if beta is not 0.
         correct_kl_bias: give `compute_kl_penalty` the old log-probabilities too (needed then).
+        token_entropy: (B, T), in nats, with graph; needed, with num_tokens, if entropy_coef is not
+            0.
         sampler_weights: (B, T), or (B, 1) for whole responses, never differentiated; see
             `compute_sampler_importance_weights`.
 
@@ -143,7 +149,14 @@ def grpo_microbatch_loss(
     policy_BT = zero_unselected(policy_log_probs, response_mask)
     old_BT = None if old_log_probs is None else zero_unselected(old_log_probs, response_mask)
     loss_BT, metadata = compute_policy_gradient_loss(
-        policy_BT, loss_type, raw_rewards, advantages, old_BT, cliprange
+        policy_BT,
+        loss_type,
+        raw_rewards,
+        advantages,
+        old_BT,
+        cliprange,
+        response_mask=response_mask,
+        delta=delta,
     )
     if sampler_weights is not None:
         loss_BT = _weighed(loss_BT, sampler_weights, response_mask)
@@ -152,13 +165,19 @@ def grpo_microbatch_loss(
         sampled_BT = (
             require(old_BT, "old_log_probs", "correct_kl_bias") if correct_kl_bias else None
         )
-        kl_BT = compute_kl_penalty(policy_BT, zero_unselected(ref_BT, response_mask), sampled_BT)
+        ref_BT = zero_unselected(ref_BT, response_mask)
+        kl_BT = compute_kl_penalty(policy_BT, ref_BT, sampled_BT, kl_estimator)
         loss_BT = loss_BT + beta * kl_BT
         metadata["kl"] = kl_BT.detach()
     metadata["num_response_tokens"] = response_mask.to(torch.bool).sum()
     denominators = {"num_sequences": num_sequences, "num_tokens": num_tokens}
     denominators["normalize_constant"] = normalize_constant
-    return aggregate_loss(loss_BT, response_mask, aggregation, **denominators), metadata
+    loss = aggregate_loss(loss_BT, response_mask, aggregation, **denominators)
+    if entropy_coef != 0:
+        entropy_BT = require(token_entropy, "token_entropy", f"entropy_coef {entropy_coef}")
+        mean = aggregate_loss(entropy_BT, response_mask, "token_mean", num_tokens=num_tokens)
+        loss = loss - entropy_coef * mean
+    return loss, metadata
 
 
 def grpo_microbatch_train_step(

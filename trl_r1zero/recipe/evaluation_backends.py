@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trl_r1zero.common.naming import unknown_name_message
-
-from .types import MISFIT, fit, type_name
+from trl_r1zero.common.types import MISFIT, fit, type_name
 
 # torch and transformers are imported when there is something to evaluate: --help needs neither.
 if TYPE_CHECKING:

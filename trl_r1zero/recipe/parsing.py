@@ -8,8 +8,9 @@ A recipe is a flat YAML mapping whose keys are the fields of one or several data
     report_to: [tensorboard]
 
 `base` is read first and may have a base of its own; a later value replaces an earlier one as a
-whole (a mapping too). The command line comes last. Every key and every type is checked in every
-file, and an error names the key, the file and the line.
+whole (a mapping too). A setting that names a plug-in by its dotted path brings the options of the
+plug-in as further keys (`trl_r1zero.common.plugins`). The command line comes last. Every key and
+every type is checked in every file, and an error names the key, the file and the line.
 """
 
 import copy
@@ -23,10 +24,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trl_r1zero.common.arguments import default_of
+from trl_r1zero.common.arguments import arg, default_of
 from trl_r1zero.common.naming import did_you_mean
+from trl_r1zero.common.plugins import REQUIRED, PlugIns
+from trl_r1zero.common.types import MISFIT, element_type, fit, members, to_plain, type_name
 
-from .types import MISFIT, element_type, fit, members, to_plain, type_name
 from .yaml_files import RecipeError, Setting, dump_yaml, parse_yaml_text, read_recipe
 
 # Keys that belong to the parser; no dataclass may have a field of that name.
@@ -50,6 +52,8 @@ class ParsedRecipe:
     values: dict[str, Any]
     # Each key that was set -> where: "recipes/x.yaml:3" or "command line".
     places: dict[str, str]
+    # Each option of a plug-in -> the dataclass whose setting names the plug-in.
+    options: dict[str, type] = dataclasses.field(default_factory=dict)
 
     def to_yaml(self) -> str:
         """`values` as a recipe, defaults included, each set key with its place as a comment.
@@ -60,7 +64,8 @@ class ParsedRecipe:
         sections = []
         for instance in self.instances:
             lines = [f"# {type(instance).__name__}\n"]
-            for name in _namespace((type(instance),)):
+            of_plugins = [key for key, owner in self.options.items() if owner is type(instance)]
+            for name in (*_namespace((type(instance),)), *of_plugins):
                 if name.endswith("_token"):
                     continue
                 text = dump_yaml({name: to_plain(self.values[name])})
@@ -144,7 +149,7 @@ def _namespace(dataclass_types: tuple[type, ...]) -> dict[str, _Key]:
         hints = typing.get_type_hints(owner)
         for field in dataclasses.fields(owner):
             name = field.name
-            if not field.init:
+            if not field.init or not field.metadata.get("in_recipes", True):
                 continue
             if name in _RESERVED:
                 raise TypeError(
@@ -162,11 +167,16 @@ def _namespace(dataclass_types: tuple[type, ...]) -> dict[str, _Key]:
 
 def _parse(dataclass_types: tuple[type, ...], arguments: list[str]) -> ParsedRecipe:
     keys = _namespace(dataclass_types)
-    options = _split_command_line(arguments)
-    config = options.pop("config", None)
+    texts = _split_command_line(arguments)
+    config = texts.pop("config", None)
+    if config is not None and len(config) != 1:
+        raise RecipeError(f"--config takes one file, got {len(config)}: {' '.join(config)}")
+    settings = [] if config is None else list(read_recipe(Path(config[0])))
+    options = _options(dataclass_types, keys, settings, texts)
+    keys |= options
+    problems: list[str] = []
     values = {name: key.default for name, key in keys.items()}
     places: dict[str, str] = {}
-    problems: list[str] = []
 
     def take(name: str, place: str, convert: Callable[[Any, _Key], Any], value: Any) -> None:
         if name not in keys:
@@ -178,13 +188,10 @@ def _parse(dataclass_types: tuple[type, ...], arguments: list[str]) -> ParsedRec
         except RecipeError as error:
             problems.append(f"{place}: {name}: {error}")
 
-    if config is not None:
-        if len(config) != 1:
-            raise RecipeError(f"--config takes one file, got {len(config)}: {' '.join(config)}")
-        for setting in read_recipe(Path(config[0])):
-            take(setting.key, setting.place, _fit_setting, setting)
-    for name, texts in options.items():
-        take(name, "command line", _fit_texts, texts)
+    for setting in _spread(settings, options):
+        take(setting.key, setting.place, _fit_setting, setting)
+    for name, given in texts.items():
+        take(name, "command line", _fit_texts, given)
     problems += [
         f"{name}: no value given, and it has no default ({_HELP_HINT})"
         for name, value in values.items()
@@ -197,8 +204,49 @@ def _parse(dataclass_types: tuple[type, ...], arguments: list[str]) -> ParsedRec
     for owner in dataclass_types:
         # A copy, since a __post_init__ may change a mapping or a list in place.
         own = copy.deepcopy({name: values[name] for name in keys if keys[name].owner is owner})
-        instances.append(owner(**own))
-    return ParsedRecipe(tuple(instances), values, places)
+        of_plugins = {name: own.pop(name) for name in options if name in own}
+        instances.append(owner(**own, **({"plugin_options": of_plugins} if of_plugins else {})))
+    owners = {name: key.owner for name, key in options.items()}
+    return ParsedRecipe(tuple(instances), values, places, owners)
+
+
+def _options(
+    dataclass_types: tuple[type, ...],
+    keys: dict[str, _Key],
+    settings: Sequence[Setting],
+    texts: dict[str, list[str]],
+) -> dict[str, _Key]:
+    """The options of the plug-ins that a recipe names."""
+    raw = {name: key.default for name, key in keys.items()}
+    raw |= {setting.key: setting.value for setting in settings}
+    raw |= {name: given[0] for name, given in texts.items() if len(given) == 1}
+    found: dict[str, _Key] = {}
+    for owner in dataclass_types:
+        if not issubclass(owner, PlugIns):
+            continue
+        try:
+            options = owner.option_keys(raw)
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
+        for name, (hint, default) in options.items():
+            field = arg(dataclasses.MISSING if default is REQUIRED else default, "A plug-in's.")
+            field.name = name
+            if name in found:
+                raise RecipeError(f"two plug-ins have the option {name}; rename one of them")
+            found[name] = _Key(field, hint, owner)
+    return found
+
+
+def _spread(settings: Sequence[Setting], options: Iterable[str]) -> Iterable[Setting]:
+    """The settings, of a mapping of a plug-in's options each by itself."""
+    plugins = {key.rpartition(".")[0] for key in options}
+    for setting in settings:
+        if setting.key in plugins and isinstance(setting.value, dict):
+            for name, value in setting.value.items():
+                key = f"{setting.key}.{name}"
+                yield Setting(key, setting.place, value, str(value))
+        else:
+            yield setting
 
 
 def _unknown(key: str, place: str, keys: Iterable[str]) -> str:

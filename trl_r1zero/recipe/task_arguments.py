@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from trl_r1zero.common.arguments import AT_LEAST_0, Positive, arg, check_ranges
+from trl_r1zero.common.plugins import PlugIns, Role, is_dotted
 from trl_r1zero.data.prompt_room import PromptRoom
-from trl_r1zero.data.prompts import Prompt, load_prompt
+from trl_r1zero.data.prompts import PROMPT_ROLE, Prompt, load_prompt
 from trl_r1zero.data.tasks import TASKS, Task, get_task
 from trl_r1zero.data.tasks.base import Example
 from trl_r1zero.rewards.registry import REWARDS, RewardFn, resolve_reward
@@ -36,7 +37,7 @@ EVAL_DATA_HELP = (
 
 
 @dataclass
-class TaskSelection(RowArguments):
+class TaskSelection(PlugIns, RowArguments):
     """A task, its prompt and its reward. Keys of every recipe that has a task.
 
     Raises:
@@ -44,10 +45,18 @@ class TaskSelection(RowArguments):
             range. All is looked up here, so that a recipe with a mistake ends with a message.
     """
 
+    roles: ClassVar = {
+        "task": Role("task", (), (), TASKS),
+        "prompt": PROMPT_ROLE,
+        "reward": Role("reward", ("response", "ground_truth"), (), REWARDS),
+    }
+
     task: str = arg("math", f"One of {', '.join(TASKS)}, or the dotted path of a Task.")
     task_args: dict[str, Any] | None = arg(None, "Settings of the task, such as {seed: 1}.")
     prompt: str | None = arg(
-        None, "A built-in prompt or the path of a .txt file. Unset: the task's own."
+        None,
+        "A built-in prompt, the path of a .txt file, or the dotted path of a Prompt, or of a "
+        "function that returns one. Unset: the task's own.",
     )
     reward: str | None = arg(
         None,
@@ -66,18 +75,36 @@ class TaskSelection(RowArguments):
     def __post_init__(self) -> None:
         self.load_task()
         if self.reward:
-            resolve_reward(self.reward)
+            self._reward_fn(self.reward)
+        self.check_options()
         check_ranges(self)
 
     def load_task(self) -> tuple[Task, Prompt]:
         """The task with its settings, and the prompt."""
-        task = get_task(self.task, **(self.task_args or {}))
-        return task, load_prompt(self.prompt or task.default_prompt)
+        task = get_task(self.task, **self._task_args())
+        return task, load_prompt(self.prompt or task.default_prompt, self.plugin_options)
+
+    def _task_args(self) -> dict[str, Any]:
+        """`task_args`, and the options of a task at a dotted path."""
+        options = self.roles["task"].options(self.task) if is_dotted(self.task) else {}
+        task_args, given = dict(self.task_args or {}), self.plugin_options or {}
+        for key, option in options.items():
+            name = key.rpartition(".")[2]
+            if given.get(key, option.default) != option.default:
+                if name in task_args:
+                    raise ValueError(f"{key} and task_args say {name!r}; leave out one")
+                task_args[name] = given[key]
+        return task_args
+
+    def _reward_fn(self, name: str) -> RewardFn:
+        function = resolve_reward(name)
+        bound = self.bound("reward")
+        return function if bound == name else bound
 
     def load_reward(self, task: Task, prompt: Prompt) -> tuple[RewardFn, int]:
         """The reward function, and the number of processes that grade with it (0: none); a
         ValueError if nothing grades the answers to this task, and `reward` is not set."""
-        reward_fn = resolve_reward(self.reward) if self.reward else task.reward_fn(prompt)
+        reward_fn = self._reward_fn(self.reward) if self.reward else task.reward_fn(prompt)
         if reward_fn is None:
             raise ValueError(
                 f"task {task.name!r} has no reward, for its answers are free text that a judge or "

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trl_r1zero.common.naming import unknown_name_message
-
-from .types import MISFIT, fit, type_name
+from trl_r1zero.common.types import MISFIT, fit, type_name
 
 # What a task of a list is called; it names a folder, and metrics.
 NAME = re.compile(r"\w[\w.@+-]*", re.ASCII)

@@ -48,6 +48,8 @@ class CheckedConfig(_Arguments):
     # Field -> what to set instead; field -> why it cannot be set.
     derived_fields: ClassVar[Mapping[str, str]] = {}
     unsupported_fields: ClassVar[Mapping[str, str]] = {}
+    # Fields that may be set, and are derived where they are not.
+    settled_fields: ClassVar[Collection[str]] = ()
 
     # What a config derived: `dataclasses.replace` hands it to the new one, which derives its own.
     derived_before: InitVar[Mapping[str, Any] | None] = None
@@ -75,6 +77,7 @@ class CheckedConfig(_Arguments):
         self._check_choice("on_divergence", ON_DIVERGENCE)
         self._check()
         self._check_inherited()
+        settled = [name for name in self.settled_fields if getattr(self, name) == defaults[name]]
         for name, value in self._derived_values().items():
             setattr(self, name, value)
         settle_use_cpu(self)
@@ -87,7 +90,8 @@ class CheckedConfig(_Arguments):
                 f"WORLD_SIZE says {self._launched_processes} processes, but there are "
                 f"{self.world_size}; start the run with `accelerate launch`"
             )
-        vars(self)["derived_before"] = {name: getattr(self, name) for name in self.derived_fields}
+        derived = (*self.derived_fields, *settled)
+        vars(self)["derived_before"] = {name: getattr(self, name) for name in derived}
 
     def _check(self) -> None:
         """Raise a ValueError for settings that do not fit one another."""

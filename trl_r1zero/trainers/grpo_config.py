@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 
 from trl import GRPOConfig
 
-from trl_r1zero.common.arguments import Count, NonNegative, Positive, arg
-from trl_r1zero.functional import AGGREGATIONS, LOSS_TYPES, SAMPLER_CORRECTIONS, get_loss_type
+from trl_r1zero.common.arguments import Count, NonNegative, arg
+from trl_r1zero.functional import LOSS_TYPES, SAMPLER_CORRECTIONS
 from trl_r1zero.generation import SamplingConfig
 
-from .base_config import StrictConfig
+from .grpo_loss_settings import LossSettings
 from .sampling_settings import SamplingSettings
-from .trl_fields import DERIVED_FIELDS, TRL_LOSS_TYPES, UNSUPPORTED_FIELDS
+from .trl_fields import DERIVED_FIELDS, UNSUPPORTED_FIELDS
 
 # policy: the trainer's model, before the first update on a rollout batch; sampler: whatever sampled
 # the completions (the same model with transformers; vLLM, which rounds otherwise, with a server).
@@ -20,7 +20,7 @@ OLD_LOG_PROBS = ("policy", "sampler")
 
 
 @dataclass
-class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ignore[misc]
+class R1ZeroGRPOConfig(LossSettings, SamplingSettings, GRPOConfig):  # type: ignore[misc]
     """All settings of a GRPO run; see each field's help and `UNSUPPORTED_FIELDS`.
 
     A *GRPO step* samples one rollout batch and makes
@@ -32,6 +32,7 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
 
     derived_fields: ClassVar = DERIVED_FIELDS
     unsupported_fields: ClassVar = UNSUPPORTED_FIELDS
+    settled_fields: ClassVar = ("advantage", "fused_lm_head")
 
     n_grpo_steps: Count = arg(200, "GRPO steps: rollout batches that are sampled and trained on.")
     rollout_batch_size: Count = arg(256, "Completions sampled per GRPO step, over all processes.")
@@ -41,7 +42,7 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
     skip_zero_advantages: bool = arg(
         True,
         "Leave rows whose advantage is 0 out of forward and backward: their gradient is 0. (Not "
-        "with a KL term, which needs them.)",
+        "with a KL or entropy term in the loss, which needs them.)",
     )
     old_log_probs: str = arg(
         "policy",
@@ -53,28 +54,6 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
         "With use_vllm: the server samples the next rollout batch while this one trains, so with "
         "weights that are one step old. Needs a loss type with a ratio, and old_log_probs: "
         "sampler.",
-    )
-    loss_type: str = arg(
-        "reinforce_with_baseline",
-        f"Which policy gradient: {', '.join(LOSS_TYPES)}, or the dotted path of a LossType.",
-    )
-    use_std_normalization: bool | None = arg(
-        None,
-        "Divide advantages by the group's standard deviation. Unset: yes where the loss type has a "
-        "baseline.",
-    )
-    advantage_eps: NonNegative = arg(1e-6, "Added to the group's standard deviation.")
-    cliprange: NonNegative = arg(
-        0.2, "grpo_clip: the ratio is clipped to [1 - cliprange, 1 + cliprange]."
-    )
-    cliprange_high: NonNegative | None = arg(
-        None, "grpo_clip: another upper bound, 1 + cliprange_high (DAPO's clip-higher)."
-    )
-    aggregation: str = arg(
-        "masked_mean", f"From per-token losses to one number: {', '.join(AGGREGATIONS)}."
-    )
-    normalize_constant: Positive | None = arg(
-        None, "masked_normalize: the divisor of each sequence's sum. Unset: max_completion_length."
     )
     max_completion_length: int | None = arg(1024, "New tokens per completion at most.")
     eval_every: Count | None = arg(
@@ -131,29 +110,6 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
         """Optimizer updates per rollout batch; more than one is off-policy training."""
         return self.epochs_per_rollout_batch * self.updates_per_epoch
 
-    @property
-    def advantage(self) -> str:
-        """The key of `ADVANTAGES` that loss type and std normalisation stand for."""
-        loss_type, use_std = get_loss_type(self.loss_type), self.use_std_normalization
-        if use_std is None:
-            use_std = loss_type.advantage != "raw"
-        return loss_type.advantage_with(use_std)
-
-    @property
-    def clip_bounds(self) -> float | tuple[float, float]:
-        """`cliprange` as the functional losses take it."""
-        high = self.cliprange_high
-        return self.cliprange if high is None else (self.cliprange, high)
-
-    @property
-    def sequence_divisor(self) -> float | None:
-        """What masked_normalize divides each sequence's sum by; None for other aggregations."""
-        if self.aggregation != "masked_normalize":
-            return None
-        if self.normalize_constant is not None:
-            return self.normalize_constant
-        return float(self.max_completion_length or 1)
-
     def validation_sampling(self, stop: Sequence[str | int] = ()) -> SamplingConfig:
         """As rollouts, `top_k` and `min_p` included, but for the settings of validation."""
         rollouts = self.rollout_sampling(stop)
@@ -163,24 +119,6 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
             top_p=self.eval_top_p,
             max_tokens=self.eval_max_completion_length or rollouts.max_tokens,
         )
-
-    def _check_loss(self) -> None:
-        if self.loss_type in TRL_LOSS_TYPES:
-            raise ValueError(
-                f"loss_type {self.loss_type!r} is TRL's name of a fused combination; here it is "
-                f"{TRL_LOSS_TYPES[self.loss_type]}"
-            )
-        self._check_choice("aggregation", AGGREGATIONS)
-        _ = self.advantage  # a ValueError says so where there is no baseline to normalise
-        if self.normalize_constant is not None and self.aggregation != "masked_normalize":
-            raise ValueError(
-                "normalize_constant is used by aggregation masked_normalize only, and aggregation "
-                f"is {self.aggregation}; remove one"
-            )
-        if self.cliprange_high is not None and self.loss_type in {*LOSS_TYPES} - {"grpo_clip"}:
-            raise ValueError(
-                f"cliprange_high is used by grpo_clip only, and loss_type is {self.loss_type}"
-            )
 
     def _check_sampler_correction(self) -> None:
         if self.use_vllm and self.vllm_mode != "server":
@@ -237,10 +175,10 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
                 "one_step_off to false"
             )
         with_ratio = [name for name, kind in LOSS_TYPES.items() if kind.surrogate != "reinforce"]
-        if get_loss_type(self.loss_type).surrogate == "reinforce":
+        if self.loss.surrogate == "reinforce":
             raise ValueError(
                 "one_step_off needs a loss_type that corrects for the older policy by a ratio: "
-                f"{', '.join(with_ratio)}; got {self.loss_type}"
+                f"{', '.join(with_ratio)}, or such a surrogate; got {self.loss_type}"
             )
         if self.old_log_probs != "sampler":
             raise ValueError(
@@ -264,8 +202,10 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
         self._check_min_tokens("max_completion_length", "eval_max_completion_length")
 
     def _derived_values(self) -> dict[str, Any]:
-        updates = self.updates_per_grpo_step
+        updates, advantage = self.updates_per_grpo_step, self.loss.advantage
         return {
+            "advantage": advantage if isinstance(advantage, str) else self.advantage,
+            "fused_lm_head": False if self.entropy_coef != 0 else self.fused_lm_head,
             "num_generations": self.group_size,
             "num_generations_eval": 1,
             "per_device_train_batch_size": self.train_batch_share,
@@ -273,7 +213,7 @@ class R1ZeroGRPOConfig(StrictConfig, SamplingSettings, GRPOConfig):  # type: ign
             "num_iterations": self.epochs_per_rollout_batch,
             "max_steps": self.n_grpo_steps * updates,
             "num_train_epochs": 1.0,
-            "scale_rewards": "group" if self.advantage == "group_mean_std" else "none",
+            "scale_rewards": "group" if advantage == "group_mean_std" else "none",
             "epsilon": self.cliprange,
             "epsilon_high": self.cliprange_high,
             **self._evaluation_values(updates),

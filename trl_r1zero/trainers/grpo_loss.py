@@ -1,12 +1,19 @@
 """The loss of GRPO's micro-batches, and the log-probabilities that it compares with."""
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
-from trl_r1zero.functional import compute_sampler_importance_weights, grpo_microbatch_loss
+from trl_r1zero.functional import (
+    compute_response_kl,
+    compute_sampler_importance_weights,
+    grpo_microbatch_loss,
+)
 
 from .grpo_config import R1ZeroGRPOConfig
 from .policy_forward import PolicyForward
@@ -58,15 +65,56 @@ def keep_fixed_log_probs(
             for index, rows in enumerate(train_batches):
                 if index != current or has_dropout(model):
                     keep_log_probs(policy, model, cut(rows), "old_log_probs")
-    if args.beta != 0:
+    if args.kl_in_loss:
         policy.make_room()
         with timer.part("ref_log_probs"):
             for rows in train_batches:
-                if (reference := policy.reference()) is not None:
-                    keep_log_probs(policy, reference, cut(rows), "ref_log_probs")
-                else:
-                    with policy.base_policy():
-                        keep_log_probs(policy, policy.model(), cut(rows), "ref_log_probs")
+                _keep_ref_log_probs(policy, cut(rows))
+
+
+def _keep_ref_log_probs(policy: PolicyForward, micro_batches: Sequence[MicroBatch]) -> None:
+    if (reference := policy.reference()) is not None:
+        keep_log_probs(policy, reference, micro_batches, "ref_log_probs")
+    else:
+        with policy.base_policy():
+            keep_log_probs(policy, policy.model(), micro_batches, "ref_log_probs")
+
+
+def response_kl(
+    policy: PolicyForward, batch: RolloutBatch, cut: Cut, timer: StepTimer
+) -> tuple[Tensor, float]:
+    """The KL penalties of a rollout batch for its rewards, before the factor; a collective call.
+
+    Arguments are those of `keep_fixed_log_probs`.
+
+    Returns:
+        The penalty of each row, in nats, and the mean over all response tokens.
+    """
+    # Copies that are all run, whatever is trained on later.
+    rows = [replace(row, trained=True, advantage=math.nan) for row in batch.rollouts]
+    policy.make_room()
+    with timer.part("ref_log_probs"):
+        micro_batches = cut(rows)
+        keep_log_probs(policy, policy.model(), micro_batches, "old_log_probs")
+        _keep_ref_log_probs(policy, micro_batches)
+    own = [
+        (number, _penalty(row, policy.args.kl_estimator))
+        for number, row in enumerate(rows)
+        if row.ref_log_probs is not None
+    ]
+    own = gather_object(own) if policy.processes > 1 else own
+    penalties = torch.tensor([penalty for _, penalty in sorted(own)])
+    tokens = max(sum(row.length for row in rows), 1)
+    return penalties, penalties.sum().item() / tokens
+
+
+def _penalty(row: Rollout, estimator: str) -> float:
+    old_1T, ref_1T = (
+        log_probs.unsqueeze(0)
+        for log_probs in (row.old_log_probs, row.ref_log_probs)
+        if log_probs is not None
+    )
+    return compute_response_kl(old_1T, ref_1T, torch.ones_like(old_1T), estimator).item()
 
 
 def has_dropout(model: Any) -> bool:
@@ -95,7 +143,13 @@ def rollout_loss(
 ) -> Tensor:
     """A micro-batch's share of the loss of its train batch; `metrics` gets sums over its tokens."""
     args: R1ZeroGRPOConfig = policy.args
-    output = policy.log_probs(model, batch, args.temperature, return_token_entropy=True)
+    output = policy.log_probs(
+        model,
+        batch,
+        args.temperature,
+        return_token_entropy=True,
+        entropy_has_graph=args.entropy_coef != 0,
+    )
     log_probs_BT, mask_BT = output["log_probs"].detach(), batch.response_mask
     # Before the first update on a rollout batch the sampling policy is the policy itself.
     old_log_probs_BT = log_probs_BT
@@ -107,16 +161,21 @@ def rollout_loss(
     loss, metadata = grpo_microbatch_loss(
         output["log_probs"],
         mask_BT,
-        args.loss_type,
-        raw_rewards=batch.raw_rewards,
+        args.loss,
+        # With no baseline they are the rewards, less a penalty where there is one.
+        raw_rewards=batch.advantages,
         advantages=batch.advantages,
         old_log_probs=old_log_probs_BT,
         cliprange=args.clip_bounds,
+        delta=args.delta,
         ref_log_probs=batch.ref_log_probs,
-        beta=args.beta,
+        beta=args.beta if args.kl_in_loss else 0.0,
+        kl_estimator=args.kl_estimator,
         correct_kl_bias=args.use_bias_correction_kl,
+        token_entropy=output["token_entropy"],
+        entropy_coef=args.entropy_coef,
         sampler_weights=sampler_weights(args, batch, old_log_probs_BT, metrics),
-        aggregation=args.aggregation,
+        aggregation=args.bound("aggregation"),
         num_sequences=batch.num_sequences,
         num_tokens=batch.num_tokens,
         normalize_constant=args.sequence_divisor,

@@ -9,6 +9,7 @@ TRL and transformers load, wrap, run the optimizer loop, save and log. Replaced 
 * evaluation: one call over all validation problems, with standard errors.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from trl_r1zero.generation import Completion, row_seeds
 from .collective import means_of
 from .core_trainer import CoreTrainer
 from .grpo_config import R1ZeroGRPOConfig
-from .grpo_loss import keep_fixed_log_probs, rollout_loss
+from .grpo_loss import keep_fixed_log_probs, response_kl, rollout_loss
 from .microbatches import padded_share
 from .rewards import as_trl_rewards, extra_columns, grade_with, grade_with_trl, grader_of
 from .rollout_sampler import RolloutSampler
@@ -209,11 +210,6 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
         # 3. Grade
         with self.timer.part("reward"):
             grades, metrics = self.grade(examples, completions)
-        # 4. Compare
-        rewards = torch.tensor([grade.reward for grade in grades], device=accelerator.device)
-        advantages = compute_group_advantages(
-            accelerator.gather(rewards).cpu(), args.group_size, args.advantage, args.advantage_eps
-        )
         rollouts = [
             Rollout(
                 prompt=example["prompt"],
@@ -221,18 +217,12 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
                 prompt_ids=ids,
                 completion=completion,
                 rewards={"reward": grade.reward, **grade.parts},
-                advantage=advantage,
+                advantage=math.nan,
                 trained=not (args.mask_truncated_completions and completion.truncated),
                 extra=extra,
             )
-            for example, ids, completion, grade, extra, advantage in zip(
-                examples,
-                prompt_ids,
-                completions,
-                grades,
-                extra_columns(grades),
-                advantages[start : start + len(examples)].tolist(),
-                strict=True,
+            for example, ids, completion, grade, extra in zip(
+                examples, prompt_ids, completions, grades, extra_columns(grades), strict=True
             )
         ]
         self.count_tokens(sum(row.num_tokens for row in rollouts))
@@ -242,6 +232,8 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
             group_size=args.group_size,
             metrics=means_of(metrics, accelerator),
         )
+        # 4. Compare
+        self._set_advantages(batch)
         batch.metrics |= batch.statistics()
         if self.rollouts_ahead is not None:
             batch.metrics["server_idle_seconds"] = self.rollouts_ahead.server_idle_seconds
@@ -251,6 +243,18 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
         )
         self._write_rollouts(batch)
         return batch
+
+    def _set_advantages(self, batch: RolloutBatch) -> None:
+        args = self.args
+        rewards = torch.tensor([row.rewards["reward"] for row in batch.rollouts])
+        if args.kl_in_reward:
+            penalties, mean = response_kl(self.policy, batch, self.cut, self.timer)
+            rewards, batch.metrics["kl"] = rewards - args.beta * penalties, mean
+        advantages = compute_group_advantages(
+            rewards, args.group_size, args.loss.advantage, args.advantage_eps
+        )
+        for row, advantage in zip(batch.rollouts, advantages.tolist(), strict=True):
+            row.advantage = advantage
 
     def _sample(
         self, prompts: list[str], seeds: Sequence[int]
@@ -287,7 +291,8 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
         )
 
     def _rows_to_run(self, rows: Sequence[Rollout]) -> list[Rollout]:
-        if self.args.skip_zero_advantages and self.args.beta == 0:
+        args = self.args
+        if args.skip_zero_advantages and not args.kl_in_loss and args.entropy_coef == 0:
             return [row for row in rows if row.has_gradient]
         return [row for row in rows if row.trained]
 

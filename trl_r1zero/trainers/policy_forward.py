@@ -159,6 +159,7 @@ class PolicyForward:
         temperature: float,
         return_token_entropy: bool = False,
         fused: bool = True,
+        entropy_has_graph: bool = False,
     ) -> dict[str, Tensor]:
         """Log-probabilities (B, T) of the tokens that the response mask selects; 0 or anything
         elsewhere.
@@ -172,6 +173,7 @@ class PolicyForward:
             temperature: Of the fused head too, where that is used.
             return_token_entropy: Whether to return `token_entropy` besides `log_probs`.
             fused: Whether the fused head may be used, where there is one.
+            entropy_has_graph: Whether the entropies are differentiable, without the fused head.
         """
         kept_BT, inputs = self._in_one_sequence(model, rows)
         ids, labels, mask = rows.input_ids, rows.labels, rows.response_mask
@@ -194,6 +196,7 @@ class PolicyForward:
                     any_S = mask.any(dim=0)
                     any_S[-1] |= ~any_S.any()
                     inputs["positions"] = any_S.nonzero().squeeze(1)
+                inputs["entropy_has_graph"] = entropy_has_graph
                 result = get_response_log_probs(
                     model, ids, labels, return_token_entropy, temperature=temperature, **inputs
                 )

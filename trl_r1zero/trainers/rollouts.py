@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 
 from trl_r1zero.data.tokenization import pad_and_shift
+from trl_r1zero.evaluation.summary import pass_at_k
+from trl_r1zero.functional import zero_group_fraction
 from trl_r1zero.generation import Completion
+from trl_r1zero.rewards.registry import is_correct
 
 from .microbatches import PaddedRows
 
@@ -68,7 +71,7 @@ class MicroBatch(PaddedRows):
 
     Attributes:
         rollouts: The rows.
-        advantages, raw_rewards: (B, 1).
+        advantages: (B, 1).
         old_log_probs, ref_log_probs: (B, T), or None.
         sampler_log_probs: (B, T), what the completions' `log_probs` say, or None without them.
         num_sequences, num_tokens: Rows, and trained response tokens, of the train batch over all
@@ -78,7 +81,6 @@ class MicroBatch(PaddedRows):
 
     rollouts: list[Rollout]
     advantages: Tensor
-    raw_rewards: Tensor
     old_log_probs: Tensor | None
     ref_log_probs: Tensor | None
     sampler_log_probs: Tensor | None
@@ -101,11 +103,21 @@ class RolloutBatch:
     metrics: dict[str, float] = field(default_factory=dict)
 
     def statistics(self) -> dict[str, float]:
-        """`zero_advantage_groups`, the share of groups without any advantage, and, where it is
-        known, `rollout_entropy`, the mean over all tokens in nats."""
-        advantages_NG = torch.tensor([row.advantage for row in self.rollouts])
-        none_N = (advantages_NG.view(-1, self.group_size) == 0).all(dim=1)
-        statistics = {"zero_advantage_groups": none_N.float().mean().item()}
+        """`zero_advantage_groups`, the share of groups without any advantage; `pass@k` for k = 2,
+        4, 8 ... up to the group's size, the chance that one of k completions is right; and, where
+        it is known, `rollout_entropy`, the mean over all tokens in nats."""
+        advantages = torch.tensor([row.advantage for row in self.rollouts])
+        statistics = {"zero_advantage_groups": zero_group_fraction(advantages, self.group_size)}
+        rows = iter(self.rollouts)
+        right = [
+            sum(is_correct(row.rewards) for row in group)
+            for group in zip(*[rows] * self.group_size, strict=True)
+        ]
+        k = 2
+        while k <= self.group_size:
+            chances = [pass_at_k(self.group_size, correct, k) for correct in right]
+            statistics[f"pass@{k}"] = math.fsum(chances) / len(chances)
+            k *= 2
         means = [(row.completion.mean_entropy, row.length) for row in self.rollouts]
         known = [(mean, length) for mean, length in means if mean is not None]
         tokens = sum(length for _, length in known)
@@ -156,7 +168,6 @@ def make_microbatch(
         lengths=[row.num_tokens - 1 for row in rows],
         rollouts=rows,
         advantages=torch.tensor([[row.advantage] for row in rows], device=device),
-        raw_rewards=torch.tensor([[row.rewards["reward"]] for row in rows], device=device),
         old_log_probs=_scatter([row.old_log_probs for row in rows], mask_BT, device),
         ref_log_probs=_scatter([row.ref_log_probs for row in rows], mask_BT, device),
         sampler_log_probs=_scatter([sampler_log_probs(row) for row in rows], mask_BT, device),

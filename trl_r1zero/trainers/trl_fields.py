@@ -46,25 +46,24 @@ DERIVED_FIELDS = {
     "scale_rewards": "use_std_normalization",
     "epsilon": "cliprange",
     "epsilon_high": "cliprange_high",
+    "importance_sampling_level": "surrogate to gspo (clipped_ratio has the ratio of tokens)",
     "num_generations_eval": "num_eval_examples (validation draws one completion per problem)",
     "log_completions": "log_rollouts_every",
     "num_completions_to_print": "num_rollouts_to_log",
 }
 _NOT_AN_AXIS = (
-    "it is not one of this trainer's surrogates, see SURROGATES in functional/policy_losses.py"
+    "it is not one of this trainer's surrogates, see SURROGATES in functional/loss_types.py"
 )
 _FIXED_LOSS = "the loss is advantage x surrogate x aggregation; this term is part of none of them"
 UNSUPPORTED_FIELDS = {
     **_UNSUPPORTED,
     **_by_name(
         {
-            f"two-sided clipping: {_NOT_AN_AXIS}": "delta",
-            f"sequence-level ratios: {_NOT_AN_AXIS}": "importance_sampling_level",
             f"SAPO: {_NOT_AN_AXIS}": "sapo_temperature_neg sapo_temperature_pos",
             f"VESPO: {_NOT_AN_AXIS}": "vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg",
             f"entropy mask: {_FIXED_LOSS}": "top_entropy_quantile",
-            f"entropy bonus: {_FIXED_LOSS}": "entropy_coef use_adaptive_entropy entropy_coef_min "
-            "entropy_coef_max entropy_coef_delta entropy_target",
+            "the factor of the entropy bonus is the constant entropy_coef": "use_adaptive_entropy "
+            "entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target",
             f"off-policy sequence mask: {_FIXED_LOSS}": "off_policy_mask_threshold",
             "it is for a vLLM inside of the trainer's process; see vllm_server for a server": (
                 "vllm_tensor_parallel_size vllm_gpu_memory_utilization vllm_max_model_length "
@@ -94,7 +93,8 @@ TRL_LOSS_TYPES = {
     "dapo": "loss_type: grpo_clip (with cliprange_high: 0.28), use_std_normalization: true, "
     "aggregation: token_mean",
     "dr_grpo": "loss_type: grpo_clip, use_std_normalization: false, aggregation: masked_normalize",
-    "cispo": "none here: its clipped importance weight is not one of the surrogates",
+    "cispo": "surrogate: cispo (with cliprange: 1 and cliprange_high: epsilon_high - 1), "
+    "use_std_normalization: true, aggregation: token_mean",
     "sapo": "none here: its soft gate is not one of the surrogates",
     "luspo": "none here: its length scaling is not one of the aggregations",
     "vespo": "none here: its sequence kernel is not one of the surrogates",
