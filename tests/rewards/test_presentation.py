@@ -46,8 +46,9 @@ WRAPPERS = [
 # Of each kind that MATH-500 has, where its own answers are not at hand.
 GOLDS = [
     r"\left( 3, \frac{\pi}{2} \right)", "p - q", r"\frac{14}{3}", r"\text{Evelyn}", r"90^\circ",
-    "x=5", "1,-2", "52_8", r"11\sqrt2", r"\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}", r"\$32,\!348", "-7",
-    r"\text{(C)}", r"864 \mbox{ inches}^2", r"(2,12) \cup (12,102)", r"\{1\pm\sqrt{5},-2\}",
+    "x=5", "1,-2", "52_8", r"11\sqrt2", r"\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}",
+    r"\$32,\!348", "-7", r"\text{(C)}", r"864 \mbox{ inches}^2", r"(2,12) \cup (12,102)",
+    r"\{1\pm\sqrt{5},-2\}",
     ".35625", r"\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix}", r"137 \frac{1}{2}", "y = 2x + 3",
 ]  # fmt: skip
 _MATH500 = Path(__file__).parents[3] / "shared" / "data" / "math500_test.jsonl"

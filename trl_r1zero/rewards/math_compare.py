@@ -44,9 +44,12 @@ def symbols_of(value: object) -> frozenset[str]:
 
 
 def _plain(value: MathValue) -> MathValue:
-    """A bracketed single value is that value; a list of one element too."""
-    while value[0] in ("list", "tuple") and len(value[1 if value[0] == "list" else 2]) == 1:
-        value = value[1 if value[0] == "list" else 2][0]
+    """A bracketed single value is that value; a list or set of one element too."""
+    while value[0] in ("list", "set", "tuple"):
+        items = value[2 if value[0] == "tuple" else 1]
+        if len(items) != 1:
+            break
+        value = items[0]
     return value
 
 
@@ -223,7 +226,7 @@ _COMPARISONS: dict[tuple[str, str], Callable[[MathValue, MathValue], bool]] = {
     **dict.fromkeys(
         [("set", "set"), ("set", "list"), ("list", "set")], lambda a, b: _as_sets(a[1], b[1])
     ),
-    ("set", "number"): lambda a, b: _as_sets(a[1], [b]),
+    ("set", "number"): lambda a, b: _as_sets(a[1], [b]),  # {1, 1}
     ("number", "set"): lambda a, b: _as_sets([a], b[1]),
     # An ordered answer whose parts are named one by one.
     ("tuple", "list"): lambda a, b: _ordered(a[2], b[1]),
