@@ -71,7 +71,7 @@ def test_wrong_here_and_right_there(truth, answer):
         ("1/3", "0.33"),
         ("[0,1)", "[0,1]"),
         ("x < 5", "x > 5"),
-        (r"\{1,2\}", r"\{1,1,2\}"),
+        (r"\{1,2\}", r"\{1,2,3\}"),
         ("(1,2)", "(2,1)"),
         ("x", "y"),
         (r"\sin x", r"\cos x"),
@@ -128,9 +128,11 @@ def test_math_verifys_own_cases(read_corpus):
     by_reference = sum(case["answer_reward"] == case["math_verify_expected"] for case in cases)
     assert len(cases) == 465
     assert by_reference == 242
-    assert right >= 417  # 89.7 %
-    # What it misses is prose, missing parts and decimal commas; nothing wrong is let through.
-    assert sum(r["answer_reward"] > c["math_verify_expected"] for c, r in pairs) == 0
+    assert right >= 447  # 96.1 %
+    # What it misses is long prose, sums and decimal commas; nothing wrong is let through but
+    # "32, 349" for 32349, which the strict grader accepts.
+    let_through = [c for c, r in pairs if r["answer_reward"] > c["math_verify_expected"]]
+    assert all("32, 349" in case["response"] and case["answer_reward"] for case in let_through)
 
 
 def test_rewards_are_found_by_name_and_by_path():

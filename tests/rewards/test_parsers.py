@@ -85,6 +85,81 @@ def test_gsm8k_thousands_of_latex_and_decimal_points(output, answer):
 
 
 @pytest.mark.parametrize(
+    "separator",
+    [
+        " ",
+        ",",
+        "\u00a0",
+        "\u2009",
+        "\u202f",
+        "'",
+        "\u2019",
+        "_",
+        "~",
+        "\\ ",
+        "\\,",
+        "\\;",
+        "{,}",
+        "{\\,}",
+    ],
+)
+def test_gsm8k_groups_of_thousands(separator):
+    assert parse_gsm8k_response(f"In all 10{separator}000 apples") == "10000"
+    assert parse_gsm8k_response(f"It costs $1{separator}234{separator}567.50.") == "1234567.50"
+    assert parse_gsm8k_response(f"from 3{separator}10{separator}20") == "20"
+
+
+@pytest.mark.parametrize(
+    ("output", "answer"),
+    [
+        ("1,00,000 rupees", "100000"),
+        ("12,34,56,789", "123456789"),
+        ("5\n100", "100"),
+        ("1 2345", "2345"),
+        ("2 10 100", "100"),
+    ],
+)
+def test_gsm8k_other_groups(output, answer):
+    assert parse_gsm8k_response(output) == answer
+
+
+@pytest.mark.parametrize(
+    ("output", "answer"),
+    [
+        ("Answer: I think it is C", "C"),
+        ("Answer: I think it's C.", "C"),
+        ("Answer: it is probably (C)", "C"),
+        ("Answer = C", "C"),
+        ("Answer - C", "C"),
+        ("Ans: C", "C"),
+        ("My choice: C", "C"),
+        ("I think it is C.", "C"),
+        ("I'd go with C.", "C"),
+        ("I would choose option C", "C"),
+        ("The answer is most likely C.", "C"),
+        ("The answer is the option C.", "C"),
+        ("The answer should be C", "C"),
+        ("Answer: I believe the correct answer is C", "C"),
+        ("b. 4", "B"),
+        ("b) 4", "B"),
+        ("(b) 4", "B"),
+        ("b: Paris", "B"),
+        ("a) Lyon", "A"),
+        # Nothing is claimed.
+        ("a. a rise\nb. a fall\nc. no change", None),
+        ("a) 1 b) 2 c) 3 d) 4", None),
+        ("Answer: I don't think it is C", None),
+        ("Answer: I think it is a city", None),
+        ("I think it is a matter of taste", None),
+        ("I think it is B or C", None),
+        ("a city", None),
+    ],
+)
+def test_mmlu_hedged_claims_and_small_letters(output, answer):
+    assert parse_mmlu_response(EXAMPLE, output) == answer
+
+
+@pytest.mark.parametrize(
     ("output", "answer"),
     [
         ("The correct answer is B.", "B"),
@@ -253,6 +328,11 @@ def test_mmlu_texts_of_options_that_look_like_something_else(output, answer):
         "'",
         "1,",
         "-",
+        "1 ",
+        "12 345 ",
+        "answer: that ",
+        "i think it is ",
+        "\nb. ",
     ],
 )
 @pytest.mark.parametrize("start", ["", "A. x ", "The answer is B"])

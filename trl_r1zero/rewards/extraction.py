@@ -92,8 +92,16 @@ def before_next_query(model_output: str) -> str:
 # A minus is a sign if it touches the number or its dollar sign and does not stand behind an operand
 # ("5-3", "(2)-3", "20%-30%", "$5$-3") or another hyphen, with which it is a dash.
 _SIGN = r"(?<![\w)\]}%\-])(?<![0-9]\$)([-\u2212])(?:\\?\$\s?)?"
-# Commas count as thousands separators only, with the spacing that LaTeX puts around them.
-_THOUSANDS = r"[0-9]{1,3}(?:(?:,(?:\\!)?|\{,\}|\\,)[0-9]{3})+(?![0-9])"
+# What stands between groups of three digits, as people and LaTeX write it; one kind in a number.
+_SEPARATORS = (
+    r",", r",\\!", r"\{,\}", r"\\,", r"\{\\,\}", r"\\[ ;:]", r"~", r"'", r"_", "[\u2019\u066c]",
+)  # fmt: skip
+_THOUSANDS = (
+    rf"[0-9]{{1,3}}(?:{'|'.join(f'(?:{mark}[0-9]{{3}})+' for mark in _SEPARATORS)})(?![0-9])"
+    r"|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![0-9])"  # lakhs and crores
+    # Blanks, unless it is the end of a list of numbers.
+    r"|(?<![0-9] )[0-9]{1,3}(?:[ \u00a0\u2007-\u200a\u202f][0-9]{3})+(?![0-9])"
+)
 # A point before the first digit belongs to the number unless it ends something ("No.5", "is...5").
 _NUMBER = re.compile(
     rf"(?:{_SIGN})?((?:{_THOUSANDS}|[0-9]+)(?:\.[0-9]+)?|(?<![\w.)\]}}%])\.[0-9]+)"
@@ -129,9 +137,21 @@ _BLANK = re.compile(r"(?<!\w)_+([A-Da-d])_*(?!\w)")
 _QUOTED = re.compile(r"(?<!\w)['\u2018]([(\[]?[A-Da-d][)\]]?\.?)['\u2019](?!\w)")
 _QUOTES = "'\u2018\u2019"
 
-_LEAD_IN = (
-    r"(?i:(?:(?:answer|option|choice)\s+is|answer\s?:)\s?:?\s?(?:(?:option|choice|letter)\s+)?)"
-)
+# How a claim begins, and what may stand between that and the letter.
+_CLAIMING = (
+    r"(?:answer|option|choice)\s+(?:is|would be|should be|must be)",
+    r"(?:answer|choice|ans\.?)\s?[:=]",
+    r"(?:answer|choice)\s[-\u2013\u2014](?=\s)",
+    r"\bi(?:['\u2019]d|['\u2019]ll|\s(?:would|will))?\s(?:choose|pick|select|go\swith|answer)",
+    r"\bi\s(?:think|believe|guess|suspect)\s(?:that\s)?(?:it(?:['\u2019]s|\sis|\sshould\sbe))",
+)  # fmt: skip
+_HEDGES = (
+    r"i\s(?:think|believe|guess|suspect|would\ssay)", r"i['\u2019]d\ssay", "that", "probably",
+    r"most\slikely", "likely", "clearly", "therefore",
+    r"it(?:['\u2019]s|\sis|\sshould\sbe|\smust\sbe)",
+    "the", "correct", "right", "option", "choice", "letter", r"(?:answer|one)\sis",
+)  # fmt: skip
+_LEAD_IN = rf"(?i:(?:{'|'.join(_CLAIMING)})\s?:?\s?(?:(?:{'|'.join(_HEDGES)}),?\s){{0,5}})"
 # A letter that stands for an option, not one of "A's", "C++", "B-52" or "D-glucose".
 _WHOLE = r"\b(?!['\u2019+#]|-[a-z0-9])"
 _CLAIM = re.compile(rf"{_LEAD_IN}['\u2018]?[(\[]?([A-Da-d]){_WHOLE}([)\]]?)")
@@ -163,7 +183,9 @@ _DENIAL = (
 _DENIED = re.compile(_DENIAL)
 
 _ALONE = re.compile(r"[(\[]{0,2}([A-Da-d])[)\]]{0,2}\s?[.:)]?")
-_LEADING = re.compile(r"['\u2018]?[(\[]{0,2}([A-D])\]?[.:)]\s")
+_LEADING = re.compile(r"['\u2018]?[(\[]{0,2}([A-Da-d])\]?[.:)]\s")
+# The head of another option, where the first has a small letter.
+_SMALL_HEAD = re.compile(r"(?:\n|\s)[(\[]?([a-d])[.:)\]]\s")
 # A letter at the head of a line or clause, or marked as an option anywhere ("x B. y", "(B)"), of
 # which more is said than that it is wrong.
 _HEAD = re.compile(
@@ -238,7 +260,9 @@ def _letter_at_an_end(options: list[str], text: str) -> str | None:
     leading = _LEADING.match(text)
     if leading is None:
         return None
-    letter, end = leading.group(1), leading.end()
+    letter, end = leading[1].upper(), leading.end()
+    if leading[1].islower() and set(_SMALL_HEAD.findall(text, end)) - {leading[1]}:
+        return None
     # What an option's own text says is neither a verdict nor another option.
     own = options["ABCD".index(letter)] if len(options) == len("ABCD") else ""
     if text[end : end + len(own)].casefold() == own.casefold():

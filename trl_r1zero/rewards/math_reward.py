@@ -1,227 +1,284 @@
 """`math_reward_fn`: mathematically right or wrong, where the reference grader is known to err.
 
 For training and for a strict/lenient comparison in reports, never for the leaderboard's number.
-Right here and wrong there: unreduced fractions, sums and roots for an integer, `x =` in front,
-units, percent signs, sets and lists in any order, intervals written as inequalities, exponents of
-several digits, any number of variables. Wrong here and right there: `1+x/2` for (1+x)/2, a square
-root for a cube root, letters that are also units. Formulas are compared by their values at fixed
-points with an error bound, so an identity is accepted with certainty only up to coincidence at
-four unrelated points; decimals must agree to 1e-6, absolutely, and to 1e-5, relatively.
+What the strict grader accepts is right here too, except for its `CONFUSIONS`. Beyond that an answer
+is read without its presentation (`presentation`), as words, a time, a number with a base or a unit
+(`plain_kinds`), or as mathematics (`math_parser`), and compared by value (`math_compare`).
 """
 
-import itertools
 import re
 from collections.abc import Callable
 from functools import lru_cache
 
 from .bounds import LIMITS, BoundHit, count_bound, one_reward
-from .extraction import BOX, extract_boxed
-from .formula import FormulaError, Node, compile_tree
+from .extraction import BOX, extract_boxed, extract_question_only, extract_r1_zero
+from .formula import FormulaError
+from .math_compare import equal_values, symbols_of
 from .math_parser import MathValue, parse_math
-from .modular import is_zero_modulo_primes
-from .numeric import values_agree
-from .reward_functions import GroundTruth, ground_truth_texts
+from .math_tokens import has_other_reading
+from .plain_kinds import KINDS, Quantity, quantity, same_text
+from .presentation import undress
+from .reward_functions import (
+    RULES,
+    Explanation,
+    GroundTruth,
+    ground_truth_texts,
+    strict_verdict,
+)
 
-DECIMAL_TOLERANCE = 1e-6
+MATH_RULES: dict[str, str] = {
+    "same_text": "the same text without its presentation",
+    "same_kind": "the same time of the day, or number in its base",
+    "same_quantity": "the same quantity in its unit",
+    "same_value": "the same mathematical value",
+    "strict": "the strict grader accepts it",
+    "different_value": "both are mathematics, and their values differ",
+    "no_mathematics": "the texts differ and one of them is not understood as mathematics",
+    "no_answer": "there is no answer in the response",
+    "roots": "the strict grader accepts it, but the indices of the roots differ",
+    "letters": "the strict grader accepts it, but takes letters of the formula for units",
+    "grouping": "the strict grader accepts it, but loses the braces that group a formula",
+    "left_side": "the strict grader accepts it, but drops the left side of the equation",
+    "large_integers": "the strict grader accepts it, but rounds integers above 2^53",
+    "several_answers": "the strict grader accepts it, but it is one of several answers",
+    "units": "the strict grader accepts it, but the units of measurement differ",
+}
 
 
 def math_reward_fn(response: str, ground_truth: GroundTruth, fast: bool = True) -> dict[str, float]:
     """Lenient mathematical reward of a response in either style.
 
     The answer is what follows the last `<answer>`, else the last box, else the text behind the
-    last "answer is". Neighbouring boxes are one list, or one answer where all of them agree. The
-    format reward is 1 for a closed `<answer>` or a complete box. `fast` is
+    last "answer is". Boxes joined by "and", "or" or a comma are one list, or one answer where all
+    of them agree. The format reward is 1 for a closed `<answer>` or a complete box. `fast` is
     accepted for a signature like the other rewards' and changes nothing.
 
     Returns and raises as `r1_zero_reward_fn`, but without a format the answer can still be right:
     `reward` is 1 only if both are.
     """
+    return explain_math(response, ground_truth).parts
+
+
+def explain_math(response: str, ground_truth: GroundTruth) -> Explanation:
+    """What `math_reward_fn` graded, and the rule that decided; rules are those of `MATH_RULES`."""
     texts = ground_truth_texts(ground_truth)
-    tail = response[-LIMITS["answer_chars"] :]
-    tagged = "<answer>" in tail and "</answer>" in tail
-    answer = tail.rsplit("<answer>", 1)[-1].replace("</answer>", "") if tagged else tail
-    formatted = tagged or extract_boxed(tail) is not None
+    tagged = "<answer>" in response and "</answer>" in response
+    answer = response.rsplit("<answer>", 1)[-1].replace("</answer>", "") if tagged else response
+    answer = answer[-LIMITS["answer_chars"] :]
+    formatted = tagged or extract_boxed(answer) is not None
+    extraction = extract_r1_zero(response)
+    if not extraction.formatted:
+        extraction = extract_question_only(response if not tagged else answer)
+    rule, right, truth = "no_ground_truth", False, texts[0] if texts else ""
     with one_reward():
-        right = any(answers_agree(answer, text) for text in texts)
-    return {
-        "format_reward": float(formatted),
-        "answer_reward": float(right),
-        "reward": float(formatted and right),
-    }
+        for text in texts:
+            right, found = _verdict(answer, extraction.answer, text)
+            rule = found if right or text is texts[0] else rule
+            if right:
+                truth = text
+                break
+    detail = (MATH_RULES | RULES).get(rule) or f"a limit was reached: {rule.partition(':')[2]}"
+    return MathExplanation(
+        float(formatted), float(right), rule, detail, _parts(answer)[0][0], truth
+    )
+
+
+class MathExplanation(Explanation):
+    """An explanation whose reward needs the format as well."""
+
+    @property
+    def parts(self) -> dict[str, float]:
+        return super().parts | {"reward": self.answer_reward * self.format_reward}
 
 
 def answers_agree(answer: str, ground_truth: str) -> bool:
     """Whether two texts state the same mathematical answer."""
-    return any(
-        _cores_agree(given, truth) for given in _cores(answer) for truth in _cores(ground_truth)
+    return _verdict(answer, answer, ground_truth)[0]
+
+
+def _verdict(answer: str, strict_answer: str | None, truth: str) -> tuple[bool, str]:
+    """Whether the answer is right, and the rule that decided."""
+    parts, is_list = _parts(answer)
+    truths, _ = _parts(truth)
+    rule = "no_answer"
+    for given in parts:
+        for expected in truths:
+            right, rule = _undressed_verdict(undress(given), undress(expected))
+            if right:
+                return True, rule
+    if strict_answer is not None and strict_verdict(strict_answer, truth).right:
+        confusion = "several_answers" if is_list else confusion_of(strict_answer, truths[0])
+        return confusion is None, confusion or "strict"
+    return False, rule
+
+
+def _undressed_verdict(given: str, truth: str) -> tuple[bool, str]:
+    if same_text(given, truth):
+        return True, "same_text"
+    for compare in KINDS:
+        same = compare(given, truth)
+        if same is not None:
+            return same, "same_kind" if same else "different_value"
+    quantities = quantity(given), quantity(truth)
+    if quantities[0] and quantities[1]:
+        same = _same_quantity(quantities[0], quantities[1])
+        if same is not None:
+            return same, "same_quantity" if same else "units"
+    try:
+        verdict = _compare(given, truth)
+    except BoundHit as bound:
+        count_bound(bound.name)
+        return False, f"bound:{bound.name}"
+    if verdict[0] or not strict_verdict(given, truth).right:
+        return verdict
+    confusion = confusion_of(given, truth)
+    return confusion is None, confusion or "strict"
+
+
+def _same_quantity(given: Quantity, truth: Quantity) -> bool | None:
+    values = []
+    for side in (given, truth):
+        value = _try(side.number)
+        if value is None or value[0] != "number":
+            return None
+        size = ("div", ("int", side.factor.numerator), ("int", side.factor.denominator))
+        values.append(("number", ("mul", value[1], size)))
+    return given.kind == truth.kind and equal_values(values[0], values[1])
+
+
+def _compare(given: str, truth: str) -> tuple[bool, str]:
+    for other in (False, True) if has_other_reading(given, truth) else (False,):
+        # Of prose only one side may be: two sentences that end alike need not say the same.
+        given_value, truth_value = _try(given, other), _try(truth, other)
+        if given_value is None and truth_value is None:
+            return False, "no_mathematics"
+        given_value = given_value or _ending(given, other)
+        truth_value = truth_value or _ending(truth, other)
+        if given_value is None or truth_value is None:
+            return False, "no_mathematics"
+        if equal_values(given_value, truth_value):
+            return True, "same_value"
+    return False, "different_value"
+
+
+@lru_cache(maxsize=4096)
+def _try(text: str, other_reading: bool = False) -> MathValue | None:
+    try:
+        return parse_math(text, other_reading)
+    except (FormulaError, BoundHit):
+        return None
+
+
+# Where the strict grader is wrong. Each is asked only of answers that it accepts and that have
+# another value here, also without regard to capitals, which it does not tell apart.
+_INDEX = re.compile(r"\\sqrt\s*\[([^\]]*)\]")
+_GROUPED = re.compile(r"\\frac|\\sqrt|/|\^")
+Sides = tuple[tuple[str, MathValue | None], tuple[str, MathValue | None]]
+
+
+def _indices_differ(sides: Sides) -> bool:
+    return len({tuple(sorted(_INDEX.findall(text))) for text, _ in sides}) > 1
+
+
+def _units_differ(sides: Sides) -> bool:
+    given, truth = (quantity(text) for text, _ in sides)
+    return None not in (given, truth) and given[1:] != truth[1:]  # type: ignore[index]
+
+
+def _letters_differ(sides: Sides) -> bool:
+    letters = [symbols_of(value) for _, value in sides]
+    return all(letters) and letters[0] != letters[1]
+
+
+def _sides_are_lost(sides: Sides) -> bool:
+    kinds = [value[0] for _, value in sides if value]
+    return len(kinds) == 2 and "relation" in kinds and not _letters_differ(sides)
+
+
+def _integers_are_large(sides: Sides) -> bool:
+    return all(re.fullmatch(r"-?\d{16,}", text) for text, _ in sides)
+
+
+def _groups_are_lost(sides: Sides) -> bool:
+    (given, given_value), (truth, truth_value) = sides
+    if given_value is None or truth_value is None or given_value[0] != truth_value[0]:
+        return False
+    # Where one side has letters that the other has not, they are units.
+    return bool(_GROUPED.search(given + truth)) and symbols_of(given_value) == symbols_of(
+        truth_value
     )
 
 
-def _cores_agree(given: str, truth: str) -> bool:
-    if given == truth or _words(given) == _words(truth) != "":
-        return True
-    # Of prose only one side may be: two sentences that end alike need not say the same.
-    given_value, truth_value = _try(given), _try(truth)
-    if given_value is None and truth_value is None:
-        return False
-    given_value = given_value or _ending(given)
-    truth_value = truth_value or _ending(truth)
-    if given_value is None or truth_value is None:
-        return False
-    try:
-        return _agree(given_value, truth_value)
-    except BoundHit as bound:
-        count_bound(bound.name)
-        return False
+CONFUSIONS: dict[str, Callable[[Sides], bool]] = {
+    "roots": _indices_differ,
+    "units": _units_differ,
+    "letters": _letters_differ,
+    "large_integers": _integers_are_large,
+    "grouping": _groups_are_lost,
+    "left_side": _sides_are_lost,
+}
+
+
+def confusion_of(answer: str, ground_truth: str) -> str | None:
+    """Which confusion of the strict grader makes it accept an answer of another value, if any."""
+    texts = [undress(text).casefold() for text in (answer, ground_truth)]
+    given, truth = texts
+    sides = (given, _try(given)), (truth, _try(truth))
+    # Formulas are compared without their units.
+    if not _units_differ(sides) and (given == truth or _compare(given, truth)[0]):
+        return None
+    return next((name for name, applies in CONFUSIONS.items() if applies(sides)), None)
+
+
+_JOINING = re.compile(r"and|or|[,;&]")
+_JOINED = re.compile(r"and|or|\\text|\\quad|[a-zA-Z](?:_\{?\w\}?)?\s*=|[^a-zA-Z]")
+
+
+def _parts(text: str) -> tuple[list[str], bool]:
+    """The texts that state the answer, its boxes or all of it; and whether it is a list.
+
+    Boxes that are joined by "and", "or" or a comma are one list, or one answer where all of them
+    agree; of boxes that only follow one another, the last may also be the answer.
+    """
+    text = text[-LIMITS["answer_chars"] :].strip()
+    if "\\begin" not in text:
+        text = text.replace("\\\\", "\\")  # escaped once too often
+    boxes: list[str] = []  # the last one first
+    rest, listed = text, True
+    while (inside := extract_boxed(rest)) is not None:
+        boxes.append(inside)
+        rest = rest[: rest.rfind(BOX)]
+        between = rest[rest.rfind("}") + 1 :]
+        if _JOINED.sub("", between) or BOX not in rest:
+            break
+        listed = listed and bool(_JOINING.search(between))
+    if len(boxes) < 2:
+        return boxes or [text], False
+    alike = all(_undressed_verdict(undress(box), undress(boxes[0]))[0] for box in boxes[1:])
+    together = ", ".join(reversed(boxes))
+    return [together, *boxes[: alike or not listed]], listed and not alike
 
 
 _MATH = re.compile(r"\$\$?([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _LEAD_IN = re.compile(r"\A.*\b(?:answer|result|solution)\b[^.\n]{0,40}?(?:\bis\b|:)", re.DOTALL)
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:\s*/\s*\d+)?(?![\w])")
+_SENTENCE = re.compile(r"(?<=[.!?$\])])\s+(?=[A-Z])|\n\s*\n")
+_AFTERWORD = re.compile(r"I hope it is correct.*", re.DOTALL)
+_PROSE = re.compile(r"[A-Za-z]{3,} ")
 
 
-def _cores(text: str) -> list[str]:
-    """The parts of a text that state the answer: its boxes, or all of it. Several boxes are a list;
-    where all of them agree they may as well be one answer that is given twice."""
-    text = text[-LIMITS["answer_chars"] :].strip()
-    if "\\begin" not in text:
-        text = text.replace("\\\\", "\\")  # escaped once too often
-    if BOX not in text:
-        return [text]
-    boxes: list[str] = []  # the last one first
-    rest = text
-    # Neighbouring boxes are one answer: `\\boxed{1} and \\boxed{2}`.
-    while (inside := extract_boxed(rest)) is not None:
-        boxes.append(inside)
-        rest = rest[: rest.rfind(BOX)]
-        if re.sub(r"and|or|\\text|\\quad|[^a-zA-Z]", "", rest[rest.rfind("}") :]):
-            break
-    if not boxes:
-        return [text]
-    cores = [", ".join(reversed(boxes))]
-    if len(boxes) > 1 and all(_cores_agree(box, boxes[0]) for box in boxes[1:]):
-        cores.append(boxes[0])
-    return cores
-
-
-def _words(text: str) -> str:
-    text = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\b|[\s${}()\\]", "", text)
-    return text.rstrip(".").casefold()
-
-
-def _ending(text: str) -> MathValue | None:
+def _ending(text: str, other_reading: bool) -> MathValue | None:
     """What a sentence ends in: its claim, or its last formula, or its last number."""
     said = _AFTERWORD.sub("", text[-LIMITS["formula_chars"] :])
     if not _PROSE.search(said):
         return None
     said = _LEAD_IN.sub("", said, count=1)
-    formulas = [next(filter(None, groups)) for groups in _MATH.findall(said)]
-    claim = said.rsplit(" is ", 1)[-1].split(". ", 1)[0] if " is " in said else said
-    numbers = _NUMBER.findall(said)
-    for candidate in (claim, *reversed(formulas), *numbers[-1:]):
-        value = _try(candidate)
-        if value is not None:
-            return value
+    for sentence in reversed(_SENTENCE.split(said)):
+        formulas = [next(filter(None, groups)) for groups in _MATH.findall(sentence)]
+        claim = sentence.rsplit(" is ", 1)[-1] if " is " in sentence else sentence
+        numbers = _NUMBER.findall(sentence)
+        for candidate in (claim, *reversed(formulas), *numbers[-1:]):
+            value = _try(undress(candidate), other_reading)
+            if value is not None:
+                return value
     return None
-
-
-_AFTERWORD = re.compile(r"I hope it is correct.*|<\|im_(?:start|end)\|>.*", re.DOTALL)
-_PROSE = re.compile(r"[A-Za-z]{3,} ")
-
-
-@lru_cache(maxsize=2048)
-def _try(text: str) -> MathValue | None:
-    try:
-        return parse_math(text)
-    except (FormulaError, BoundHit):
-        return None
-
-
-def _agree(given: MathValue, truth: MathValue) -> bool:
-    """Whether two values are equal; see `_COMPARISONS` for what is compared with what."""
-    given, truth = _plain(given), _plain(truth)
-    compare = _COMPARISONS.get((given[0], truth[0]))
-    return compare is not None and compare(given, truth)
-
-
-def _plain(value: MathValue) -> MathValue:
-    """A bracketed single value is that value; a list of one element too."""
-    while value[0] in ("list", "tuple") and len(value[1 if value[0] == "list" else 2]) == 1:
-        value = value[1 if value[0] == "list" else 2][0]
-    return value
-
-
-def _nodes_agree(a: Node, b: Node) -> bool:
-    if a == b:
-        return True
-    difference = compile_tree(("sub", a, b))
-    exactly = is_zero_modulo_primes(difference)
-    if exactly is not None and not any(step[0] == "float" for step in difference):
-        return exactly
-    return values_agree(compile_tree(a), compile_tree(b), DECIMAL_TOLERANCE)
-
-
-def _unordered(given: list[MathValue], truth: list[MathValue]) -> bool:
-    """Whether the elements agree in some order; every element is matched at most once."""
-    left = list(truth)
-    for item in given:
-        match = next((other for other in left if _agree(item, other)), None)
-        if match is None:
-            return False
-        left.remove(match)
-    return not left
-
-
-def _ordered(given: list[MathValue], truth: list[MathValue]) -> bool:
-    return len(given) == len(truth) and all(map(_agree, given, truth))
-
-
-def _tuples_agree(given: MathValue, truth: MathValue) -> bool:
-    # With two elements it may be an interval, whose ends are open or closed.
-    same_brackets = (given[1], given[3]) == (truth[1], truth[3]) or len(truth[2]) > 2
-    return same_brackets and _ordered(given[2], truth[2])
-
-
-def _relations_agree(given: MathValue, truth: MathValue) -> bool:
-    """Equal up to a factor: positive for an inequality, any but 0 for an equation."""
-    sign, left, right = _normal_relation(given)
-    other_sign, other_left, other_right = _normal_relation(truth)
-    if sign != other_sign or {left[0], right[0], other_left[0], other_right[0]} != {"number"}:
-        return False
-    a = ("sub", left[1], right[1])
-    b = ("sub", other_left[1], other_right[1])
-    if _nodes_agree(a, b):
-        return True
-    ratio = ("div", a, b)
-    for numerator, denominator in itertools.product(range(1, 13), repeat=2):
-        factor: Node = ("div", ("int", numerator), ("int", denominator))
-        if _nodes_agree(ratio, factor):
-            return True
-        if sign in ("=", "!=") and _nodes_agree(ratio, ("neg", factor)):
-            return True
-    return False
-
-
-def _normal_relation(relation: MathValue) -> tuple[str, MathValue, MathValue]:
-    sign, left, right = relation[1:]
-    if sign.startswith(">"):
-        return "<" + sign[1:], right, left
-    return sign, left, right
-
-
-_COMPARISONS: dict[tuple[str, str], Callable[[MathValue, MathValue], bool]] = {
-    ("number", "number"): lambda a, b: _nodes_agree(a[1], b[1]),
-    ("relation", "relation"): _relations_agree,
-    ("tuple", "tuple"): _tuples_agree,
-    ("matrix", "matrix"): lambda a, b: len(a[1]) == len(b[1]) and all(map(_ordered, a[1], b[1])),
-    # Braces and the lack of them are not told apart; a set may be announced in words.
-    **dict.fromkeys(
-        [("union", "union"), ("set", "set"), ("list", "list"), ("set", "list"), ("list", "set")],
-        lambda a, b: _unordered(a[1], b[1]),
-    ),
-    ("set", "number"): lambda a, b: _unordered(a[1], [b]),
-    ("number", "set"): lambda a, b: _unordered([a], b[1]),
-    # An ordered answer whose parts are named one by one.
-    ("tuple", "list"): lambda a, b: _ordered(a[2], b[1]),
-    ("list", "tuple"): lambda a, b: _ordered(a[1], b[2]),
-}

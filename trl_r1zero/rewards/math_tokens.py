@@ -1,9 +1,11 @@
-"""A mathematical answer, LaTeX or plain, to tokens: units, spacing and wrappers are dropped.
+r"""A mathematical answer without presentation (`presentation`) to tokens; units are dropped.
 
-For `math_parser` only; the reference's route has its own tokenizer (`formula`).
+For `math_parser` only; the reference's route has its own tokenizer (`formula`). To teach it another
+way of writing something, add a line to `_REWRITES`.
 """
 
 import re
+from collections.abc import Callable
 
 from .bounds import check_limits
 from .formula import FormulaError
@@ -12,64 +14,125 @@ _UNIT_WORDS = (
     "millimeters?|centimeters?|kilometers?|meters?|metres?|inch(?:es)?|feet|foot|miles?|yards?|"
     "mm|cm|km|kg|kilograms?|grams?|seconds?|minutes?|hours?|days?|weeks?|months?|years?|degrees?|"
     "dollars?|cents?|yuan|euros?|percent(?:age)?|pct|units?|square|cubic|liters?|litres?|mph|"
-    "apples?|people|students?|ways?|points?"
+    "apples?|people|students?|ways?|points?|radians?|USD|EUR|GBP|rupees?|pounds?"
 )
 _UNIT_NAME = rf"(?:{_UNIT_WORDS})"
 _UNIT_POWER = r"(?:\s*\^\s*(?:\{[123]\}|[123]))?"
-_UNIT = re.compile(
-    rf"\\mathrm\s*\{{[~\s]*{_UNIT_NAME}\s*\}}{_UNIT_POWER}"
-    rf"|(?<![a-zA-Z\\]){_UNIT_NAME}(?![a-zA-Z])\.?{_UNIT_POWER}"
+_NAMES = (
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp sqrt abs floor ceil"
 )
-_NAMES = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp sqrt abs floor"
 FUNCTIONS = frozenset(_NAMES.split())
 SIGNS = {
     "=": "=", "<": "<", ">": ">", "\\lt": "<", "\\gt": ">", "\\le": "<=", "\\leq": "<=",
-    "\\leqslant": "<=", "\\ge": ">=", "\\geq": ">=", "\\geqslant": ">=",
-    "\\ne": "!=", "\\neq": "!=",
+    "\\leqslant": "<=", "\\leqq": "<=", "\\ge": ">=", "\\geq": ">=", "\\geqslant": ">=",
+    "\\geqq": ">=", "\\ne": "!=", "\\neq": "!=", "=<": "<=", "=>": ">=", "==": "=",
     "<=": "<=", ">=": ">=", "!=": "!=", "\\in": "in", "\\approx": "~", "\\sim": "~",
 }  # fmt: skip
-_DROPPED = re.compile(
-    r"\\(?:left|right|displaystyle|textstyle|limits|bigl?|bigr?|Bigl?|Bigr?|q?quad|bf)(?![a-zA-Z])"
-    r"|\\[,;!:\s]|(?<!\\)\\[()\[\]]|\$|~"
-)
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>\d+(?:\.\d+)?[eE][-+]?\d+|\d+(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+\.?\d*|\.\d+)"
-    r"|(?P<macro>\\(?:begin|end)\s*\{[a-zA-Z*]+\}|\\[a-zA-Z]+|\\[{}%|])|(?P<sign><=|>=|!=|\*\*|.))"
-)
-_WRAPPERS = re.compile(
-    r"\\(?:mathrm|mathbf|mathit|operatorname|boldsymbol|boxed|fbox|mathcal)\s*\{"
+    r"|(?P<macro>\\(?:begin|end)\s*\{[a-zA-Z*]+\}|\\[a-zA-Z]+|\\[{}%|])"
+    r"|(?P<sign><=|>=|=<|=>|==|!=|\*\*|.))"
 )
 
-
-_UNICODE = {
-    "\u2212": "-", "\u00d7": "*", "\u00b7": "*", "\u03c0": "\\pi ", "\u221e": "\\infty ",
-    "\u221a": "\\sqrt ", "\u222a": "\\cup ", "\u00b1": "\\pm ",
-    "\u2264": "\\le ", "\u2265": "\\ge ", "\u00b0": "",
-}  # fmt: skip
+Replacement = str | Callable[[re.Match[str]], str]
 
 
-def tokenize(text: str) -> list[tuple[str, str]]:
-    """Pairs of kind ("number", "other" or "end") and text; the last is the end."""
-    return _tokens(_prepared(text))
+def _repeating(match: re.Match[str]) -> str:
+    """`0.1\\overline{6}` as a quotient of integers."""
+    before, head, repetend = match["before"] or "0", match["head"] or "", match["repetend"]
+    repetend = repetend or match["other"]
+    check_limits(literal_digits=len(before) + len(head) + len(repetend))
+    scale, nines = 10 ** len(head), 10 ** len(repetend) - 1
+    top = int(before + head) * nines + int(repetend)
+    return f"(({top})/{scale * nines})"
 
 
-def _prepared(text: str) -> str:
-    text = re.sub(r"\\[dtc]frac", r"\\frac", text)
-    text = re.sub(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree", "", text)
-    text = text.replace("{,}", "")
-    text = re.sub(r"\\\$|,\\!\s*|\\%|%", lambda m: {",": ""}.get(m.group()[0], " "), text)
-    text = re.sub(r"\\text(?:rm|bf|it)?\s*\{\s*(?:and|or|,)\s*\}|\b(?:and|or)\b", ",", text)
-    text = re.sub(r"\\(?:text|textrm|textbf|mbox)\s*\{[^{}]*\}(?:\s*\^\s*\{?[23]\}?)?", " ", text)
-    text = _UNIT.sub(" ", text)
-    text = _WRAPPERS.sub("{", text)
-    text = _DROPPED.sub(" ", text)
-    text = re.sub(r"(?<=\d) (?=\d{3}(?!\d))", "", text)
-    text = re.sub(r"(?<![\d./^])(\d+) +(\d+)/(\d+)", r"(\1+\2/\3)", text)  # a mixed number
-    text = re.sub(r"(?<=[)\]])\s*U\s*(?=[(\[]|\\\{)", r"\\cup ", text)
-    text = re.sub(r"(?<![a-zA-Z\\])(?:inf|infinity|oo)(?![a-zA-Z])", r"\\infty ", text)
-    for char, macro in _UNICODE.items():
-        text = text.replace(char, macro)
-    return text.strip().rstrip(".").removeprefix("=").strip()
+_POWERS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_BEFORE_POINT = r"(?<![\d.])(?P<before>\d*)\.(?P<head>\d*)"
+_WORD_SETS = {
+    r"(?:the\s)?(?:set\sof\s)?(?:all\s)?real(?:\snumbers?|s)": r"\\mathbb{R}",
+    r"(?:the\s)?(?:set\sof\s)?(?:all\s)?integers": r"\\mathbb{Z}",
+    r"(?:the\s)?empty\sset|no\s(?:real\s)?solutions?": r"\\emptyset",
+}
+# Patterns, in order, and what they become.
+_WRITINGS: tuple[tuple[str, Replacement], ...] = (
+    *((rf"(?i)\A\s*(?:{words})\s*\Z", name) for words, name in _WORD_SETS.items()),
+    # Names of one thing.
+    (r"\\(?:[dtc]|nice|s|x)frac", r"\\frac"), (r"\\[dt]binom", r"\\binom"),
+    (r"(?:\A|\{)([^{}]*)\\choose\b([^{}]*)(?:\}|\Z)", r"\\binom{\1}{\2}"),
+    (r"\{([^{}]*)\\(?:over|atop)\b([^{}]*)\}", r"\\frac{\1}{\2}"),
+    (r"(?:\{\})?[\^_]\s*\{?(\w+)\}?\s*C\s*_\s*(\w|\{[^{}]*\})", r"\\binom{\1}{\2}"),
+    (r"\\varnothing|\\O(?![a-zA-Z])|\\\{\s*\\\}", r"\\emptyset "),
+    (r"\\(?:lvert|rvert|vert|mid)(?![a-zA-Z])", "|"), (r"\\lbrack(?![a-zA-Z])", "["),
+    (r"\\rbrack(?![a-zA-Z])", "]"), (r"\\lbrace(?![a-zA-Z])", r"\\{"),
+    (r"\\rbrace(?![a-zA-Z])", r"\\}"),
+    (r"\\langle(?![a-zA-Z])", "("), (r"\\rangle(?![a-zA-Z])", ")"),
+    (r"\\(?:backslash|smallsetminus)(?![a-zA-Z])", r"\\setminus "),
+    (r"\\ast(?![a-zA-Z])", "*"), (r"(?<=\d)\s+x\s+(?=10\s*\^)", "*"),
+    (r"\\(?:mathbb|Bbb)\s*\{?\s*([RZNQC])\s*\}?", r"\\Set\1 "),
+    (r"\^\s*\{\s*((?:\\prime\s*)+)\}|\^\s*(\\prime)(?![a-zA-Z])|\\prime(?![a-zA-Z])",
+     lambda match: "'" * max(1, match[0].count("prime"))),
+    # Digits without braces: each is an argument.
+    (r"\\(frac|binom|sqrt)\s*(\d)(?=\d)", r"\\\1{\2}"),
+    (r"\\(frac|binom)\s*(\{[^{}]*\})\s*(\d)(?=\d)", r"\\\1\2{\3}"),
+    (r"(?i)(?<=[\d)}])\s*(?:\\text\s*\{\s*)?\b(thousand|million|billion|trillion)\b(?:\s*\})?",
+     lambda match: f"*10^{{{_POWERS[match[1].lower()]}}} "),
+    # Decimals that repeat.
+    (_BEFORE_POINT + r"\\(?:overline|bar|dot|widehat|overbar)\s*\{?(?P<repetend>\d+)\}?",
+     _repeating),
+    (_BEFORE_POINT + r"(?:\(\s*(?P<repetend>\d+)\s*\)|\[(?P<other>\d+)\])(?=\s*(?:\Z|[,;)]))",
+     _repeating),
+    (r"(?<![\d.])(?P<before>\d*)\.(?P<head>\d{0,6}?)(?P<repetend>\d{1,6}?)(?P=repetend){2,}"
+     r"(?:\.\.\.|\\[lc]?dots)", _repeating),
+    (r"(?<=\d)(?:\.\.\.|\\[lc]?dots)\s*\Z", ""),
+    # Sets that are described: {x | x < 3}.
+    (r"\A\s*\\\{\s*[a-z]\s*(?:\\in\s*\\SetR\s*)?(?:\||:)([^|]*)\\\}\s*\Z", r"\1"),
+    # Open ends as they are written in France.
+    (r"(?:(?<=\\cup)|(?<=\\cup )|\A)\s*\](?=[^\[\]()]*,)", "("),
+    (r"(?<=[^\[\]()])\[\s*(?=\\cup|\Z)", ")"),
+    # Units, and words between the elements of a list.
+    (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![a-zA-Z])", ""), (r"\{,\}", ""),
+    (r"\\\$|\\%|%|\$", " "), (r"[\u20ac\u00a3]", " "),
+    (r"\\text\s*\{\s*(?:and|or|,)\s*\}|\b(?:and|or)\b|\\(?:lor|vee|land|wedge)(?![a-zA-Z])",
+     ","),
+    (r"\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?[23]\}?)?", " "),
+    (rf"(?<![a-zA-Z\\]){_UNIT_NAME}(?![a-zA-Z])\.?{_UNIT_POWER}", " "),
+    (r"(?<!\\)(?<![\^_}])\{\s*\}", " "),
+    # The same in plain text.
+    (rf"\{{\s*({'|'.join(FUNCTIONS)})\s*\}}", r" \\\1 "),
+    (r"(?<=\d) (?=\d{3}(?!\d))", ""),
+    (r"(?<![\d./^])(\d+) +(\d+)\s*/\s*(\d+)", r"(\1+\2/\3)"),  # a mixed number
+    (r"(?<=[)\]}])\s*U\s*(?=[(\[]|\\\{)", r"\\cup "),
+    (r"(?<![a-zA-Z\\])(?:inf|infinity|oo)(?![a-zA-Z])", r"\\infty "),
+    (r"\\lg(?![a-zA-Z])", r"\\log_{10} "), (r"\\ceil(?![a-zA-Z])", r"\\lceil "),
+)  # fmt: skip
+_REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in _WRITINGS]
+# What the same texts may also mean, for both sides at once: marks that have a value, `\log` as the
+# natural logarithm.
+_OTHER_READING: list[tuple[re.Pattern[str], str]] = [
+    (re.compile(r"\\?%|(?<![a-zA-Z])(?:percent|pct)(?![a-zA-Z])"), "/100 "),
+    (re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![a-zA-Z])"), r"\\pi/180 "),
+    (re.compile(r"(?:\\text\s*\{\s*)?(?<![a-zA-Z])degrees?(?![a-zA-Z])(?:\s*\})?"), r"\\pi/180 "),
+    (re.compile(r"\\?(?<![a-zA-Z])log(?![a-zA-Z])(?!\s*_)"), r"\\ln "),
+]
+
+
+def has_other_reading(*texts: str) -> bool:
+    """Whether one of the texts may mean something else than what it first seems to."""
+    return any(pattern.search(text) for text in texts for pattern, _ in _OTHER_READING)
+
+
+def tokenize(text: str, other_reading: bool = False) -> list[tuple[str, str]]:
+    """Pairs of kind ("number", "other" or "end") and text; the last is the end.
+
+    Percent and degree signs are dropped and `\\log` is the decimal logarithm; in the other reading
+    they count as 1/100 and pi/180, and it is the natural one.
+    """
+    for pattern, meaning in _OTHER_READING if other_reading else ():
+        text = pattern.sub(meaning, text)
+    for rewrite, replacement in _REWRITES:
+        text = rewrite.sub(replacement, text)
+    return _tokens(text.strip().rstrip(".").removeprefix("=").strip())
 
 
 def _tokens(text: str) -> list[tuple[str, str]]:

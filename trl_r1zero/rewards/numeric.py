@@ -73,6 +73,19 @@ def values_agree(a: list[Step], b: list[Step], tolerance: float) -> bool:
     return decided >= (2 if symbols else 1)
 
 
+def constant_value(program: list[Step]) -> float | None:
+    """Value of a program without symbols; None where it is not real or cannot be computed."""
+    if any(step[0] == "symbol" for step in program):
+        return None
+    try:
+        value, error = _evaluate(program, ())
+    except _NO_VALUE:
+        return None
+    if isinstance(value, complex) or not math.isfinite(value) or error > 1e-7 * abs(value):
+        return None
+    return value
+
+
 def _evaluate(
     program: list[Step],
     point: tuple[float | complex, ...],

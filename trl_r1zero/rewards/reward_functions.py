@@ -89,13 +89,14 @@ def _grade(extraction: Extraction, ground_truth: GroundTruth, fast: bool) -> tup
     verdicts = []
     with one_reward():
         for text in texts:
-            verdicts.append(_grade_one(extraction.answer, text, fast))
+            verdicts.append(strict_verdict(extraction.answer, text, fast))
             if verdicts[-1].right:
                 return verdicts[-1], text
     return verdicts[0], texts[0]
 
 
-def _grade_one(answer: str, text: str, fast: bool) -> Verdict:
+def strict_verdict(answer: str, text: str, fast: bool = True) -> Verdict:
+    """Whether an answer equals one accepted answer, and the rule that decided."""
     if BOX in text:
         boxed = extract_boxed(text)
         if boxed is None:
