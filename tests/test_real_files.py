@@ -9,10 +9,10 @@ import pytest
 from tiny_models import REPOSITORY, make_tiny_model
 
 from trl_r1zero.commands.eval import main as evaluate_command
+from trl_r1zero.common.run_files import read_metrics
 from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.tasks import get_task
 from trl_r1zero.data.traces import load_traces
-from trl_r1zero.trainers.run_folder import read_metrics
 
 MATH = REPOSITORY.parent / "shared" / "data" / "MATH"
 pytestmark = pytest.mark.skipif(

@@ -64,7 +64,9 @@ def _teach(folder: Path, model_folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from trl_r1zero import get_response_log_probs, load_prompt, tokenize_prompt_and_output
+    from trl_r1zero.data.prompts import load_prompt
+    from trl_r1zero.data.tokenization import tokenize_prompt_and_output
+    from trl_r1zero.functional import get_response_log_probs
 
     lines = (folder / "data.jsonl").read_text(encoding="utf-8").splitlines()
     prompt = load_prompt(str(folder / "prompt.txt"))

@@ -165,7 +165,8 @@ class PlugIns:
         """
         keys: dict[str, Option] = {}
         for kind, role in cls.roles.items():
-            if is_dotted(name := values.get(kind)):
+            name = values.get(kind)
+            if isinstance(name, str) and is_dotted(name):
                 options = role.options(name)
                 if options.keys() & keys.keys():
                     raise ValueError(f"{kind}: two plug-ins are called {name}; rename one of them")

@@ -232,8 +232,8 @@ def load_prompt(name_or_path: str, options: Mapping[str, Any] | None = None) -> 
     """
     if name_or_path in PROMPTS:
         file_name = f"{name_or_path}.txt"
-        text = resources.files("trl_r1zero.data").joinpath("prompt_files", file_name).read_bytes()
-        return _parse(text.decode(), where=file_name, name=name_or_path)
+        file = resources.files("trl_r1zero.data").joinpath("prompt_files", file_name)
+        return _parse(file.read_text(encoding="utf-8"), where=file_name, name=name_or_path)
     if is_dotted(name_or_path):
         return _from_function(name_or_path, options or {})
     if not name_or_path.endswith(".txt"):

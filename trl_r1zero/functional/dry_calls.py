@@ -5,6 +5,7 @@ Shape legend: B sequences, T length; N prompts, G group size.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,7 +57,8 @@ def check_surrogate(name: str, function: SurrogateFn, **settings: Any) -> None:
         policy_BT = (_OLD_BT + step).requires_grad_()
         given = _called(
             what,
-            lambda policy_BT=policy_BT: compute_policy_gradient_loss(
+            partial(
+                compute_policy_gradient_loss,
                 policy_BT,
                 LossType("group_mean", function),
                 advantages=torch.tensor([[1.0], [-1.0]]),
@@ -91,8 +93,7 @@ def check_aggregation(name: str, function: AggregationFn, normalize_constant: fl
         )
 
     whole, *pieces = (
-        _called(what, lambda rows=rows: loss_of(rows))
-        for rows in (slice(0, 2), slice(0, 1), slice(1, 2))
+        _called(what, partial(loss_of, rows)) for rows in (slice(0, 2), slice(0, 1), slice(1, 2))
     )
     for loss in (whole, *pieces):
         _require_tensor(what, loss, torch.Size())

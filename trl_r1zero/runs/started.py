@@ -7,9 +7,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from trl_r1zero.common.types import to_plain
 from trl_r1zero.generation.vllm_server import VLLMServerError
 from trl_r1zero.recipe import ParsedRecipe
-from trl_r1zero.recipe.types import to_plain
 from trl_r1zero.recipe.yaml_files import read_recipe
 from trl_r1zero.trainers.one_device import check_device
 from trl_r1zero.trainers.run_folder import RunFolder

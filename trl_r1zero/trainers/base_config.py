@@ -30,8 +30,10 @@ else:
     _Arguments = object
 
 
-_NOT_NEGATIVE = ("learning_rate", "seed", "eval_seed", "beta", "weight_decay", "adam_epsilon")
-_NOT_NEGATIVE += ("max_grad_norm", "warmup_steps", "temperature", "eval_temperature")
+_NOT_NEGATIVE = (
+    *("learning_rate", "seed", "eval_seed", "beta", "weight_decay", "adam_epsilon"),
+    *("max_grad_norm", "warmup_steps", "temperature", "eval_temperature"),
+)
 OVERLONG = ("drop", "error")
 ON_DIVERGENCE = ("stop", "skip_update", "warn")
 

@@ -95,8 +95,8 @@ class LossSettings(PlugIns, StrictConfig):
         "constant: that of the sum over all. Unset: train_batch_size times max_completion_length.",
     )
     if TYPE_CHECKING:  # of R1ZeroGRPOConfig
-        train_batch_size: int
-        max_completion_length: int | None
+        train_batch_size: int = 0
+        max_completion_length: int | None = None
 
     @property
     def loss(self) -> LossType:

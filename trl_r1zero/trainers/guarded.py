@@ -18,6 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from trl_r1zero.common.folder_lock import folder_ends
 from trl_r1zero.common.processes import any_process, is_main_process
+from trl_r1zero.common.run_files import METRICS_FILE, read_metrics
 from trl_r1zero.common.stopping import (
     RunStopped,
     StopSignals,
@@ -26,7 +27,7 @@ from trl_r1zero.common.stopping import (
 )
 from trl_r1zero.evaluation.files import append_line
 
-from .run_folder import METRICS_FILE, RunFolder, last_whole_checkpoint, read_metrics
+from .run_folder import RunFolder, last_whole_checkpoint
 
 __all__ = ["DivergedError", "DivergenceCallback", "StopCallback", "guarded"]
 

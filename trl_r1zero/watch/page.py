@@ -18,8 +18,8 @@ import jinja2
 from markupsafe import Markup
 from transformers import TrainerCallback
 
+from trl_r1zero.common.run_files import METRICS_FILE
 from trl_r1zero.evaluation.files import write_atomically
-from trl_r1zero.trainers.run_folder import METRICS_FILE
 
 from .run_data import answer_tables, answers, compact_json, run_data
 

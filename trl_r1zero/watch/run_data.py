@@ -10,11 +10,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from trl_r1zero.common.run_files import METRICS_FILE
 from trl_r1zero.data.files import read_jsonl
 from trl_r1zero.runs.logged_run import Line, LoggedRun
 from trl_r1zero.runs.metrics import AMBER, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, Panel, Series
 from trl_r1zero.runs.run_state import run_state
-from trl_r1zero.trainers.run_folder import METRICS_FILE
 from trl_r1zero.trainers.token_tables import TOKENS_FOLDER
 
 # Folders of tables of answers -> what their rows are.
