@@ -110,6 +110,6 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return site_links(markdown, page.file.src_uri)
 
 
-def on_page_content(page: str, **about: Any) -> str:
+def on_page_content(content: str, **about: Any) -> str:
     """Draw formulas."""
-    return mathml(page)
+    return mathml(content)
