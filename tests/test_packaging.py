@@ -95,6 +95,7 @@ def test_formulas_of_docstrings():
     assert as_markdown("The sum :math:`a +\n    b`.") == "The sum $a + b$."
     block = as_markdown("It is\n\n    .. math:: a,\n        b\n\nhere.")
     assert "    $$a, b$$\n\nhere." in block
+    assert as_markdown(".. math::\n\n    a\n    b\n\nhere.") == "\n$$a b$$\n\nhere."
 
 
 @pytest.mark.slow
