@@ -18,7 +18,7 @@ def as_markdown(docstring: str) -> str:
 def _displayed(match: re.Match[str]) -> str:
     formula = " ".join(match[2].split())
     if r"\\" in formula:  # several lines, which Sphinx aligns by itself
-        formula = rf"\begin{{aligned}} {formula} \end{{aligned}}"
+        formula = rf"\begin{{split}} {formula} \end{{split}}"
     return f"\n{match[1]}$${formula}$$\n"
 
 
