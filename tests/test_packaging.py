@@ -86,6 +86,7 @@ def test_formulas_become_mathml():
     pytest.importorskip("latex2mathml")
     drawn = hooks.mathml('<p>a <span class="arithmatex">\\(a &lt; b\\)</span></p>')
     assert drawn.startswith("<p>a <math") and drawn.endswith("</math></p>")
+    assert "a_b" in hooks.mathml('<div class="arithmatex">\\[\\text{a\\_b}\\]</div>')
     assert "<mo>&#x0003C;</mo>" in drawn or "<mo>&lt;</mo>" in drawn
 
 
@@ -95,6 +96,9 @@ def test_formulas_of_docstrings():
     assert as_markdown("The sum :math:`a +\n    b`.") == "The sum $a + b$."
     block = as_markdown("It is\n\n    .. math:: a,\n        b\n\nhere.")
     assert "    $$a, b$$\n\nhere." in block
+    assert as_markdown(".. math::\n\n    a\n    b\n\nhere.") == "\n$$a b$$\n\nhere."
+    several = as_markdown(".. math:: a & b \\\\\n    c & d\n")
+    assert several == "\n$$\\begin{split} a & b \\\\ c & d \\end{split}$$\n"
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
 FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
+TEXT = re.compile("<mtext>.*?</mtext>")
 CODE = re.compile(r"(^ *```.*?^ *```[^\n]*$)", re.DOTALL | re.MULTILINE)
 
 
@@ -85,7 +86,8 @@ def mathml(page: str) -> str:
 
     def draw(match: re.Match[str]) -> str:
         display = "block" if match["tag"] == "div" else "inline"
-        return str(convert(html.unescape(match["tex"].strip()), display=display))
+        drawn = convert(html.unescape(match["tex"].strip()), display=display)
+        return TEXT.sub(lambda text: text[0].replace(r"\_", "_"), drawn)
 
     return FORMULA.sub(draw, page)
 
@@ -110,6 +112,6 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return site_links(markdown, page.file.src_uri)
 
 
-def on_page_content(page: str, **about: Any) -> str:
+def on_page_content(content: str, **about: Any) -> str:
     """Draw formulas."""
-    return mathml(page)
+    return mathml(content)

@@ -77,6 +77,14 @@ def test_every_run_has_its_state(runs, capsys):
     assert broken["step"] is None
 
 
+@pytest.mark.parametrize("line", ["5", "[]", '{"step": 1}', "{"])
+def test_what_is_no_metrics_of_a_run(line, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(f"{line}\n")
+    run = index_run(tmp_path)
+    assert (run.state, run.kind) == ("unreadable", None)
+    assert run.reason.startswith(str(tmp_path / "metrics.jsonl"))
+
+
 def test_progress_in_words(runs):
     words = index_run(runs / "deep" / "running").progress()
     assert words == "GRPO step 10/20, accuracy 0.375, 2 min left"

@@ -84,7 +84,7 @@ def index_run(folder: Path) -> IndexedRun:
     size = _size(folder)
     try:
         run, state = LoggedRun(folder), run_state(folder)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # lines of something else
         reason = f"{folder / METRICS_FILE}: {error}"
         nothing = [None] * 9
         return IndexedRun(str(folder), None, "unreadable", reason, *nothing, age, size)
