@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from trl_r1zero.common.naming import search_here
-from trl_r1zero.data.bad_rows import BadRowsError
 from trl_r1zero.recipe.requirements import check_requirements
 
 from .errors import exit_on, stopping_in_words
@@ -29,13 +28,11 @@ def train(
     """
     check_requirements()  # before the imports that a wrong version would break
 
-    from trl_r1zero.generation.vllm_server import VLLMServerError
     from trl_r1zero.recipe import parse_recipe
     from trl_r1zero.recipe.loading import load_tokenizer
     from trl_r1zero.reports.report import write_report
     from trl_r1zero.runs.kinds import METHODS
-    from trl_r1zero.runs.started import WRONG_SETTINGS, started_run
-    from trl_r1zero.trainers.guarded import DivergedError
+    from trl_r1zero.runs.started import WRONG_SETTINGS, started_run, training_errors
     from trl_r1zero.trainers.run_folder import write_skipped_rows
     from trl_r1zero.watch import RunPage, write_page
 
@@ -54,7 +51,7 @@ def train(
             if trainer.accelerator.is_main_process:
                 recipe.write(folder / "recipe.yaml")
                 write_skipped_rows(folder, data.skipped_rows)
-        with exit_on(program, BadRowsError, DivergedError, VLLMServerError, OSError):
+        with exit_on(program, *training_errors()):
             trainer.train(resume_from_checkpoint=resume)
             trainer.save_model(str(folder / "final"))
         if trainer.accelerator.is_main_process:

@@ -1,5 +1,6 @@
 """A run of a recipe, from the first thing that it does in its folder to how it ends."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,16 +9,25 @@ from typing import Any
 from safetensors import SafetensorError
 
 from trl_r1zero.common.types import to_plain
+from trl_r1zero.data.bad_rows import BadRowsError
 from trl_r1zero.generation.vllm_server import VLLMServerError
 from trl_r1zero.recipe import ParsedRecipe
 from trl_r1zero.recipe.yaml_files import read_recipe
+from trl_r1zero.trainers.guarded import DivergedError
 from trl_r1zero.trainers.one_device import check_device
 from trl_r1zero.trainers.run_folder import RunFolder
 
-__all__ = ["WRONG_SETTINGS", "started_run"]
+__all__ = ["WRONG_SETTINGS", "started_run", "training_errors"]
 
 # What making a trainer raises for settings and files that do not fit.
 WRONG_SETTINGS = (ValueError, OSError, SafetensorError, VLLMServerError)
+
+
+def training_errors() -> tuple[type[Exception], ...]:
+    """What training raises for what is not this package's fault: rows, numbers, disks, servers."""
+    wandb = sys.modules.get("wandb.errors")  # there once a trainer has been made that reports to it
+    own = (BadRowsError, DivergedError, VLLMServerError, OSError)
+    return own if wandb is None else (*own, wandb.Error)
 
 
 @contextmanager
