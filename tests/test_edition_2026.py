@@ -334,7 +334,10 @@ def test_rows_without_advantage_change_nothing(tokenizer):
         ({"gradient_accumulation_steps": 13}, "got 13"),
         ({"repeated_prompts": PROMPTS[:8]}, "8 repeated_prompts and 12 rollout_responses"),
         ({"importance_reweighting_method": "noclip"}, "needs old_log_probs, got None"),
-        ({"old_log_probs": torch.zeros(12, 2)}, r"old_log_probs has shape \(12, 2\)"),
+        (
+            {"importance_reweighting_method": "noclip", "old_log_probs": torch.zeros(12, 2)},
+            r"old_log_probs has shape \(12, 2\)",
+        ),
         ({"loss_normalization": "constant"}, "needs normalization_constant"),
         ({"group_size": 5}, "group_size=5"),
     ],

@@ -53,6 +53,10 @@ def bonus(response, ground_truth, bonus: float = 0.0):
     return {"reward": 1.0 + bonus}
 
 
+def with_helper(response, ground_truth, helper=bonus, scale=1.0, **others):
+    return {"reward": scale}
+
+
 def shots(number: int = 1):
     return Prompt("shots", "Q " * number + "{question}", (), "boxed")
 
@@ -84,6 +88,7 @@ constant = lambda advantages, policy, old: (torch.zeros_like(old), {})
 of_rows = lambda advantages, policy, old: (-advantages * policy, {"ratio": advantages})
 mean_all = lambda loss, mask: loss[mask].mean()
 few = lambda response: {"reward": 1.0}
+no_reward = lambda response, ground_truth: {"score": 1.0}
 text = lambda: "Q: {question}"
 raises = lambda: 1 / 0
 """
@@ -240,7 +245,6 @@ def test_options_are_keys_of_a_recipe(parse, tmp_path):
         (["--soft_clip.tua", "1"], r"unknown key 'soft_clip.tua'; did you mean 'soft_clip.tau'"),
         (["--soft_clip.tau", "x"], "soft_clip.tau: got x, expected float"),
         (["--shots.number", "1.5"], "shots.number: got 1.5, expected int"),
-        (["--reward", "mine.few"], "reward: mine.few takes 1 arguments by position"),
         (["--surrogate", "gspo"], "unknown key 'soft_clip.tau'"),
         (["--task_args", "{size: 2}"], "Counting.size and task_args say 'size'"),
     ],
@@ -248,6 +252,24 @@ def test_options_are_keys_of_a_recipe(parse, tmp_path):
 def test_a_recipe_with_a_mistake_ends_with_a_message(parse, argv, message):
     with pytest.raises(ValueError, match=message):
         parse(*argv)
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ("mine.few", "cannot grade a response against the ground truth of the first example, '1'"),
+        ("mine.no_reward", "must return a dict with the key 'reward'"),
+    ],
+)
+def test_a_reward_is_called_before_a_model_is_loaded(reward, message):
+    arguments = TaskArguments(task="mine.Counting", reward=reward, reward_workers=0)
+    with pytest.raises(ValueError, match=message):
+        arguments.load()
+
+
+def test_what_a_recipe_cannot_say_is_no_option():
+    role = Role("reward", ("response", "ground_truth"), (), {}, counts_inputs=False)
+    assert set(role.options("mine.with_helper")) == {"with_helper.scale"}
 
 
 def test_two_plug_ins_of_a_name():

@@ -238,22 +238,21 @@ def grpo_train_step(
 ) -> tuple[Tensor, dict[str, Any]]:
     """One optimizer step on the rollouts, in micro-batches whose number changes nothing.
 
-    Denominators are those of all rows, so the gradient is that of the whole batch, also where the
-    micro-batches are not equally large. Afterwards every `.grad` is None. The step is made even if
-    all advantages are 0. Arguments not named here are those of the functions above.
+    Denominators are those of all rows, so the gradient is that of the whole batch, also if pieces
+    are not equally large. Afterwards every `.grad` is None. The step is made even if all advantages
+    are 0. Arguments not named here are those of the functions above.
 
     Args:
         model: a causal LM, in the mode of the caller.
         gradient_accumulation_steps: micro-batches, from 1 to the number of rows.
-        max_grad_norm: the gradient is clipped to this norm; None: not clipped.
-        repeated_prompts: the prompt of each response.
+        max_grad_norm: the gradient is clipped to it; None: not clipped.
         old_log_probs: (B, T), at the places of `tokenize_prompt_and_output`.
         loss_normalization, normalization_constant: of all rows.
 
     Returns:
-        The loss, a scalar without graph; and metadata: that of rewards and of advantages,
-        `raw_rewards` and `advantages` (B,), `grad_norm` before clipping, and where the method has
-        them the means over response tokens `ratio` and `clip_fraction`.
+        The loss, a scalar without graph; and metadata: that of rewards and advantages, `grad_norm`
+        before clipping, `raw_rewards` and `advantages` (B,), and where the method has them the
+        means over response tokens `ratio` and `clip_fraction`.
 
     Raises:
         ValueError: as the functions above; numbers of rows and micro-batches do not fit.
@@ -266,7 +265,8 @@ def grpo_train_step(
     )
     settings = _settings(importance_reweighting_method, loss_normalization, normalization_constant)
     settings |= {"cliprange": cliprange, "num_sequences": len(rollout_responses)}
-    rows = _rows(model, tokenizer, repeated_prompts, rollout_responses, old_log_probs)
+    old = old_log_probs if importance_reweighting_method != "none" else None
+    rows = _rows(model, tokenizer, repeated_prompts, rollout_responses, old)
     rows["advantages"] = advantages.unsqueeze(1).to(rows["labels"].device)
     _drop_gradients(model, optimizer)
     loss, of_tokens = _accumulate(model, rows, settings, gradient_accumulation_steps)
@@ -274,9 +274,8 @@ def grpo_train_step(
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
     optimizer.step()
     _drop_gradients(model, optimizer)
-    of_rows = {"raw_rewards": raw_rewards, "advantages": advantages}
-    metadata = {**metadata, **of_advantages, **of_tokens, "grad_norm": grad_norm.item()}
-    return loss, metadata | of_rows
+    of_step = {"grad_norm": grad_norm.item(), "raw_rewards": raw_rewards, "advantages": advantages}
+    return loss, {**metadata, **of_advantages, **of_tokens, **of_step}
 
 
 def _settings(method: str, loss_normalization: str, constant: float | None) -> dict[str, Any]:

@@ -12,7 +12,9 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from .arguments import arg
@@ -42,6 +44,12 @@ def is_dotted(name: object) -> bool:
     return all(map(str.isidentifier, name.split(".")))
 
 
+def _is_plain(default: Any) -> bool:
+    """Whether a recipe can say it, or there is none."""
+    plain = bool | int | float | str | list | dict | Path | Enum
+    return default is REQUIRED or default is None or isinstance(default, plain)
+
+
 class Option(NamedTuple):
     """A parameter of a plug-in that a recipe sets."""
 
@@ -58,12 +66,15 @@ class Role:
         inputs: What they take by position.
         named: What they may take besides, by these names.
         known: The registered ones.
+        counts_inputs: Whether one that takes fewer by position is refused here, and not where it is
+            called first.
     """
 
     kind: str
     inputs: tuple[str, ...]
     named: tuple[str, ...]
     known: Mapping[str, Any]
+    counts_inputs: bool = True
 
     def options(self, name: str) -> dict[str, Option]:
         """The options of a plug-in by their keys in a recipe; registered ones have none.
@@ -80,7 +91,8 @@ class Role:
             parameters = list(inspect.signature(function).parameters.values())
         except ValueError:  # of a builtin, which tells nothing
             return {}
-        self._check_inputs(name, parameters)
+        if self.counts_inputs:
+            self._check_inputs(name, parameters)
         try:
             hints = typing.get_type_hints(function)
         except NameError as error:
@@ -92,7 +104,7 @@ class Role:
         return {
             f"{own}.{p.name}": self._option(name, p, hints)
             for p in rest
-            if p.kind not in _ANY_NUMBER
+            if p.kind not in _ANY_NUMBER and _is_plain(p.default)
         }
 
     def _check_inputs(self, name: str, parameters: Sequence[inspect.Parameter]) -> None:

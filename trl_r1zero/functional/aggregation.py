@@ -71,10 +71,15 @@ AGGREGATIONS: dict[str, AggregationFn] = {
 }
 
 
+def _function(aggregation: str | AggregationFn) -> AggregationFn:
+    if isinstance(aggregation, str):
+        return look_up(AGGREGATIONS, aggregation, "aggregation")
+    return aggregation
+
+
 def uses_constant(aggregation: str | AggregationFn) -> bool:
     """Whether an aggregation takes a `normalize_constant`."""
-    function = AGGREGATIONS[aggregation] if isinstance(aggregation, str) else aggregation
-    return "normalize_constant" in inspect.signature(function).parameters
+    return "normalize_constant" in inspect.signature(_function(aggregation)).parameters
 
 
 def aggregate_loss(
@@ -99,12 +104,11 @@ def aggregate_loss(
     with loss l, mask m and rows i of this piece. masked_mean is GRPO's (Shao et al. 2024,
     arXiv:2402.03300, eq. 3): each response weighs the same. masked_normalize is Dr. GRPO's (Liu et
     al. 2025, arXiv:2503.20783, section 3.2), token_mean DAPO's (Yu et al. 2025, arXiv:2503.14476,
-    section 3.3): each token weighs the same. constant is masked_normalize with the whole divisor in
-    one number.
+    section 3.3): each token weighs the same. constant is masked_normalize with a single divisor.
 
     Args:
         per_token_loss_BT: (B, T). Half precision is summed in float32. Mask out what may be NaN
-            *before* the per-token loss if its derivative there may be infinite (`zero_unselected`).
+            *before* the per-token loss if its derivative there may be infinite.
         response_mask_BT: (B, T), bool or 0/1.
         aggregation: a key of `AGGREGATIONS`, or a function like those there.
         num_sequences: sequences of the whole train batch, over all micro-batches and ranks, rows
@@ -121,9 +125,7 @@ def aggregate_loss(
         ValueError: unknown aggregation; a denominator it needs is missing or not above 0;
             normalize_constant given where it has no effect; shapes differ.
     """
-    function = aggregation
-    if isinstance(function, str):
-        function = look_up(AGGREGATIONS, function, "aggregation")
+    function = _function(aggregation)
     require_same_shape(response_mask_BT, "response_mask_BT", per_token_loss_BT, "per_token_loss_BT")
     if per_token_loss_BT.dim() != 2:
         raise ValueError(

@@ -207,14 +207,13 @@ def get_response_log_probs(
         attention_mask, position_ids: (B, T), passed on if given. A causal LM on right-padded rows
             needs neither: no position before the padding sees it.
         temperature: logits are divided by it before the softmax, as in sampling.
-        positions: (S,) columns, ascending; logits of these only are computed. The model must take
-            `logits_to_keep`.
+        positions: (S,) columns, ascending, of which logits are computed, by `logits_to_keep`.
         use_cache: passed on if given. False saves transformers a copy of all keys and values.
-        entropy_has_graph: the entropies are differentiable too, for an entropy bonus.
+        entropy_has_graph: entropies are differentiable too.
 
     Returns:
-        `log_probs` (B, T) in nats with gradient, and if asked `token_entropy` (B, T) in nats,
-        without graph unless `entropy_has_graph`. Both are 0 where `positions` leaves a column out.
+        `log_probs` (B, T) in nats with graph, and if asked `token_entropy` (B, T) in nats; both 0
+        where `positions` leaves a column out.
 
     Raises:
         ValueError: shapes do not fit; temperature is not above 0.

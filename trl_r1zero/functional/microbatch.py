@@ -7,6 +7,8 @@ The trainers call `sft_microbatch_loss` and `grpo_microbatch_loss`, which take t
 any train batch, and do their own backward.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -99,6 +101,9 @@ def _weighed(loss_BT: Tensor, weights: Tensor, response_mask: Tensor) -> Tensor:
     return loss_BT * zero_unselected(weights.detach().expand(shape), response_mask)
 
 
+_OLD = ("old_log_probs", "correct_kl_bias")
+
+
 def grpo_microbatch_loss(
     policy_log_probs: Tensor,
     response_mask: Tensor,
@@ -124,59 +129,40 @@ def grpo_microbatch_loss(
     r"""One micro-batch's share of the loss of its train batch.
 
     `compute_policy_gradient_loss` per token, times `sampler_weights`, plus :math:`\beta` times
-    `compute_kl_penalty`; then `aggregate_loss`. Off that comes the entropy bonus,
-    `entropy_coef` times the mean entropy of the train batch's response tokens, whatever the
-    aggregation (Mnih et al. 2016, arXiv:1602.01783, section 4). Arguments not named here are those
-    functions'.
+    `compute_kl_penalty`; then `aggregate_loss`; less `entropy_coef` times the mean entropy of the
+    train batch's tokens (Mnih et al. 2016, arXiv:1602.01783). Arguments not named here are theirs.
 
     Args:
-        response_mask: (B, T), bool or 0/1. What stands under a 0, NaN and inf included, changes
-            neither loss nor gradient; there `kl` is 0, and a token's `ratio` 1 and `clipped` False.
-        ref_log_probs: (B, T), in nats, under the reference model; needed if beta is not 0.
+        response_mask: (B, T), bool or 0/1. What stands under a 0 changes neither loss nor gradient.
         correct_kl_bias: give `compute_kl_penalty` the old log-probabilities too (needed then).
-        token_entropy: (B, T), in nats, with graph; needed, with num_tokens, if entropy_coef is not
-            0.
-        sampler_weights: (B, T), or (B, 1) for whole responses, never differentiated; see
-            `compute_sampler_importance_weights`.
+        token_entropy: (B, T), in nats, with graph; with num_tokens for an entropy_coef.
+        sampler_weights: (B, T) or (B, 1), see `compute_sampler_importance_weights`; constants.
 
     Returns:
-        The loss, a scalar with graph; and metadata without graph: the (B, T) tensors of the loss
-        type, `kl` (B, T) if there is a penalty, and `num_response_tokens` (a scalar count).
-
-    Raises:
-        ValueError: as the functions above; beta without ref_log_probs.
+        The loss, and without graph: the loss type's tensors, `kl` (B, T), `num_response_tokens`.
     """
     policy_BT = zero_unselected(policy_log_probs, response_mask)
     old_BT = None if old_log_probs is None else zero_unselected(old_log_probs, response_mask)
+    given: tuple[Any, ...] = (loss_type, raw_rewards, advantages, old_BT, cliprange)
     loss_BT, metadata = compute_policy_gradient_loss(
-        policy_BT,
-        loss_type,
-        raw_rewards,
-        advantages,
-        old_BT,
-        cliprange,
-        response_mask=response_mask,
-        delta=delta,
+        policy_BT, *given, response_mask=response_mask, delta=delta
     )
     if sampler_weights is not None:
         loss_BT = _weighed(loss_BT, sampler_weights, response_mask)
     if beta != 0:
         ref_BT = require(ref_log_probs, "ref_log_probs", f"beta {beta}")
-        sampled_BT = (
-            require(old_BT, "old_log_probs", "correct_kl_bias") if correct_kl_bias else None
-        )
+        sampled_BT = require(old_BT, *_OLD) if correct_kl_bias else None
         ref_BT = zero_unselected(ref_BT, response_mask)
         kl_BT = compute_kl_penalty(policy_BT, ref_BT, sampled_BT, kl_estimator)
-        loss_BT = loss_BT + beta * kl_BT
-        metadata["kl"] = kl_BT.detach()
+        loss_BT, metadata["kl"] = loss_BT + beta * kl_BT, kl_BT.detach()
     metadata["num_response_tokens"] = response_mask.to(torch.bool).sum()
-    denominators = {"num_sequences": num_sequences, "num_tokens": num_tokens}
-    denominators["normalize_constant"] = normalize_constant
-    loss = aggregate_loss(loss_BT, response_mask, aggregation, **denominators)
+    of = {"num_sequences": num_sequences, "num_tokens": num_tokens}
+    of["normalize_constant"] = normalize_constant
+    loss = aggregate_loss(loss_BT, response_mask, aggregation, **of)
     if entropy_coef != 0:
         entropy_BT = require(token_entropy, "token_entropy", f"entropy_coef {entropy_coef}")
-        mean = aggregate_loss(entropy_BT, response_mask, "token_mean", num_tokens=num_tokens)
-        loss = loss - entropy_coef * mean
+        bonus = aggregate_loss(entropy_BT, response_mask, "token_mean", num_tokens=num_tokens)
+        return loss - entropy_coef * bonus, metadata
     return loss, metadata
 
 

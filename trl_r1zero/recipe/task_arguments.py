@@ -48,7 +48,8 @@ class TaskSelection(PlugIns, RowArguments):
     roles: ClassVar = {
         "task": Role("task", (), (), TASKS),
         "prompt": PROMPT_ROLE,
-        "reward": Role("reward", ("response", "ground_truth"), (), REWARDS),
+        # Called with the first problem's ground truth, before a model is loaded.
+        "reward": Role("reward", ("response", "ground_truth"), (), REWARDS, counts_inputs=False),
     }
 
     task: str = arg("math", f"One of {', '.join(TASKS)}, or the dotted path of a Task.")
@@ -144,7 +145,7 @@ class TaskArguments(TaskSelection):
         `rooms` are as in `load_problems`."""
         task, prompt = self.load_task()
         prompt = prompt.for_tokenizer(tokenizer)
-        return LoadedTask(
+        loaded = LoadedTask(
             prompt=prompt,
             reward=self.load_trl_reward(task, prompt),
             train_dataset=self.load_problems(
@@ -152,6 +153,9 @@ class TaskArguments(TaskSelection):
             ),
             eval_dataset=self.load_validation(task, prompt, rooms),
         )
+        if is_dotted(self.reward) and len(loaded.train_dataset):
+            loaded.reward.grader.check(loaded.train_dataset[0]["ground_truth"])
+        return loaded
 
     def load_trl_reward(self, task: Task, prompt: Prompt) -> "TRLReward":
         """The reward as trainers take it; its workers, if any, start now."""
