@@ -6,6 +6,7 @@ import random
 import threading
 import urllib.error
 import urllib.request
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from report_runs import write_metrics
 
 from trl_r1zero.commands import watch
+from trl_r1zero.common.folder_lock import holding
 from trl_r1zero.watch import RunPage, write_page
 from trl_r1zero.watch.page import page_html
 from trl_r1zero.watch.run_data import answer_tables, answers, compact_json, run_data
@@ -82,26 +84,20 @@ def test_a_run_s_curves_are_those_of_its_kind_and_what_a_watcher_wants(run):
     assert "Clipped tokens" not in panels  # nothing was logged
 
 
-@pytest.mark.parametrize(("live", "status"), [(True, "running"), (False, "stopped")])
-def test_the_state_says_how_far_a_run_is_and_what_is_left(run, live, status):
-    state = run_data(run, live=live)["state"]
+@pytest.mark.parametrize("status", ["running", "stopped"])
+def test_the_state_says_how_far_a_run_is_and_what_is_left(run, status):
+    with holding(run) if status == "running" else nullcontext():
+        state = run_data(run)["state"]
     assert (state["status"], state["step"], state["planned"]) == (status, 4, 8)
     assert (state["metric"], state["last"], state["best"]) == ("accuracy", 0.5, 0.5)
-    # Four more steps of (41 - 1) / 4 seconds.
-    assert state["eta"] == (pytest.approx(40) if live else None)
-
-
-def test_a_run_is_live_while_its_last_line_is_young(run, monkeypatch):
-    changed = (run / "metrics.jsonl").stat().st_mtime
-    for seconds, status in ((10, "running"), (299, "running"), (301, "stopped")):
-        monkeypatch.setattr("trl_r1zero.watch.run_data.time.time", lambda s=seconds: changed + s)
-        assert run_data(run)["state"]["status"] == status
+    # Four more steps of 41 / 4 seconds.
+    assert state["eta"] == (pytest.approx(41) if status == "running" else None)
 
 
 def test_a_diverged_run_is_no_running_one(run):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "grpo_step": 5, "elapsed_seconds": 50.0, "loss": NaN}\n')
-    data = run_data(run, live=True)
+    data = run_data(run)
     assert data["state"]["status"] == "diverged" and "update 5" in data["state"]["reason"]
     compact_json(data)  # and its page has no NaN
 
@@ -150,7 +146,7 @@ def test_a_run_writes_its_page_at_validations_and_now_and_then_at_logs(run, monk
     monkeypatch.setattr("trl_r1zero.watch.page.time.perf_counter", lambda: clock.now)
     written = []
 
-    def write(folder: Path, live: bool) -> None:
+    def write(folder: Path) -> None:
         written.append(clock.now)
         clock.now += 1.0  # what it takes
 

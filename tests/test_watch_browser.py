@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from report_runs import write_metrics
 
+from trl_r1zero.common.folder_lock import holding
 from trl_r1zero.watch import write_page
 from trl_r1zero.watch.server import PageServer
 
@@ -113,7 +114,9 @@ def browser(driver) -> Iterator[Browser]:
 
 @pytest.fixture
 def file_page(browser, tmp_path) -> Browser:
-    page = write_page(make_run(tmp_path / "run_a"), live=True)
+    run = make_run(tmp_path / "run_a")
+    with holding(run):
+        page = write_page(run)
     browser.driver.get(page.as_uri())
     return browser
 

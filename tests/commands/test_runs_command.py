@@ -3,12 +3,14 @@
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from report_runs import seed_run, write_metrics
 
 from trl_r1zero import cli
+from trl_r1zero.common.folder_lock import holding
 from trl_r1zero.runs.index import duration, index_run
 from trl_r1zero.runs.run_state import Attempt, record
 
@@ -20,7 +22,7 @@ def written_before(folder: Path, seconds: float) -> Path:
 
 
 @pytest.fixture
-def runs(tmp_path) -> Path:
+def runs(tmp_path) -> Iterator[Path]:
     """One of each state; the lines of their validations are a minute apart."""
     config = json.dumps({"n_grpo_steps": 20})
     for name, age in (("running", 200), ("stopped", 400), ("failed", 3000)):
@@ -47,7 +49,8 @@ def runs(tmp_path) -> Path:
         [{"step": 1, "elapsed_seconds": 1.0, "train_step": 1.0, "loss": float("nan")}],
     )
     written_before(diverged, 5 * 86400)
-    return tmp_path
+    with holding(tmp_path / "deep" / "running"):
+        yield tmp_path
 
 
 def shown(capsys, *arguments: str) -> str:

@@ -56,7 +56,7 @@ def train(
             trainer.save_model(str(folder / "final"))
         if trainer.accelerator.is_main_process:
             print(write_report(folder))
-            write_page(folder, live=False)
+            write_page(folder)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import psutil
 
-__all__ = ["LOCK_FILE", "FolderInUseError", "folder_ends", "holding"]
+__all__ = ["LOCK_FILE", "FolderInUseError", "folder_ends", "holding", "in_use"]
 
 LOCK_FILE = "run.lock"
 # What a new process waits for one that is ending, and for one to notice that it has to.
@@ -71,6 +71,15 @@ def folder_ends(folder: str | Path) -> None:
     if held is not None:
         held.facts["ending"] = True
         _write(held)
+
+
+def in_use(folder: str | Path) -> bool:
+    """Whether a process works in a folder; one on another host, which cannot be seen, counts."""
+    try:
+        with Path(folder, LOCK_FILE).open("rb") as file:
+            return _lives(_owner(file))
+    except FileNotFoundError:
+        return False
 
 
 def _take(folder: Path) -> _Held:

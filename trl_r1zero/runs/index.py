@@ -4,19 +4,15 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
+from trl_r1zero.common.folder_lock import in_use
 from trl_r1zero.common.run_files import METRICS_FILE
 
 from .logged_run import LoggedRun
 from .run_state import run_state
 
-__all__ = ["IndexedRun", "duration", "find_runs", "index_run"]
-
-# A run is taken to run while its last line of metrics is younger than so many of its longest gap
-# between lines, and than these seconds.
-GAPS, LEAST_SECONDS = 5.0, 60.0
+__all__ = ["IndexedRun", "duration", "find_runs", "index_logged_run", "index_run"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +22,8 @@ class IndexedRun:
     Attributes:
         folder: Its `output_dir`.
         kind: Its method, a key of `METHODS`.
-        state: `running`, `finished`, `diverged`, `failed`, `stopped` (begun, and not at its end) or
-            `unreadable`; `reason` says why.
+        state: `running` (a process has the folder), `finished`, `diverged`, `failed`, `stopped`
+            (begun, and not at its end) or `unreadable`; `reason` says why.
         step: Complete steps, of `planned_steps`; `step_name` says what a step is.
         metric: What validation measures: `eval_accuracy`, or `eval_loss`, of which less is better;
             its `last` value, the `best`, and `best_step`.
@@ -37,20 +33,20 @@ class IndexedRun:
     """
 
     folder: str
-    kind: str | None
     state: str
     reason: str
-    step: int | None
-    planned_steps: int | None
-    step_name: str | None
-    metric: str | None
-    last: float | None
-    best: float | None
-    best_step: int | None
-    seconds: float | None
-    seconds_left: float | None
     age_seconds: float
     size_bytes: int
+    kind: str | None = None
+    step: int | None = None
+    planned_steps: int | None = None
+    step_name: str | None = None
+    metric: str | None = None
+    last: float | None = None
+    best: float | None = None
+    best_step: int | None = None
+    seconds: float | None = None
+    seconds_left: float | None = None
 
     def progress(self) -> str:
         """Such as `GRPO step 12/50, accuracy 0.620, 3 min left`; empty before the first step."""
@@ -80,36 +76,47 @@ def find_runs(folder: str | Path) -> Iterator[Path]:
 
 def index_run(folder: Path) -> IndexedRun:
     """A run's line of the index. A run that cannot be read has the reason in it."""
-    age = max(0.0, time.time() - (folder / METRICS_FILE).stat().st_mtime)
-    size = _size(folder)
     try:
-        run, state = LoggedRun(folder), run_state(folder)
+        return index_logged_run(LoggedRun(folder))
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # lines of something else
         reason = f"{folder / METRICS_FILE}: {error}"
-        nothing = [None] * 9
-        return IndexedRun(str(folder), None, "unreadable", reason, *nothing, age, size)
-    kind = run.kind
+        return IndexedRun(str(folder), "unreadable", reason, _age(folder), _size(folder))
+
+
+def index_logged_run(run: LoggedRun) -> IndexedRun:
+    """The index's line of a run that is read already."""
+    kind, state = run.kind, run_state(run.folder)
     step = int(max((line.get(kind.step_key, 0) for line in run.lines), default=0))
     metric = last = best = best_step = None
     if run.validations:
         _, last_line, best_line = run.before_after_best
         metric, best_step = kind.best, int(best_line[kind.step_key])
         last, best = last_line[metric], best_line[metric]
-    name = state.status
-    if name == "stopped" and age < max(LEAST_SECONDS, GAPS * _longest_gap(run)):
-        name = "running"
+    name = "running" if state.status == "stopped" and in_use(run.folder) else state.status
     left, planned = None, run.planned_steps
     if name == "running" and planned and step > 0:
         left = run.wall_time / step * max(0, planned - step)
     return IndexedRun(
-        *(str(folder), kind.method, name, state.reason, step, planned, kind.step_name),
-        *(metric, last, best, best_step, run.wall_time, left, age, size),
+        folder=str(run.folder),
+        state=name,
+        reason=state.reason,
+        age_seconds=_age(run.folder),
+        size_bytes=_size(run.folder),
+        kind=kind.method,
+        step=step,
+        planned_steps=planned,
+        step_name=kind.step_name,
+        metric=metric,
+        last=last,
+        best=best,
+        best_step=best_step,
+        seconds=run.wall_time,
+        seconds_left=left,
     )
 
 
-def _longest_gap(run: LoggedRun) -> float:
-    times = [line["elapsed_seconds"] for line in run.lines]
-    return max((after - before for before, after in pairwise(times)), default=0)
+def _age(folder: Path) -> float:
+    return max(0.0, time.time() - (folder / METRICS_FILE).stat().st_mtime)
 
 
 def _size(folder: Path) -> int:

@@ -58,19 +58,18 @@ class RunPage(TrainerCallback):
             return
         start = time.perf_counter()
         try:
-            write_page(folder, live=True)
+            write_page(folder)
         except (OSError, ValueError) as error:
             logger.warning("%s was not written: %s", folder / PAGE_FILE, error)
         end = time.perf_counter()
         self._due = end + 20 * (end - start)
 
 
-def write_page(folder: str | Path, *, live: bool | None = None) -> Path:
+def write_page(folder: str | Path) -> Path:
     """Write `index.html` into a run's folder.
 
     Args:
         folder: The run's `output_dir`.
-        live: Whether it is running; None: found out by how long ago its last line was written.
 
     Returns:
         Where the page is.
@@ -80,7 +79,7 @@ def write_page(folder: str | Path, *, live: bool | None = None) -> Path:
         ValueError: A file of it cannot be read.
     """
     folder = Path(folder)
-    page = page_html([run_data(folder, live=live)], _packed_tables(folder))
+    page = page_html([run_data(folder)], _packed_tables(folder))
     write_atomically(folder / PAGE_FILE, page.encode())
     return folder / PAGE_FILE
 

@@ -3,24 +3,18 @@
 import json
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from trl_r1zero.common.run_files import METRICS_FILE
 from trl_r1zero.data.files import read_jsonl
-from trl_r1zero.runs.logged_run import Line, LoggedRun
+from trl_r1zero.runs.index import index_logged_run
+from trl_r1zero.runs.logged_run import LoggedRun
 from trl_r1zero.runs.metrics import AMBER, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, Panel, Series
-from trl_r1zero.runs.run_state import run_state
 from trl_r1zero.trainers.token_tables import TOKENS_FOLDER
 
 # Folders of tables of answers -> what their rows are.
 TABLE_FOLDERS = {"rollouts": "rollouts", "evaluations": "validation"}
-# Without a line for so long, and for so many times as long as between lines, a run is not live.
-SILENT_SECONDS, SILENT_LINES = 300, 10
 
 _SHARES = Panel(
     "Shares of rollouts",
@@ -55,16 +49,16 @@ class AnswerTable:
     step: int
 
 
-def run_data(folder: Path, *, live: bool | None = None) -> dict[str, Any]:
+def run_data(folder: Path) -> dict[str, Any]:
     """What the page shows of a run, but its answers.
 
     Args:
         folder: The run's `output_dir`.
-        live: Whether it is running; None: found out by how long ago its last line was written.
 
     Returns:
-        `name`, `folder`, `method`, `step_name`, `state` (see `state_of`), `panels` (each with its
-        `title`, no two alike, and its curves), `settings` and `tables`; JSON without NaN.
+        `name`, `folder`, `method`, `step_name`, `state` (as `IndexedRun`; `updated` is when its
+        last line was written, in seconds since 1970), `panels` (each with its `title`, no two
+        alike, and its curves), `settings` and `tables`; JSON without NaN.
 
     Raises:
         FileNotFoundError: The folder has no metrics.
@@ -77,55 +71,27 @@ def run_data(folder: Path, *, live: bool | None = None) -> dict[str, Any]:
         "folder": str(folder),
         "method": run.kind.method,
         "step_name": run.kind.step_name,
-        "state": state_of(run, live),
+        "state": _state(run),
         "panels": [drawn for panel in panels if (drawn := _panel(run, panel))["series"]],
         "settings": {key: _text(value) for key, value in sorted(run.settings.items())},
         "tables": [vars(table) for table in answer_tables(folder)],
     }
 
 
-def state_of(run: LoggedRun, live: bool | None = None) -> dict[str, Any]:
-    """`status` and `reason` (as in `run_state`, and `running`), `step` of `planned` ones, `elapsed`
-    and `eta` in seconds, `updated` (when the last line was written, in seconds since 1970), and the
-    `last` and `best` value of the metric that picks the best model, which is `metric`."""
-    now, changed = time.time(), (run.folder / METRICS_FILE).stat().st_mtime
-    status, reason = (known := run_state(run.folder)).status, known.reason
-    steps = [line[run.kind.step_key] for line in run.lines if run.kind.step_key in line]
-    step = int(max(steps, default=0))
-    if live is None:
-        live = now - changed < max(SILENT_SECONDS, SILENT_LINES * _between_lines(run.lines))
-    if live and status == "stopped":
-        status = "running"
-    planned = run.planned_steps
-    eta = _seconds_of_a_step(run) * (planned - step) if planned and status == "running" else None
-    best = [line[run.kind.best] for line in run.validations if run.kind.best in line]
-    pick = max if run.kind.higher_is_better else min
+def _state(run: LoggedRun) -> dict[str, Any]:
+    one = index_logged_run(run)
     return {
-        "status": status,
-        "reason": reason,
-        "step": step,
-        "planned": planned,
-        "elapsed": run.wall_time,
-        "eta": _finite(eta),
-        "updated": changed,
-        "metric": run.kind.best.removeprefix("eval_"),
-        "last": _finite(best[-1]) if best else None,
-        "best": _finite(pick(best)) if best else None,
+        "status": one.state,
+        "reason": one.reason,
+        "step": one.step,
+        "planned": one.planned_steps,
+        "elapsed": one.seconds,
+        "eta": one.seconds_left,
+        "updated": time.time() - one.age_seconds,
+        "metric": (one.metric or "").removeprefix("eval_"),
+        "last": _plain(one.last),
+        "best": _plain(one.best),
     }
-
-
-def _between_lines(lines: Sequence[Line]) -> float:
-    times = [line["elapsed_seconds"] for line in lines]
-    return median(b - a for a, b in pairwise(times)) if times[1:] else 0.0
-
-
-def _seconds_of_a_step(run: LoggedRun) -> float:
-    """Of the latest steps, with the validations among them; NaN if too few are done."""
-    key = run.kind.step_key
-    ends = {line[key]: line["elapsed_seconds"] for line in run.lines if key in line}
-    latest = sorted(ends.items())[-10:]
-    (first, start), (last, end) = (latest[0], latest[-1]) if latest else ((0, 0), (0, 0))
-    return (end - start) / (last - first) if last > first else math.nan
 
 
 def _panel(run: LoggedRun, panel: Panel) -> dict[str, Any]:
@@ -177,12 +143,8 @@ def compact_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
 def _plain(value: Any) -> Any:
-    return _finite(value) if isinstance(value, float) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _text(value: Any) -> str:
