@@ -6,7 +6,6 @@ transformers in their first line; with others a command lists its keys itself, i
     python -m trl_r1zero.commands.stored_help    # write the files, after a change of keys
 """
 
-import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout, suppress
 from importlib import import_module
@@ -60,9 +59,9 @@ def write() -> None:
 
 
 def _versions() -> str:
-    found = [(name, next(distributions(name=name), None)) for name in ("trl", "transformers")]
+    found = [(name, next(iter(distributions(name=name)), None)) for name in ("trl", "transformers")]
     return "# " + ", ".join(f"{name} {one.version if one else 'missing'}" for name, one in found)
 
 
 if __name__ == "__main__":
-    sys.exit(write())
+    write()
