@@ -57,7 +57,7 @@ def test_every_page_is_in_the_navigation():
          "[`place`](api/devices.md#trl_r1zero.devices.placement)"),
         ("[base](trl_r1zero/data/tasks/base.py)", "index.md",
          "[base](api/data.md#trl_r1zero.data.tasks.base)"),
-        ("[`runs`](../trl_r1zero/runs)", "grpo.md", "[`runs`](api/runs.md#trl_r1zero.runs)"),
+        ("[`runs`](../trl_r1zero/runs)", "grpo.md", "[`runs`](api/runs.md)"),
         ("[GRPO](docs/grpo.md#axes)", "index.md", "[GRPO](grpo.md#axes)"),
         ("[GRPO](grpo.md#axes)", "sft.md", "[GRPO](grpo.md#axes)"),
         ("[below](#axes)", "grpo.md", "[below](#axes)"),
@@ -70,6 +70,15 @@ def test_every_page_is_in_the_navigation():
 )  # fmt: skip
 def test_links_lead_within_the_site(link, page, there):
     assert hooks.site_links(link, page) == there
+
+
+def test_every_link_into_the_reference_has_its_place():
+    for path in [*(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "README.md"]:
+        page = "index.md" if path.name == "README.md" else path.name
+        for match in hooks.LINK.finditer(hooks.site_links(path.read_text("utf-8"), page)):
+            if match[3].startswith("api/") and match[4]:
+                layer = match[3].removeprefix("api/").removesuffix(".md")
+                assert match[4].removeprefix("#") in hooks.modules_of(layer), match[0]
 
 
 def test_no_page_links_out_of_the_site():

@@ -29,8 +29,16 @@ def generated_pages() -> dict[str, str]:
     """Path in the site -> Markdown, of the pages that are no files of docs/."""
     pages = {"index.md": (ROOT / "README.md").read_text(encoding="utf-8")}
     for layer in layers():
-        pages[f"api/{layer}.md"] = f"# {PACKAGE}.{layer}\n\n::: {PACKAGE}.{layer}\n"
+        entries = [f"::: {module}\n" for module in modules_of(layer)]
+        pages[f"api/{layer}.md"] = "\n".join([f"# {PACKAGE}.{layer}\n", *entries])
     return pages
+
+
+def modules_of(layer: str) -> list[str]:
+    """The public modules of a layer; what its packages export stands there too."""
+    paths = (path.relative_to(ROOT) for path in (ROOT / PACKAGE / layer).rglob("*.py"))
+    names = (path.with_suffix("").parts for path in paths)
+    return sorted(".".join(name) for name in names if not name[-1].startswith("_"))
 
 
 def linked_pictures() -> list[str]:
@@ -75,8 +83,8 @@ def _site_link(match: re.Match[str], page: str) -> str:
         return f"![{text}](pictures/{path})"
     module = PurePosixPath(path)
     if module.parts[0] == PACKAGE and len(module.parts) > 1 and module.suffix in ("", ".py"):
-        dotted = ".".join(module.with_suffix("").parts)
-        return f"[{text}](api/{module.parts[1]}.md#{dotted})"
+        dotted = "#" + ".".join(module.with_suffix("").parts) if module.suffix else ""
+        return f"[{text}](api/{module.parts[1]}.md{dotted})"
     return text
 
 
