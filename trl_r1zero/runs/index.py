@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from trl_r1zero.common.run_files import METRICS_FILE
 
@@ -20,7 +19,7 @@ __all__ = ["IndexedRun", "duration", "find_runs", "index_run"]
 GAPS, LEAST_SECONDS = 5.0, 60.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class IndexedRun:
     """One run. What it does not tell, such as the accuracy of a run without validation, is None.
 
@@ -38,18 +37,18 @@ class IndexedRun:
     """
 
     folder: str
-    kind: str | None = None
+    kind: str | None
     state: str
-    reason: str = ""
-    step: int | None = None
-    planned_steps: int | None = None
-    step_name: str | None = None
-    metric: str | None = None
-    last: float | None = None
-    best: float | None = None
-    best_step: int | None = None
-    seconds: float | None = None
-    seconds_left: float | None = None
+    reason: str
+    step: int | None
+    planned_steps: int | None
+    step_name: str | None
+    metric: str | None
+    last: float | None
+    best: float | None
+    best_step: int | None
+    seconds: float | None
+    seconds_left: float | None
     age_seconds: float
     size_bytes: int
 
@@ -81,35 +80,30 @@ def find_runs(folder: str | Path) -> Iterator[Path]:
 
 def index_run(folder: Path) -> IndexedRun:
     """A run's line of the index. A run that cannot be read has the reason in it."""
-    about: dict[str, Any] = {
-        "folder": str(folder),
-        "age_seconds": max(0.0, time.time() - (folder / METRICS_FILE).stat().st_mtime),
-        "size_bytes": _size(folder),
-    }
+    age = max(0.0, time.time() - (folder / METRICS_FILE).stat().st_mtime)
+    size = _size(folder)
     try:
         run, state = LoggedRun(folder), run_state(folder)
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # lines of something else
-        return IndexedRun(**about, state="unreadable", reason=f"{folder / METRICS_FILE}: {error}")
-    kind, planned, name = run.kind, run.planned_steps, state.status
+        reason = f"{folder / METRICS_FILE}: {error}"
+        nothing = [None] * 9
+        return IndexedRun(str(folder), None, "unreadable", reason, *nothing, age, size)
+    kind = run.kind
     step = int(max((line.get(kind.step_key, 0) for line in run.lines), default=0))
+    metric = last = best = best_step = None
     if run.validations:
-        _, last, best = run.before_after_best
-        about["metric"] = kind.best
-        about["last"], about["best"] = last[kind.best], best[kind.best]
-        about["best_step"] = int(best[kind.step_key])
-    if name == "stopped" and about["age_seconds"] < max(LEAST_SECONDS, GAPS * _longest_gap(run)):
+        _, last_line, best_line = run.before_after_best
+        metric, best_step = kind.best, int(best_line[kind.step_key])
+        last, best = last_line[metric], best_line[metric]
+    name = state.status
+    if name == "stopped" and age < max(LEAST_SECONDS, GAPS * _longest_gap(run)):
         name = "running"
-        if planned and step:
-            about["seconds_left"] = run.wall_time / step * max(0, planned - step)
+    left, planned = None, run.planned_steps
+    if name == "running" and planned and step > 0:
+        left = run.wall_time / step * max(0, planned - step)
     return IndexedRun(
-        **about,
-        kind=kind.method,
-        state=name,
-        reason=state.reason,
-        step=step,
-        planned_steps=planned,
-        step_name=kind.step_name,
-        seconds=run.wall_time,
+        *(str(folder), kind.method, name, state.reason, step, planned, kind.step_name),
+        *(metric, last, best, best_step, run.wall_time, left, age, size),
     )
 
 
