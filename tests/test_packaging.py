@@ -47,7 +47,8 @@ def pages_of(entry) -> list[str]:
 def test_every_page_is_in_the_navigation():
     settings = yaml.load((REPOSITORY / "mkdocs.yml").read_text(), Loader)
     of_docs = [path.name for path in (REPOSITORY / "docs").glob("*.md")]
-    assert sorted(pages_of(settings["nav"])) == sorted([*of_docs, *hooks.generated_pages()])
+    pages = pages_of(hooks.navigation(settings["nav"]))
+    assert sorted(pages) == sorted([*of_docs, *hooks.generated_pages()])
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,7 @@ def test_every_page_is_in_the_navigation():
          "[`place`](api/devices.md#trl_r1zero.devices.placement)"),
         ("[base](trl_r1zero/data/tasks/base.py)", "index.md",
          "[base](api/data.md#trl_r1zero.data.tasks.base)"),
+        ("[cli](../trl_r1zero/cli.py)", "grpo.md", "[cli](api/trl_r1zero.md#trl_r1zero.cli)"),
         ("[`runs`](../trl_r1zero/runs)", "grpo.md", "[`runs`](api/runs.md)"),
         ("[GRPO](docs/grpo.md#axes)", "index.md", "[GRPO](grpo.md#axes)"),
         ("[GRPO](grpo.md#axes)", "sft.md", "[GRPO](grpo.md#axes)"),
