@@ -41,7 +41,8 @@ Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix,
 def pages_of(entry) -> list[str]:
     if isinstance(entry, str):
         return [entry]
-    return [page for part in entry for page in pages_of(next(iter(part.values())))]
+    parts = (part if isinstance(part, str) else next(iter(part.values())) for part in entry)
+    return [page for part in parts for page in pages_of(part)]
 
 
 def test_every_page_is_in_the_navigation():
