@@ -147,7 +147,7 @@ $(VENV)/.docs-installed: $(VENV)/.installed
 	@touch $@
 
 docs: $(VENV)/.docs-installed
-	"$(VENV)/bin/python" -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 "$(VENV)/bin/python" -m mkdocs build --strict --quiet
 	@echo "build/site/index.html"
 
 # Other Pythons: make release PYTHONS="python3.11 python3.12 python3.13"

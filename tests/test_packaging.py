@@ -41,13 +41,15 @@ Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix,
 def pages_of(entry) -> list[str]:
     if isinstance(entry, str):
         return [entry]
-    return [page for part in entry for page in pages_of(next(iter(part.values())))]
+    parts = (part if isinstance(part, str) else next(iter(part.values())) for part in entry)
+    return [page for part in parts for page in pages_of(part)]
 
 
 def test_every_page_is_in_the_navigation():
     settings = yaml.load((REPOSITORY / "mkdocs.yml").read_text(), Loader)
     of_docs = [path.name for path in (REPOSITORY / "docs").glob("*.md")]
-    assert sorted(pages_of(settings["nav"])) == sorted([*of_docs, *hooks.generated_pages()])
+    pages = pages_of(hooks.navigation(settings["nav"]))
+    assert sorted(pages) == sorted([*of_docs, *hooks.generated_pages()])
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,8 @@ def test_every_page_is_in_the_navigation():
          "[`place`](api/devices.md#trl_r1zero.devices.placement)"),
         ("[base](trl_r1zero/data/tasks/base.py)", "index.md",
          "[base](api/data.md#trl_r1zero.data.tasks.base)"),
-        ("[`runs`](../trl_r1zero/runs)", "grpo.md", "[`runs`](api/runs.md#trl_r1zero.runs)"),
+        ("[cli](../trl_r1zero/cli.py)", "grpo.md", "[cli](api/trl_r1zero.md#trl_r1zero.cli)"),
+        ("[`runs`](../trl_r1zero/runs)", "grpo.md", "[`runs`](api/runs.md)"),
         ("[GRPO](docs/grpo.md#axes)", "index.md", "[GRPO](grpo.md#axes)"),
         ("[GRPO](grpo.md#axes)", "sft.md", "[GRPO](grpo.md#axes)"),
         ("[below](#axes)", "grpo.md", "[below](#axes)"),
@@ -70,6 +73,15 @@ def test_every_page_is_in_the_navigation():
 )  # fmt: skip
 def test_links_lead_within_the_site(link, page, there):
     assert hooks.site_links(link, page) == there
+
+
+def test_every_link_into_the_reference_has_its_place():
+    for path in [*(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "README.md"]:
+        page = "index.md" if path.name == "README.md" else path.name
+        for match in hooks.LINK.finditer(hooks.site_links(path.read_text("utf-8"), page)):
+            if match[3].startswith("api/") and match[4]:
+                layer = match[3].removeprefix("api/").removesuffix(".md")
+                assert match[4].removeprefix("#") in hooks.modules_of(layer), match[0]
 
 
 def test_no_page_links_out_of_the_site():

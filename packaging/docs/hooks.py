@@ -21,16 +21,36 @@ CODE = re.compile(r"(^ *```.*?^ *```[^\n]*$)", re.DOTALL | re.MULTILINE)
 
 
 def layers() -> list[str]:
-    """The packages within the package."""
-    return sorted(path.parent.name for path in (ROOT / PACKAGE).glob("*/__init__.py"))
+    """The packages within the package; and the package, for the modules beside them."""
+    packages = (path.parent.name for path in (ROOT / PACKAGE).glob("*/__init__.py"))
+    return [PACKAGE, *sorted(packages)]
 
 
 def generated_pages() -> dict[str, str]:
     """Path in the site -> Markdown, of the pages that are no files of docs/."""
     pages = {"index.md": (ROOT / "README.md").read_text(encoding="utf-8")}
     for layer in layers():
-        pages[f"api/{layer}.md"] = f"# {PACKAGE}.{layer}\n\n::: {PACKAGE}.{layer}\n"
+        entries = [f"::: {module}\n" for module in modules_of(layer)]
+        title = PACKAGE if layer == PACKAGE else f"{PACKAGE}.{layer}"
+        pages[f"api/{layer}.md"] = "\n".join([f"# {title}\n", *entries])
     return pages
+
+
+def modules_of(layer: str) -> list[str]:
+    """The public modules of a layer; what its packages export stands there too."""
+    folder = ROOT / PACKAGE
+    found = folder.glob("*.py") if layer == PACKAGE else (folder / layer).rglob("*.py")
+    names = (path.relative_to(ROOT).with_suffix("").parts for path in found)
+    return sorted(".".join(name) for name in names if not name[-1].startswith("_"))
+
+
+def navigation(listed: list[Any]) -> list[Any]:
+    """The navigation of mkdocs.yml, with the pages of docs/ that it does not name, and with the
+    reference."""
+    named = set(re.findall(r"[\w/.-]+\.md", str(listed)))
+    others = sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name not in named)
+    reference = [{layer: f"api/{layer}.md"} for layer in layers()]
+    return [*listed, *([{"More": others}] if others else []), {"Reference": reference}]
 
 
 def linked_pictures() -> list[str]:
@@ -75,8 +95,9 @@ def _site_link(match: re.Match[str], page: str) -> str:
         return f"![{text}](pictures/{path})"
     module = PurePosixPath(path)
     if module.parts[0] == PACKAGE and len(module.parts) > 1 and module.suffix in ("", ".py"):
-        dotted = ".".join(module.with_suffix("").parts)
-        return f"[{text}](api/{module.parts[1]}.md#{dotted})"
+        dotted = "#" + ".".join(module.with_suffix("").parts) if module.suffix else ""
+        layer = PACKAGE if module.suffix and len(module.parts) == 2 else module.parts[1]
+        return f"[{text}](api/{layer}.md{dotted})"
     return text
 
 
@@ -93,6 +114,12 @@ def mathml(page: str) -> str:
 
 
 # What mkdocs calls.
+
+
+def on_config(config: Any) -> Any:
+    """Complete the navigation."""
+    config.nav = navigation(config.nav)
+    return config
 
 
 def on_files(files: Any, config: Any) -> Any:
