@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from trl_r1zero.generation import SamplingConfig
     from trl_r1zero.grading import Grader
 
+_MIN_TOKENS = 4
 # What the tasks of a list cannot have for their own: one engine answers all of them.
 _OF_ALL_TASKS = {
     *("model", "backend", "dtype", "server", "server_url", "batch_size", "output_dir"),
@@ -89,9 +90,9 @@ class EvaluationArguments(TaskSelection):
     top_k: int = arg(0, "The likeliest tokens only; 0 is all.")
     min_p: float = arg(0.0, "Tokens of at least this share of the likeliest one's probability.")
     max_tokens: int = arg(1024, "An answer ends here at the latest.")
-    min_tokens: int | None = arg(
-        None,
-        "An answer may end after so many tokens only. Unset: 4, or max_tokens if less.",
+    min_tokens: int = arg(
+        _MIN_TOKENS,
+        "An answer may end after so many tokens only. The default is max_tokens at most.",
     )
     n: Count = arg(1, "Answers to each problem; above 1, for avg@k, pass@k and maj@k.")
     seed: int = arg(0, "Seed of the sampling.")
@@ -231,8 +232,8 @@ class EvaluationArguments(TaskSelection):
 
         names = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens")
         values = {name: getattr(self, name) for name in names}
-        if self.min_tokens is None:
-            values["min_tokens"] = min(4, self.max_tokens)
+        if self.min_tokens == _MIN_TOKENS:
+            values["min_tokens"] = min(_MIN_TOKENS, self.max_tokens)
         return SamplingConfig(**values, stop=prompt.stop)
 
     def _load_task_for(self, model: "_EvaluatedModel") -> "tuple[Task, Prompt]":
