@@ -16,6 +16,7 @@ COMMANDS = {
     "sweep": "run experiments: grids of runs, and seeds",
     "report": "curves and tables of runs, and of groups",
     "eval": "sample and grade answers, and write a report",
+    "grade": "grade responses of a file, and say why they are wrong",
     "judge": "let a model judge answers that nothing grades",
     "compare": "put evaluations side by side, with paired errors",
     "leaderboard": "verify submissions, and list them",
