@@ -23,6 +23,7 @@ COMMANDS = {
     "report": "curves and tables of runs, and of groups",
     "eval": "sample and grade answers, and write a report",
     "chat": "ask a run or a model a question",
+    "grade": "grade responses of a file, and say why they are wrong",
     "judge": "let a model judge answers that nothing grades",
     "compare": "put evaluations side by side, with paired errors",
     "leaderboard": "verify submissions, and list them",

@@ -40,12 +40,12 @@ def test_rule_and_answer_of_rewards_that_explain():
     assert grader.grade([]) == []
 
 
-def test_the_answer_of_rewards_that_do_not_explain():
+def test_the_answer_of_the_lenient_reward():
     assert grade_one(math_reward_fn, "<answer>2/4</answer>", "0.5").answer == "2/4"
     assert grade_one(math_reward_fn, "It is \\boxed{8}.", "8").answer == "8"
     # Right, but there is no telling what the answer is.
     grade = grade_one(math_reward_fn, "The answer is 8.", "8")
-    assert (grade.parts["answer_reward"], grade.rule, grade.answer) == (1.0, None, None)
+    assert (grade.parts["answer_reward"], grade.rule, grade.answer) == (1.0, "same_text", None)
     countdown = get_task("countdown").reward_fn(load_prompt("chain_arithmetic"))
     truth = '{"numbers": [3, 4], "target": 7}'
     assert grade_one(countdown, "</think> <answer>3 + 4</answer>", truth).answer == "3 + 4"

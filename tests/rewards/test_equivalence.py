@@ -3,6 +3,7 @@ each."""
 
 import pytest
 
+from trl_r1zero.rewards import explain, lenient_opinion
 from trl_r1zero.rewards.math_reward import CONFUSIONS, answers_agree, explain_math
 
 EQUAL = [
@@ -99,3 +100,12 @@ def test_what_the_strict_grader_accepts_is_right_but_for_its_confusions(read_cor
     assert set(rejected) <= set(CONFUSIONS) | {"several_answers"}
     assert len(accepted) == 6865
     assert sum(map(len, rejected.values())) <= 280  # 227 of roots and groups that were made up
+
+
+def test_explain_says_what_the_lenient_grader_makes_of_a_wrong_answer():
+    wrong = explain(r"</think> <answer>\frac{2}{4}</answer>", "1/2")
+    assert wrong.rule == "fraction_not_identical"
+    assert (wrong.lenient.answer_reward, wrong.lenient.rule) == (1.0, "same_value")
+    assert explain("</think> <answer>1/2</answer>", "1/2").lenient is None
+    assert lenient_opinion("no_box", "2/4", "1/2") == "right (same_value)"
+    assert lenient_opinion("other_option", "A", "B") is None

@@ -2,11 +2,13 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trl_r1zero.data.bad_rows import skipped_in_words
+from trl_r1zero.rewards import lenient_opinion
 
 from .metrics import GradedCompletion
 from .numbers import (
@@ -133,6 +135,7 @@ def _page(
     categories = summary["categories"]
     page.bar = [(label, categories[name].get("share", 0.0)) for name, label in _CATEGORIES.items()]
     page.sections.append(Section("Categories", tables=[*_categories(summary), finish_reasons]))
+    page.sections += lenient_section(rows)
     page.sections += [
         Section(f"By {name}", tables=[groups_table(name, summary[f"by_{name}"], _BREAKDOWN)])
         for name in BREAKDOWNS
@@ -203,6 +206,28 @@ def _categories(summary: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
+def _opinion(row: GradedCompletion) -> str | None:
+    """What the lenient grader says of an answer that the strict one calls wrong."""
+    if not row.graded or row.correct:
+        return None
+    return lenient_opinion(row.extra.get("rule"), row.response, row.ground_truth)
+
+
+def lenient_section(rows: Sequence[GradedCompletion]) -> list[Section]:
+    """The wrong answers that the lenient grader calls right, and by which rule."""
+    opinions = [opinion for opinion in map(_opinion, rows) if opinion]
+    right = Counter(opinion for opinion in opinions if opinion.startswith("right"))
+    if not opinions:
+        return []
+    about = (
+        f"Of {len(opinions):,} wrong answers, the lenient grader (reward `math`) calls "
+        f"{right.total():,} right."
+    )
+    counts = [[opinion, COUNT(count)] for opinion, count in right.most_common()]
+    tables = [Table(["lenient grader", "n"], counts)] if counts else []
+    return [Section("What the lenient grader would say", [about], tables)]
+
+
 def _some(rows: Sequence[GradedCompletion], num_completions: int) -> list[Example]:
     """Up to ten of the rows, in their order; the same rows give the same ones."""
     return [_example(row, num_completions) for row in pick(rows, EXAMPLES_PER_CATEGORY)]
@@ -215,6 +240,8 @@ def _example(row: GradedCompletion, num_completions: int) -> Example:
     extra, metadata = row.extra, row.extra.get("metadata", {})
     facts = [f"{name} {value:g}" for name, value in row.rewards.items()]
     facts += [f"rule {extra['rule']}"] if extra.get("rule") else []
+    opinion = _opinion(row)
+    facts += [f"lenient grader: {opinion}"] if opinion else []
     facts.append(f"{row.length} tokens")
     facts += [f"finish reason {extra['finish_reason']}"] if "finish_reason" in extra else []
     facts += [f"entropy {row.entropy:.3f}"] if row.entropy is not None else []

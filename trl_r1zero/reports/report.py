@@ -15,7 +15,7 @@ from trl_r1zero.data.bad_rows import skipped_in_words
 from trl_r1zero.evaluation.markdown import quoted, table, wrapped
 from trl_r1zero.evaluation.metrics import mean, standard_error
 from trl_r1zero.reports.plots import plot_run
-from trl_r1zero.rewards import is_correct
+from trl_r1zero.rewards import is_correct, lenient_opinion
 from trl_r1zero.runs.logged_run import CHANGES, Line, LoggedRun, Row, by_change, logged
 from trl_r1zero.runs.metrics import DURATION, OPTIONAL, ROLLOUT_COLUMNS, Rows
 from trl_r1zero.trainers.timing import PARTS_OF_GENERATION
@@ -297,6 +297,8 @@ def _why_wrong(rows: Sequence[Row], *, examples: int, characters: int) -> list[B
         if of_kind:
             blocks += [[f"### Examples: {kind}"]]
         for row in of_kind[:examples]:
-            blocks += [[f"Ground truth {row['ground_truth']}, rule {row['rule']}:"]]
+            opinion = lenient_opinion(row["rule"], row["response"], row["ground_truth"])
+            also = f", lenient grader: {opinion}" if opinion else ""
+            blocks += [[f"Ground truth {row['ground_truth']}, rule {row['rule']}{also}:"]]
             blocks += [quoted(row["response"], characters)]
     return blocks

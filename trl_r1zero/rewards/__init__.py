@@ -4,7 +4,7 @@ package."""
 from .benchmarks import gsm8k_reward_fn, mmlu_reward_fn
 from .bounds import LIMITS, bound_counts, reset_bound_counts
 from .extraction import parse_gsm8k_response, parse_mmlu_response
-from .math_reward import math_reward_fn
+from .math_reward import lenient_opinion, math_reward_fn
 from .pool import PoolResult, RewardPool
 from .registry import (
     REWARDS,
@@ -25,6 +25,7 @@ __all__ = [
     "explain",
     "gsm8k_reward_fn",
     "is_correct",
+    "lenient_opinion",
     "math_reward_fn",
     "mmlu_reward_fn",
     "parse_gsm8k_response",

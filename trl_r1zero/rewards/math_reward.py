@@ -11,7 +11,12 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from .bounds import LIMITS, BoundHit, count_bound, one_reward
-from .extraction import BOX, extract_boxed, extract_question_only, extract_r1_zero
+from .extraction import (
+    BOX,
+    extract_boxed,
+    extract_question_only,
+    extract_r1_zero,
+)
 from .formula import FormulaError
 from .math_compare import equal_values, symbols_of
 from .math_parser import MathValue, parse_math
@@ -81,6 +86,15 @@ def explain_math(response: str, ground_truth: GroundTruth) -> Explanation:
     return MathExplanation(
         float(formatted), float(right), rule, detail, _parts(answer)[0][0], truth
     )
+
+
+def lenient_opinion(rule: str | None, response: str, ground_truth: GroundTruth) -> str | None:
+    """What the lenient grader says of an answer that a rule of the strict one calls wrong, such as
+    "right (same_value)"; None for rules of other rewards."""
+    if rule is None or (rule not in RULES and not rule.startswith("bound:")):
+        return None
+    explanation = explain_math(response, ground_truth)
+    return f"{'right' if explanation.answer_reward else 'wrong'} ({explanation.rule})"
 
 
 class MathExplanation(Explanation):

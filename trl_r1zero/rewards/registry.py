@@ -10,15 +10,21 @@ from typing import Any
 from trl_r1zero.common.naming import resolve
 
 from .benchmarks import explain_gsm8k, explain_mmlu, gsm8k_reward_fn, mmlu_reward_fn
-from .math_reward import math_reward_fn
-from .reward_functions import Explanation, explain, question_only_reward_fn, r1_zero_reward_fn
+from .math_reward import explain_math, math_reward_fn
+from .reward_functions import (
+    Explanation,
+    explain_strict,
+    question_only_reward_fn,
+    r1_zero_reward_fn,
+)
 
 RewardFn = Callable[[str, Any], dict[str, float]]
 
 # Reward functions that can say which rule decided -> the function that does, on the same arguments.
 _EXPLAINED: dict[RewardFn, Callable[[str, Any], Explanation]] = {
-    r1_zero_reward_fn: partial(explain, style="r1_zero"),
-    question_only_reward_fn: partial(explain, style="question_only"),
+    r1_zero_reward_fn: partial(explain_strict, style="r1_zero"),
+    question_only_reward_fn: partial(explain_strict, style="question_only"),
+    math_reward_fn: explain_math,
     mmlu_reward_fn: explain_mmlu,
     gsm8k_reward_fn: explain_gsm8k,
 }

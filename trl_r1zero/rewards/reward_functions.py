@@ -13,7 +13,7 @@ returns in bounded time and memory (`bounds`); a ground truth of an unknown type
 before anything is graded.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .bounds import LIMITS, count_bound, one_reward
@@ -46,7 +46,7 @@ def r1_zero_reward_fn(
     Raises:
         TypeError: the ground truth is no str, int, float or list of str.
     """
-    return explain(response, ground_truth, "r1_zero", fast).parts
+    return explain_strict(response, ground_truth, "r1_zero", fast).parts
 
 
 def question_only_reward_fn(
@@ -57,7 +57,7 @@ def question_only_reward_fn(
 
     Arguments, result and errors as in `r1_zero_reward_fn`; tags are not looked at.
     """
-    return explain(response, ground_truth, "question_only", fast).parts
+    return explain_strict(response, ground_truth, "question_only", fast).parts
 
 
 def ground_truth_texts(ground_truth: GroundTruth) -> list[str]:
@@ -128,7 +128,8 @@ class Explanation:
 
     `rule` is a short name that reports group by, `detail` a sentence; `answer` is the text that
     was graded (None if there was none) and `ground_truth` the accepted answer that it was compared
-    with (the first, unless another one matched).
+    with (the first, unless another one matched). `lenient` is what `math_reward_fn` says of an
+    answer that is wrong here, where `explain` was asked.
     """
 
     format_reward: float
@@ -137,6 +138,7 @@ class Explanation:
     detail: str
     answer: str | None
     ground_truth: str
+    lenient: "Explanation | None" = None
 
     @property
     def parts(self) -> dict[str, float]:
@@ -187,8 +189,20 @@ def explain(
     """Which rule decided the reward of `response`, for people who ask why it was 0.
 
     The rule names are the keys of `RULES`, or `bound:<name>` where a limit of `bounds.LIMITS`
-    decided.
+    decided. Of a wrong answer, `lenient` says what the lenient grader makes of it and why.
     """
+    strict = explain_strict(response, ground_truth, style, fast)
+    if strict.answer_reward:
+        return strict
+    from .math_reward import explain_math  # which builds on this module
+
+    return replace(strict, lenient=explain_math(response, ground_truth))
+
+
+def explain_strict(
+    response: str, ground_truth: GroundTruth, style: str, fast: bool = True
+) -> Explanation:
+    """As `explain`, without asking the lenient grader."""
     if style not in EXTRACTORS:
         raise ValueError(f"style is {style!r}; allowed are {', '.join(map(repr, EXTRACTORS))}")
     extraction = EXTRACTORS[style](response)
