@@ -52,7 +52,7 @@ def not_found(path: str | Path, folder: Path = RECIPES) -> str:
 
 def command_of(path: Path) -> str:
     """The command that a bundled recipe is for, as its folder or file name says."""
-    is_experiment = path.parent.name == "experiments"
+    is_experiment = path.is_relative_to(RECIPES / "experiments")
     return "sweep" if is_experiment else path.stem.split("-")[0].replace("_", "-")
 
 
