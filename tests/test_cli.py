@@ -37,8 +37,8 @@ def test_an_unknown_command_is_named_with_the_nearest():
     assert done.returncode == 2
     assert done.stdout == ""
     assert (
-        "unknown command 'evla'; did you mean 'eval'? Allowed: compare, doctor, eval, grade, judge, "
-        "leaderboard, report, serve, sweep." in done.stderr
+        "unknown command 'evla'; did you mean 'eval'? Allowed: compare, doctor, eval, grade, "
+        "judge, leaderboard, report, serve, sweep." in done.stderr
     )
     assert "Traceback" not in done.stderr
 
