@@ -27,6 +27,7 @@ from trl_r1zero.rewards import math_reward_fn
 
 Pair = tuple[str, str, bool]  # ground truth, answer, whether it is right
 PER_FAMILY = 100
+_TIMEOUT = 60  # seconds by the clock: its own few would be errors on a busy machine
 
 
 def fractions_and_decimals(draw: random.Random) -> Iterator[Pair]:
@@ -162,7 +163,8 @@ def perturbed(golds: list[str]) -> list[Pair]:
 
 def by_math_verify(truth: str, answer: str) -> bool:
     text = answer if "$" in answer else f"${answer}$"
-    return bool(verify(parse(f"${truth}$"), parse(text)))
+    sides = [parse(side, parsing_timeout=_TIMEOUT) for side in (f"${truth}$", text)]
+    return bool(verify(*sides, timeout_seconds=_TIMEOUT))
 
 
 GRADERS: dict[str, Callable[[str, str], bool]] = {
