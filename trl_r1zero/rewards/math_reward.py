@@ -13,6 +13,7 @@ from functools import lru_cache
 from .bounds import LIMITS, BoundHit, count_bound, one_reward
 from .extraction import (
     BOX,
+    extract_answer,
     extract_boxed,
     extract_question_only,
     extract_r1_zero,
@@ -70,22 +71,23 @@ def explain_math(response: str, ground_truth: GroundTruth) -> Explanation:
     tagged = "<answer>" in response and "</answer>" in response
     answer = response.rsplit("<answer>", 1)[-1].replace("</answer>", "") if tagged else response
     answer = answer[-LIMITS["answer_chars"] :]
-    formatted = tagged or extract_boxed(answer) is not None
+    formatted = tagged or extract_boxed(response) is not None
     extraction = extract_r1_zero(response)
     if not extraction.formatted:
         extraction = extract_question_only(response if not tagged else answer)
-    rule, right, truth = "no_ground_truth", False, texts[0] if texts else ""
+    verdict, truth = (False, "no_ground_truth"), texts[0] if texts else ""
     with one_reward():
-        for text in texts:
-            right, found = _verdict(answer, extraction.answer, text)
-            rule = found if right or text is texts[0] else rule
-            if right:
-                truth = text
+        for number, text in enumerate(texts):
+            found = _verdict(answer, extraction.answer, text)
+            if found[0]:
+                verdict, truth = found, text
                 break
+            verdict = verdict if number else found
+    right, rule = verdict
     detail = (MATH_RULES | RULES).get(rule) or f"a limit was reached: {rule.partition(':')[2]}"
-    return MathExplanation(
-        float(formatted), float(right), rule, detail, _parts(answer)[0][0], truth
-    )
+    # Without a format it can be right, but there is no telling what the answer is.
+    graded = extract_answer(response) if formatted else None
+    return MathExplanation(float(formatted), float(right), rule, detail, graded, truth)
 
 
 def lenient_opinion(rule: str | None, response: str, ground_truth: GroundTruth) -> str | None:
