@@ -331,9 +331,10 @@ def _accumulate(
             f"gradient_accumulation_steps must be from 1 to the number of rows, {num_rows}, got "
             f"{steps}"
         )
-    losses, sums = [], dict[str, float]()
+    losses: list[Tensor] = []
+    sums: dict[str, float] = {}
     for values in zip(*(tensor.tensor_split(steps) for tensor in rows.values()), strict=True):
-        piece = dict(zip(rows, values, strict=True))
+        piece: dict[str, Any] = dict(zip(rows, values, strict=True))
         mask_BT = piece["response_mask"].bool()
         log_probs = get_response_log_probs(model, piece.pop("input_ids"), piece.pop("labels"))
         loss, metadata = grpo_microbatch_loss(log_probs["log_probs"], **piece, **settings)

@@ -33,7 +33,7 @@ GOOD = {"problem": "1+1?", "answer": "2"}
 BAD = [
     {"problem": "1+1?", "answer": ""},
     {"problem": "1+1?", "answer": " \n"},
-    {"problem": "1+1?", "answer": 2},
+    {"problem": "1+1?", "answer": True},
     {"problem": "1+1?"},
     {"problem": None, "answer": "2"},
     {"answer": "2"},

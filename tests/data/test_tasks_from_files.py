@@ -89,7 +89,7 @@ def test_math_takes_the_answer_or_else_the_box_of_the_solution(tmp_path):
     [
         ({"answer": "3"}, r"rows.jsonl:2: field 'problem': got nothing"),
         ({"problem": "", "answer": "3"}, r"rows.jsonl:2: field 'problem': got '' \(str\)"),
-        ({"problem": "p", "answer": 3}, r"rows.jsonl:2: field 'answer': got 3 \(int\)"),
+        ({"problem": "p", "answer": True}, r"rows.jsonl:2: field 'answer': got True \(bool\)"),
         ({"problem": "p", "answer": ""}, r"rows.jsonl:2: field 'answer': got '' \(str\)"),
         ({"problem": "p"}, r"rows.jsonl:2: field 'answer': got neither answer nor solution"),
         ({"problem": "p", "solution": 3}, r"rows.jsonl:2: field 'solution': got 3 \(int\)"),

@@ -16,6 +16,7 @@ from report_runs import seed_run
 from tiny_models import REPOSITORY
 
 from trl_r1zero.commands.sweep import main
+from trl_r1zero.common.folder_lock import holding
 from trl_r1zero.devices import visible_devices
 from trl_r1zero.experiments import sweep
 from trl_r1zero.experiments.experiment import read_experiment
@@ -94,7 +95,9 @@ def test_progress_says_how_far_the_runs_are_and_what_is_left(tmp_path):
         run = SimpleNamespace(folder=folder, name=f"{name}, seed 0")
         running.append(sweep._Running(run, Slot(0), None, None))
     several = Sweep([], make_slots([], 2, 0))
-    assert several._progress(running, 2, []).splitlines() == [
+    with holding(tmp_path / "a"), holding(tmp_path / "b"):
+        progress = several._progress(running, 2, [])
+    assert progress.splitlines() == [
         "0 ended, 2 running, 2 waiting, about 4 min left",
         "  a, seed 0: GRPO step 10/20, accuracy 0.375, 2 min left",
         "  b, seed 0: GRPO step 10/20, accuracy 0.375, 2 min left",

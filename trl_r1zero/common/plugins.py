@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeGuard
 
 from .arguments import arg
 from .naming import resolve, unknown_name_message
@@ -37,7 +37,7 @@ def call_by_name(
     return function(*inputs, **{key: named[key] for key in named if key in parameters})
 
 
-def is_dotted(name: object) -> bool:
+def is_dotted(name: object) -> TypeGuard[str]:
     """Whether it is a dotted path, `package.module.name`; a text file is none."""
     if not isinstance(name, str) or "." not in name or name.endswith(".txt"):
         return False
