@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import importlib.util
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ from trl_r1zero.data.embedded_tokenizer import build_embedded_tokenizer
 from trl_r1zero.generation.vllm_server import VLLMServer, VLLMServerConfig
 
 torch.set_num_threads(1)
+
+# A shell lets what it starts in the background ignore Ctrl-C, and so do the children of that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in each run, so that a failure is of the change. Others, which may find more:
 # --hypothesis-profile=default

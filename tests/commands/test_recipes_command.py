@@ -109,7 +109,7 @@ def test_the_quickstart_does_what_is_missing(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("gr", ["grpo"]),
+        ("gr", ["grpo", "grade"]),
         ("ex", ["expert-iteration"]),
         ("dpo --config ", ["llama-3.1-8b/dpo"]),
         ("sft --config quickstart/sft-f", ["quickstart/sft-filtered"]),

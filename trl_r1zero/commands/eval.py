@@ -77,7 +77,9 @@ def _evaluate(loaded: LoadedEvaluation, recipe: ParsedRecipe) -> "Evaluation":
 
 def _recipe_of(suite: ParsedRecipe, task: EvaluationArguments) -> ParsedRecipe:
     """The recipe of a task of a suite alone."""
-    values = {field.name: getattr(task, field.name) for field in fields(task)}
+    own = {field.name: getattr(task, field.name) for field in fields(task)}
+    # Of plug-ins a recipe has the options, and the arguments what they are together.
+    values = {name: own.get(name, value) for name, value in suite.values.items()}
     places = {
         name: suite.places["task"] if value != suite.values[name] else suite.places.get(name)
         for name, value in values.items()

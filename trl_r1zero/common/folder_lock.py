@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -36,6 +36,7 @@ class FolderInUseError(ValueError):
 class _Held:
     file: IO[bytes]
     facts: dict[str, Any]
+    made: bool  # the folder
     count: int = 1
 
 
@@ -44,7 +45,8 @@ _held: dict[Path, _Held] = {}  # by this process
 
 @contextmanager
 def holding(folder: str | Path) -> Iterator[None]:
-    """Keep a folder, which is made if need be, for this process; it can be taken several times.
+    """Keep a folder, which is made if need be, for this process; it can be taken several times. One
+    that was made and got nothing is taken away again.
 
     Raises:
         FolderInUseError: Another process has it, and is not about to end.
@@ -63,6 +65,9 @@ def holding(folder: str | Path) -> Iterator[None]:
             del _held[path]
             (path / LOCK_FILE).unlink(missing_ok=True)
             held.file.close()
+            if held.made:
+                with suppress(OSError):  # there is something in it
+                    path.rmdir()
 
 
 def folder_ends(folder: str | Path) -> None:
@@ -83,6 +88,7 @@ def in_use(folder: str | Path) -> bool:
 
 
 def _take(folder: Path) -> _Held:
+    made = not folder.is_dir()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_FILE
     file = path.open("a+b")
@@ -100,7 +106,7 @@ def _take(folder: Path) -> _Held:
                 said = True
                 print(f"{folder}: waiting for process {owner.get('pid')} to end", file=sys.stderr)
             time.sleep(_POLL_SECONDS)
-        held = _Held(file, _own_facts())
+        held = _Held(file, _own_facts(), made)
         _write(held)
     except BaseException:
         file.close()

@@ -4,7 +4,7 @@ package."""
 from .benchmarks import gsm8k_reward_fn, mmlu_reward_fn
 from .bounds import LIMITS, bound_counts, reset_bound_counts
 from .extraction import parse_gsm8k_response, parse_mmlu_response
-from .math_reward import lenient_opinion, math_reward_fn
+from .math_reward import explain, lenient_opinion, math_reward_fn
 from .pool import PoolResult, RewardPool
 from .registry import (
     REWARDS,
@@ -13,7 +13,7 @@ from .registry import (
     reward_and_explanation,
     reward_identity,
 )
-from .reward_functions import Explanation, explain, question_only_reward_fn, r1_zero_reward_fn
+from .reward_functions import Explanation, question_only_reward_fn, r1_zero_reward_fn
 
 __all__ = [
     "LIMITS",

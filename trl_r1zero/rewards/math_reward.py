@@ -8,7 +8,9 @@ is read without its presentation (`presentation`), as words, a time, a number wi
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
+from typing import Literal
 
 from .bounds import LIMITS, BoundHit, count_bound, one_reward
 from .extraction import (
@@ -28,6 +30,7 @@ from .reward_functions import (
     RULES,
     Explanation,
     GroundTruth,
+    explain_strict,
     ground_truth_texts,
     strict_verdict,
 )
@@ -88,6 +91,23 @@ def explain_math(response: str, ground_truth: GroundTruth) -> Explanation:
     # Without a format it can be right, but there is no telling what the answer is.
     graded = extract_answer(response) if formatted else None
     return MathExplanation(float(formatted), float(right), rule, detail, graded, truth)
+
+
+def explain(
+    response: str,
+    ground_truth: GroundTruth,
+    style: Literal["r1_zero", "question_only"] = "r1_zero",
+    fast: bool = True,
+) -> Explanation:
+    """Which rule decided the reward of `response`, for people who ask why it was 0.
+
+    The rule names are the keys of `RULES`, or `bound:<name>` where a limit of `bounds.LIMITS`
+    decided. Of a wrong answer, `lenient` says what the lenient grader makes of it and why.
+    """
+    strict = explain_strict(response, ground_truth, style, fast)
+    if strict.answer_reward:
+        return strict
+    return replace(strict, lenient=explain_math(response, ground_truth))
 
 
 def lenient_opinion(rule: str | None, response: str, ground_truth: GroundTruth) -> str | None:

@@ -13,8 +13,7 @@ returns in bounded time and memory (`bounds`); a ground truth of an unknown type
 before anything is graded.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 from .bounds import LIMITS, count_bound, one_reward
 from .extraction import BOX, Extraction, extract_boxed, extract_question_only, extract_r1_zero
@@ -178,25 +177,6 @@ RULES: dict[str, str] = {
     "not_equal_by_algebra": "computer algebra does not bring their difference to zero",
     "worker_failed": "the worker process that asked math-verify was stopped or died",
 }
-
-
-def explain(
-    response: str,
-    ground_truth: GroundTruth,
-    style: Literal["r1_zero", "question_only"] = "r1_zero",
-    fast: bool = True,
-) -> Explanation:
-    """Which rule decided the reward of `response`, for people who ask why it was 0.
-
-    The rule names are the keys of `RULES`, or `bound:<name>` where a limit of `bounds.LIMITS`
-    decided. Of a wrong answer, `lenient` says what the lenient grader makes of it and why.
-    """
-    strict = explain_strict(response, ground_truth, style, fast)
-    if strict.answer_reward:
-        return strict
-    from .math_reward import explain_math  # which builds on this module
-
-    return replace(strict, lenient=explain_math(response, ground_truth))
 
 
 def explain_strict(
