@@ -1,5 +1,4 @@
-"""The two reward functions of the leaderboard, `r1_zero_reward_fn` and `question_only_reward_fn`,
-and `explain`.
+"""The two reward functions of the leaderboard, `r1_zero_reward_fn` and `question_only_reward_fn`.
 
 Both give the verdicts of the course's reference grader (from Dr. GRPO, Liu et al. 2025,
 arXiv:2503.20783). They differ in how the answer is taken out of the response; the grading is the
