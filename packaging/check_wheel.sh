@@ -27,7 +27,7 @@ grep -q "quickstart/grpo " <<< "$names"
 cd project
 "$folder/venv/bin/python" -m pytest -q
 "$program" grpo --config grpo.yaml --n_grpo_steps 2 --eval_every 2
-"$program" runs --json | grep -q '"state": "finished"'
+"$program" runs --json | grep '"state": "finished"' > /dev/null
 "$program" chat runs/first "3 + 4" --truth 7
 "$program" grpo --config quickstart/grpo --model_name_or_path model --output_dir runs/second \
     --n_grpo_steps 2 --rollout_batch_size 32 --train_batch_size 32 --num_eval_examples 16

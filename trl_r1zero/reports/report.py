@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from trl_r1zero.common.folder_lock import LOCK_FILE
 from trl_r1zero.common.run_files import SKIPPED_FILE
 from trl_r1zero.data.bad_rows import skipped_in_words
 from trl_r1zero.evaluation.markdown import quoted, table, wrapped
@@ -29,6 +30,7 @@ Block = list[str]  # lines; a blank line stands between blocks
 _FILES = {
     REPORT_FILE: "this report, with longer rollouts",
     CURVE_FILE: "its curves",
+    "index.html": "a page of curves, settings and answers",
     "metrics.jsonl": "all metrics, one line for each log",
     "evaluations": "a table of generations for each validation (.md to read, .jsonl for programs)",
     "rollouts": "tables of training rollouts",
@@ -40,6 +42,7 @@ _FILES = {
     "best": "the model of best validation accuracy",
     "final": "the model at the end",
     "recipe.yaml": "the recipe that this run followed, defaults included",
+    "history.jsonl": "settings that changed where the run went on",
     "config.json": "all settings of the trainer",
     "environment.json": "versions, commit, command and hardware",
 }
@@ -248,7 +251,7 @@ def _time_table(run: LoggedRun) -> Block:
 
 
 def _files_table(run: LoggedRun) -> Block:
-    names = {path.name for path in run.folder.iterdir()} | {REPORT_FILE}
+    names = {path.name for path in run.folder.iterdir()} - {LOCK_FILE} | {REPORT_FILE}
     what = {name: "to resume from" for name in names if name.startswith("checkpoint-")} | _FILES
     best = run.facts("best", "best.json")
     if best:
