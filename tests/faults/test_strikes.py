@@ -40,7 +40,9 @@ def whole(recipes, tiny_model_folder, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("one", strikes(int(os.environ.get("TRL_R1ZERO_STRIKES", "3"))), ids=str)
+@pytest.mark.parametrize(
+    "one", list(strikes(int(os.environ.get("TRL_R1ZERO_STRIKES", "3")))), ids=str
+)
 def test_a_run_that_was_struck_ends_as_if_nothing_had_been(
     one, whole, recipes, tiny_model_folder, tmp_path
 ):
