@@ -36,7 +36,7 @@ function showStates() {
     ...page.runs.map((run, index) => {
       const { state } = run;
       const parts = [`${run.step_name} ${state.step}${state.planned ? ` of ${state.planned}` : ""}`];
-      parts.push(`${duration(state.elapsed)} so far`);
+      parts.push(`${duration(state.elapsed)}${state.status === "running" ? " so far" : ""}`);
       if (state.eta !== null) parts.push(`${duration(state.eta)} left`);
       if (state.last !== null) parts.push(`${state.metric} ${number(state.last)}, best ${number(state.best)}`);
       if (state.reason) parts.push(state.reason);
