@@ -14,8 +14,6 @@ from trl_r1zero.recipe.bundled import LAUNCH_CONFIGS, RECIPES, command_of, names
 
 from .stored_help import KEYED, help_text
 
-__all__ = ["SHELLS", "complete", "main"]
-
 # Each asks this command for the words that may stand where the cursor is; where a recipe or a
 # configuration is asked for, and where there are no words, files are offered too.
 _BASH = """\

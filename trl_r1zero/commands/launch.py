@@ -22,8 +22,6 @@ from trl_r1zero.recipe.requirements import check_requirements
 
 from .errors import exit_on
 
-__all__ = ["DESCRIPTIONS", "add_launch_options", "description_of", "main", "program_of"]
-
 # Method (see `runs.kinds`) -> what it is for.
 DESCRIPTIONS = {
     "grpo": "train with GRPO on rewards of sampled answers",

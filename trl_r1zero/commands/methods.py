@@ -8,8 +8,6 @@ from typing import Any
 
 from trl_r1zero import trainers
 
-__all__ = ["MAKERS", "TrainingSetup"]
-
 
 @dataclass(frozen=True)
 class TrainingSetup:
@@ -59,10 +57,7 @@ def _expert_iteration(setup: TrainingSetup) -> "trainers.ExpertIterationTrainer"
 def _sft(setup: TrainingSetup) -> "trainers.R1ZeroSFTTrainer":
     config = setup.config
     traces = setup.data.load_traces(
-        setup.tokenizer,
-        config.max_length,
-        append_eos=config.append_eos,
-        rooms=setup.prompt_rooms(),
+        setup.tokenizer, config.max_length, append_eos=config.append_eos, rooms=setup.prompt_rooms()
     )
     if config.process_index == 0:
         _report_data(traces, Path(config.output_dir))

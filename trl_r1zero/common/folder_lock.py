@@ -20,8 +20,6 @@ from typing import IO, Any
 
 import psutil
 
-__all__ = ["LOCK_FILE", "FolderInUseError", "folder_ends", "holding", "in_use"]
-
 LOCK_FILE = "run.lock"
 # What a new process waits for one that is ending, and for one to notice that it has to.
 _END_SECONDS, _NOTICE_SECONDS, _POLL_SECONDS = 600.0, 2.0, 0.1

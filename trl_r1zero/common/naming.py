@@ -7,8 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-__all__ = ["did_you_mean", "resolve", "search_here", "unknown_name_message"]
-
 
 def did_you_mean(got: object, allowed: Iterable[str]) -> str:
     """Returns `; did you mean 'math'?`, or nothing where no allowed name is near."""

@@ -21,8 +21,6 @@ from .arguments import arg
 from .naming import resolve, unknown_name_message
 from .types import MISFIT, fit, type_name
 
-__all__ = ["REQUIRED", "Option", "PlugIns", "Role", "call_by_name", "is_dotted"]
-
 # The default of an option that has none.
 REQUIRED = inspect.Parameter.empty
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -5,8 +5,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["any_process", "from_main", "from_main_process", "is_main_process"]
-
 T = TypeVar("T")
 
 

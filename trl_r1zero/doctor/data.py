@@ -241,13 +241,7 @@ def check_context(run: Run, splits: Sequence[Split], context: int | None) -> Ite
 
 
 def _check_sampled(
-    run: Run,
-    split: Split,
-    limit: int | None,
-    whose: str,
-    new: int,
-    setting: str,
-    first: int | None,
+    run: Run, split: Split, limit: int | None, whose: str, new: int, setting: str, first: int | None
 ) -> Finding:
     """Rows whose completions are sampled; `new` tokens of each, for the `first` rows."""
     tokens, where = split.prompt_tokens[:first], f"data/{split.name}_lengths"

@@ -70,9 +70,7 @@ class _Entry:
 
 
 def compare_folders(
-    paths: Sequence[str | Path],
-    baselines: Sequence[str | Path] = (),
-    judgments: str | None = None,
+    paths: Sequence[str | Path], baselines: Sequence[str | Path] = (), judgments: str | None = None
 ) -> str:
     """A Markdown table for each task, in the order in which the tasks come; before them one of all
     suites.

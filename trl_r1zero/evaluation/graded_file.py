@@ -116,10 +116,7 @@ def _results(rows: Sequence[GradedCompletion]) -> list[tuple[str, str]]:
 
 
 def _page(
-    path: str | Path,
-    reward: str,
-    rows: Sequence[GradedCompletion],
-    skipped: dict[str, Any] | None,
+    path: str | Path, reward: str, rows: Sequence[GradedCompletion], skipped: dict[str, Any] | None
 ) -> Page:
     sentences = [f"{Path(path).name}, graded by the reward {reward}."]
     if skipped:

@@ -30,8 +30,6 @@ from trl_r1zero.recipe import RecipeError, parse_recipe
 from trl_r1zero.recipe.bundled import find_recipe
 from trl_r1zero.recipe.yaml_files import dump_yaml, format_value
 
-__all__ = ["Experiment", "ExperimentFile", "Scale", "argument", "read_experiment"]
-
 Settings = dict[str, Any]
 
 # A sweep says these itself.

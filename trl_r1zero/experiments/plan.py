@@ -19,8 +19,6 @@ from trl_r1zero.runs.kinds import METHODS
 
 from .experiment import RESERVED_SETTINGS, Experiment, argument
 
-__all__ = ["Plan", "PlannedRun", "make_plan"]
-
 MAX_NAME = 120  # characters of a folder's name
 # Settings of a machine or of a start: a run goes on as the same one if they change.
 _OF_NO_RUN = {*RESERVED_SETTINGS, "vllm_server"}

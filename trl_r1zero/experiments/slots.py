@@ -11,8 +11,6 @@ from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
 from .experiment import Experiment, argument
 from .plan import PlannedRun
 
-__all__ = ["Slot", "launch_command", "make_slots"]
-
 
 @dataclass(frozen=True)
 class Slot:

@@ -33,8 +33,6 @@ from .experiment import Experiment
 from .plan import Plan, PlannedRun
 from .slots import Slot, launch_command
 
-__all__ = ["Sweep"]
-
 LOCK_FILE = ".sweep.lock"
 POLL_SECONDS = 1.0
 LOOK_SECONDS = 10.0  # between looks at a run's metrics

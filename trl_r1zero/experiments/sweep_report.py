@@ -15,8 +15,6 @@ from trl_r1zero.runs.run_state import RunState, run_state
 from .plan import Plan, PlannedRun
 from .slots import Slot
 
-__all__ = ["plan_text", "report_plan"]
-
 # These begin again, or go on.
 TO_RUN = ("missing", "stopped", "failed")
 

@@ -19,15 +19,7 @@ from trl_r1zero.reports.report import write_report
 from trl_r1zero.trainers import R1ZeroGRPOTrainer
 from trl_r1zero.trainers.run_folder import last_whole_checkpoint, write_skipped_rows
 
-from .clock import (
-    CLOCK_FILE,
-    FINISHED,
-    START,
-    Clock,
-    StopInTime,
-    process_start,
-    train_and_evaluate,
-)
+from .clock import CLOCK_FILE, FINISHED, START, Clock, StopInTime, process_start, train_and_evaluate
 from .facts import collect_facts
 from .rules import Board, RuleBrokenError, check_facts, check_settings, get_board
 from .submission import RECIPE_FILE, SUBMISSION_FILE, judge, write_submission

@@ -3,8 +3,6 @@ the embedded task."""
 
 from pathlib import Path
 
-__all__ = ["save_embedded_model"]
-
 
 def save_embedded_model(
     folder: str | Path, hidden_size: int, num_layers: int, num_heads: int = 4, seed: int = 0

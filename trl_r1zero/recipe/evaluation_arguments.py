@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 
 _MIN_TOKENS = 4
 # What the tasks of a list cannot have for their own: one engine answers all of them.
-_OF_ALL_TASKS = {
-    *("model", "backend", "dtype", "server", "server_url", "batch_size", "output_dir"),
-}
+_OF_ALL_TASKS = {*("model", "backend", "dtype", "server", "server_url", "batch_size", "output_dir")}
 
 
 @dataclass

@@ -111,11 +111,7 @@ class TraceArguments(TaskArguments):
         """The traces that are trained on, and how many each step left."""
         with self.reading("train_data", self.train_data) as bad_rows:
             traces = load_traces(
-                task,
-                prompt,
-                self.train_data,
-                graded=self.filter_correct,
-                on_bad_row=bad_rows,
+                task, prompt, self.train_data, graded=self.filter_correct, on_bad_row=bad_rows
             )
         skipped = {"skipped": len(bad_rows.errors)} if bad_rows.errors else {}
         sizes = {"read": {**_size(traces), **skipped}}

@@ -21,8 +21,6 @@ from trl_r1zero.runs.logged_run import Line, LoggedRun, is_finite
 from .grouping import differing_settings, format_path
 from .statistics import SeedDifference, difference_by_seed, holm, mean_over_steps, t_interval
 
-__all__ = ["ComparedRun", "Difference", "Group", "Validation", "differences_to", "read_groups"]
-
 # An accuracy below this share of the run's best has collapsed, if it is far enough below.
 _COLLAPSED_SHARE, _COLLAPSED_BY = 0.5, 0.1
 

@@ -23,8 +23,6 @@ from .comparison_plots import plot_training, plot_validation
 from .findings import findings, problems_of_runs, verdict
 from .responses import responses_over_time
 
-__all__ = ["write_comparison"]
-
 REPORT_FILE, HTML_FILE, RESULTS_FILE = "report.md", "report.html", "results.json"
 VALIDATION_FIGURE, TRAINING_FIGURE = "validation.png", "training.png"
 

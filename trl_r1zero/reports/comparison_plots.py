@@ -28,8 +28,6 @@ from trl_r1zero.runs.metrics import (
 from .compared import ComparedRun, Group, Validation
 from .plots import draw_band, log_scale, new_figure, save_figure, style_axes
 
-__all__ = ["DPI", "MAX_POINTS", "plot_training", "plot_validation"]
-
 DPI = 120
 # A seventh group has the first colour and the second style.
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER)

@@ -7,8 +7,6 @@ from .compared import Difference, Group
 from .grouping import differing_settings
 from .statistics import CONFIDENCE
 
-__all__ = ["findings", "interval_text", "problems_of_runs", "verdict"]
-
 
 def interval_text(interval: tuple[float, float]) -> str:
     """`-0.030 to 0.040`; `-` where there is none."""

@@ -8,8 +8,6 @@ from trl_r1zero.runs.logged_run import by_change
 from .compared import Group, Validation
 from .report import verdict_of_answer
 
-__all__ = ["responses_over_time"]
-
 NUM_QUESTIONS = 2
 MAX_TIMES = 6
 

@@ -12,8 +12,6 @@ from trl_r1zero.common.run_files import METRICS_FILE
 from .logged_run import LoggedRun
 from .run_state import run_state
 
-__all__ = ["IndexedRun", "duration", "find_runs", "index_logged_run", "index_run"]
-
 
 @dataclass(frozen=True)
 class IndexedRun:

@@ -9,8 +9,6 @@ from pathlib import Path
 from trl_r1zero.common.run_files import METRICS_FILE, Line, read_metrics
 from trl_r1zero.evaluation.files import json_text, read_json, write_atomically
 
-__all__ = ["ATTEMPTS_FILE", "Attempt", "RunState", "diverged_at", "record", "run_state"]
-
 ATTEMPTS_FILE = "attempts.json"
 LOG_FILE = "sweep.log"
 _MODEL_FILES = ("config.json", "adapter_config.json")

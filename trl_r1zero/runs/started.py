@@ -17,8 +17,6 @@ from trl_r1zero.trainers.guarded import DivergedError
 from trl_r1zero.trainers.one_device import check_device
 from trl_r1zero.trainers.run_folder import RunFolder
 
-__all__ = ["WRONG_SETTINGS", "started_run", "training_errors"]
-
 # What making a trainer raises for settings and files that do not fit.
 WRONG_SETTINGS = (ValueError, OSError, SafetensorError, VLLMServerError)
 

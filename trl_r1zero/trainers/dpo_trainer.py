@@ -129,11 +129,7 @@ class R1ZeroDPOTrainer(CoreTrainer, DPOTrainer):
     # Rows
 
     def _prepare_dataset(
-        self,
-        dataset: Dataset,
-        processing_class: Any,
-        args: Any,
-        dataset_name: str,
+        self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str
     ) -> Dataset:
         """The pairs as token ids, in the columns in which TRL expects them."""
         _check_pairs(f"{dataset_name}_dataset", dataset)
@@ -227,11 +223,7 @@ class R1ZeroDPOTrainer(CoreTrainer, DPOTrainer):
         return loss
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: Any,
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """A micro-batch's share of the loss of its train batch."""
         losses_B, sums = self._losses(model, inputs)

@@ -40,10 +40,7 @@ def train_batches(rows: Sequence[T], args: Any, started_at: int) -> Iterator[lis
         batch
         for epoch in range(int(args.num_train_epochs))
         for batch in epoch_batches(
-            rows,
-            args.train_batch_size,
-            shuffle=bool(args.shuffle_dataset),
-            seed=(args.seed, epoch),
+            rows, args.train_batch_size, shuffle=bool(args.shuffle_dataset), seed=(args.seed, epoch)
         )
     )
     return islice(batches, started_at, None)

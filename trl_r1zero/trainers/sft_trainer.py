@@ -185,11 +185,7 @@ class R1ZeroSFTTrainer(CoreTrainer, SFTTrainer):
         ]
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: Any,
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """A micro-batch's share of the loss of its train batch."""
         assert isinstance(inputs, SFTMicroBatch)
