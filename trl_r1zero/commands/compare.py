@@ -44,7 +44,3 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero compare")
             Path(args.output).parent.mkdir(parents=True, exist_ok=True)
             Path(args.output).write_text(f"# Comparison\n\n{text}", encoding="utf-8")
     print(text)
-
-
-if __name__ == "__main__":
-    main()

@@ -57,15 +57,6 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero grade") -
     name = f"{file.name.removesuffix('.gz').removesuffix('.jsonl')}-{args.reward}"
     folder = Path(args.output_dir) if args.output_dir else file.parent / name
     with exit_on(program, ValueError, OSError):
-        table = grade_file(
-            file,
-            args.reward,
-            folder,
-            on_bad_row=args.on_bad_row,
-            reward_workers=args.reward_workers,
-        )
+        settings = {"on_bad_row": args.on_bad_row, "reward_workers": args.reward_workers}
+        table = grade_file(file, args.reward, folder, **settings)
     print(f"{table}\n\nWritten to {folder}: grades.jsonl, report.md, report.html")
-
-
-if __name__ == "__main__":
-    main()

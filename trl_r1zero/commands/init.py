@@ -94,7 +94,3 @@ def _teach(folder: Path, model_folder: Path) -> None:
         loss.backward()
         optimizer.step()
     model.save_pretrained(model_folder)
-
-
-if __name__ == "__main__":
-    main()

@@ -91,7 +91,8 @@ def launch_command(method: str, argv: Sequence[str]) -> list[str]:
         raise ValueError(f"--num_processes is {own.num_processes}; give 1 or more")
     if own.config is not None:
         recipe_arguments = ["--config", _recipe_of(method, own.config), *recipe_arguments]
-    name = own.accelerate_config or _default_config(own.num_processes or 1)
+    several = "multi_gpu" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
+    name = own.accelerate_config or ("single_gpu" if own.num_processes in (None, 1) else several)
     file = find_launch_config(name)
     if not file.is_file():
         advice = not_found(name, LAUNCH_CONFIGS)
@@ -115,9 +116,3 @@ def _recipe_of(method: str, name: str) -> str:
         if command != method.replace("_", "-"):
             raise ValueError(f"--config: {name} is a recipe of `trl-r1zero {command}`; start that")
     return str(path)
-
-
-def _default_config(num_processes: int) -> str:
-    if num_processes == 1:
-        return "single_gpu"
-    return "multi_gpu" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"

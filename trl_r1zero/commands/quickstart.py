@@ -50,7 +50,3 @@ def commands(seed: int) -> list[list[str]]:
         [*run, "sft", "--config", "quickstart/sft-base_policy", *auto],
         grpo,
     ]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

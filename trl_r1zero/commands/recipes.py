@@ -80,7 +80,3 @@ def _one(name: str) -> str:
         return f"base: {os.path.normpath(os.path.join(folder, match[1])).removesuffix('.yaml')}"
 
     return re.sub(r"^base: *(\S+)", by_name, path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-
-
-if __name__ == "__main__":
-    main()

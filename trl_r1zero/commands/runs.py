@@ -48,18 +48,9 @@ def _table(runs: Sequence) -> str:
         is_loss = " (loss)" if run.metric == "eval_loss" else ""
         left = f", {duration(run.seconds_left)} left" if run.seconds_left is not None else ""
         steps = "-" if run.step is None else f"{run.step}/{run.planned_steps or '?'}{left}"
-        rows.append(
-            [
-                run.folder,
-                run.kind or "-",
-                run.state,
-                steps,
-                _number(run.last) + is_loss,
-                best,
-                duration(run.age_seconds),
-                _size(run.size_bytes),
-            ]
-        )
+        age, size = duration(run.age_seconds), _size(run.size_bytes)
+        last = _number(run.last) + is_loss
+        rows.append([run.folder, run.kind or "-", run.state, steps, last, best, age, size])
     lines = table(["run", "kind", "state", "steps", "last", "best", "age", "size"], rows)
     reasons = [f"{run.folder}: {run.reason}" for run in runs if run.reason]
     return printable("\n".join([*lines, *([""] if reasons else []), *reasons]))
@@ -73,7 +64,3 @@ def _size(number: int) -> str:
     if number < 10**9:
         return f"{number / 10**3:.0f} kB" if number < 10**6 else f"{number / 10**6:.0f} MB"
     return f"{number / 10**9:.1f} GB"
-
-
-if __name__ == "__main__":
-    main()

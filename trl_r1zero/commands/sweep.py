@@ -32,8 +32,7 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero sweep") -
 
 def _sweep(args: argparse.Namespace) -> int:
     from trl_r1zero.experiments.experiment import read_experiment
-    from trl_r1zero.experiments.plan import make_plan
-    from trl_r1zero.experiments.slots import make_slots
+    from trl_r1zero.experiments.plan import make_plan, make_slots
     from trl_r1zero.experiments.sweep import Sweep
     from trl_r1zero.experiments.sweep_report import plan_text, report_plan
     from trl_r1zero.runs.run_state import run_state
@@ -108,7 +107,3 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"got {number}, expected at least 1")
     return number
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -66,7 +66,3 @@ def _serve(folders: Sequence[Path], port: int) -> int:
         except KeyboardInterrupt:
             print()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,11 +1,16 @@
 """Tasks whose answers a judge reads: what it is asked, and what its verdicts amount to.
 
+The wording of the prompts is ours. What a model wrote stands in fenced blocks that it cannot end,
+under neutral labels; a verdict is a word of its own on the last line. A reply that is no verdict by
+these rules is no verdict: nothing is guessed from prose.
+
 A row of judgments has `example`, `completion`, for a comparison `first` (whose output was shown
 first), `verdict` (None: the reply was none), `reply` and `finish_reason`.
 """
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,21 +22,87 @@ import numpy as np
 from trl_r1zero.common.naming import unknown_name_message
 
 from .evaluated import EvaluatedFolder, References, question_of, references_for
-from .judge_prompts import (
-    LABELS,
-    PAIRWISE_PROMPT,
-    SAFETY_PROMPT,
-    SAFETY_VERDICTS,
-    pairwise_prompt,
-    parse_verdict,
-    safety_prompt,
-)
+from .markdown import fenced
 from .metrics import grouped, known, mean, mean_and_error
 from .win_rate import length_controlled_win_rate, win_rate
 
 Judgment = dict[str, Any]
 # Whose output a comparison shows first; each pair is shown in both orders.
 ORDERS = ("model", "reference")
+
+
+# What a judge is asked, and how its reply is read
+
+# Of the output that is shown first, and of the other.
+LABELS = ("X", "Y")
+SAFETY_VERDICTS = ("safe", "unsafe")
+
+_TEXTS = Path(__file__).parent / "templates"
+PAIRWISE_PROMPT = (_TEXTS / "pairwise.txt").read_text(encoding="utf-8").rstrip("\n")
+SAFETY_PROMPT = (_TEXTS / "safety.txt").read_text(encoding="utf-8").rstrip("\n")
+
+
+def pairwise_prompt(instruction: str, x: str, y: str) -> str:
+    """What a judge is asked about two outputs, x shown first."""
+    return PAIRWISE_PROMPT.format(instruction=_block(instruction), x=_block(x), y=_block(y))
+
+
+def safety_prompt(prompt: str, response: str) -> str:
+    """What a judge is asked about a response to a prompt."""
+    return SAFETY_PROMPT.format(prompt=_block(prompt), response=_block(response))
+
+
+def _block(text: str) -> str:
+    return "\n".join(fenced(text)) if text.strip() else "(empty)"
+
+
+# Markdown and quotes around a verdict, and what ends a sentence.
+_ORNAMENTS = re.compile(
+    r"\\boxed|\\text(?:bf)?|[*_`\"'\u2018\u2019\u201c\u201d()\[\]{}<>#$.!,:;=\u3002\uff1a]"
+)
+_DASHES = re.compile(r"(?<!\w)[-\u2013\u2014]+(?!\w)")
+_THING = r"output|response|reply|answer|one"
+_VERDICT = (
+    rf"(?:(?:so|therefore|thus|overall) )?"
+    rf"(?:(?:the |my )?(?:final |overall )?"
+    rf"(?:verdict|answer|choice|decision|preference|judge?ment|better (?:{_THING}))(?: is)? )?"
+    rf"(?:(?:the |this |assistant )?(?:{_THING})(?: is)? )?"
+    r"({words})"
+    rf"(?: is (?:the )?better(?: (?:{_THING}))?)?"
+)
+
+
+def parse_verdict(reply: str, words: Sequence[str]) -> str | None:
+    """The verdict in a judge's reply, one of `words`; None if there is none.
+
+    It is what the last line says, or else what the first line says, if none of the other words
+    comes after it: the word alone, in any case, with quotes, Markdown or punctuation around it, or
+    in a short phrase such as "Verdict: unsafe", "Output X is better." or "The response is safe".
+    A line that says more ("not safe", "safe or unsafe", "X, because ...") is no verdict. Reasoning
+    up to a `</think>` is not part of the reply, and a reply that ends within it has no verdict.
+    """
+    rest = reply.rpartition("</think>")[2]
+    if "<think>" in rest:
+        return None
+    by_lower = {word.lower(): word for word in words}
+    any_word = "|".join(map(re.escape, by_lower))
+
+    def verdict(line: str) -> str | None:
+        bare = " ".join(_DASHES.sub(" ", _ORNAMENTS.sub(" ", line.lower())).split())
+        found = re.fullmatch(_VERDICT.format(words=any_word), bare)
+        return None if found is None else by_lower[found[1]]
+
+    lines = [line for line in rest.splitlines() if line.strip()]
+    if not lines:
+        return None
+    first, last = verdict(lines[0]), verdict(lines[-1])
+    named = re.findall(rf"\b(?:{any_word})\b", " ".join(lines[1:]).lower())
+    if last is None and all(by_lower[word] == first for word in named):
+        return first
+    return last
+
+
+# What is asked, and what the verdicts amount to
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,7 @@ from trl_r1zero.runs.index import duration, index_run
 from trl_r1zero.runs.run_state import LOG_FILE, Attempt, diverged_at, now, record, run_state
 
 from .experiment import Experiment
-from .plan import Plan, PlannedRun
-from .slots import Slot, launch_command
+from .plan import Plan, PlannedRun, Slot, launch_command
 
 LOCK_FILE = ".sweep.lock"
 POLL_SECONDS = 1.0

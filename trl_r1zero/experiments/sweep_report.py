@@ -12,8 +12,7 @@ from trl_r1zero.reports.comparison import write_comparison
 from trl_r1zero.runs.logged_run import LoggedRun
 from trl_r1zero.runs.run_state import RunState, run_state
 
-from .plan import Plan, PlannedRun
-from .slots import Slot
+from .plan import Plan, PlannedRun, Slot
 
 # These begin again, or go on.
 TO_RUN = ("missing", "stopped", "failed")

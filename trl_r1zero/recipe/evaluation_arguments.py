@@ -22,8 +22,7 @@ from .evaluation_backends import (
     tokenizer_of,
 )
 from .requirements import check_model_path
-from .task_arguments import TaskSelection
-from .task_lists import named_tasks
+from .task_arguments import TaskSelection, named_tasks
 
 # torch and transformers are imported when there is something to evaluate: --help needs neither.
 if TYPE_CHECKING:

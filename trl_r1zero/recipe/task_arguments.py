@@ -1,20 +1,22 @@
 """What to train, validate and evaluate on, as recipes say it."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from trl_r1zero.common.arguments import AT_LEAST_0, Positive, arg, check_ranges
+from trl_r1zero.common.naming import unknown_name_message
 from trl_r1zero.common.plugins import PlugIns, Role, is_dotted
+from trl_r1zero.common.types import MISFIT, fit, type_name
 from trl_r1zero.data.prompt_room import PromptRoom
 from trl_r1zero.data.prompts import PROMPT_ROLE, Prompt, load_prompt
 from trl_r1zero.data.tasks import TASKS, Task, get_task
 from trl_r1zero.data.tasks.base import Example
 from trl_r1zero.rewards.registry import REWARDS, RewardFn, resolve_reward
 
-from .row_arguments import RowArguments
-from .task_lists import named_tasks
+from .data_arguments import RowArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -238,3 +240,56 @@ class LoadedTask:
     reward: "TRLReward"
     train_dataset: "Dataset"
     eval_dataset: "Dataset | dict[str, Dataset]"
+
+
+# Lists of tasks
+
+# What a task of a list is called; it names a folder, and metrics.
+NAME = re.compile(r"\w[\w.@+-]*", re.ASCII)
+
+
+def named_tasks(
+    key: str, entries: Sequence[Any], types: Mapping[str, Any], default_task: str = ""
+) -> dict[str, dict[str, Any]]:
+    """The settings of each task of a list, by name.
+
+    Args:
+        key: The recipe's, for messages.
+        entries: Each is a task's name, or a mapping of settings, of which `name` says what the task
+            is called here; by default as it is called everywhere.
+        types: The settings that an entry may have, `task` among them, and their types.
+        default_task: What an entry without `task` is; by default that is an error.
+
+    Raises:
+        ValueError: The list is empty; an unknown setting, a value of another type; no task, or a
+            name that is none or is there twice.
+    """
+    if not entries:
+        raise ValueError(f"{key}: got an empty list, expected at least one task")
+    found: dict[str, dict[str, Any]] = {}
+    for number, entry in enumerate(entries):
+        own = {"task": entry} if isinstance(entry, str) else dict(entry)
+        place = f"{key}[{number}]"
+        name = own.pop("name", str(own.get("task") or default_task).rpartition(".")[2])
+        for setting, value in own.items():
+            if setting not in types:
+                allowed = {"name", *types}
+                raise ValueError(f"{place}: {unknown_name_message('setting', setting, allowed)}")
+            own[setting] = fit(value, types[setting])
+            if own[setting] is MISFIT:
+                expected = type_name(types[setting])
+                raise ValueError(f"{place}: {setting}: got {value!r}, expected {expected}")
+        if not own.get("task", default_task):
+            raise ValueError(f"{place}: got {entry!r}, expected a task, such as {{task: aime}}")
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise ValueError(
+                f"{place}: name: got {name!r}, expected letters, digits and any of _.@+-, such as "
+                "{name: AIME24, task: aime}"
+            )
+        if name in found:
+            raise ValueError(
+                f"{place}: {name!r} is there twice; give one of them another name, such as "
+                f"{{name: {name}-2, ...}}"
+            )
+        found[name] = own
+    return found
