@@ -12,7 +12,7 @@ from trl_r1zero.trainers.microbatches import (
     plan_microbatches,
     share_rows,
 )
-from trl_r1zero.trainers.pair_rows import PairRow
+from trl_r1zero.trainers.train_rows import PairRow
 
 
 @dataclass(frozen=True)

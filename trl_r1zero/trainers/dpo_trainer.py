@@ -37,9 +37,9 @@ from trl_r1zero.functional import dpo_loss
 from .core_trainer import CoreTrainer
 from .dpo_config import R1ZeroDPOConfig
 from .epochs import batch_loader, num_updates, out_of_loss, train_batches, without_overlong
-from .pair_rows import PairMicroBatch, PairRow, make_pair_microbatch
 from .preference import encode_pair, sum_over_responses
 from .timing import StepTimer
+from .train_rows import PairMicroBatch, PairRow, make_pair_microbatch
 from .trl_compat import fingerprint_of, tokenizer_of
 from .validation import require_for_validation, require_texts
 
@@ -133,12 +133,8 @@ class R1ZeroDPOTrainer(CoreTrainer, DPOTrainer):
     ) -> Dataset:
         """The pairs as token ids, in the columns in which TRL expects them."""
         _check_pairs(f"{dataset_name}_dataset", dataset)
-        rows = [
-            PairRow(*encode_pair(instruction, chosen, rejected, tokenizer_of(self)))
-            for instruction, chosen, rejected in zip(
-                *(dataset[column] for column in COLUMNS), strict=True
-            )
-        ]
+        texts = zip(*(dataset[column] for column in COLUMNS), strict=True)
+        rows = [encode_pair(*pair, tokenizer_of(self)) for pair in texts]
         rows = without_overlong(rows, [row.length for row in rows], args.max_length, args.overlong)
         columns = {
             "prompt_ids": [row.shared_ids for row in rows],
@@ -152,12 +148,9 @@ class R1ZeroDPOTrainer(CoreTrainer, DPOTrainer):
 
     def cut(self, rows: Sequence[PairRow]) -> list[PairMicroBatch]:
         """This process's micro-batches of some pairs."""
-        return [
-            make_pair_microbatch(
-                part, pad_token_id=tokenizer_of(self).pad_token_id, device=self.accelerator.device
-            )
-            for part in self.policy.plan(rows, out_of_loss)[self.policy.rank]
-        ]
+        own = self.policy.plan(rows, out_of_loss)[self.policy.rank]
+        pad_id = tokenizer_of(self).pad_token_id
+        return [make_pair_microbatch(part, pad_id).to(self.accelerator.device) for part in own]
 
     def get_train_dataloader(self) -> DataLoader:
         """Yields one train batch after another, from the current update; on each process all."""
@@ -200,9 +193,7 @@ class R1ZeroDPOTrainer(CoreTrainer, DPOTrainer):
 
     def _sums_of_responses(self, model: Any, micro_batch: PairMicroBatch) -> tuple[Tensor, Tensor]:
         device = self.accelerator.device
-        elsewhere = next(model.parameters()).device
-        if elsewhere != device:
-            micro_batch = micro_batch.to(elsewhere)
+        micro_batch = micro_batch.to(next(model.parameters()).device)
         log_probs_2BT = self.policy.log_probs(model, micro_batch, temperature=1.0)["log_probs"]
         chosen_B, rejected_B = sum_over_responses(log_probs_2BT, micro_batch.response_mask)
         return chosen_B.to(device), rejected_B.to(device)
@@ -289,8 +280,7 @@ class R1ZeroDPOTrainer(CoreTrainer, DPOTrainer):
                 "true; give them to the trainer as eval_dataset"
             )
         else:
-            prepared = self._prepare_dataset(eval_dataset, None, self.args, "eval")
-            rows = _rows_of(prepared)
+            rows = _rows_of(self._prepare_dataset(eval_dataset, None, self.args, "eval"))
         timer = StepTimer(self.accelerator.device)
         with timer.part("evaluation"):
             numbers = self._numbers_of(rows)

@@ -6,10 +6,13 @@ upon.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self, TypeVar
 
+import torch
 from torch import Tensor
+
+from trl_r1zero.data.tokenization import pad_and_shift
 
 
 class Row(Protocol):
@@ -40,6 +43,19 @@ class PaddedRows:
     labels: Tensor
     response_mask: Tensor
     lengths: list[int]
+
+    @classmethod
+    def of(
+        cls, prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_id: int, **own: Any
+    ) -> Self:
+        """B prompts and responses as tensors, on the CPU; `own`: what a kind of rows adds."""
+        lengths = [len(a) + len(b) - 1 for a, b in zip(prompts, responses, strict=True)]
+        return cls(**pad_and_shift(prompts, responses, pad_id), lengths=lengths, **own)
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        mine = vars(self).items()
+        return replace(self, **{k: v.to(device) for k, v in mine if isinstance(v, Tensor)})
 
 
 def _num_tokens(row: Row) -> int:
@@ -123,7 +139,7 @@ def cut_rows(rows: Sequence[R], limits: MicroBatchLimits) -> list[list[R]]:
     """
     padded = limits.padded and not limits.shared
     size = limits.width if padded else _num_tokens
-    ordered = longest_first(rows)
+    ordered = sorted(rows, key=lambda row: -row.num_tokens)
     if limits.shared:
         ordered.sort(key=lambda row: list(row.prompt_ids))
     parts: list[list[R]] = []
@@ -146,11 +162,6 @@ def cut_rows(rows: Sequence[R], limits: MicroBatchLimits) -> list[list[R]]:
 
 def _tokens_of(rows: Sequence[Row]) -> int:
     return sum(row.num_tokens for row in rows)
-
-
-def longest_first(rows: Sequence[R]) -> list[R]:
-    """The rows sorted by length; those of one length keep their order."""
-    return sorted(rows, key=lambda row: -row.num_tokens)
 
 
 def padded_share(parts: Sequence[Sequence[Row]], limits: MicroBatchLimits) -> float:
