@@ -11,11 +11,11 @@ from transformers import Qwen2ForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from trl_r1zero import compute_per_instance_dpo_loss
-from trl_r1zero.data.alpaca import format_alpaca
 from trl_r1zero.data.embedded_tokenizer import build_embedded_tokenizer
+from trl_r1zero.data.prompts import format_alpaca
 from trl_r1zero.functional import dpo_loss
+from trl_r1zero.trainers.epochs import make_pair_microbatch
 from trl_r1zero.trainers.preference import encode_pair, pair_log_probs
-from trl_r1zero.trainers.train_rows import make_pair_microbatch
 
 LN2 = math.log(2)
 PAIRS = [

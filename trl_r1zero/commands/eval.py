@@ -55,7 +55,7 @@ def run_suite(
 
 def _evaluate(loaded: LoadedEvaluation, recipe: ParsedRecipe) -> "Evaluation":
     from trl_r1zero.evaluation import evaluate
-    from trl_r1zero.evaluation.results_folder import EVALUATION_FILE
+    from trl_r1zero.evaluation.files import EVALUATION_FILE
 
     # Those of the first start stay when the evaluation goes on.
     if not (loaded.folder / EVALUATION_FILE).exists():
@@ -120,7 +120,7 @@ def _main(arguments: list[str], program: str) -> None:
         is_suite = isinstance(asked.task, list)
         loaded = asked.load_suite() if is_suite else {"": asked.load()}
     from trl_r1zero.evaluation import results_table
-    from trl_r1zero.evaluation.results_folder import ResultsFolderError
+    from trl_r1zero.evaluation.files import ResultsFolderError
     from trl_r1zero.evaluation.suite import SUITE_FILE, SUITE_PAGE, suite_table
     from trl_r1zero.generation.vllm_server import VLLMServerError
 

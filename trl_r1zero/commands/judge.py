@@ -118,9 +118,8 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero judge") -
     with exit_on(program, ValueError):
         arguments = _folders_as_key(list(sys.argv[1:] if argv is None else argv))
     recipe = parse_recipe((JudgeArguments,), arguments, __doc__ or "", program)
-    from trl_r1zero.evaluation.judge import judge_answers
-    from trl_r1zero.evaluation.judge_report import judge_table
-    from trl_r1zero.evaluation.results_folder import ResultsFolderError
+    from trl_r1zero.evaluation.files import ResultsFolderError
+    from trl_r1zero.evaluation.judge import judge_answers, judge_table
     from trl_r1zero.generation.chat_client import ChatServerError
 
     with exit_on(program, ValueError, OSError, ChatServerError):

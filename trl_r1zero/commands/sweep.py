@@ -35,7 +35,7 @@ def _sweep(args: argparse.Namespace) -> int:
     from trl_r1zero.experiments.plan import make_plan, make_slots
     from trl_r1zero.experiments.sweep import Sweep
     from trl_r1zero.experiments.sweep_report import plan_text, report_plan
-    from trl_r1zero.runs.run_state import run_state
+    from trl_r1zero.runs.index import run_state
 
     experiments = [read_experiment(file, args.scale) for file in args.files]
     paths: dict[str, Path] = {}

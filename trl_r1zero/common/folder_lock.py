@@ -104,7 +104,13 @@ def _take(folder: Path) -> _Held:
                 said = True
                 print(f"{folder}: waiting for process {owner.get('pid')} to end", file=sys.stderr)
             time.sleep(_POLL_SECONDS)
-        held = _Held(file, _own_facts(), made)
+        facts = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "process_started": psutil.Process().create_time(),
+            "since": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        held = _Held(file, facts, made)
         _write(held)
     except BaseException:
         file.close()
@@ -130,15 +136,6 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _own_facts() -> dict[str, Any]:
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "process_started": psutil.Process().create_time(),
-        "since": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
 
 
 def _write(held: _Held) -> None:

@@ -21,6 +21,8 @@ from .arguments import arg
 from .naming import resolve, unknown_name_message
 from .types import MISFIT, fit, type_name
 
+# What a recipe can say.
+_PLAIN = bool | int | float | str | list | dict | Path | Enum | None
 # The default of an option that has none.
 REQUIRED = inspect.Parameter.empty
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -42,12 +44,6 @@ def is_dotted(name: object) -> TypeGuard[str]:
     return all(map(str.isidentifier, name.split(".")))
 
 
-def _is_plain(default: Any) -> bool:
-    """Whether a recipe can say it, or there is none."""
-    plain = bool | int | float | str | list | dict | Path | Enum
-    return default is REQUIRED or default is None or isinstance(default, plain)
-
-
 class Option(NamedTuple):
     """A parameter of a plug-in that a recipe sets."""
 
@@ -57,21 +53,13 @@ class Option(NamedTuple):
 
 @dataclass(frozen=True)
 class Role:
-    """How plug-ins of a kind are called.
+    """How plug-ins of a kind are called."""
 
-    Attributes:
-        kind: The recipe's key.
-        inputs: What they take by position.
-        named: What they may take besides, by these names.
-        known: The registered ones.
-        counts_inputs: Whether one that takes fewer by position is refused here, and not where it is
-            called first.
-    """
-
-    kind: str
-    inputs: tuple[str, ...]
-    named: tuple[str, ...]
-    known: Mapping[str, Any]
+    kind: str  # the recipe's key
+    inputs: tuple[str, ...]  # what they take by position
+    named: tuple[str, ...]  # what they may take besides, by these names
+    known: Mapping[str, Any]  # the registered ones
+    # Whether one that takes fewer by position is refused here, and not where it is called first.
     counts_inputs: bool = True
 
     def options(self, name: str) -> dict[str, Option]:
@@ -102,7 +90,8 @@ class Role:
         return {
             f"{own}.{p.name}": self._option(name, p, hints)
             for p in rest
-            if p.kind not in _ANY_NUMBER and _is_plain(p.default)
+            if p.kind not in _ANY_NUMBER
+            and (p.default is REQUIRED or isinstance(p.default, _PLAIN))
         }
 
     def _check_inputs(self, name: str, parameters: Sequence[inspect.Parameter]) -> None:
@@ -127,11 +116,8 @@ class Role:
         return Option(type(parameter.default) if plain else Any, parameter.default)
 
     def bind(self, name: str, given: Mapping[str, Any]) -> Any:
-        """What is registered under a name, or stands at a dotted path with its options set.
-
-        Args:
-            name: Of the plug-in.
-            given: Options by their keys in a recipe; others are those of other plug-ins.
+        """What is registered under a name, or stands at a dotted path with its options set: those
+        of `given`, which has options of other plug-ins too, by their keys in a recipe.
 
         Raises:
             ValueError: As `options`; an option has no value, or one of another type.
@@ -152,11 +138,7 @@ class Role:
 
 @dataclass
 class PlugIns:
-    """A base of settings of which some name plug-ins.
-
-    Attributes:
-        roles: Of these settings, by their names.
-    """
+    """A base of settings of which some name plug-ins; `roles` are those of these, by name."""
 
     roles: ClassVar[Mapping[str, Role]] = {}
 

@@ -49,23 +49,14 @@ def context_of(
 
 @dataclass(frozen=True)
 class PromptRoom:
-    """A bound on the prompts of a data set.
+    """A bound on the prompts of a data set."""
 
-    Attributes:
-        tokenizer: of the model.
-        context: tokens of a prompt and its completion together, at most.
-        limit: what says so; see `context_of`.
-        new_tokens: of a completion, at most.
-        setting: what says so, such as `max_tokens`.
-        first: only the first so many prompts are used. None: all.
-    """
-
-    tokenizer: Any
-    context: int
-    limit: str
-    new_tokens: int
-    setting: str
-    first: int | None = None
+    tokenizer: Any  # of the model
+    context: int  # tokens of a prompt and its completion together, at most
+    limit: str  # what says so; see `context_of`
+    new_tokens: int  # of a completion, at most
+    setting: str  # what says so, such as `max_tokens`
+    first: int | None = None  # only the first so many prompts are used. None: all.
 
     def too_long(self, prompts: Sequence[str]) -> dict[int, int]:
         """Number of each prompt that leaves no room -> its tokens, the longest first."""

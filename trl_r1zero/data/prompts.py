@@ -57,24 +57,18 @@ PROMPT_ROLE = Role("prompt", (), (), dict.fromkeys(PROMPTS))
 class Prompt:
     """A template with one `{question}`, the strings that end a response, and where its answer is.
 
-    Attributes:
-        name: the built-in name, or the stem of the file.
-        template: text with exactly one `{question}`.
-        stop: generation ends at any of these: a string, which it keeps in the text, or the id of a
-            token. Empty: only at eos.
-        needs_tokenizer: whether `for_tokenizer` has something to do.
-        answer_format: a key of `ANSWER_FORMATS`; a task picks its reward function by it.
-
     Raises:
         ValueError: a template without exactly one `{question}`, an unknown answer format, or an
             empty stop string.
     """
 
-    name: str
-    template: str
+    name: str  # the built-in name, or the stem of the file
+    template: str  # text with exactly one `{question}`
+    # Generation ends at any of these: a string, which it keeps in the text, or the id of a token.
+    # Empty: only at eos.
     stop: tuple[str | int, ...]
-    answer_format: str
-    needs_tokenizer: ClassVar[bool] = False
+    answer_format: str  # a key of `ANSWER_FORMATS`; a task picks its reward function by it
+    needs_tokenizer: ClassVar[bool] = False  # whether `for_tokenizer` has something to do
 
     def __post_init__(self) -> None:
         count = self.template.count(PLACEHOLDER)
@@ -124,15 +118,12 @@ class ChatPrompt(Prompt):
 
     It formats questions once `for_tokenizer` has given it the tokenizer: with the opening of the
     assistant's turn at the end, and the token that closes that turn among its `stop`.
-
-    Attributes:
-        system: the system message. None: what the chat template has without one.
-        chat_template_kwargs: further variables of the chat template.
-        tokenizer: whose chat template it is; None before `for_tokenizer`.
     """
 
-    system: str | None = None
+    system: str | None = None  # the system message. None: what the chat template has without one.
+    # Further variables of the chat template.
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    # Whose chat template it is; None before `for_tokenizer`.
     tokenizer: "PreTrainedTokenizerBase | None" = field(default=None, repr=False, compare=False)
     needs_tokenizer: ClassVar[bool] = True
 
@@ -335,3 +326,22 @@ def _json(text: str) -> Any:
 
 def _unknown_format(got: str) -> str:
     return unknown_name_message("answer_format", got, ANSWER_FORMATS)
+
+
+ALPACA_TEMPLATE = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{prompt}\n\n"
+    "### Response:\n{response}"
+)
+
+
+def format_alpaca(prompt: str, response: str = "") -> str:
+    """Returns prompt and response in the template, both character by character as given.
+
+    Without a response it is what a tuned model is asked with: all that stands before the response.
+
+    Source: Stanford Alpaca's prompt without input. Departure: there the response follows
+    "### Response:" at once; here, as in the handout, after one line break.
+    """
+    return ALPACA_TEMPLATE.format(prompt=prompt, response=response)

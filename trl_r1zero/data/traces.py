@@ -33,19 +33,13 @@ BETWEEN_TAGS = re.compile(r"</think>(\s*)<answer>")
 
 @dataclass(frozen=True)
 class Trace:
-    """One prompt and the response to be learned.
+    """One prompt and the response to be learned."""
 
-    Attributes:
-        prompt: already formatted; it identifies the question.
-        response: what follows it, character by character.
-        ground_truth: what the response is graded against, None if the row has none.
-        where: the place it came from ("file:line"), for messages.
-    """
-
-    prompt: str
-    response: str
+    prompt: str  # already formatted; it identifies the question
+    response: str  # what follows it, character by character
+    # What the response is graded against, None if the row has none.
     ground_truth: str | list[str] | None
-    where: str
+    where: str  # the place it came from ("file:line"), for messages
 
 
 def load_traces(

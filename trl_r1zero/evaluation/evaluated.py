@@ -10,7 +10,7 @@ from typing import Any
 
 from trl_r1zero.data.files import read_json
 
-from .results_folder import (
+from .files import (
     EVALUATION_FILE,
     RESULT_COLUMNS,
     RESULTS_FILE,

@@ -10,12 +10,11 @@ from trl_r1zero.data.files import Row, read_jsonl
 from trl_r1zero.grading import Grade, Grader
 from trl_r1zero.rewards import lenient_opinion, resolve_reward
 
-from .files import json_line, write_atomically
+from .files import REPORT_FILES, json_line, write_atomically
 from .metrics import GradedCompletion, mean, share_interval
 from .numbers import COUNT, SHARE, interval_words, metrics_table
 from .pages import Example, Page, Section, Table, as_html, as_markdown, pick
 from .report import EXAMPLES_PER_CATEGORY, lenient_section
-from .results_folder import REPORT_FILES
 
 GRADES_FILE = "grades.jsonl"
 

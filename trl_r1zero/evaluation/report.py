@@ -10,6 +10,7 @@ from typing import Any
 from trl_r1zero.data.bad_rows import skipped_in_words
 from trl_r1zero.rewards import lenient_opinion
 
+from .files import REPORT_FILES
 from .metrics import GradedCompletion
 from .numbers import (
     COUNT,
@@ -22,7 +23,6 @@ from .numbers import (
     with_error,
 )
 from .pages import Example, Page, Section, Table, as_html, as_markdown, pick
-from .results_folder import REPORT_FILES
 from .summary import BREAKDOWNS, category
 
 EXAMPLES_PER_CATEGORY = 10

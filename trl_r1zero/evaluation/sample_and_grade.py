@@ -21,9 +21,9 @@ from trl_r1zero.generation import Completion, Engine, SamplingConfig, row_seeds
 from trl_r1zero.grading import Grade, Grader
 from trl_r1zero.rewards import reward_identity
 
+from .files import ResultsFolder, Stopwatch
 from .metrics import GradedCompletion, is_number, mean
 from .report import write_evaluation_report
-from .results_folder import ResultsFolder, Stopwatch
 from .summary import summarize_evaluation
 
 # Columns of an example that go into its rows besides prompt and ground truth.

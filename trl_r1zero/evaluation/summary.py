@@ -50,7 +50,12 @@ def summarize_evaluation(
     graded = any(row.graded for row in rows)
     breakdowns = {name: _breakdown(rows, name) for name in BREAKDOWNS} if graded else {}
     counts = {"num_examples": len(by_example), "num_completions": num_completions}
-    metrics: dict[str, float] = {**counts, **summarize(rows), **_reward_errors(rows), **counts}
+    metrics: dict[str, float] = {**counts, **summarize(rows)}
+    for name in ("reward", "format_reward"):
+        known_of = [row for row in rows if name in row.rewards]
+        values = per_example(known_of, [row.rewards[name] for row in known_of])
+        metrics |= known({f"{name}_stderr": standard_error(values)})
+    metrics |= counts
     log_probs = [row.extra.get("mean_log_prob") for row in rows]
     metrics |= known({"mean_log_prob": mean_over_tokens(rows, log_probs)})
     if breakdowns.get("subject"):
@@ -129,15 +134,6 @@ def _by_example(
                 "(num_completions) of each numbered example"
             )
     return list(groups.values())
-
-
-def _reward_errors(rows: Sequence[GradedCompletion]) -> dict[str, float]:
-    errors = {}
-    for name in ("reward", "format_reward"):
-        graded = [row for row in rows if name in row.rewards]
-        values = per_example(graded, [row.rewards[name] for row in graded])
-        errors[f"{name}_stderr"] = standard_error(values)
-    return known(errors)
 
 
 def _at_k(

@@ -38,27 +38,19 @@ RESERVED_SETTINGS = ("output_dir", "resume_from_checkpoint")
 
 @dataclass
 class Scale:
-    """An experiment at one size.
+    """An experiment at one size."""
 
-    Attributes:
-        recipe: The base recipe, and `settings`: changes to it that all runs have.
-        variants: Name -> changes that make a variant.
-        grid: Setting -> its values; all combinations, with each of the variants.
-        baseline: Label of the variant that the others are compared with; unset: the first.
-        seeds: One run of each variant for each.
-        accelerate_config: For `accelerate launch --config_file`.
-        gpus: GPUs that a run takes; 0: none, or whatever is there.
-        minutes: What a run takes, before any has been measured, and where that number is from.
-    """
-
-    recipe: str
+    recipe: str  # the base recipe, and `settings`: changes to it that all runs have
     settings: Settings = field(default_factory=dict)
-    variants: dict[str, Settings] | None = None
+    variants: dict[str, Settings] | None = None  # name -> changes that make a variant
+    # Setting -> its values; all combinations, with each of the variants.
     grid: dict[str, list[Any]] | None = None
+    # Label of the variant that the others are compared with; unset: the first.
     baseline: str | None = None
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    accelerate_config: str | None = None
-    gpus: int = 0
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # one run of each variant for each
+    accelerate_config: str | None = None  # for `accelerate launch --config_file`
+    gpus: int = 0  # GPUs that a run takes; 0: none, or whatever is there
+    # What a run takes, before any has been measured, and where that number is from.
     minutes: float | None = None
     minutes_from: str = "the experiment's file"
 

@@ -26,8 +26,16 @@ import torch
 from trl_r1zero.common.run_files import METRICS_FILE, read_metrics
 from trl_r1zero.devices.facts import visible_here
 from trl_r1zero.evaluation.metrics import mean
-from trl_r1zero.runs.index import duration, index_run
-from trl_r1zero.runs.run_state import LOG_FILE, Attempt, diverged_at, now, record, run_state
+from trl_r1zero.runs.index import (
+    LOG_FILE,
+    Attempt,
+    diverged_at,
+    duration,
+    index_run,
+    now,
+    record,
+    run_state,
+)
 
 from .experiment import Experiment
 from .plan import Plan, PlannedRun, Slot, launch_command

@@ -9,8 +9,8 @@ from trl_r1zero.common.run_files import METRICS_FILE
 from trl_r1zero.evaluation import mean
 from trl_r1zero.evaluation.markdown import table
 from trl_r1zero.reports.comparison import write_comparison
+from trl_r1zero.runs.index import RunState, run_state
 from trl_r1zero.runs.logged_run import LoggedRun
-from trl_r1zero.runs.run_state import RunState, run_state
 
 from .plan import Plan, PlannedRun, Slot
 

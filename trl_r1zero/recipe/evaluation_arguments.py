@@ -295,7 +295,7 @@ class _EvaluatedModel:
     @cached_property
     def version(self) -> dict[str, Any]:
         """See `model_version`; it takes its time."""
-        from trl_r1zero.evaluation.model_files import folder_version, model_version
+        from trl_r1zero.evaluation.environment import folder_version, model_version
 
         return folder_version(self.name) if self.elsewhere else model_version(self.name)
 

@@ -153,8 +153,7 @@ class _Comparison:
         if settings.rows or self.setup:
             shown = [settings] if settings.rows else []
             sections.append(Section("How it was run", list(self.setup), shown))
-        examples = responses_over_time(self.groups)
-        if examples:
+        if examples := [one for group in self.groups for one in _answers_of(group)]:
             sections.append(Section("Answers over time", [_ABOUT_ANSWERS], examples=examples))
         few = self.groups if len(self.groups) <= _MAX_CARDS else []
         cards = [(group.name, f"{group.mean_last:.3f}") for group in few]
@@ -203,7 +202,13 @@ class _Comparison:
                 d.label: {
                     "last": d.last.as_json(),
                     "mean_of_curve": d.curve.as_json(),
-                    "over_questions": _questions_as_json(d),
+                    "over_questions": {
+                        "difference": d.questions.difference,
+                        "stderr": d.questions.stderr,
+                        "num_questions": d.questions.num_common,
+                    }
+                    if d.questions is not None and not math.isnan(d.questions.stderr)
+                    else None,
                     "outlasts_holm": d.outlasts_holm,
                     "verdict": verdict(d, len(self.differences)),
                 }
@@ -212,17 +217,6 @@ class _Comparison:
             "findings": self.findings,
             "problems": self.problems,
         }
-
-
-def _questions_as_json(difference: Difference) -> dict[str, float] | None:
-    paired = difference.questions
-    if paired is None or math.isnan(paired.stderr):
-        return None
-    return {
-        "difference": paired.difference,
-        "stderr": paired.stderr,
-        "num_questions": paired.num_common,
-    }
 
 
 def _run_as_json(run: ComparedRun) -> dict[str, Any]:
@@ -248,16 +242,9 @@ NUM_QUESTIONS = 2
 MAX_TIMES = 6
 
 
-def responses_over_time(groups: Sequence[Group]) -> list[Example]:
-    """Of each group's median run two questions, with its answers at up to six validations.
-
-    They are the first ones of `by_change`, from the first to the last of these validations. A run
-    without tables of generations has none.
-    """
-    return [shown for group in groups for shown in _of_group(group)]
-
-
-def _of_group(group: Group) -> list[Example]:
+def _answers_of(group: Group) -> list[Example]:
+    """Of a group's median run two questions, with its answers at up to six validations: the first
+    ones of `by_change`, from the first to the last of these. None without tables of generations."""
     run = group.median_run
     existing = [point for point in run.curve if run.generation_file(point.line).is_file()]
     tables = {point.step: run.answers(point.line) for point in _spread(existing)}

@@ -76,14 +76,8 @@ def best_table(groups: Sequence[Group]) -> Table:
     pick = max if kind.higher_is_better else min
     bests = [(group.label, pick(group.runs, key=lambda run: run.best.value)) for group in groups]
     rows = [
-        [
-            label,
-            _with_error(run.best),
-            str(run.best.step),
-            _seed(run),
-            run.best_folder or "not kept",
-        ]
-        for label, run in bests
+        [label, _with_error(r.best), str(r.best.step), _seed(r), r.best_folder or "not kept"]
+        for label, r in bests
     ]
     outcome = kind.best.removeprefix("eval_")
     header = ["group", f"best {outcome}", kind.step_name, "seed", "model"]
@@ -93,20 +87,11 @@ def best_table(groups: Sequence[Group]) -> Table:
 def runs_table(groups: Sequence[Group]) -> Table:
     step_name = groups[0].runs[0].kind.step_name
     header = ["group", "seed", "run", step_name, "last", "best", "minutes", "what to know"]
-    rows = [
-        [
-            group.label,
-            _seed(run),
-            run.shown,
-            str(run.last.step),
-            _with_error(run.last),
-            f"{run.best.value:.3f} ({run.best.step})",
-            _minutes([run]),
-            "; ".join(run.notes),
-        ]
-        for group in groups
-        for run in group.runs
-    ]
+    rows = []
+    for label, run in ((group.label, run) for group in groups for run in group.runs):
+        best = f"{run.best.value:.3f} ({run.best.step})"
+        end = [str(run.last.step), _with_error(run.last), best, _minutes([run])]
+        rows.append([label, _seed(run), run.shown, *end, "; ".join(run.notes)])
     return Table(header, rows, numeric=False)
 
 

@@ -35,11 +35,19 @@ from trl import DPOTrainer
 from trl_r1zero.functional import dpo_loss
 
 from .core_trainer import CoreTrainer
-from .dpo_config import R1ZeroDPOConfig
-from .epochs import batch_loader, num_updates, out_of_loss, train_batches, without_overlong
+from .epoch_configs import R1ZeroDPOConfig
+from .epochs import (
+    PairMicroBatch,
+    PairRow,
+    batch_loader,
+    make_pair_microbatch,
+    num_updates,
+    out_of_loss,
+    train_batches,
+    without_overlong,
+)
 from .preference import encode_pair, sum_over_responses
 from .timing import StepTimer
-from .train_rows import PairMicroBatch, PairRow, make_pair_microbatch
 from .trl_compat import fingerprint_of, tokenizer_of
 from .validation import require_for_validation, require_texts
 

@@ -32,17 +32,13 @@ R = TypeVar("R", bound=Row)
 
 @dataclass
 class PaddedRows:
-    """Tensors of B sequences, padded to the longest; see `pad_and_shift` for the convention.
+    """Tensors of B sequences, padded to the longest; see `pad_and_shift` for the convention."""
 
-    Attributes:
-        input_ids, labels, response_mask: (B, T); the mask is 0 in rows that are not in the loss.
-        lengths: Of each row, the positions that are not padding.
-    """
-
+    # input_ids, labels, response_mask: (B, T); the mask is 0 in rows that are not in the loss.
     input_ids: Tensor
     labels: Tensor
     response_mask: Tensor
-    lengths: list[int]
+    lengths: list[int]  # of each row, the positions that are not padding
 
     @classmethod
     def of(
@@ -64,22 +60,17 @@ def _num_tokens(row: Row) -> int:
 
 @dataclass(frozen=True)
 class MicroBatchLimits:
-    """What a micro-batch may hold. One row is always admitted.
+    """What a micro-batch may hold. One row is always admitted."""
 
-    Attributes:
-        rows: Rows at most; None for any number.
-        tokens: Tokens at most, padding included; None for any number.
-        padded: Whether rows are padded to the longest of their micro-batch; otherwise, or if they
-            are `shared`, they stand one behind the other.
-        width: Tokens of a row, with the padding that it has whatever is beside it: that of a pair
-            is twice its longer sequence.
-        shared: Whether a prompt is computed once for all rows of a micro-batch that have it.
-    """
-
-    rows: int | None
-    tokens: int | None = None
+    rows: int | None  # rows at most; None for any number
+    tokens: int | None = None  # tokens at most, padding included; None for any number
+    # Whether rows are padded to the longest of their micro-batch; otherwise, or if they are
+    # `shared`, they stand one behind the other.
     padded: bool = True
+    # Tokens of a row, with the padding that it has whatever is beside it: that of a pair is twice
+    # its longer sequence.
     width: Callable[[Any], int] = _num_tokens
+    # Whether a prompt is computed once for all rows of a micro-batch that have it.
     shared: bool = False
 
 

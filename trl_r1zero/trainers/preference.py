@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trl_r1zero.data.alpaca import format_alpaca
+from trl_r1zero.data.prompts import format_alpaca
 from trl_r1zero.functional import dpo_loss, get_response_log_probs, masked_normalize
 
-from .train_rows import PairMicroBatch, PairRow, make_pair_microbatch
+from .epochs import PairMicroBatch, PairRow, make_pair_microbatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

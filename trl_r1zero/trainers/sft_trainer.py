@@ -27,11 +27,18 @@ from trl_r1zero.data.tokenization import tokenize_separately
 from trl_r1zero.functional import sft_microbatch_loss
 
 from .core_trainer import CoreTrainer
-from .epochs import batch_loader, num_updates, out_of_loss, train_batches, without_overlong
+from .epoch_configs import R1ZeroSFTConfig
+from .epochs import (
+    TrainRow,
+    batch_loader,
+    make_sft_microbatch,
+    num_updates,
+    out_of_loss,
+    train_batches,
+    without_overlong,
+)
 from .microbatches import PaddedRows
 from .rewards import TRLReward, grade_with, grader_of
-from .sft_config import R1ZeroSFTConfig
-from .train_rows import TrainRow, make_sft_microbatch
 from .trl_compat import tokenizer_of
 from .update_metrics import UpdateMetrics
 from .validation import EvalDataset, require_columns, require_for_validation

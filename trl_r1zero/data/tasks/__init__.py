@@ -9,17 +9,17 @@ from typing import Any
 from trl_r1zero.common.naming import resolve, unknown_name_message
 from trl_r1zero.data.tasks.base import Example, Solution, Task
 from trl_r1zero.data.tasks.chain_arithmetic import ChainArithmeticTask
-from trl_r1zero.data.tasks.competitions import (
-    AimeTask,
-    AmcTask,
-    Math500Task,
-    MinervaTask,
-    OlympiadBenchTask,
-)
 from trl_r1zero.data.tasks.countdown import CountdownTask
 from trl_r1zero.data.tasks.gsm8k import Gsm8kTask
 from trl_r1zero.data.tasks.judged import AlpacaEvalTask, SimpleSafetyTestsTask
-from trl_r1zero.data.tasks.math import MathTask
+from trl_r1zero.data.tasks.math import (
+    AimeTask,
+    AmcTask,
+    Math500Task,
+    MathTask,
+    MinervaTask,
+    OlympiadBenchTask,
+)
 from trl_r1zero.data.tasks.mmlu import MmluTask
 
 __all__ = ["TASKS", "Example", "Solution", "Task", "get_task"]

@@ -50,18 +50,13 @@ def countdown_boxed_reward_fn(response: str, ground_truth: str | list[str]) -> d
 
 @dataclass(frozen=True)
 class CountdownTask(GeneratedTask):
-    """Puzzles made from a random expression, hence always solvable.
+    """Puzzles made from a random expression, hence always solvable."""
 
-    Attributes:
-        min_numbers, max_numbers: how many numbers a puzzle has, uniformly.
-        max_number: numbers are in 1..max_number.
-        max_target: targets are integers in 1..max_target.
-    """
-
+    # min_numbers, max_numbers: how many numbers a puzzle has, uniformly.
     min_numbers: int = 3
     max_numbers: int = 4
-    max_number: int = 25
-    max_target: int = 100
+    max_number: int = 25  # numbers are in 1..max_number
+    max_target: int = 100  # targets are integers in 1..max_target
 
     name = "countdown"
     default_prompt = "r1_zero"
