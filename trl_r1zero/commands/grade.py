@@ -8,22 +8,17 @@ rule that decided; `report.md` and `report.html` sum it up. Of answers that a st
 wrong, they say what the lenient one would say.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import exit_on
+from .errors import command_line, exit_on
 
 DEFAULT_REWARD = "math"
 
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero grade") -> None:
     """Grade as a command line says (this process's by default), and print the results."""
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description="Grade responses against ground truths, and say which rule decided.",
-        allow_abbrev=False,
-    )
+    parser = command_line(program, __doc__)
     parser.add_argument(
         "file", metavar="FILE.jsonl", help="one JSON object per line: response, ground_truth"
     )

@@ -6,10 +6,11 @@
 A submission is made by `accelerate launch leaderboard/run.py --config ...`.
 """  # noqa: E501
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from .errors import command_line
 
 PAGE = "README.md"
 
@@ -17,11 +18,7 @@ PAGE = "README.md"
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero leaderboard") -> int:
     """Verify submissions or write the page of the leaderboard, as a command line says; the exit
     status is 1 where a submission breaks a rule or cannot be read."""
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description="Verify submissions to the leaderboard from their files, and list them.",
-        allow_abbrev=False,
-    )
+    parser = command_line(program, __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     verifying = commands.add_parser(
         "verify", help="check submissions by the rules, without model, data or network"

@@ -11,19 +11,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import exit_on
+from .errors import command_line, exit_on
 
 DEFAULT_OUTPUT_DIR = "report"
 
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero report") -> None:
     """Report as a command line says, and print it."""
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description="One run: its report. Several: curves and tables of groups of runs, with "
-        "differences paired by seed and their 95% intervals.",
-        allow_abbrev=False,
-    )
+    parser = command_line(program, __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="output_dir of a run")
     parser.add_argument(
         "--group_by",

@@ -6,22 +6,16 @@ A run counts as running while its metrics are younger than five times its longes
 (a minute at least).
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from .errors import exit_on
+from .errors import command_line, exit_on
 
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero runs") -> None:
     """List the runs in a folder, the latest first."""
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description="The runs in a folder, at any depth, the latest first: kind, state, steps, "
-        "last and best accuracy (of tuning: loss) of validation, age, size.",
-        allow_abbrev=False,
-    )
+    parser = command_line(program, __doc__)
     parser.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="[%(default)s]")
     parser.add_argument(
         "--json", action="store_true", help="a list for programs; seconds and bytes in numbers"

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .errors import command_line
+
 REPORTS_FOLDER = "reports"
 
 
@@ -67,11 +69,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description="Run experiments from their files, what is missing of them, and report.",
-        allow_abbrev=False,
-    )
+    parser = command_line(program, __doc__)
     parser.add_argument("files", nargs="+", metavar="FILE", help="such as recipes/experiments/*")
     parser.add_argument("--scale", help="one of the file's scales [its first]")
     parser.add_argument(

@@ -108,7 +108,7 @@ def model_version(name: str, key: str = "model") -> dict[str, Any]:
                 "model's; give the folder that save_pretrained wrote, such as a run's `final`"
             )
         return folder_version(name)
-    return {"model_revision": _commit(name, key)}
+    return {"model_revision": _hub_commit(name, key)}
 
 
 def folder_version(name: str) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def model_files(folder: str | Path) -> dict[str, Any]:
     return prints
 
 
-def _commit(name: str, key: str) -> str:
+def _hub_commit(name: str, key: str) -> str:
     """The commit of a hub id: asked for as those ask who load the model, so it is the same."""
     try:
         try:
