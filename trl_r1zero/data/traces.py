@@ -104,10 +104,8 @@ def has_wrong_whitespace(response: str) -> bool:
 def fix_whitespace(traces: Sequence[Trace]) -> tuple[list[Trace], int]:
     """Returns the traces with exactly one space between `</think>` and `<answer>`, where there was
     any white space or none, and the number of traces that this changed."""
-    fixed = [
-        replace(trace, response=BETWEEN_TAGS.sub("</think> <answer>", trace.response))
-        for trace in traces
-    ]
+    texts = [BETWEEN_TAGS.sub("</think> <answer>", trace.response) for trace in traces]
+    fixed = [replace(trace, response=text) for trace, text in zip(traces, texts, strict=True)]
     return fixed, sum(new != old for new, old in zip(fixed, traces, strict=True))
 
 
@@ -196,11 +194,9 @@ def _grade(
 
 
 def _accepts(reward_fn: RewardFn, response: str, ground_truth: Any) -> bool:
-    parts = reward_fn(response, ground_truth)
+    parts, name = reward_fn(response, ground_truth), _name(reward_fn)
     if not isinstance(parts, dict) or "reward" not in parts:
-        raise ValueError(
-            f"{_name(reward_fn)} must return a dict with the key 'reward', got {parts!r}"
-        )
+        raise ValueError(f"{name} must return a dict with the key 'reward', got {parts!r}")
     return bool(is_correct(parts))
 
 

@@ -167,5 +167,4 @@ def _of_file(path: Path) -> tuple[dict[QuestionKey, str], str]:
 
 
 def _one_name(generators: list[str | None], otherwise: str) -> str:
-    names = list(dict.fromkeys(name for name in generators if name))
-    return " and ".join(names[:3]) or otherwise
+    return " and ".join(list(dict.fromkeys(filter(None, generators)))[:3]) or otherwise

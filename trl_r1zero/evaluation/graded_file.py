@@ -90,8 +90,7 @@ def _completion(number: int, row: Row, grade: Grade) -> GradedCompletion:
 
 
 def _gradable(row: Row) -> Row:
-    response = row.fields.get("response")
-    if not isinstance(response, str):  # an empty one is an answer, a wrong one
+    if not isinstance(row.fields.get("response"), str):  # an empty one is an answer, a wrong one
         row.text("response")
     if row.fields.get("ground_truth") is None:
         raise row.error("ground_truth", "nothing", "what the reward compares with", "add it")
@@ -125,15 +124,13 @@ def _page(
         cards=_results(rows)[:3],
         sections=[Section("Results", sentences, [Table(["metric", "value"], _results(rows))])],
     )
-    rules = Counter((row.correct, row.extra["rule"]) for row in rows if row.extra["rule"])
-    if rules:
+    if rules := Counter((row.correct, row.extra["rule"]) for row in rows if row.extra["rule"]):
         counts = [
             ["right" if correct else "wrong", rule, COUNT(count)]
             for (correct, rule), count in rules.most_common()
         ]
-        page.sections.append(
-            Section("Rules that decided", tables=[Table(["verdict", "rule", "n"], counts, False)])
-        )
+        table = Table(["verdict", "rule", "n"], counts, False)
+        page.sections.append(Section("Rules that decided", tables=[table]))
     page.sections += lenient_section(rows)
     for heading, correct in (("Wrong", False), ("Right", True)):
         some = [row for row in rows if row.correct == correct]

@@ -80,13 +80,9 @@ def judge_answers(task: JudgedTask, judge: ChatClient, *, name: str | None = Non
                 verdict = {"verdict": ask.settled, "reply": None, "finish_reason": None}
                 judgments.add({**ask.columns, **verdict})
         missing = [ask for ask in missing if ask.settled is None]
-        bar = tqdm(
-            total=len(task.asks),
-            initial=len(judgments.rows),
-            desc=f"Judging {task.folder.path.name}",
-            unit="verdict",
-            disable=not missing,
-        )
+        about_bar = {"desc": f"Judging {task.folder.path.name}", "unit": "verdict"}
+        done = len(judgments.rows)
+        bar = tqdm(total=len(task.asks), initial=done, disable=not missing, **about_bar)
         # Closed, the judge stops asking.
         with bar, closing(judge.ask_all([ask.prompt for ask in missing])) as replies:
             for position, reply in replies:

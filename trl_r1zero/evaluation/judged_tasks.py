@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,7 +176,7 @@ class JudgedTask(ABC):
         return {
             "num_examples": len({row["example"] for row in judgments}),
             **mean_and_error(self.metric, list(self.by_example(judgments).values())),
-            "unparsed": _count(judgments, None),
+            "unparsed": sum(row["verdict"] is None for row in judgments),
         }
 
 
@@ -235,7 +236,7 @@ class AlpacaEval(JudgedTask):
             "ties": sum(value == 0.5 for value in preferences),
             "identical": identical,
             "num_verdicts": len(judgments) - len(ORDERS) * identical,
-            "unparsed": _count(judgments, None),
+            "unparsed": sum(row["verdict"] is None for row in judgments),
             "order_consistent": mean([float(len(set(verdicts)) == 1) for verdicts in both]),
             "first_preferred": mean([float(row["verdict"] == row["first"]) for row in parsed]),
             "length": float(lengths.mean()),
@@ -272,18 +273,18 @@ class SimpleSafetyTests(JudgedTask):
         return parse_verdict(reply, SAFETY_VERDICTS)
 
     def summarize(self, judgments: Sequence[Judgment]) -> dict[str, Any]:
-        safe, unsafe, unparsed = (_count(judgments, name) for name in (*SAFETY_VERDICTS, None))
+        count = Counter(row["verdict"] for row in judgments)
         part = self._part(judgments)
         del part["unparsed"]
         return {
             **part,
             # If every reply that is no verdict stood for an unsafe, or for a safe response.
-            "safe_at_least": safe / len(judgments),
-            "safe_at_most": 1 - unsafe / len(judgments),
-            "num_safe": safe,
-            "num_unsafe": unsafe,
+            "safe_at_least": count["safe"] / len(judgments),
+            "safe_at_most": 1 - count["unsafe"] / len(judgments),
+            "num_safe": count["safe"],
+            "num_unsafe": count["unsafe"],
             "num_verdicts": len(judgments),
-            "unparsed": unparsed,
+            "unparsed": count[None],
             "length": mean([len(answer) for answer in self.answers.values()]),
             **self._breakdown(judgments),
         }
@@ -305,9 +306,8 @@ def judged_task(path: str | Path, reference: str | Path | None = None) -> Judged
     """
     folder = EvaluatedFolder.read(path)
     if folder.task not in JUDGED_TASKS:
-        raise ValueError(
-            f"{path}: " + unknown_name_message("judged task", folder.task, JUDGED_TASKS)
-        )
+        unknown = unknown_name_message("judged task", folder.task, JUDGED_TASKS)
+        raise ValueError(f"{path}: {unknown}")
     if not folder.is_finished:
         raise ValueError(
             f"{path} has {len(folder.rows)} of {folder.num_wanted} answers; let `trl-r1zero eval` "
@@ -319,10 +319,6 @@ def judged_task(path: str | Path, reference: str | Path | None = None) -> Judged
 def answers_sha256(folder: EvaluatedFolder) -> str:
     """Of all questions and answers in a folder, in order."""
     return _sha256(text for row in folder.rows for text in (question_of(row), _answer(row)))
-
-
-def _count(judgments: Sequence[Judgment], verdict: str | None) -> int:
-    return sum(row["verdict"] == verdict for row in judgments)
 
 
 def _answer(row: Mapping[str, Any]) -> str:

@@ -29,11 +29,8 @@ from .summary import summarize_evaluation
 # Columns of an example that go into its rows besides prompt and ground truth.
 _GIVEN = ("question", "metadata")
 # Columns of a row that are not the grader's to fill.
-_TAKEN = {field.name for field in fields(GradedCompletion)} | {
-    *_GIVEN,
-    "finish_reason",
-    "mean_log_prob",
-}
+_TAKEN = {one.name for one in fields(GradedCompletion)}
+_TAKEN |= {*_GIVEN, "finish_reason", "mean_log_prob"}
 
 
 @dataclass
@@ -136,19 +133,11 @@ def evaluate(
 
 
 def check_results_folder(
-    engine: Engine,
-    examples: Iterable[Mapping[str, Any]],
-    grader: Grader,
-    sampling: SamplingConfig,
-    *,
-    num_completions: int,
-    seed: int,
-    folder: str | Path,
-    settings: Mapping[str, Any],
+    *, folder: Path, settings: Mapping[str, Any], examples: Dataset, **of_job: Any
 ) -> None:
-    """Raise the ValueError that `evaluate` would, if the folder holds another evaluation."""
-    job = _Job(engine, _checked(examples), grader, sampling, num_completions, seed)
-    job.results(folder, settings)
+    """Raise the ValueError that `evaluate` of these arguments would, if the folder holds another
+    evaluation."""
+    _Job(examples=_checked(examples), **of_job).results(folder, settings)
 
 
 @dataclass(frozen=True)
@@ -239,10 +228,8 @@ class _Job:
                 example = self.examples[numbers[0]]
                 (grade,) = self.grader.grade([(completion.text, example["ground_truth"])])
                 extra = {key: example[key] for key in _GIVEN if key in example} | _columns(grade)
-                yield (
-                    missing[position],
-                    graded_completion(example, completion, grade.parts, extra, numbers=numbers),
-                )
+                row = graded_completion(example, completion, grade.parts, extra, numbers=numbers)
+                yield missing[position], row
         finally:
             if isinstance(stream, Generator):
                 stream.close()  # the engine stops what is still under way

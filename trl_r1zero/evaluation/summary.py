@@ -125,8 +125,7 @@ def majority_is_right(block: Sequence[GradedCompletion]) -> bool:
 def _by_example(
     rows: Sequence[GradedCompletion], num_completions: int
 ) -> list[list[GradedCompletion]]:
-    in_order = sorted(rows, key=lambda row: row.completion)
-    groups = grouped((row.example, row) for row in in_order)
+    groups = grouped((r.example, r) for r in sorted(rows, key=lambda row: row.completion))
     for example, group in groups.items():
         if example is None or len(group) != num_completions:
             raise ValueError(

@@ -99,11 +99,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_submission(folder: Path) -> dict[str, Any]:
-    """What a folder's submission.json states.
-
-    Raises:
-        SubmissionError: There is none, or it is not of this format.
-    """
+    """What a folder's submission.json states; SubmissionError if there is none of this format."""
     path = folder / SUBMISSION_FILE
     if not path.is_file():
         raise SubmissionError(f"{path} does not exist; give the folder of a submission")
@@ -123,22 +119,22 @@ def read_submission(folder: Path) -> dict[str, Any]:
 
 def verify(folder: str | Path) -> list[Check]:
     """Every rule, checked by a submission's files; only `files`, where one of them was changed.
-
-    Raises:
-        SubmissionError: The folder has no submission that can be read.
-    """
+    SubmissionError if the folder has no submission that can be read."""
     folder = Path(folder)
     about = read_submission(folder)
     try:
         changes = files.differing(about["files"], file_hashes(folder))
-        evidence = "; ".join(changes) or "the same"
-        check = Check("files", f"the sha256 in {SUBMISSION_FILE}", evidence, not changes)
-        return [check] if changes else [check, *_check_contents(folder, about)]
+        check = _same("files", f"the sha256 in {SUBMISSION_FILE}", changes)
+        return [check, *([] if changes else _check_contents(folder, about))]
     except (AttributeError, LookupError, TypeError, ValueError, yaml.YAMLError) as error:
         raise SubmissionError(
             f"{folder} is not as the runner writes it ({type(error).__name__}: {error}); copy the "
             "folder of the run again"
         ) from error
+
+
+def _same(rule: str, allowed: str, differences: Sequence[str]) -> Check:
+    return Check(rule, allowed, "; ".join(differences) or "the same", not differences)
 
 
 def _check_contents(folder: Path, about: Mapping[str, Any]) -> list[Check]:
@@ -165,12 +161,7 @@ def _check_contents(folder: Path, about: Mapping[str, Any]) -> list[Check]:
             f"{len(rows):,}, {other} to another prompt, {longer} longer, {wrong} graded otherwise",
             not (other or longer or wrong),
         ),
-        Check(
-            "results",
-            "those of the responses and the clock",
-            "; ".join(differences) or "the same",
-            not differences,
-        ),
+        _same("results", "those of the responses and the clock", differences),
         Check(
             "seconds",
             f"{board.budget_seconds:,.0f} from the start of the process to the end of the full "
@@ -270,18 +261,10 @@ def _ranked(board: Board, submissions: Sequence[Listed]) -> str:
         machine = f"{hardware['num_cpus']} CPUs"
         if hardware["num_gpus"]:
             machine = f"{hardware['num_gpus']} x {', '.join(sorted(set(hardware['gpu_names'])))}"
-        rows.append(
-            [
-                str(place),
-                entry.link,
-                f"{about['accuracy']:.2%} ± {about['accuracy_stderr']:.2%}",
-                f"{about['seconds'] / seconds:.2f}",
-                str(about["grpo_steps"]),
-                machine,
-                environment["started"][:10],
-                f"`{commit[:10]}{'+' if commit.endswith('+') else ''}`",
-                f"[plot]({entry.folder}/{PLOT_FILE})",
-            ]
-        )
+        accuracy = f"{about['accuracy']:.2%} ± {about['accuracy_stderr']:.2%}"
+        time, steps = f"{about['seconds'] / seconds:.2f}", str(about["grpo_steps"])
+        short = f"`{commit[:10]}{'+' if commit.endswith('+') else ''}`"
+        what = [machine, environment["started"][:10], short, f"[plot]({entry.folder}/{PLOT_FILE})"]
+        rows.append([str(place), entry.link, accuracy, time, steps, *what])
     header = f",entry,accuracy ± standard error,{unit},GRPO steps,hardware,date,commit,curve"
     return "\n".join(table(header.split(","), rows)) if rows else ""

@@ -137,10 +137,7 @@ class _Key(NamedTuple):
     field: dataclasses.Field
     hint: Any
     owner: type
-
-    @property
-    def default(self) -> Any:
-        return default_of(self.field)
+    default: Any
 
 
 def _namespace(dataclass_types: tuple[type, ...]) -> dict[str, _Key]:
@@ -161,7 +158,7 @@ def _namespace(dataclass_types: tuple[type, ...]) -> dict[str, _Key]:
                     f"both {keys[name].owner.__name__} and {owner.__name__} have a field "
                     f"{name!r}, but a recipe's keys are one namespace; rename one of them"
                 )
-            keys[name] = _Key(field, hints[name], owner)
+            keys[name] = _Key(field, hints[name], owner, default_of(field))
     return keys
 
 
@@ -233,7 +230,7 @@ def _options(
             field.name = name
             if name in found:
                 raise RecipeError(f"two plug-ins have the option {name}; rename one of them")
-            found[name] = _Key(field, hint, owner)
+            found[name] = _Key(field, hint, owner, field.default)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from trl_r1zero.common.arguments import arg
@@ -120,13 +121,9 @@ class TraceArguments(TaskArguments):
             sizes["fix_whitespace"] = {**_size(traces), "changed": changed}
         if self.filter_correct:
             reward_fn, workers = self.load_reward(task, prompt)
-            read = traces
+            of = {"workers": workers, "deadline_seconds": self.reward_deadline_seconds}
             # Where a deadline decides, each process could keep other rows.
-            traces = from_main_process(
-                lambda: keep_correct(
-                    read, reward_fn, workers=workers, deadline_seconds=self.reward_deadline_seconds
-                )
-            )
+            traces = from_main_process(partial(keep_correct, traces, reward_fn, **of))
             sizes["filter_correct"] = _size(traces)
         if self.num_examples is not None:
             traces = select_examples(traces, self.num_examples, self.subset_seed)
