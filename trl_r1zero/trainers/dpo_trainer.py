@@ -167,13 +167,9 @@ class R1ZeroDPOTrainer(CoreTrainer, DPOTrainer):
     # The reference
 
     def compute_ref_log_probs(self, model: Any, inputs: Any) -> tuple[Tensor, Tensor]:
-        """Log-probabilities (B,) of chosen and rejected responses before training, for TRL.
-
-        Args:
-            model: The reference.
-            inputs: A batch of TRL's collator: `input_ids`, `attention_mask` and `completion_mask`,
-                each (2B, T + 1).
-        """
+        """Log-probabilities (B,) of chosen and rejected responses under the reference before
+        training, for TRL; the inputs are of its collator: `input_ids`, `attention_mask` and
+        `completion_mask`, each (2B, T + 1)."""
         ids_2BT, mask_2BT = inputs["input_ids"], inputs["completion_mask"]
         batch = PairMicroBatch(
             input_ids=ids_2BT[:, :-1],
@@ -209,11 +205,8 @@ class R1ZeroDPOTrainer(CoreTrainer, DPOTrainer):
     # Optimizer updates
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """One optimizer update: forward and backward of every micro-batch of the train batch.
-
-        Returns:
-            The loss of the train batch (on this process; the mean over processes is the loss).
-        """
+        """One optimizer update: forward and backward of every micro-batch of the train batch, whose
+        loss (on this process; the mean over processes is the loss) it returns."""
         model.train()
         with self.timer.part("step"):
             self._num_pairs = len(inputs) / self.policy.processes
@@ -233,9 +226,8 @@ class R1ZeroDPOTrainer(CoreTrainer, DPOTrainer):
         """The loss of each pair, and (B, K) numbers of `_SUMS`, 0 for pairs not in the loss."""
         policy_B, policy_rejected_B = self._sums_of_responses(model, micro_batch)
         ref_B, ref_rejected_B = self._reference_log_probs(micro_batch)
-        losses_B, metadata = dpo_loss(
-            policy_B, policy_rejected_B, ref_B, ref_rejected_B, self.args.beta
-        )
+        of_pairs = policy_B, policy_rejected_B, ref_B, ref_rejected_B
+        losses_B, metadata = dpo_loss(*of_pairs, self.args.beta)
         columns = [losses_B.detach(), *(metadata[name] for name in _OF_METADATA.values())]
         numbers_BK = torch.stack([torch.ones_like(losses_B), *columns], dim=1)
         return losses_B, numbers_BK * micro_batch.in_loss.unsqueeze(1)
@@ -327,8 +319,7 @@ def _on_disk(dataset: Dataset, folder: Path, name: str, args: R1ZeroDPOConfig) -
 
 
 def _check_pairs(name: str, dataset: Dataset) -> None:
-    missing = set(COLUMNS) - set(dataset.column_names)
-    if missing:
+    if missing := set(COLUMNS) - set(dataset.column_names):
         raise ValueError(
             f"{name} lacks the columns {sorted(missing)}, it has {dataset.column_names}; give it "
             f"{', '.join(COLUMNS)}"
@@ -339,10 +330,9 @@ def _check_pairs(name: str, dataset: Dataset) -> None:
 
 
 def _rows_of(dataset: Dataset) -> list[PairRow]:
-    columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
-    known = "ref_chosen_logps" in dataset.column_names
-    columns += ["ref_chosen_logps", "ref_rejected_logps"] if known else []
-    return [PairRow(*row) for row in zip(*(dataset[name] for name in columns), strict=True)]
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
+    known = [dataset[name] for name in columns if name in dataset.column_names]
+    return [PairRow(*row) for row in zip(*known, strict=True)]
 
 
 def _means_and_errors(numbers_NK: Tensor) -> dict[str, float]:

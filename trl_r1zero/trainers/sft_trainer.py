@@ -160,24 +160,19 @@ class R1ZeroSFTTrainer(CoreTrainer, SFTTrainer):
                 ids if ids and ids[-1] in ends else [*ids, ends[0]] for ids in response_ids
             ]
         rows = [TrainRow(*ids) for ids in zip(prompt_ids, response_ids, strict=True)]
-        empty = [number for number, row in enumerate(rows) if not row.response_ids]
-        if empty:
+        if empty := [number for number, row in enumerate(rows) if not row.response_ids]:
             raise ValueError(
                 f"{len(empty)} of {len(rows)} responses have no tokens, the first is that of row "
                 f"{empty[0]}; remove such rows, or set append_eos to true"
             )
-        return without_overlong(
-            rows, [row.num_tokens for row in rows], self.args.max_length, self.args.overlong
-        )
+        lengths = [row.num_tokens for row in rows]
+        return without_overlong(rows, lengths, self.args.max_length, self.args.overlong)
 
     # Optimizer updates
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """One optimizer update: forward and backward of every micro-batch of the train batch.
-
-        Returns:
-            The loss of the train batch (on this process; the mean over processes is the loss).
-        """
+        """One optimizer update: forward and backward of every micro-batch of the train batch, whose
+        loss (on this process; the mean over processes is the loss) it returns."""
         model.train()
         with self.timer.part("step"):
             loss = self.forward_and_backward(model, self.cut(inputs))
@@ -197,13 +192,13 @@ class R1ZeroSFTTrainer(CoreTrainer, SFTTrainer):
     ) -> Tensor:
         """A micro-batch's share of the loss of its train batch."""
         output = self.policy.log_probs(model, inputs, temperature=1.0, return_token_entropy=True)
+        mask_BT = inputs.response_mask
         loss, metadata = sft_microbatch_loss(
             output["log_probs"],
-            inputs.response_mask,
+            mask_BT,
             num_sequences=self._num_sequences,
             normalize_constant=self.args.normalize_constant,
         )
-        mask_BT = inputs.response_mask
         self.update_metrics.add(
             trained_tokens=metadata["num_response_tokens"],
             nll=-output["log_probs"].detach()[mask_BT].sum(),
@@ -216,11 +211,9 @@ class R1ZeroSFTTrainer(CoreTrainer, SFTTrainer):
         rows = self.policy.own_rows(batch)
         num_tokens = sum(row.num_tokens for row in rows)
         self.count_tokens(num_tokens)
-        metrics = self.update_metrics.collect_sums(
-            {"rows": len(rows), "tokens": num_tokens},
-            [len(row.response_ids) for row in rows],
-            self.accelerator,
-        )
+        lengths = [len(row.response_ids) for row in rows]
+        sums = {"rows": len(rows), "tokens": num_tokens}
+        metrics = self.update_metrics.collect_sums(sums, lengths, self.accelerator)
         parts = ["step", "forward", "backward", *self.sampler.timed_parts]
         self.log_update(metrics, self.current_step, parts)
 
