@@ -78,7 +78,8 @@ class Prompt:
                 f"exactly one; write {PLACEHOLDER} where the question goes"
             )
         if self.answer_format not in ANSWER_FORMATS:
-            raise ValueError(f"prompt {self.name!r}: {_unknown_format(self.answer_format)}")
+            unknown = unknown_name_message("answer_format", self.answer_format, ANSWER_FORMATS)
+            raise ValueError(f"prompt {self.name!r}: {unknown}")
         if "" in self.stop:
             raise ValueError(
                 f"prompt {self.name!r}: got an empty stop string; remove it, or write its text"
@@ -128,11 +129,8 @@ class ChatPrompt(Prompt):
     needs_tokenizer: ClassVar[bool] = True
 
     def format(self, question: str) -> str:
-        """Returns the conversation up to where the assistant's turn begins.
-
-        Raises:
-            ValueError: there is no tokenizer yet, or its chat template refuses the conversation.
-        """
+        """Returns the conversation up to where the assistant's turn begins; a ValueError if there
+        is no tokenizer yet, or its chat template refuses the conversation."""
         return self._render(super().format(question))
 
     def format_given(self, prompt: str) -> str:
@@ -276,7 +274,7 @@ def _parse(text: str, where: str, name: str) -> Prompt:
         elif not value:
             wrong = f"got no value for {key!r}; write one or drop the line"
         elif key == "answer_format" and value not in ANSWER_FORMATS:
-            wrong = _unknown_format(value)
+            wrong = unknown_name_message(key, value, ANSWER_FORMATS)
         elif key == "chat" and value not in ("true", "false"):
             wrong = f"chat: got {value!r}, expected true or false"
         elif key == "chat_template_kwargs" and not isinstance(_json(value), dict):
@@ -322,10 +320,6 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return None
-
-
-def _unknown_format(got: str) -> str:
-    return unknown_name_message("answer_format", got, ANSWER_FORMATS)
 
 
 ALPACA_TEMPLATE = (

@@ -35,7 +35,6 @@ def summarize_evaluation(
         rows: `num_completions` rows of each example, with `example` set. `extra` may have
             `finish_reason`, `rule`, `mean_log_prob`, `metadata` (a dict) and `answer` (what the
             response answers, None if nothing).
-        num_completions: Completions of each example, n.
         seconds: What generating and grading took, None if unknown.
 
     Returns:
@@ -79,12 +78,12 @@ def summarize_evaluation(
             "completions_per_second": len(rows) / seconds,
             "tokens_per_second": metrics["num_tokens"] / seconds,
         }
-    finish_reasons = [r.extra["finish_reason"] for r in rows if "finish_reason" in r.extra]
+    reasons = Counter(r.extra["finish_reason"] for r in rows if "finish_reason" in r.extra)
     return {
         **metrics,
         **intervals,
         **(_categories(rows) if graded else {}),
-        "finish_reasons": dict(Counter(finish_reasons)),
+        "finish_reasons": dict(reasons),
         **{f"by_{name}": groups for name, groups in breakdowns.items() if groups},
     }
 

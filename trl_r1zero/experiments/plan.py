@@ -45,11 +45,12 @@ class PlannedRun:
 
     def differing_settings(self, other: Mapping[str, Any]) -> list[str]:
         """In words, the settings of a run that another one with these values has otherwise."""
+        here = {key: to_plain(value) for key, value in self.recipe.values.items()}
+        there = {key: to_plain(value) for key, value in other.items()}
         return [
-            f"{key}: {format_value(to_plain(other[key]))} there, "
-            f"{format_value(to_plain(value))} here"
-            for key, value in self.recipe.values.items()
-            if key not in _OF_NO_RUN and key in other and to_plain(other[key]) != to_plain(value)
+            f"{key}: {format_value(there[key])} there, {format_value(value)} here"
+            for key, value in here.items()
+            if key not in _OF_NO_RUN and key in there and there[key] != value
         ]
 
     def check_folder(self) -> None:
@@ -162,11 +163,8 @@ class Slot:
         return ",".join(self.gpus)
 
     def environment(self, visible: VisibleDevices) -> dict[str, str]:
-        """What makes its GPUs, and no others, visible to a run.
-
-        Raises:
-            ValueError: They are not among `visible`.
-        """
+        """What makes its GPUs, and no others, visible to a run; a ValueError if they are not among
+        `visible`."""
         if not self.gpus:
             return {}
         return {VARIABLE: visible.variable_for(parse_devices(str(self), visible))}

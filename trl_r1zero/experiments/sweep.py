@@ -101,16 +101,9 @@ class _Running:
 
 
 class Sweep:
-    """Runs of several plans, in the plans' order, in slots.
-
-    Args:
-        plans: Of one scale; a run that several ask for is run once.
-        slots: Where.
-        say: Gets a line for whatever happens.
-
-    Raises:
-        ValueError: Two runs of one folder have different settings.
-    """
+    """Runs of several plans of one scale, in the plans' order, in slots; a run that several ask for
+    is run once. `say` gets a line for whatever happens. A ValueError if two runs of one folder have
+    different settings."""
 
     def __init__(
         self, plans: Sequence[Plan], slots: Sequence[Slot], say: Callable[[str], None] = print

@@ -28,15 +28,10 @@ def plan_text(plan: Plan, slots: Sequence[Slot]) -> str:
         seeds = ", ".join(str(run.seed) for run in runs)
         minutes, _ = _minutes(plan, runs[0], states)
         rows.append([label, seeds, statuses, "-" if minutes is None else f"{minutes:.1f}"])
-    experiment = plan.experiment
-    lines = [
-        f"# {experiment.name}, {experiment.scale_name}: {experiment.file.question}",
-        "",
-        *table(["variant", "seeds", "runs", "minutes each"], rows),
-        "",
-        _cost(plan, states, len(slots)),
-    ]
-    return "\n".join(lines) + "\n"
+    of = plan.experiment
+    title = f"# {of.name}, {of.scale_name}: {of.file.question}"
+    variants = "\n".join(table(["variant", "seeds", "runs", "minutes each"], rows))
+    return f"{title}\n\n{variants}\n\n{_cost(plan, states, len(slots))}\n"
 
 
 def _cost(plan: Plan, states: dict[PlannedRun, RunState], slots: int) -> str:
@@ -68,11 +63,7 @@ def _minutes(
 
 
 def report_plan(plan: Plan, folder: Path) -> str:
-    """Write the report of what there is of a plan's runs.
-
-    Returns:
-        What a terminal is to show.
-    """
+    """Write the report of what there is of a plan's runs; what a terminal is to show."""
     experiment = plan.experiment
     states = {run: run_state(run.folder) for run in plan.runs}
     begun = [run for run in plan.runs if (run.folder / METRICS_FILE).is_file()]

@@ -149,30 +149,23 @@ class EvaluationArguments(TaskSelection):
         return Path("runs", "eval", "-".join(parts), name)
 
     def parts(self) -> dict[str, "EvaluationArguments"]:
-        """The evaluation of each task of a suite, by name.
-
-        Raises:
-            ValueError: As `EvaluationArguments`; the text begins with the task's name.
-        """
+        """The evaluation of each task of a suite, by name; a ValueError as of
+        `EvaluationArguments`, whose text begins with the task's name."""
         assert isinstance(self.task, list)
         types = typing.get_type_hints(type(self))
         own_types = {name: types[name] for name in types if name not in _OF_ALL_TASKS}
         parts = {}
         for name, own in named_tasks("task", self.task, {**own_types, "task": str}).items():
-            folder = str(self.folder / name)
             try:
-                parts[name] = replace(self, **own, output_dir=folder)
+                parts[name] = replace(self, **own, output_dir=str(self.folder / name))
             except ValueError as error:
                 raise ValueError(f"task {name}: {error}") from error
         return parts
 
     def load(self) -> "LoadedEvaluation":
-        """Read prompt, data and reward of one task; the model is not loaded yet.
-
-        Raises:
-            ValueError: Something that the arguments name does not exist, or rows cannot be used.
-            OSError: The data cannot be read.
-        """
+        """Read prompt, data and reward of one task; the model is not loaded yet. A ValueError if
+        something that the arguments name does not exist, or rows cannot be used; an OSError if the
+        data cannot be read."""
         return self._load(_EvaluatedModel(self))
 
     def load_suite(self) -> dict[str, "LoadedEvaluation"]:
@@ -278,11 +271,8 @@ class EvaluationArguments(TaskSelection):
 
 
 class _EvaluatedModel:
-    """What the tasks of a suite share: what answers, which version it is of, and the environment.
-
-    Raises:
-        ValueError: There is no such model, or the backend cannot be used.
-    """
+    """What the tasks of a suite share: what answers, which version it is of, and the environment. A
+    ValueError if there is no such model, or the backend cannot be used."""
 
     def __init__(self, arguments: EvaluationArguments) -> None:
         # A running server may be on another machine, and has loaded its model already.

@@ -113,10 +113,9 @@ class TaskSelection(PlugIns, RowArguments):
                 f"task {task.name!r} has no reward, for its answers are free text that a judge or "
                 "a person reads; set reward, or use a task that grades"
             )
-        if self.reward_workers is not None:
-            return reward_fn, self.reward_workers
         is_own = self.reward is None or self.reward in REWARDS
-        return reward_fn, 0 if is_own else 2
+        unset = 0 if is_own else 2
+        return reward_fn, unset if self.reward_workers is None else self.reward_workers
 
 
 @dataclass
@@ -147,16 +146,11 @@ class TaskArguments(TaskSelection):
         `rooms` are as in `load_problems`."""
         task, prompt = self.load_task()
         prompt = prompt.for_tokenizer(tokenizer)
-        loaded = LoadedTask(
-            prompt=prompt,
-            reward=self.load_trl_reward(task, prompt),
-            train_dataset=self.load_problems(
-                "train_data", self.train_data, partial(task.load, split="train"), prompt, rooms
-            ),
-            eval_dataset=self.load_validation(task, prompt, rooms),
-        )
-        if is_dotted(self.reward) and len(loaded.train_dataset):
-            loaded.reward.grader.check(loaded.train_dataset[0]["ground_truth"])
+        reward, load = self.load_trl_reward(task, prompt), partial(task.load, split="train")
+        train = self.load_problems("train_data", self.train_data, load, prompt, rooms)
+        loaded = LoadedTask(prompt, reward, train, self.load_validation(task, prompt, rooms))
+        if is_dotted(self.reward) and len(train):
+            reward.grader.check(train[0]["ground_truth"])
         return loaded
 
     def load_trl_reward(self, task: Task, prompt: Prompt) -> "TRLReward":
@@ -197,12 +191,10 @@ class TaskArguments(TaskSelection):
     ) -> "Dataset | dict[str, Dataset]":
         """The validation problems; of several sets by name. Columns and `rooms` as in
         `load_problems`."""
-        sets = {
-            name: self.load_problems(
-                f"eval_data.{name}" if name else "eval_data", source, load, prompt, rooms
-            )
-            for name, (source, load) in self.validation_sets(task, prompt).items()
-        }
+        sets = {}
+        for name, (source, load) in self.validation_sets(task, prompt).items():
+            key = f"eval_data.{name}" if name else "eval_data"
+            sets[name] = self.load_problems(key, source, load, prompt, rooms)
         return sets.get("", sets)
 
     def load_problems(
@@ -213,14 +205,10 @@ class TaskArguments(TaskSelection):
         prompt: Prompt,
         rooms: Mapping[str, PromptRoom] | None,
     ) -> "Dataset":
-        """The problems of a data set, with columns `prompt` and `ground_truth` among others.
-
-        Args:
-            name: The recipe's key, and the name of one of several sets.
-            source, load: See `validation_sets`.
-            prompt: Formats the questions.
-            rooms: What the context leaves, by the recipe's key; prompts beyond it are bad rows.
-        """
+        """The problems of a data set, with columns `prompt` and `ground_truth` among others. Its
+        `name` is the recipe's key and that of one of several sets, `source` and `load` are as in
+        `validation_sets`; `rooms` are what the context leaves, by the recipe's key: prompts beyond
+        it are bad rows."""
         from trl_r1zero.data.rows import build_dataset
 
         room = (rooms or {}).get(name.partition(".")[0])
@@ -251,18 +239,12 @@ NAME = re.compile(r"\w[\w.@+-]*", re.ASCII)
 def named_tasks(
     key: str, entries: Sequence[Any], types: Mapping[str, Any], default_task: str = ""
 ) -> dict[str, dict[str, Any]]:
-    """The settings of each task of a list, by name.
+    """The settings of each task of a list, which is the value of a recipe's `key`, by name.
 
-    Args:
-        key: The recipe's, for messages.
-        entries: Each is a task's name, or a mapping of settings, of which `name` says what the task
-            is called here; by default as it is called everywhere.
-        types: The settings that an entry may have, `task` among them, and their types.
-        default_task: What an entry without `task` is; by default that is an error.
-
-    Raises:
-        ValueError: The list is empty; an unknown setting, a value of another type; no task, or a
-            name that is none or is there twice.
+    Each entry is a task's name, or a mapping of settings (`types` has those that it may have, and
+    their types), of which `name` says what the task is called here; by default as it is called
+    everywhere. `default_task` is what an entry without `task` is. A ValueError for an empty list,
+    an unknown setting, a value of another type, no task, or a name that is none or is there twice.
     """
     if not entries:
         raise ValueError(f"{key}: got an empty list, expected at least one task")

@@ -50,11 +50,8 @@ class IndexedRun:
 
 
 def find_runs(folder: str | Path) -> Iterator[Path]:
-    """The folders of runs in a folder, at any depth, by name; or the folder itself, if it is one.
-
-    Raises:
-        FileNotFoundError: There is no such folder.
-    """
+    """The folders of runs in a folder, at any depth, by name; or the folder itself, if it is one. A
+    FileNotFoundError if there is no such folder."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; give one with runs in it")
@@ -111,13 +108,8 @@ def _age(folder: Path) -> float:
 
 
 def _size(folder: Path) -> int:
-    total = 0
-    for path, _, files in os.walk(folder):
-        for name in files:
-            file = Path(path, name)
-            if file.exists():  # a run that runs replaces its checkpoints
-                total += file.stat().st_size
-    return total
+    files = (Path(path, name) for path, _, names in os.walk(folder) for name in names)
+    return sum(file.stat().st_size for file in files if file.exists())  # checkpoints are replaced
 
 
 def duration(seconds: float) -> str:
@@ -200,9 +192,7 @@ def record(folder: Path, attempt: Attempt) -> None:
 
 def _attempts(folder: Path) -> list[Attempt]:
     file = folder / ATTEMPTS_FILE
-    if not file.is_file():
-        return []
-    return [Attempt(**one) for one in read_json(file)]
+    return [Attempt(**one) for one in read_json(file)] if file.is_file() else []
 
 
 def now() -> str:
