@@ -15,19 +15,17 @@ if TYPE_CHECKING:
     from .rewards import TRLReward
     from .sft_trainer import R1ZeroSFTTrainer
 
-# Public name -> the module that defines it.
-_EXPORTS = {
-    "ExpertIterationConfig": "epoch_configs",
-    "ExpertIterationTrainer": "expert_iteration_trainer",
-    "InstructionTuningConfig": "instruction_tuning",
-    "R1ZeroDPOConfig": "epoch_configs",
-    "R1ZeroDPOTrainer": "dpo_trainer",
-    "R1ZeroGRPOConfig": "grpo_config",
-    "R1ZeroGRPOTrainer": "grpo_trainer",
-    "R1ZeroSFTConfig": "epoch_configs",
-    "R1ZeroSFTTrainer": "sft_trainer",
-    "TRLReward": "rewards",
-    "make_instruction_tuning_trainer": "instruction_tuning",
-}
-__all__ = [*_EXPORTS, "read_metrics"]
-__getattr__ = lazy_names(__name__, _EXPORTS)
+_NAMES, __getattr__ = lazy_names(
+    __name__,
+    {
+        "epoch_configs": "ExpertIterationConfig R1ZeroDPOConfig R1ZeroSFTConfig",
+        "expert_iteration_trainer": "ExpertIterationTrainer",
+        "instruction_tuning": "InstructionTuningConfig make_instruction_tuning_trainer",
+        "dpo_trainer": "R1ZeroDPOTrainer",
+        "grpo_config": "R1ZeroGRPOConfig",
+        "grpo_trainer": "R1ZeroGRPOTrainer",
+        "sft_trainer": "R1ZeroSFTTrainer",
+        "rewards": "TRLReward",
+    },
+)
+__all__ = [*_NAMES, "read_metrics"]
