@@ -37,11 +37,8 @@ def exit_on(program: str, *kinds: type[BaseException]) -> Iterator[None]:
 
 @contextmanager
 def stopping_in_words(*more: str) -> Iterator[None]:
-    """End with status 128 + n and one line for a signal n that nobody within it takes.
-
-    Args:
-        more: What the command that goes on has besides the arguments of this one.
-    """
+    """End with status 128 + n and one line for a signal n that nobody within it takes; `more` is
+    what the command that goes on has besides the arguments of this one."""
     end_with_launcher()
     signals = StopSignals(at_once=True)
     try:

@@ -20,12 +20,8 @@ _POLL_SECONDS = 0.5
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve a model until this process is asked to stop.
-
-    Returns:
-        The exit status: 0 after Ctrl-C or SIGTERM, 1 if the server does not start or dies. A
-        command line that cannot be read ends the program with 2.
-    """
+    """Serve a model until this process is asked to stop; the exit status is 0 after Ctrl-C or
+    SIGTERM, 1 if the server does not start or dies, 2 for a command line that cannot be read."""
     model, config = _parse(list(sys.argv[1:] if argv is None else argv))
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     server = VLLMServer(model, config)

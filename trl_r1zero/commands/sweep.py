@@ -19,11 +19,8 @@ REPORTS_FOLDER = "reports"
 
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero sweep") -> int:
-    """Sweep as a command line says.
-
-    Returns:
-        0 if every run is finished, 1 if some failed or diverged, 130 if it was interrupted.
-    """
+    """Sweep as a command line says; the exit status is 0 if every run is finished, 1 if some failed
+    or diverged, 130 if it was interrupted."""
     args = _parser(program).parse_args(argv)
     try:
         return _sweep(args)

@@ -124,15 +124,11 @@ def read_json(path: str | Path) -> Iterator[Row]:
 
 
 def read_csv(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    """Yields the records of a CSV file in UTF-8, with or without a byte order mark.
+    """Yields the records of a CSV file in UTF-8, with or without a byte order mark; `columns` names
+    those of a file without a header.
 
     All fields are strings. A record's place is `path:line` of its first line, for quoted fields
     may hold line breaks.
-
-    Args:
-        path: the file.
-        columns: the names of the columns of a file without a header. None: the first record has
-            them.
 
     Raises (while iterating):
         FileNotFoundError: no such file.

@@ -31,14 +31,9 @@ def context_length(config: Any) -> int | None:
 def context_of(
     config: Any, tokenizer: Any, *, vllm: bool, max_model_len: int | None = None
 ) -> tuple[int | None, str]:
-    """Tokens of a prompt and its completion at most (None: no bound is known), and what says so.
-
-    Args:
-        config: of the model; None if it is not known.
-        tokenizer: of the model.
-        vllm: whether vLLM samples, not transformers.
-        max_model_len: vLLM's setting; None, or below 1, if it is left to vLLM.
-    """
+    """Tokens of a prompt and its completion at most (None: no bound is known), and what says so: of
+    a model whose config may not be known, sampled from by vLLM or transformers, with vLLM's setting
+    `max_model_len` (None, or below 1: left to vLLM)."""
     if vllm and max_model_len is not None and max_model_len > 0:
         return max_model_len, "max_model_len"
     context = None if config is None else context_length(config)
@@ -74,13 +69,8 @@ class PromptRoom:
         return dict(sorted(tokens.items(), key=lambda pair: -pair[1]))
 
     def keep(self, rows: Sequence[T], prompts: Sequence[str], bad_rows: BadRows) -> list[T]:
-        """Returns the rows whose prompts leave room, and adds the others to the bad ones.
-
-        Args:
-            rows: with `where` they came from.
-            prompts: of each, formatted.
-            bad_rows: of the source of the rows.
-        """
+        """Returns the rows (with `where` they came from) whose formatted prompts leave room, and
+        adds the others to the bad ones."""
         # Examples that a task generates were not counted while they were read.
         bad_rows.read = max(bad_rows.read, len(rows) + len(bad_rows.errors))
         long = self.too_long(prompts)

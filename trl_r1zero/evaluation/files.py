@@ -116,13 +116,8 @@ class ResultsFolderError(ValueError):
 
 
 class RowsFolder:
-    """Rows of one piece of work on disk; a context manager.
-
-    Args:
-        folder: Created if it does not exist.
-        identity: What identifies the work, as JSON can hold it.
-        num_rows: Rows when all is done.
-        url: Where the work is done, if elsewhere; it may change.
+    """Rows of one piece of work on disk, `num_rows` when all is done; a context manager. Its
+    `identity` is JSON; `url` is where the work is done, if elsewhere, and may change.
 
     Raises:
         ResultsFolderError: The folder holds other work, or files that would be overwritten. On
@@ -259,11 +254,8 @@ def row_key(row: Mapping[str, Any]) -> RowKey:
 def parse_rows(
     lines: Iterable[bytes], path: Path, row_name: str, columns: Sequence[str]
 ) -> dict[RowKey, dict[str, Any]]:
-    """The rows in JSON lines; of two with the same key the first counts.
-
-    Raises:
-        ResultsFolderError: A line is not a row with these columns.
-    """
+    """The rows in JSON lines, of two with the same key the first; ResultsFolderError for a line
+    that is not a row with these columns."""
     rows: dict[RowKey, dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
         try:

@@ -94,9 +94,8 @@ def parse_recipe(
     """Read a recipe and its overrides from a command line into dataclass instances.
 
     The command line is `[--config RECIPE] [--key value | --key=value ...]`, the last of a repeated
-    key counts. A
-    boolean can stand without a value (`--bf16`); a list takes several (`--report_to wandb
-    tensorboard`) or YAML (`"[wandb]"`), a mapping takes YAML (`"{a: 1}"`). A string is taken
+    key counts. A boolean can stand without a value (`--bf16`); a list takes several (`--report_to
+    wandb tensorboard`) or YAML (`"[wandb]"`), a mapping takes YAML (`"{a: 1}"`). A string is taken
     literally. `--help` prints every key with its type and default and exits.
 
     Types are those of the dataclasses' hints. An int is taken for a float, a string that `float`

@@ -21,11 +21,8 @@ from trl_r1zero.runs.metrics import Panel, Series
 
 
 def plot_run(run: LoggedRun, path: str | Path, title: str = "") -> bool:
-    """Draw the curves of one run into a PNG of about 1200 pixels width.
-
-    Returns:
-        Whether there was anything to draw; if not, nothing is written.
-    """
+    """Draw the curves of one run into a PNG of about 1200 pixels width; whether there was anything
+    to draw: if not, nothing is written."""
     panels = [
         replace(panel, series=series)
         for panel in run.kind.panels

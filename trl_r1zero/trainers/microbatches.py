@@ -84,11 +84,8 @@ def plan_microbatches(
     collective calls in forward and backward want: one that has fewer splits its largest ones, or
     gets a filler.
 
-    Args:
-        rows: A train batch, or what is left of it; at least one row.
-        processes: How many there are.
-        limits: Of a micro-batch.
-        filler: Makes, from any row, one that is not in the loss.
+    There is at least one row, of a train batch or what is left of it; `filler` makes, from any row,
+    one that is not in the loss.
     """
     if not rows:
         raise ValueError("there are no rows to cut; give a filler row at least")
