@@ -91,7 +91,6 @@ def _values(command: str, key: str) -> list[str]:
     if command not in KEYED or title is None:
         return []
     type_name = title[1].partition(", default")[0].partition(", required")[0]
-    choices = re.search(r"one of ((?:[^ ,]+, )*[^ ,]+)", type_name)
-    if choices:
+    if choices := re.search(r"one of ((?:[^ ,]+, )*[^ ,]+)", type_name):
         return choices[1].split(", ")
     return ["true", "false"] if "bool" in type_name.split(" or ") else []

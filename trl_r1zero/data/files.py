@@ -94,8 +94,7 @@ def read_jsonl(path: str | Path) -> Iterator[Row]:
         # Bytes, not text: decoding line by line lets the error name the line.
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                text = line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").rstrip()
-                if text:
+                if text := line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").rstrip():
                     yield _row(_parse(text, path, number), f"{path}:{number}", ON_ITS_LINE)
                     rows += 1
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:

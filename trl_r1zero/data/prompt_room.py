@@ -86,8 +86,7 @@ class PromptRoom:
     def check(self, name: str, prompts: Sequence[str]) -> None:
         """Raise a ValueError if one of the prompts that are used leaves no room."""
         prompts = prompts[: self.first]
-        long = self.too_long(prompts)
-        if long:
+        if long := self.too_long(prompts):
             row, tokens = next(iter(long.items()))
             raise ValueError(
                 f"{name}: {len(long):,} of {len(prompts):,} prompts leave {self._reason}; the "

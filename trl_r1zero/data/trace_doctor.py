@@ -89,8 +89,7 @@ class TraceReport:
                     line = f"    {_end_of_path(place.where)}: {place.excerpt}"
                     lines.append(line if len(line) <= WIDTH else line[: WIDTH - 3] + "...")
                 lines += _wrapped(finding.advice)
-        healthy = [finding.problem for finding in self.findings.values() if not finding.rows]
-        if healthy:
+        if healthy := [finding.problem for finding in self.findings.values() if not finding.rows]:
             lines += _wrapped(f"Not found: {'; '.join(healthy)}.")
         lines.append("Tokens          min    median  95th perc.       max")
         for name, of in self.lengths.items():

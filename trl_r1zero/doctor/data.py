@@ -192,8 +192,7 @@ def check_white_space(
         return
     train, *others = splits
     asked = [text for split in others for text in split.prompts]
-    different = other_white_space(train.prompts, prompt, asked)
-    if different:
+    if different := other_white_space(train.prompts, prompt, asked):
         number, example = next(iter(different.items()))
         what, advice = PROMPT_WHITE_SPACE
         found = f"{train.name}: {len(different):,} of {len(train.prompts):,} rows have {what}"

@@ -132,8 +132,7 @@ def model_files(folder: str | Path) -> dict[str, Any]:
             matches = {file for pattern in patterns for file in folder.glob(pattern)}
             files = sorted(file for file in matches if file.is_file())
             hashes = threads.map(file_sha256, files)
-            lines = [f"{sha} {file.name}" for sha, file in zip(hashes, files, strict=True)]
-            if lines:
+            if lines := [f"{sha} {file.name}" for sha, file in zip(hashes, files, strict=True)]:
                 sha = hashlib.sha256("\n".join(lines).encode()).hexdigest()
                 prints[part] = sha[:_DIGITS]
     if (folder / _ADAPTER_CONFIG).is_file():

@@ -40,8 +40,7 @@ class EvaluatedFolder:
             ResultsFolderError: It is no folder of an evaluation, or a line of it is no row.
         """
         path = Path(path)
-        absent = [n for n in (EVALUATION_FILE, RESULTS_FILE) if not (path / n).is_file()]
-        if absent:
+        if absent := [n for n in (EVALUATION_FILE, RESULTS_FILE) if not (path / n).is_file()]:
             raise ResultsFolderError(
                 f"{path} has no {' and no '.join(absent)}; give a folder that `trl-r1zero eval` "
                 "wrote"
@@ -120,8 +119,7 @@ def references_for(folder: EvaluatedFolder, source: str | Path | None = None) ->
     path = Path(source)
     outputs, generator = _of_folder(path) if path.is_dir() else _of_file(path)
     keys = folder.question_keys
-    missing = [key[0] for key in keys.values() if key not in outputs]
-    if missing:
+    if missing := [key[0] for key in keys.values() if key not in outputs]:
         named = "".join(f"\n  {text!r:.100}" for text in missing[:_NAMED_IN_ERRORS])
         more = len(missing) - _NAMED_IN_ERRORS
         raise ValueError(

@@ -185,8 +185,7 @@ def _examples(task: JudgedTask, judgments: Sequence[Judgment]) -> list[Section]:
     sections = []
     for heading, belongs in (task.failure, ("Unparsed replies", lambda verdicts: None in verdicts)):
         of_kind = [key for key, rows in replies.items() if belongs([r["verdict"] for r in rows])]
-        examples = [_example(task, key, replies[key]) for key in pick(of_kind, EXAMPLES_SHOWN)]
-        if examples:
+        if examples := [_example(task, key, replies[key]) for key in pick(of_kind, EXAMPLES_SHOWN)]:
             about = f"{len(of_kind):,} of {len(replies):,} answers."
             sections.append(Section(heading, [about], examples=examples))
     return sections

@@ -248,8 +248,7 @@ def _checked(examples: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _example(number: int, example: Mapping[str, Any]) -> dict[str, Any]:
     """`prompt`, `ground_truth`, and where known `question` and `metadata`."""
-    absent = [name for name in ("prompt", "ground_truth") if example.get(name) is None]
-    if absent:
+    if absent := [name for name in ("prompt", "ground_truth") if example.get(name) is None]:
         raise ValueError(
             f"example {number} lacks {absent}, it has {sorted(example)}; build the examples with "
             "trl_r1zero.data.rows.build_dataset"
@@ -286,8 +285,7 @@ def _columns(grade: Grade) -> dict[str, Any]:
     taken = sorted((_TAKEN & grade.parts.keys()) | ((_TAKEN | grade.parts.keys()) & columns.keys()))
     if taken:
         raise ValueError(f"a grader must not fill the columns {taken}; rename them")
-    numbers = sorted(name for name, value in columns.items() if is_number(value))
-    if numbers:
+    if numbers := sorted(name for name, value in columns.items() if is_number(value)):
         raise ValueError(
             f"the columns {numbers} of a grade are numbers; return them among the reward's parts"
         )

@@ -169,8 +169,7 @@ def _categories(rows: Sequence[GradedCompletion]) -> dict[str, Any]:
             **mean_and_error("share", shares),
             **known({"length": mean([row.length for row in members])}),
         }
-        decided = [str(r.extra["rule"]) for r in members if r.extra.get("rule") is not None]
-        if decided:
+        if decided := [str(r.extra["rule"]) for r in members if r.extra.get("rule") is not None]:
             rules[name] = dict(Counter(decided).most_common())
     return {"categories": categories, "rules": rules}
 

@@ -147,8 +147,7 @@ def _scale(values: Mapping[str, Any], file: ExperimentFile) -> Scale:
             raise RecipeError(f"grid: {key} has no values; give some, or leave it out")
     labelled = scale.labelled()
     for label, changes in labelled.items():
-        taken = {*changes, *scale.settings} & {*RESERVED_SETTINGS, *file.seed_settings}
-        if taken:
+        if taken := {*changes, *scale.settings} & {*RESERVED_SETTINGS, *file.seed_settings}:
             raise RecipeError(
                 f"{label}: {', '.join(sorted(taken))} cannot be set here: a sweep sets it for each "
                 "run"

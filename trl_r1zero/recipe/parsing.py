@@ -348,8 +348,7 @@ def _help(dataclass_types: tuple[type, ...], description: str, program: str) -> 
         # By the class that declares a field last, the dataclass itself first.
         for declarer in dataclass_type.__mro__:
             declared = inspect.get_annotations(declarer)
-            names = [n for n in left if n in declared and left[n].owner is dataclass_type]
-            if names:
+            if names := [n for n in left if n in declared and left[n].owner is dataclass_type]:
                 of = "" if declarer is dataclass_type else f" (of {dataclass_type.__name__})"
                 blocks.append(f"{declarer.__name__}{of}:")
                 blocks += [_help_of(left.pop(name), declarer) for name in names]

@@ -45,15 +45,9 @@ def _draw_panel(axes: Axes, panel: Panel, run: LoggedRun) -> None:
         x, y = _points(run, panel, series)
         # Many updates as a thin line; few validations and EI steps with points.
         thin = not series.metric.startswith(("eval_", "rollout_"))
-        axes.plot(
-            x,
-            y,
-            color=series.colour,
-            linewidth=1.0 if thin else 1.6,
-            marker=None if thin and len(x) > 1 else "o",
-            markersize=3.5,
-            label=series.label,
-        )
+        look = {"linewidth": 1.0 if thin else 1.6, "markersize": 3.5, "label": series.label}
+        marker = None if thin and len(x) > 1 else "o"
+        axes.plot(x, y, color=series.colour, marker=marker, **look)
         if series.has_band:
             with_error = replace(series, metric=f"{series.metric}_stderr")
             errors = dict(zip(*_points(run, panel, with_error), strict=True))
