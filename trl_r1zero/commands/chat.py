@@ -87,11 +87,8 @@ def _parse(arguments: list[str], program: str) -> ChatArguments:
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """The settings that follow from a run's folder, a model within one, or any model.
-
-    Raises:
-        ValueError: A run has no model yet.
-    """
+    """The settings that follow from a run's folder, a model within one, or any model. A ValueError
+    if a run has no model yet."""
     path = Path(name)
     run = path if (path / "recipe.yaml").is_file() else path.parent
     if not path.is_dir() or not (run / "recipe.yaml").is_file():

@@ -77,12 +77,9 @@ def main(method: str, argv: Sequence[str]) -> None:
 
 
 def launch_command(method: str, argv: Sequence[str]) -> list[str]:
-    """The command line of accelerate for one of `trl-r1zero`.
-
-    Raises:
-        ValueError: There is no such recipe or configuration, or the recipe is another command's, or
-            the number of processes is not one.
-    """
+    """The command line of accelerate for one of `trl-r1zero`. A ValueError if there is no such
+    recipe or configuration, the recipe is another command's, or the number of processes is not
+    one."""
     separator = list(argv).index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(program_of(method), add_help=False, allow_abbrev=False)
     add_launch_options(parser)

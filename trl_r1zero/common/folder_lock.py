@@ -44,11 +44,8 @@ _held: dict[Path, _Held] = {}  # by this process
 @contextmanager
 def holding(folder: str | Path) -> Iterator[None]:
     """Keep a folder, which is made if need be, for this process; it can be taken several times. One
-    that was made and got nothing is taken away again.
-
-    Raises:
-        FolderInUseError: Another process has it, and is not about to end.
-    """
+    that was made and got nothing is taken away again. FolderInUseError if another process has it,
+    and is not about to end."""
     path = Path(folder).resolve()
     if path in _held:
         _held[path].count += 1

@@ -63,11 +63,8 @@ class Role:
     counts_inputs: bool = True
 
     def options(self, name: str) -> dict[str, Option]:
-        """The options of a plug-in by their keys in a recipe; registered ones have none.
-
-        Raises:
-            ValueError: There is none at the path, or it cannot be called as its kind is.
-        """
+        """The options of a plug-in by their keys in a recipe; registered ones have none. A
+        ValueError if there is none at the path, or it cannot be called as its kind is."""
         if name in self.known:
             return {}
         function = resolve(self.kind, name, self.known)
@@ -117,11 +114,8 @@ class Role:
 
     def bind(self, name: str, given: Mapping[str, Any]) -> Any:
         """What is registered under a name, or stands at a dotted path with its options set: those
-        of `given`, which has options of other plug-ins too, by their keys in a recipe.
-
-        Raises:
-            ValueError: As `options`; an option has no value, or one of another type.
-        """
+        of `given`, which has options of other plug-ins too, by their keys in a recipe. A ValueError
+        as `options`, or if an option has no value, or one of another type."""
         options, values = self.options(name), {}
         for key, (hint, default) in options.items():
             value = given.get(key, default)
@@ -150,11 +144,8 @@ class PlugIns:
 
     @classmethod
     def option_keys(cls, values: Mapping[str, Any]) -> dict[str, Option]:
-        """The keys that a recipe with these values has besides the fields.
-
-        Raises:
-            ValueError: As `Role.options`; two plug-ins have a name.
-        """
+        """The keys that a recipe with these values has besides the fields. A ValueError as
+        `Role.options`, or if two plug-ins have a name."""
         keys: dict[str, Option] = {}
         for kind, role in cls.roles.items():
             name = values.get(kind)

@@ -128,10 +128,7 @@ def reading(source: str, on_bad_row: str | BadRows) -> Iterator[BadRows]:
 
 def usable(convert: Callable[[R], T], rows: Iterable[R]) -> Iterator[T]:
     """Yields what `convert` makes of each row, without rows for which it raises a BadRowError.
-
-    Raises:
-        BadRowError: of the first such row, outside of a `with` of `reading`.
-    """
+    Outside of a `with` of `reading`, the first such error is raised."""
     bad_rows = _reading.get()
     for row in rows:
         try:

@@ -68,11 +68,8 @@ def describe(value: object) -> str:
 
 
 def existing_file(path: str | Path, kind: str) -> Path:
-    """Returns the path of a file that is there; `kind` is for the message.
-
-    Raises:
-        FileNotFoundError: no such file.
-    """
+    """Returns the path of a file that is there; `kind` is for the message. FileNotFoundError if
+    there is none."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; give a path to an existing {kind} file")
     return Path(path)

@@ -139,12 +139,9 @@ class ChatPrompt(Prompt):
         return prompt if prompt.endswith(self._opening) else self._render(prompt)
 
     def for_tokenizer(self, tokenizer: "PreTrainedTokenizerBase | None") -> "ChatPrompt":
-        """Returns the prompt with the chat template, and the end of a turn, of a tokenizer.
-
-        Raises:
-            ValueError: the tokenizer has no chat template, or one that refuses or leaves out a
-                message; or nothing ends a turn.
-        """
+        """Returns the prompt with the chat template, and the end of a turn, of a tokenizer. A
+        ValueError if the tokenizer has no chat template, or one that refuses or leaves out a
+        message, or if nothing ends a turn."""
         prompt = replace(self, tokenizer=tokenizer)
         text = prompt._render(PLACEHOLDER)
         for message in filter(None, (PLACEHOLDER, self.system)):

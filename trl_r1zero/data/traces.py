@@ -113,11 +113,8 @@ def select_examples(traces: Sequence[Trace], num_examples: int | None, seed: int
     """Returns all traces of the first `num_examples` questions of a shuffle by `seed`, in the order
     of `traces`.
 
-    So of two subsets with one seed, the larger holds the smaller. None: all traces.
-
-    Raises:
-        ValueError: num_examples is below 1, or above the number of questions.
-    """
+    So of two subsets with one seed, the larger holds the smaller. None: all traces. A ValueError if
+    num_examples is below 1, or above the number of questions."""
     if num_examples is None:
         return list(traces)
     questions = list(dict.fromkeys(trace.prompt for trace in traces))

@@ -34,11 +34,8 @@ class EvaluatedFolder:
 
     @classmethod
     def read(cls, path: str | Path) -> "EvaluatedFolder":
-        """Read a folder; a last line that is not whole is left out.
-
-        Raises:
-            ResultsFolderError: It is no folder of an evaluation, or a line of it is no row.
-        """
+        """Read a folder; a last line that is not whole is left out. ResultsFolderError if it is no
+        folder of an evaluation, or a line of it is no row."""
         path = Path(path)
         if absent := [n for n in (EVALUATION_FILE, RESULTS_FILE) if not (path / n).is_file()]:
             raise ResultsFolderError(

@@ -297,13 +297,9 @@ JUDGED_TASKS: dict[str, type[AlpacaEval] | type[SimpleSafetyTests]] = {
 
 
 def judged_task(path: str | Path, reference: str | Path | None = None) -> JudgedTask:
-    """The answers in a folder, with what a judge is asked about them.
-
-    Raises:
-        ValueError: The folder's task has no judge, the evaluation is not finished or has no
-            answers, or the reference does not fit.
-        OSError: The reference cannot be read.
-    """
+    """The answers in a folder, with what a judge is asked about them. A ValueError if the folder's
+    task has no judge, the evaluation is not finished or has no answers, or the reference does not
+    fit; an OSError if that cannot be read."""
     folder = EvaluatedFolder.read(path)
     if folder.task not in JUDGED_TASKS:
         unknown = unknown_name_message("judged task", folder.task, JUDGED_TASKS)

@@ -275,11 +275,8 @@ def _example(number: int, example: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _columns(grade: Grade) -> dict[str, Any]:
-    """The columns of a row that are the grader's to fill.
-
-    Raises:
-        ValueError: One of them, or a part of the reward, is filled otherwise, or is a number.
-    """
+    """The columns of a row that are the grader's to fill. A ValueError if one of them, or a part of
+    the reward, is filled otherwise, or is a number."""
     rule = {} if grade.rule is None else {"rule": grade.rule}
     columns = {**rule, "answer": grade.answer, **grade.columns}
     taken = sorted((_TAKEN & grade.parts.keys()) | ((_TAKEN | grade.parts.keys()) & columns.keys()))

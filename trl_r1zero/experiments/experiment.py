@@ -107,10 +107,7 @@ class Experiment:
 
 def read_experiment(path: str | Path, scale: str | None = None) -> Experiment:
     """Read an experiment's file, by its path or name, at one of its scales, by default the first.
-
-    Raises:
-        RecipeError: What is wrong in the file, with the key; or it has no such scale.
-    """
+    RecipeError for what is wrong in it, with the key, or if it has no such scale."""
     path = find_recipe(path)
     (file,) = parse_recipe((ExperimentFile,), ["--config", str(path)]).instances
     if not file.scales:

@@ -87,11 +87,8 @@ class Plan:
 
 def make_plan(experiment: Experiment, root: str | Path, seeds: Sequence[int] | None = None) -> Plan:
     """Plan an experiment's runs in folders below `<root>/<scale>/<name of the base recipe>/`, with
-    other seeds than the experiment's if some are given.
-
-    Raises:
-        RecipeError: A run's settings do not fit its script; the message names all such variants.
-    """
+    other seeds than the experiment's if some are given. RecipeError if settings of runs do not fit
+    their script; the message names all such variants."""
     script = experiment.beside(experiment.file.script)
     if script.stem not in METHODS:
         raise RecipeError(
@@ -172,11 +169,8 @@ class Slot:
 
 def make_slots(devices: Sequence[str], parallel: int, gpus: int) -> list[Slot]:
     """The slots of a command line: for each of `devices`, the GPUs of a run such as `0,1`, of which
-    it takes so many; without devices so many places as runs are to be `parallel`.
-
-    Raises:
-        ValueError: A slot has another number of GPUs, or a GPU is in two of them.
-    """
+    it takes so many; without devices so many places as runs are to be `parallel`. A ValueError if a
+    slot has another number of GPUs, or a GPU is in two of them."""
     if not devices:
         return [Slot(number) for number in range(parallel)]
     slots = [Slot(number, tuple(text.split(","))) for number, text in enumerate(devices)]

@@ -127,13 +127,9 @@ class Sweep:
         self._say = say
 
     def run(self) -> None:
-        """Run everything that is neither finished nor diverged.
-
-        Raises:
-            ValueError: A run's folder holds a run with other settings, or a slot's GPUs are not
-                there; nothing was started.
-            KeyboardInterrupt: On SIGINT and SIGTERM, after the current runs were ended.
-        """
+        """Run everything that is neither finished nor diverged. A ValueError, and nothing is
+        started, if a run's folder holds a run with other settings, or a slot's GPUs are not there;
+        KeyboardInterrupt on SIGINT and SIGTERM, after the current runs were ended."""
         for run in self.runs:
             run.check_folder()
         visible = visible_here()

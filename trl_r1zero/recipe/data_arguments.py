@@ -46,12 +46,8 @@ class RowArguments:
 
 @dataclass
 class PreferenceArguments(RowArguments):
-    """Anthropic's HH pairs, some of them held out.
-
-    Raises:
-        FileNotFoundError: There is no such file or folder (on `load`).
-        ValueError: Rows that cannot be used, or not enough pairs (on `load`).
-    """
+    """Anthropic's HH pairs, some of them held out. On `load`, FileNotFoundError if there is no such
+    file or folder, a ValueError for rows that cannot be used or not enough pairs."""
 
     train_data: str = arg(
         "data/hh",
@@ -79,12 +75,9 @@ class PreferenceArguments(RowArguments):
 
 @dataclass
 class InstructionArguments(RowArguments):
-    """Files of instructions and responses, packed into chunks of one length.
-
-    Raises:
-        FileNotFoundError: There is no such file (on `load`).
-        ValueError: Rows that cannot be used, or not one chunk of tokens (on `load`).
-    """
+    """Files of instructions and responses, packed into chunks of one length. On `load`,
+    FileNotFoundError if there is no such file, a ValueError for rows that cannot be used or not one
+    chunk of tokens."""
 
     train_data: str = arg(
         "data/instructions/train.jsonl.gz", "JSON-lines file of prompt and response, plain or .gz."

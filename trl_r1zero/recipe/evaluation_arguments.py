@@ -40,12 +40,8 @@ _OF_ALL_TASKS = {*("model", "backend", "dtype", "server", "server_url", "batch_s
 
 @dataclass
 class EvaluationArguments(TaskSelection):
-    """Keys of an evaluation.
-
-    Raises:
-        ValueError: An unknown backend, a key that the backend has no use for, or a value outside
-            its range.
-    """
+    """Keys of an evaluation. A ValueError for an unknown backend, a key that the backend has no use
+    for, or a value outside its range."""
 
     task: str | list[str | dict[str, Any]] = arg(  # type: ignore[assignment]
         "math",

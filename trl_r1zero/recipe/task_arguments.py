@@ -120,11 +120,8 @@ class TaskSelection(PlugIns, RowArguments):
 
 @dataclass
 class TaskArguments(TaskSelection):
-    """A task to train on: with its two sets of data.
-
-    Raises:
-        ValueError: See `TaskSelection`; rows that cannot be used (on `load`).
-    """
+    """A task to train on: with its two sets of data. Errors are those of `TaskSelection`, and on
+    `load` rows that cannot be used."""
 
     train_data: str | None = arg(
         None, "JSON-lines file or hub id (id, id:split) of the training problems."
@@ -163,12 +160,9 @@ class TaskArguments(TaskSelection):
     def validation_sets(
         self, task: Task, prompt: Prompt
     ) -> dict[str, tuple[str | None, LoadExamples]]:
-        """Source and loader of each validation set, by name; the name of a single one is "".
-
-        Raises:
-            ValueError: Settings that are not right, or a set whose answers the run's reward does
-                not grade.
-        """
+        """Source and loader of each validation set, by name; the name of a single one is "". A
+        ValueError for settings that are not right, or a set whose answers the run's reward does not
+        grade."""
         if not isinstance(self.eval_data, list):
             return {"": (self.eval_data, partial(task.load, split="validation"))}
         sets: dict[str, tuple[str | None, LoadExamples]] = {}

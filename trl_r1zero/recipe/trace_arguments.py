@@ -30,12 +30,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class TraceArguments(TaskArguments):
-    """Traces to train on, and a task to validate on.
-
-    Raises:
-        ValueError: An unknown task, prompt or reward, rows that cannot be used, or settings that
-            leave no rows (on `load_traces`).
-    """
+    """Traces to train on, and a task to validate on. A ValueError for an unknown task, prompt or
+    reward; on `load_traces`, for rows that cannot be used, or settings that leave none."""
 
     train_data: str | None = arg(
         None,

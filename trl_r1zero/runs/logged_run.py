@@ -125,11 +125,8 @@ class LoggedRun:
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """The settings of `recipe.yaml`; nothing if the run did not write it.
-
-        Raises:
-            RecipeError: It cannot be read.
-        """
+        """The settings of `recipe.yaml`; nothing if the run did not write it. RecipeError if it
+        cannot be read."""
         recipe = self.folder / "recipe.yaml"
         written = read_recipe(recipe) if recipe.is_file() else []
         return {setting.key: setting.value for setting in written}

@@ -65,11 +65,8 @@ class EpochSettings(StrictConfig):
 
 @dataclass
 class R1ZeroSFTConfig(EpochSettings, SamplingSettings, SFTConfig):  # type: ignore[misc]
-    """All settings of supervised fine-tuning; see each field's help and `SFT_UNSUPPORTED_FIELDS`.
-
-    Raises:
-        ValueError: As `CheckedConfig`.
-    """
+    """All settings of supervised fine-tuning; see each field's help and `SFT_UNSUPPORTED_FIELDS`. A
+    ValueError as `CheckedConfig`."""
 
     derived_fields: ClassVar = SFT_DERIVED_FIELDS
     unsupported_fields: ClassVar = SFT_UNSUPPORTED_FIELDS
@@ -101,11 +98,8 @@ class ExpertIterationConfig(R1ZeroSFTConfig):
     """All settings of expert iteration.
 
     An *EI step* samples `group_size` completions of each of `ei_batch_size` questions with the
-    current policy, keeps the correct ones, and trains `sft_epochs_per_step` epochs on them.
-
-    Raises:
-        ValueError: As `CheckedConfig`.
-    """
+    current policy, keeps the correct ones, and trains `sft_epochs_per_step` epochs on them. A
+    ValueError as `CheckedConfig`."""
 
     derived_fields: ClassVar = EI_DERIVED_FIELDS
     unsupported_fields: ClassVar = EI_UNSUPPORTED_FIELDS
@@ -182,11 +176,8 @@ class ExpertIterationConfig(R1ZeroSFTConfig):
 
 @dataclass
 class R1ZeroDPOConfig(EpochSettings, DPOConfig):  # type: ignore[misc]
-    """All settings of DPO; see each field's help and `DPO_UNSUPPORTED_FIELDS`.
-
-    Raises:
-        ValueError: As `CheckedConfig`.
-    """
+    """All settings of DPO; see each field's help and `DPO_UNSUPPORTED_FIELDS`. A ValueError as
+    `CheckedConfig`."""
 
     derived_fields: ClassVar = DPO_DERIVED_FIELDS
     unsupported_fields: ClassVar = DPO_UNSUPPORTED_FIELDS

@@ -123,11 +123,8 @@ class Task(ABC):
     def reward_fn(self, prompt: Prompt) -> RewardFn | None:
         """Returns the function `(response, ground_truth) -> {"format_reward", "answer_reward",
         "reward"}` that reads responses to this prompt, or None if they are not graded. It is a
-        module-level function, so that it can be sent to other processes.
-
-        Raises:
-            ValueError: the task has no use for the prompt's answer format.
-        """
+        module-level function, so that it can be sent to other processes. A ValueError if the task
+        has no use for the prompt's answer format."""
         if prompt.answer_format not in self.rewards:
             raise ValueError(
                 f"task {self.name!r} with prompt {prompt.name!r}: "

@@ -24,12 +24,9 @@ from trl_r1zero.rewards.extraction import Extraction, extract_question_only, ext
 
 
 def countdown_is_right(answer: str, ground_truth: str) -> bool:
-    """True if `answer` is an expression that uses each number exactly once and equals the target.
-
-    Raises:
-        ValueError: a ground truth that is not a JSON string as `CountdownTask` makes it. (A bad
-            *answer* is never an error, only wrong.)
-    """
+    """True if `answer` is an expression that uses each number exactly once and equals the target. A
+    ValueError for a ground truth that is not a JSON string as `CountdownTask` makes it; a bad
+    *answer* is never an error, only wrong."""
     numbers, target = _decode(ground_truth)
     try:
         value, used = evaluate_expression(answer)
