@@ -9,6 +9,7 @@ wrong, they say what the lenient one would say.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from .errors import command_line, exit_on
@@ -52,6 +53,6 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero grade") -
     name = f"{file.name.removesuffix('.gz').removesuffix('.jsonl')}-{args.reward}"
     folder = Path(args.output_dir) if args.output_dir else file.parent / name
     with exit_on(program, ValueError, OSError):
-        settings = {"on_bad_row": args.on_bad_row, "reward_workers": args.reward_workers}
-        table = grade_file(file, args.reward, folder, **settings)
+        grade = partial(grade_file, reward_workers=args.reward_workers)
+        table = grade(file, args.reward, folder, on_bad_row=args.on_bad_row)
     print(f"{table}\n\nWritten to {folder}: grades.jsonl, report.md, report.html")

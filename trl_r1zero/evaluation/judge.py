@@ -80,7 +80,7 @@ def judge_answers(task: JudgedTask, judge: ChatClient, *, name: str | None = Non
                 verdict = {"verdict": ask.settled, "reply": None, "finish_reason": None}
                 judgments.add({**ask.columns, **verdict})
         missing = [ask for ask in missing if ask.settled is None]
-        about_bar = {"desc": f"Judging {task.folder.path.name}", "unit": "verdict"}
+        about_bar: dict[str, Any] = {"desc": f"Judging {task.folder.path.name}", "unit": "verdict"}
         done = len(judgments.rows)
         bar = tqdm(total=len(task.asks), initial=done, disable=not missing, **about_bar)
         # Closed, the judge stops asking.

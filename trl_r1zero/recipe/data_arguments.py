@@ -4,7 +4,7 @@ used, as recipes say it."""
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from trl_r1zero.common.arguments import arg
@@ -97,11 +97,12 @@ class InstructionArguments(RowArguments):
         from trl_r1zero.data.packing import PackedSFTDataset
 
         def pack(key: str, path: str, shuffle: bool) -> PackedSFTDataset:
-            of = {"seed": seed, "cache_dir": self.cache_dir, "show_progress": show_progress}
+            packed = partial(
+                PackedSFTDataset, cache_dir=self.cache_dir, show_progress=show_progress
+            )
             with self.reading(key, path) as bad_rows:
-                return PackedSFTDataset(
-                    tokenizer, path, self.seq_length, shuffle, on_bad_row=bad_rows, **of
-                )
+                chunks = tokenizer, path, self.seq_length, shuffle
+                return packed(*chunks, seed=seed, on_bad_row=bad_rows)
 
         train, path = pack("train_data", self.train_data, self.shuffle), self.eval_data
         return train, None if path is None else pack("eval_data", path, shuffle=False)

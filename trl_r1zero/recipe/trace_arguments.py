@@ -117,9 +117,9 @@ class TraceArguments(TaskArguments):
             sizes["fix_whitespace"] = {**_size(traces), "changed": changed}
         if self.filter_correct:
             reward_fn, workers = self.load_reward(task, prompt)
-            of = {"workers": workers, "deadline_seconds": self.reward_deadline_seconds}
+            keep = partial(keep_correct, deadline_seconds=self.reward_deadline_seconds)
             # Where a deadline decides, each process could keep other rows.
-            traces = from_main_process(partial(keep_correct, traces, reward_fn, **of))
+            traces = from_main_process(partial(keep, traces, reward_fn, workers=workers))
             sizes["filter_correct"] = _size(traces)
         if self.num_examples is not None:
             traces = select_examples(traces, self.num_examples, self.subset_seed)
