@@ -102,7 +102,7 @@ class InstructionArguments(RowArguments):
             )
             with self.reading(key, path) as bad_rows:
                 chunks = tokenizer, path, self.seq_length, shuffle
-                return packed(*chunks, seed=seed, on_bad_row=bad_rows)
+                return shown(*chunks, seed=seed, cache_dir=self.cache_dir, on_bad_row=bad_rows)
 
         train, path = pack("train_data", self.train_data, self.shuffle), self.eval_data
         return train, None if path is None else pack("eval_data", path, shuffle=False)
