@@ -97,9 +97,7 @@ class InstructionArguments(RowArguments):
         from trl_r1zero.data.packing import PackedSFTDataset
 
         def pack(key: str, path: str, shuffle: bool) -> PackedSFTDataset:
-            packed = partial(
-                PackedSFTDataset, cache_dir=self.cache_dir, show_progress=show_progress
-            )
+            shown = partial(PackedSFTDataset, show_progress=show_progress)
             with self.reading(key, path) as bad_rows:
                 chunks = tokenizer, path, self.seq_length, shuffle
                 return shown(*chunks, seed=seed, cache_dir=self.cache_dir, on_bad_row=bad_rows)
