@@ -53,20 +53,11 @@ def check_surrogate(name: str, function: SurrogateFn, **settings: Any) -> None:
     there, gives anything but a finite loss (B, T) and metadata (B, T), or the loss has no gradient
     for the policy. `settings` as in `compute_policy_gradient_loss`."""
     what = f"surrogate {name}"
+    settings |= {"advantages": torch.tensor([[1.0], [-1.0]]), "old_log_probs": _OLD_BT}
+    loss_type, of = LossType("group_mean", function), {**settings, "response_mask": _MASK_BT}
     for step in (0.0, 0.1):
         policy_BT = (_OLD_BT + step).requires_grad_()
-        given = _called(
-            what,
-            partial(
-                compute_policy_gradient_loss,
-                policy_BT,
-                LossType("group_mean", function),
-                advantages=torch.tensor([[1.0], [-1.0]]),
-                old_log_probs=_OLD_BT,
-                response_mask=_MASK_BT,
-                **settings,
-            ),
-        )
+        given = _called(what, partial(compute_policy_gradient_loss, policy_BT, loss_type, **of))
         if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], dict)):
             raise ValueError(f"{what}: expected (loss, metadata as a dict), got {given!r:.100}")
         loss_BT, metadata = given
@@ -82,15 +73,10 @@ def check_aggregation(name: str, function: AggregationFn, normalize_constant: fl
     anything but a finite number, or the losses of the pieces do not add up to that of the whole."""
     what = f"aggregation {name}"
 
+    of = {"num_sequences": 2, "num_tokens": 5, "normalize_constant": normalize_constant}
+
     def loss_of(rows: slice) -> Any:
-        return aggregate_loss(
-            _OLD_BT[rows],
-            _MASK_BT[rows],
-            function,
-            num_sequences=2,
-            num_tokens=5,
-            normalize_constant=normalize_constant,
-        )
+        return aggregate_loss(_OLD_BT[rows], _MASK_BT[rows], function, **of)
 
     whole, *pieces = (
         _called(what, partial(loss_of, rows)) for rows in (slice(0, 2), slice(0, 1), slice(1, 2))

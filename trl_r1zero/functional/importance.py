@@ -10,7 +10,7 @@ token leaves out what came before it, which is biased and varies far less. Bound
 weights from deciding the gradient.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,7 @@ from ._checks import look_up, require_same_shape
 from .masking import zero_unselected
 
 
-@dataclass(frozen=True)
-class SamplerCorrection:
+class SamplerCorrection(NamedTuple):
     """How a ratio becomes a weight."""
 
     per_sequence: bool  # one weight per response, the product over its tokens; else per token

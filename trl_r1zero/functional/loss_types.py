@@ -58,19 +58,14 @@ SURROGATES: dict[str, SurrogateFn] = {
 
 @dataclass(frozen=True)
 class LossType:
-    """An advantage and a surrogate: keys of `ADVANTAGES` and `SURROGATES`, or functions like those
-    there.
-    """
+    """An advantage and a surrogate: keys of `ADVANTAGES` and `SURROGATES`, or such functions."""
 
     advantage: str | AdvantageFn
     surrogate: str | SurrogateFn
 
     def advantage_with(self, use_std_normalization: bool) -> str | AdvantageFn:
-        """The advantage with or without division by the group standard deviation.
-
-        Raises:
-            ValueError: std normalisation is asked for of anything but the group mean.
-        """
+        """The advantage with or without division by the group standard deviation, which is a
+        ValueError for anything but the group mean."""
         if not use_std_normalization:
             return self.advantage
         if self.advantage == "raw":
@@ -97,11 +92,7 @@ LOSS_TYPES: dict[str, LossType] = {
 
 def get_loss_type(name: str | LossType) -> LossType:
     """The loss type of a key of `LOSS_TYPES`, or at a dotted path, `package.module.name`; a
-    `LossType` is itself.
-
-    Raises:
-        ValueError: there is none.
-    """
+    `LossType` is itself. A ValueError if there is none."""
     loss_type = resolve("loss_type", name, LOSS_TYPES) if isinstance(name, str) else name
     if not isinstance(loss_type, LossType):
         raise ValueError(f"loss_type: {name!r} must be a LossType, got {loss_type!r:.100}")
@@ -151,8 +142,5 @@ def compute_policy_gradient_loss(
             parameter = inspect.signature(surrogate).parameters.get(name)
             if parameter is not None and parameter.default is parameter.empty:
                 require(value, name, user)
-    return call_by_name(
-        surrogate,
-        (weights_B1, policy_log_probs, old_log_probs),
-        {**named, "response_mask": response_mask},
-    )
+    inputs = weights_B1, policy_log_probs, old_log_probs
+    return call_by_name(surrogate, inputs, {**named, "response_mask": response_mask})

@@ -39,12 +39,9 @@ ON_DIVERGENCE = ("stop", "skip_update", "warn")
 
 @dataclass
 class CheckedConfig(_Arguments):
-    """First base of every config, before TRL's or transformers': checks, and the device.
-
-    Raises:
-        ValueError: A value is not allowed, settings do not fit one another, or a field that is
-            derived or unsupported is set.
-    """
+    """First base of every config, before TRL's or transformers': checks, and the device. A
+    ValueError if a value is not allowed, settings do not fit one another, or a field that is
+    derived or unsupported is set."""
 
     # Field -> what to set instead; field -> why it cannot be set.
     derived_fields: ClassVar[Mapping[str, str]] = {}
@@ -120,14 +117,13 @@ class CheckedConfig(_Arguments):
         return int(os.environ.get("WORLD_SIZE", "1"))
 
     def _reject_foreign_settings(self, defaults: Mapping[str, Any]) -> None:
-        for name, instead in self.derived_fields.items():
-            if getattr(self, name) != defaults[name]:
+        for name in (*self.derived_fields, *self.unsupported_fields):
+            if (got := getattr(self, name)) == defaults[name]:
+                continue
+            if instead := self.derived_fields.get(name):
                 raise ValueError(f"{name} follows from another setting; set {instead} instead")
-        for name, reason in self.unsupported_fields.items():
-            if getattr(self, name) != defaults[name]:
-                raise ValueError(
-                    f"{name} is not supported ({reason}); got {getattr(self, name)!r}, remove it"
-                )
+            reason = self.unsupported_fields[name]
+            raise ValueError(f"{name} is not supported ({reason}); got {got!r}, remove it")
 
     def _check_choice(self, name: str, choices: Collection[str], reason: str = "") -> None:
         value = getattr(self, name)

@@ -163,8 +163,7 @@ class R1ZeroGRPOConfig(LossSettings, SamplingSettings, GRPOConfig):  # type: ign
                 "one_step_off needs use_vllm: a server samples while the trainer trains; remove it "
                 "or set use_vllm to true"
             )
-        sleep_level = (self.vllm_server or {}).get("sleep_level")
-        if sleep_level:
+        if sleep_level := (self.vllm_server or {}).get("sleep_level"):
             raise ValueError(
                 "one_step_off lets the server sample while the trainer trains, but vllm_server has "
                 f"sleep_level: {sleep_level}, so it sleeps then; set sleep_level to 0, or "

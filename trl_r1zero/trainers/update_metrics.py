@@ -73,8 +73,8 @@ class UpdateMetrics:
             tokens of the rows, and what `_STATISTICS` names of the values that were added (nothing
             where there were none).
         """
-        sums_of_rows = {**row_sums, "length": sum(lengths)}
-        self.add(**{name: torch.tensor(float(value)) for name, value in sums_of_rows.items()})
+        of_rows = {**row_sums, "length": sum(lengths)}
+        self.add(**{name: torch.tensor(float(value)) for name, value in of_rows.items()})
         self._raise_maximum("length/max", torch.tensor([float(length) for length in lengths]))
         # In an order that all processes have.
         names = sorted(self._sums)
@@ -92,8 +92,7 @@ class UpdateMetrics:
         if trained_tokens:
             metrics = {name: sums[name] / trained_tokens for name in _PER_TOKEN if name in sums}
         metrics |= {name: sums[name] / n for name in (*_REWARDS, "truncated") if name in sums}
-        metrics["length/mean"] = sums["length"] / n
-        metrics["length/max"] = maxima["length/max"]
+        metrics |= {"length/mean": sums["length"] / n, "length/max": maxima["length/max"]}
         if "correct" in sums:
             correct, length_correct = sums["correct"], sums["length_correct"]
             if correct:
