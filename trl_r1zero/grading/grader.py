@@ -17,23 +17,18 @@ _BROKEN_AFTER, _BROKEN_LATER = 8, 64
 
 @dataclass(frozen=True)
 class Grade:
-    """What a completion is worth.
+    """What a completion is worth."""
 
-    Attributes:
-        parts: `reward` and, where the reward function reports them, its parts, such as
-            `format_reward` and `answer_reward`; empty if the completion is not graded.
-        rule: What decided, for reward functions that can `explain`, and after a failure
-            `reward_timeout`, `reward_died` or `reward_error`; else None.
-        answer: What the response answers; None if nothing.
-        columns: Further columns of the completion's row, none of them a number.
-        failed: Whether a worker failed on it.
-    """
-
+    # `reward` and, where the reward function reports them, its parts, such as `format_reward` and
+    # `answer_reward`; empty if the completion is not graded.
     parts: dict[str, float]
+    # What decided, for reward functions that can `explain`, and after a failure `reward_timeout`,
+    # `reward_died` or `reward_error`; else None.
     rule: str | None = None
-    answer: str | None = None
+    answer: str | None = None  # what the response answers; None if nothing
+    # Further columns of the completion's row, none of them a number.
     columns: dict[str, Any] = field(default_factory=dict)
-    failed: bool = False
+    failed: bool = False  # whether a worker failed on it
 
     @property
     def reward(self) -> float:

@@ -38,30 +38,22 @@ R = TypeVar("R", bound=Row)
 
 @dataclass
 class PolicyForward:
-    """Forward passes of a policy and its reference.
+    """Forward passes of a policy and its reference."""
 
-    Attributes:
-        accelerator: The trainer's.
-        args: Its settings.
-        model: The policy as it is now; the loop of transformers may wrap it in something.
-        reference: A reference model that is in memory, or None.
-        rows_per_microbatch: Rows of a micro-batch at most; None where tokens alone count.
-        longest_row: Tokens of the longest row that may be trained on, the same on every process;
-            asked for only where memory decides.
-        width: Tokens of a row, with the padding that it has in any case; None: its `num_tokens`.
-        say: Shows a line to the user.
-        make_room: Called before forward passes: whoever shares the device gives up its memory; a
-            collective call.
-    """
-
-    accelerator: Accelerator
-    args: Any
+    accelerator: Accelerator  # the trainer's
+    args: Any  # its settings
+    # The policy as it is now; the loop of transformers may wrap it in something.
     model: Callable[[], Any]
-    reference: Callable[[], Any]
-    rows_per_microbatch: int | None
+    reference: Callable[[], Any]  # a reference model that is in memory, or None
+    rows_per_microbatch: int | None  # rows of a micro-batch at most; None where tokens alone count
+    # Tokens of the longest row that may be trained on, the same on every process; asked for only
+    # where memory decides.
     longest_row: Callable[[], int]
+    # Tokens of a row, with the padding that it has in any case; None: its `num_tokens`.
     width: Callable[[Any], int] | None = None
-    say: Callable[[str], None] = print
+    say: Callable[[str], None] = print  # shows a line to the user
+    # Called before forward passes: whoever shares the device gives up its memory; a collective
+    # call.
     make_room: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:

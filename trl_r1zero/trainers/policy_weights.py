@@ -12,13 +12,10 @@ from .trl_compat import NamedWeights
 
 
 class PolicyWeights(NamedWeights):
-    """The policy's weights, rounded to what a server computes in.
+    """The policy's weights, rounded to what a server computes in."""
 
-    Attributes:
-        server_dtype: What the server computes in, on the process that sends: weights are rounded
-            to it (`wire_dtype`). None: they are given as they are.
-    """
-
+    # What the server computes in, on the process that sends: weights are rounded to it
+    # (`wire_dtype`). None: they are given as they are.
     server_dtype: torch.dtype | None = None
 
     def infos(self) -> list[TensorInfo]:

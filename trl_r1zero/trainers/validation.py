@@ -18,25 +18,15 @@ from .timing import StepTimer
 
 @dataclass
 class Validator:
-    """Validates the current policy on a fixed set of problems.
+    """Validates the current policy on a fixed set of problems."""
 
-    Attributes:
-        sampler: Samples the answers.
-        sampling: How.
-        grade: Grades them.
-        seed: Seed of the answers.
-        num_examples: Problems at most; None for all.
-        folder: Gets the tables of generations.
-        step_key: What counts the steps of the run; `step_name`: what a step is called.
-    """
-
-    sampler: PolicySampler
-    sampling: SamplingConfig
-    grade: GradeFn
-    seed: int
-    num_examples: int | None
-    folder: Path
-    step_key: str
+    sampler: PolicySampler  # samples the answers
+    sampling: SamplingConfig  # How
+    grade: GradeFn  # grades them
+    seed: int  # seed of the answers
+    num_examples: int | None  # problems at most; None for all
+    folder: Path  # gets the tables of generations
+    step_key: str  # what counts the steps of the run; `step_name`: what a step is called
     step_name: str
 
     def run(
