@@ -74,8 +74,7 @@ class TraceReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as data that JSON can hold."""
-        data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return data
+        return dict(json.loads(json.dumps(asdict(self))))
 
     def to_text(self) -> str:
         """The report for a terminal, at most 100 columns wide: faults first, then the facts."""
@@ -135,14 +134,10 @@ def examine_traces(
     if len(lengths) != len(traces):
         raise ValueError(f"got {len(lengths)} lengths for {len(traces)} traces, expected as many")
     checks = {"empty_response": EMPTY_RESPONSE} | (TAG_CHECKS if answer_format == "tags" else {})
-    findings = {
-        name: _finding(
-            problem,
-            advice,
-            [(trace, repr(text)) for trace in traces if (text := check(trace)) is not None],
-        )
-        for name, (problem, advice, check) in checks.items()
-    }
+    findings = {}
+    for name, (problem, advice, check) in checks.items():
+        found = [(trace, repr(text)) for trace in traces if (text := check(trace)) is not None]
+        findings[name] = _finding(problem, advice, found)
     findings["duplicates"] = _duplicates(traces)
     if prompt is not None:
         findings["prompt_white_space"] = _white_space(traces, prompt, eval_prompts)
@@ -154,13 +149,9 @@ def examine_traces(
         findings["too_long"] = _too_long(traces, totals, max_length)
     prompts, responses = zip(*lengths, strict=True)
     by_name = {"prompt": prompts, "response": responses, "total": totals}
-    return TraceReport(
-        rows=len(traces),
-        questions=count_questions(traces),
-        findings=findings,
-        lengths={name: _summary(values) for name, values in by_name.items()},
-        histogram=_histogram(totals),
-    )
+    summaries = {name: _summary(values) for name, values in by_name.items()}
+    number = count_questions(traces)
+    return TraceReport(len(traces), number, findings, summaries, _histogram(totals))
 
 
 def _finding(problem: str, advice: str, found: Sequence[tuple[Trace, str]]) -> Finding:
@@ -295,11 +286,9 @@ def _white_space(traces: Sequence[Trace], prompt: Prompt, asked: Sequence[str]) 
 def _in_validation(traces: Sequence[Trace], known: set[str]) -> Finding:
     found = [trace for trace in traces if one_spaced(trace.prompt) in known]
     questions = f" (different ones: {count_questions(found):,})" if found else ""
-    return _finding(
-        f"a question of the validation set{questions}",
-        "Validation would look better than it is. Remove the rows from train_data.",
-        [(trace, repr(trace.prompt[-2 * AROUND :])) for trace in found],
-    )
+    advice = "Validation would look better than it is. Remove the rows from train_data."
+    places = [(trace, repr(trace.prompt[-2 * AROUND :])) for trace in found]
+    return _finding(f"a question of the validation set{questions}", advice, places)
 
 
 def _summary(lengths: Sequence[int]) -> LengthSummary:

@@ -214,12 +214,8 @@ def check_rollouts(
 
 def check_disk(run: Run, shape: ModelShape, setup: TrainingSetup, free: int) -> Finding:
     """Whether a run's folder, at its fullest, has room in so many free bytes."""
-    checkpoint, model, values = (
-        memory_model.checkpoint_bytes(shape, setup),
-        memory_model.model_bytes(shape, setup),
-        run.values,
-    )
-    number = 0
+    checkpoint, values = memory_model.checkpoint_bytes(shape, setup), run.values
+    model, number = memory_model.model_bytes(shape, setup), 0
     if values.get("save_every", "unknown") is not None:
         limit, steps = values.get("save_total_limit"), values.get("n_grpo_steps")
         every = values.get("save_every")

@@ -59,10 +59,8 @@ def load_model(model_args: Any) -> tuple[Model | None, list[Finding]]:
     except ValueError as error:
         findings.append(warning("model/architecture", _first_line(error)))
     else:
-        found = (
-            f"{name}: {shape.model_type}, {shape.num_parameters:,} parameters, context "
-            f"{shape.max_positions:,} tokens, trained in {dtype} weights"
-        )
+        size = f"{shape.num_parameters:,} parameters, context {shape.max_positions:,} tokens"
+        found = f"{name}: {shape.model_type}, {size}, trained in {dtype} weights"
         findings.append(ok("model/model", found))
     context = getattr(config, "max_position_embeddings", None)
     return Model(context, tokenizer, shape, dtype, _count_adapters(model_args, config)), findings
@@ -81,9 +79,8 @@ def check_tokenizer(tokenizer: Any, config: Any, source: str = "") -> Iterator[F
         yield problem("model/vocabulary", found, "a tokenizer of this model", advice)
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         found = "the tokenizer has neither a pad token nor an end token"
-        yield problem(
-            "model/padding", found, "one of them", "set pad_token in tokenizer_config.json"
-        )
+        do = "set pad_token in tokenizer_config.json"
+        yield problem("model/padding", found, "one of them", do)
     if eos_disagreement(tokenizer, config) is None:
         return
     try:

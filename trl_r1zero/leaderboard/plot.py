@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from trl_r1zero.reports.plots import new_figure, save_figure, style_axes
 from trl_r1zero.runs.metrics import BLUE, GREY, ORANGE
@@ -28,7 +29,12 @@ def plot_submission(events: Sequence[Event], board: Board, entry: str, path: Pat
             error = final["accuracy_stderr"] or 0.0
             label = f"full evaluation: {final['accuracy']:.1%} ± {error:.1%}"
         if drawn:
-            look = {"color": colour, "marker": marker, "linestyle": line, "capsize": 3}
+            look: dict[str, Any] = {
+                "color": colour,
+                "marker": marker,
+                "linestyle": line,
+                "capsize": 3,
+            }
             axes.errorbar(
                 [at(event) for event in drawn],
                 [event["accuracy"] for event in drawn],

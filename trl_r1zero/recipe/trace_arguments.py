@@ -87,19 +87,16 @@ class TraceArguments(TaskArguments):
         eval_dataset = self.load_validation(task, prompt, rooms) if validates else None
         sets = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
         # After all workers have started: the tokenizer's threads do not survive a fork.
-        prompt_ids, response_ids = tokenize_separately(
-            [trace.prompt for trace in traces], [trace.response for trace in traces], tokenizer
-        )
+        texts = [trace.prompt for trace in traces], [trace.response for trace in traces]
+        ids = list(zip(*tokenize_separately(*texts, tokenizer), strict=True))
         report = examine_traces(
             traces,
-            list(zip(map(len, prompt_ids), map(len, response_ids), strict=True)),
+            [(len(prompt_ids), len(response_ids)) for prompt_ids, response_ids in ids],
             answer_format=prompt.answer_format,
             max_length=max_length,
             eval_prompts=[p for rows in sets if rows is not None for p in rows["prompt"]],
             prompt=prompt,
-            read_back=[
-                decode_output(*ids, tokenizer) for ids in zip(prompt_ids, response_ids, strict=True)
-            ],
+            read_back=[decode_output(*pair, tokenizer) for pair in ids],
         )
         dataset = build_trace_dataset(traces)
         return LoadedTraces(prompt, reward, dataset, eval_dataset, report, sizes)

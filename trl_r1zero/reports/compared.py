@@ -278,15 +278,10 @@ def differences_to(baseline: Group, groups: Sequence[Group]) -> list[Difference]
         alike = len({tuple(point.step for point in run.curve) for run in runs}) == 1
         last = difference_by_seed(group.by_seed("last.value"), baseline.by_seed("last.value"))
         curves = group.by_seed("mean_over_steps") if alike else {}
-        differences.append(
-            Difference(
-                group.label,
-                last,
-                difference_by_seed(curves, baseline.by_seed("mean_over_steps")),
-                _over_questions(group, baseline, set(last.differences)),
-                ", ".join(side.lost for side in (baseline, group) if side.lost),
-            )
-        )
+        curve = difference_by_seed(curves, baseline.by_seed("mean_over_steps"))
+        questions = _over_questions(group, baseline, set(last.differences))
+        lost = ", ".join(side.lost for side in (baseline, group) if side.lost)
+        differences.append(Difference(group.label, last, curve, questions, lost))
     significant = holm([difference.last.p_value for difference in differences])
     for difference, outlasts in zip(differences, significant, strict=True):
         difference.outlasts_holm = outlasts
@@ -299,11 +294,8 @@ def _over_questions(group: Group, baseline: Group, seeds: set[Hashable]) -> Pair
     asked = [[question for question, _ in answers] for side in sides for answers in side]
     if not asked or not asked[0] or any(questions != asked[0] for questions in asked):
         return None
-    values = [
-        {
-            question: mean([float(answers[number][1]) for answers in side])
-            for number, question in enumerate(asked[0])
-        }
+    shares = [
+        [mean([float(right) for _, right in answers]) for answers in zip(*side, strict=True)]
         for side in sides
     ]
-    return paired_difference(*values)
+    return paired_difference(*(dict(zip(asked[0], one, strict=True)) for one in shares))

@@ -197,7 +197,12 @@ def _draw_ends(axes: Axes, groups: Sequence[Group], outcome: str) -> None:
         short = [run for run in group.runs if run.is_short]
         for marker, size, runs in (("o", 4, group.complete), ("x", 7, short)):
             ends, places = [run.last.value for run in runs], [number + 0.22] * len(runs)
-            look = {"markersize": size, "color": colour, "linestyle": "none", "alpha": 0.7}
+            look: dict[str, Any] = {
+                "markersize": size,
+                "color": colour,
+                "linestyle": "none",
+                "alpha": 0.7,
+            }
             axes.plot(ends, places, marker, **look)
         (low, high), centre = group.interval, group.mean_last
         error = None if math.isnan(low) else [[centre - low], [high - centre]]

@@ -8,6 +8,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -45,7 +46,11 @@ def _draw_panel(axes: Axes, panel: Panel, run: LoggedRun) -> None:
         x, y = _points(run, panel, series)
         # Many updates as a thin line; few validations and EI steps with points.
         thin = not series.metric.startswith(("eval_", "rollout_"))
-        look = {"linewidth": 1.0 if thin else 1.6, "markersize": 3.5, "label": series.label}
+        look: dict[str, Any] = {
+            "linewidth": 1.0 if thin else 1.6,
+            "markersize": 3.5,
+            "label": series.label,
+        }
         marker = None if thin and len(x) > 1 else "o"
         axes.plot(x, y, color=series.colour, marker=marker, **look)
         if series.has_band:

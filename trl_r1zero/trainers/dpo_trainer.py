@@ -142,7 +142,7 @@ class R1ZeroDPOTrainer(CoreTrainer, DPOTrainer):
         """The pairs as token ids, in the columns in which TRL expects them."""
         _check_pairs(f"{dataset_name}_dataset", dataset)
         texts = zip(*(dataset[column] for column in COLUMNS), strict=True)
-        rows = [encode_pair(*pair, tokenizer_of(self)) for pair in texts]
+        rows = [encode_pair(text, good, bad, tokenizer_of(self)) for text, good, bad in texts]
         rows = without_overlong(rows, [row.length for row in rows], args.max_length, args.overlong)
         columns = {
             "prompt_ids": [row.shared_ids for row in rows],

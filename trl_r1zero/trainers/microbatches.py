@@ -51,7 +51,8 @@ class PaddedRows:
     def to(self, device: torch.device) -> Self:
         """The same on another device."""
         mine = vars(self).items()
-        return replace(self, **{k: v.to(device) for k, v in mine if isinstance(v, Tensor)})
+        moved: dict[str, Any] = {k: v.to(device) for k, v in mine if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
 
 def _num_tokens(row: Row) -> int:

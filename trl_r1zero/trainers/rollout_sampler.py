@@ -1,6 +1,7 @@
 """Which prompts each GRPO step sees."""
 
 from collections.abc import Iterator, Sized
+from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 
 import torch
@@ -17,6 +18,7 @@ def shuffled_forever(size: int, *, shuffle: bool, seed: int) -> Iterator[int]:
             yield from range(size)
 
 
+@dataclass(eq=False)
 class RolloutSampler(Sampler[int]):
     """Yields the row numbers of every rollout batch of a run, in order.
 
@@ -31,29 +33,22 @@ class RolloutSampler(Sampler[int]):
     A ValueError if the training set has fewer prompts than one rollout batch.
     """
 
-    def __init__(
-        self,
-        data_source: Sized,
-        *,
-        prompts_per_rollout_batch: int,
-        group_size: int,
-        updates_per_grpo_step: int,
-        n_grpo_steps: int,
-        shuffle: bool,
-        seed: int,
-    ) -> None:
-        self.num_prompts = len(data_source)
-        self.prompts_per_rollout_batch = prompts_per_rollout_batch
-        self.group_size = group_size
-        self.updates_per_grpo_step = updates_per_grpo_step
-        self.n_grpo_steps = n_grpo_steps
-        self.shuffle = shuffle
-        self.seed = seed
-        if self.num_prompts < prompts_per_rollout_batch:
+    data_source: Sized
+    _: KW_ONLY
+    prompts_per_rollout_batch: int  # different ones
+    group_size: int
+    updates_per_grpo_step: int
+    n_grpo_steps: int
+    shuffle: bool  # otherwise the order of the data set
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.num_prompts = len(self.data_source)
+        if self.num_prompts < self.prompts_per_rollout_batch:
             raise ValueError(
                 f"the training set has {self.num_prompts} prompts, but a rollout batch needs "
-                f"{prompts_per_rollout_batch} different ones (rollout_batch_size / group_size); "
-                "use a larger training set or a smaller rollout_batch_size"
+                f"{self.prompts_per_rollout_batch} different ones (rollout_batch_size / "
+                "group_size); use a larger training set or a smaller rollout_batch_size"
             )
 
     def prompts_of(self, grpo_step: int) -> list[int]:
@@ -71,9 +66,5 @@ class RolloutSampler(Sampler[int]):
                     yield from [prompt] * self.group_size
 
     def __len__(self) -> int:
-        return (
-            self.n_grpo_steps
-            * self.updates_per_grpo_step
-            * self.prompts_per_rollout_batch
-            * self.group_size
-        )
+        updates = self.n_grpo_steps * self.updates_per_grpo_step
+        return updates * self.prompts_per_rollout_batch * self.group_size
