@@ -10,13 +10,7 @@ from typing import Any
 
 from trl_r1zero.data.files import read_json
 
-from .files import (
-    EVALUATION_FILE,
-    RESULT_COLUMNS,
-    RESULTS_FILE,
-    ResultsFolderError,
-    parse_rows,
-)
+from .files import EVALUATION_FILE, RESULT_COLUMNS, RESULTS_FILE, ResultsFolderError, parse_rows
 
 # A question and how often it came before: data sets have some questions twice.
 QuestionKey = tuple[str, int]

@@ -21,13 +21,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from transformers import (
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trl_r1zero.common.processes import from_main
 from trl_r1zero.common.run_files import read_metrics
@@ -272,11 +266,7 @@ class _EndOfEIStep(TrainerCallback):
         self._trainer = trainer
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         config, trainer = self._trainer.args, self._trainer
         step = trainer.step_of_update(state.global_step - 1)

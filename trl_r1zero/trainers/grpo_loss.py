@@ -26,12 +26,7 @@ Cut = Callable[[Sequence[Rollout]], list[MicroBatch]]
 
 
 def keep_fixed_log_probs(
-    policy: PolicyForward,
-    batch: RolloutBatch,
-    cut: Cut,
-    timer: StepTimer,
-    *,
-    num_updates: int,
+    policy: PolicyForward, batch: RolloutBatch, cut: Cut, timer: StepTimer, *, num_updates: int
 ) -> None:
     """Log-probabilities of the sampling policy and of the reference, as far as the updates on a
     rollout batch need them: attributes of its rows.

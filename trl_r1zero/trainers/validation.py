@@ -21,7 +21,7 @@ class Validator:
     """Validates the current policy on a fixed set of problems."""
 
     sampler: PolicySampler  # samples the answers
-    sampling: SamplingConfig  # How
+    sampling: SamplingConfig  # how
     grade: GradeFn  # grades them
     seed: int  # seed of the answers
     num_examples: int | None  # problems at most; None for all
