@@ -21,8 +21,6 @@ import requests
 
 from .connections import CONNECT_TIMEOUT_SECONDS, error_message, is_loopback, new_session
 
-__all__ = ["ChatClient", "ChatReply", "ChatServerError"]
-
 _LONGEST_WAIT_SECONDS = 60.0  # between two attempts, unless the server names a time
 _LONGEST_RETRY_AFTER_SECONDS = 600.0
 

@@ -13,28 +13,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How completions are drawn. Names and meanings are vLLM's `SamplingParams`.
+    """How completions are drawn. Names and meanings are vLLM's `SamplingParams`. A ValueError if a
+    value is outside its range."""
 
-    Args:
-        temperature: Logits are divided by it; 0 is greedy decoding.
-        top_p: Nucleus: the smallest set of tokens whose probability reaches `top_p`; 1 is all.
-        top_k: Only the `top_k` likeliest tokens; 0 is all.
-        min_p: Only tokens with at least `min_p` times the likeliest token's probability; 0 is all.
-        max_tokens: Completions end here at the latest (finish reason `length`).
-        min_tokens: End-of-sequence tokens and stop strings count only after this many tokens.
-        stop: What ends a completion: strings, which are kept in its text, and nothing after them
-            is; and ids of tokens, which are not in the text.
-
-    Raises:
-        ValueError: A value is outside its range.
-    """
-
-    temperature: float = 1.0
+    temperature: float = 1.0  # logits are divided by it; 0 is greedy decoding
+    # Nucleus: the smallest set of tokens whose probability reaches `top_p`; 1 is all.
     top_p: float = 1.0
-    top_k: int = 0
+    top_k: int = 0  # only the `top_k` likeliest tokens; 0 is all
+    # Only tokens with at least `min_p` times the likeliest token's probability; 0 is all.
     min_p: float = 0.0
-    max_tokens: int = 1024
-    min_tokens: int = 4
+    max_tokens: int = 1024  # completions end here at the latest (finish reason `length`)
+    min_tokens: int = 4  # end-of-sequence tokens and stop strings count only after so many tokens
+    # What ends a completion: strings, which are kept in its text, and nothing after them is; and
+    # ids of tokens, which are not in the text.
     stop: tuple[str | int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -65,23 +56,17 @@ class SamplingConfig:
 
 @dataclass
 class Completion:
-    """One sampled completion.
+    """One sampled completion."""
 
-    Attributes:
-        token_ids: The sampled tokens, the end-of-sequence token or the last token of the stop
-            string included: exactly the tokens that training may touch.
-        text: `token_ids` decoded without special and end tokens, cut behind the stop string.
-        finish_reason: `stop` (end-of-sequence token or stop string) or `length` (truncated).
-        log_probs: Log-probability of each token at the sampling temperature, in nats, before top-p,
-            top-k and min-p (transformers) or after them (vLLM); None where the backend gives none.
-        entropies: Entropy of the same distribution at each token, in nats; None likewise.
-    """
-
+    # The sampled tokens, the end-of-sequence token or the last token of the stop string included:
+    # exactly the tokens that training may touch.
     token_ids: list[int]
-    text: str
-    finish_reason: Literal["stop", "length"]
+    text: str  # `token_ids` decoded without special and end tokens, cut behind the stop string
+    finish_reason: Literal["stop", "length"]  # an end-of-sequence token or stop string; truncated
+    # Log-probability of each token at the sampling temperature, in nats, before top-p, top-k and
+    # min-p (transformers) or after them (vLLM); None where the backend gives none.
     log_probs: list[float] | None = None
-    entropies: list[float] | None = None
+    entropies: list[float] | None = None  # of the same distribution, in nats; None likewise
 
     @property
     def truncated(self) -> bool:

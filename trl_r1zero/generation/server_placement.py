@@ -13,24 +13,15 @@ from .vllm_server_config import VLLMServerConfig
 
 @dataclass(frozen=True)
 class TrainerFacts:
-    """What a server's place depends on besides its settings and the machine.
+    """What a server's place depends on besides its settings and the machine."""
 
-    Attributes:
-        num_trainers: Trainer processes on this machine.
-        trainer_on_cuda, server_on_cuda: Whether they, and the installed vLLM, compute on GPUs.
-        trainer_bytes: What a trainer keeps on its device while the server samples.
-        others_bytes: What other programs take of that device.
-        samples_while_training: With `one_step_off`, so that the server cannot sleep.
-        ipc_works: Whether two processes can share memory of a GPU here.
-    """
-
-    num_trainers: int
-    trainer_on_cuda: bool
-    server_on_cuda: bool
-    trainer_bytes: int
-    others_bytes: int = 0
-    samples_while_training: bool = False
-    ipc_works: bool = True
+    num_trainers: int  # trainer processes on this machine
+    trainer_on_cuda: bool  # whether they compute on GPUs
+    server_on_cuda: bool  # whether the installed vLLM does
+    trainer_bytes: int  # what a trainer keeps on its device while the server samples
+    others_bytes: int = 0  # what other programs take of that device
+    samples_while_training: bool = False  # with `one_step_off`, so that the server cannot sleep
+    ipc_works: bool = True  # whether two processes can share memory of a GPU here
 
 
 def resolve_server(

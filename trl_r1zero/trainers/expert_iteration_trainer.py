@@ -165,14 +165,8 @@ class ExpertIterationTrainer(R1ZeroSFTTrainer):
     # 1. Rollouts
 
     def collect_rollouts(self, number: int) -> tuple[EIStep, list[KeptRollout]]:
-        """Sample and grade the rollouts of an EI step, and keep the correct ones, on disk too.
-
-        Args:
-            number: Of the EI step, from 1.
-
-        Returns:
-            The same on every process.
-        """
+        """Sample and grade the rollouts of EI step `number`, from 1, and keep the correct ones, on
+        disk too; returns the same on every process."""
         args = self.args
         start = (number - 1) * args.ei_batch_size
         order = shuffled_forever(

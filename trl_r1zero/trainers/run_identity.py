@@ -13,8 +13,6 @@ from typing import Any
 
 from trl_r1zero.evaluation.files import append_line, differing
 
-__all__ = ["HISTORY_FILE", "ChangedRunError", "go_on_with", "may_change"]
-
 HISTORY_FILE = "history.jsonl"
 
 _MAY_CHANGE = {
@@ -57,18 +55,11 @@ def may_change(key: str) -> bool:
 def go_on_with(
     folder: Path, there: Mapping[str, Any], here: Mapping[str, Any], checkpoint: str
 ) -> None:
-    """Let the run of a folder go on with these settings, and keep what changed as its history.
+    """Let the run of a folder, whose settings so far are `there`, go on from a checkpoint with
+    those `here`, and keep what changed as its history. Settings that only one of both has are of
+    another version of this package, and do not count.
 
-    Settings that only one of both has are of another version of this package, and do not count.
-
-    Args:
-        folder: Of the run.
-        there: Its settings so far.
-        here: Those of now.
-        checkpoint: What it goes on from.
-
-    Raises:
-        ChangedRunError: Something else than what may change differs; all of it is listed.
+    A ChangedRunError, which lists all of it, if something else than what may change differs.
     """
     both = [key for key in there if key in here]
     old, new = (json.loads(json.dumps({k: x[k] for k in both}, default=str)) for x in (there, here))
