@@ -101,9 +101,7 @@ def test_two_processes_take_the_same_penalty_off_the_reward(tiny_model_folder, t
     done = launch(recipe, folders[1], tiny_model_folder, processes=2)
     assert done.returncode == 0, done.stderr[-4000:]
     for name in ("loss", "grad_norm", "kl", "reward"):
-        one, two = (
-            [line[name] for line in read_metrics(run) if "loss" in line] for run in folders
-        )
+        one, two = ([line[name] for line in read_metrics(run) if "loss" in line] for run in folders)
         assert two == pytest.approx(one, rel=1e-4, abs=1e-6), name
         assert any(abs(value) > 1e-5 for value in one), name
 
