@@ -320,7 +320,7 @@ def test_private_names_of_others_are_in_trl_compat():
     assert not any(strange.values()), strange
 
 
-LIGHT = ("runs.logged_run", "runs.run_state", "reports.report", "reports.comparison", "evaluation")
+LIGHT = ("runs.logged_run", "runs.index", "reports.report", "reports.comparison", "evaluation")
 
 
 def test_what_only_reads_runs_needs_no_torch():

@@ -8,61 +8,35 @@ from .common.lazy import lazy_names
 
 __version__ = "0.1.0"
 
-# Public name -> the module that defines it.
-_EXPORTS = {
-    # functional: pure functions of tensors
-    "masked_mean": "functional",
-    "masked_normalize": "functional",
-    "compute_entropy": "functional",
-    "get_response_log_probs": "functional",
-    "compute_group_advantages": "functional",
-    "compute_group_normalized_rewards": "functional",
-    "compute_naive_policy_gradient_loss": "functional",
-    "compute_grpo_clip_loss": "functional",
-    "compute_grpo_no_clip_loss": "functional",
-    "compute_policy_gradient_loss": "functional",
-    "aggregate_loss": "functional",
-    "sft_microbatch_train_step": "functional",
-    "grpo_microbatch_train_step": "functional",
-    # rewards
-    "r1_zero_reward_fn": "rewards",
-    "question_only_reward_fn": "rewards",
-    "math_reward_fn": "rewards",
-    "explain": "rewards",
-    "parse_gsm8k_response": "rewards",
-    "parse_mmlu_response": "rewards",
-    # data
-    "Prompt": "data.prompts",
-    "load_prompt": "data.prompts",
-    "get_task": "data.tasks",
-    "tokenize_prompt_and_output": "data.tokenization",
-    "PackedSFTDataset": "data.packing",
-    "iterate_batches": "data.packing",
-    # generation
-    "SamplingConfig": "generation",
-    "Completion": "generation",
-    "generate": "generation",
-    # evaluation
-    "log_generations": "evaluation",
-    "evaluate_vllm": "evaluation",
-    # trainers
-    "R1ZeroGRPOConfig": "trainers",
-    "R1ZeroGRPOTrainer": "trainers",
-    "R1ZeroSFTConfig": "trainers",
-    "R1ZeroSFTTrainer": "trainers",
-    "ExpertIterationConfig": "trainers",
-    "ExpertIterationTrainer": "trainers",
-    "InstructionTuningConfig": "trainers",
-    "make_instruction_tuning_trainer": "trainers",
-    "R1ZeroDPOConfig": "trainers",
-    "R1ZeroDPOTrainer": "trainers",
-    "compute_per_instance_dpo_loss": "trainers.preference",
-}
-
-__all__ = ["__version__", *_EXPORTS]
-
-
-__getattr__ = lazy_names(__name__, _EXPORTS)
+_NAMES, __getattr__ = lazy_names(
+    __name__,
+    {
+        "functional": (
+            "masked_mean masked_normalize compute_entropy get_response_log_probs "
+            "compute_group_advantages compute_group_normalized_rewards "
+            "compute_naive_policy_gradient_loss compute_grpo_clip_loss compute_grpo_no_clip_loss "
+            "compute_policy_gradient_loss aggregate_loss sft_microbatch_train_step "
+            "grpo_microbatch_train_step"
+        ),
+        "rewards": (
+            "r1_zero_reward_fn question_only_reward_fn math_reward_fn explain "
+            "parse_gsm8k_response parse_mmlu_response"
+        ),
+        "data.prompts": "Prompt load_prompt",
+        "data.tasks": "get_task",
+        "data.tokenization": "tokenize_prompt_and_output",
+        "data.packing": "PackedSFTDataset iterate_batches",
+        "generation": "SamplingConfig Completion generate",
+        "evaluation": "log_generations evaluate_vllm",
+        "trainers": (
+            "R1ZeroGRPOConfig R1ZeroGRPOTrainer R1ZeroSFTConfig R1ZeroSFTTrainer "
+            "ExpertIterationConfig ExpertIterationTrainer InstructionTuningConfig "
+            "make_instruction_tuning_trainer R1ZeroDPOConfig R1ZeroDPOTrainer"
+        ),
+        "trainers.preference": "compute_per_instance_dpo_loss",
+    },
+)
+__all__ = ["__version__", *_NAMES]
 
 
 def __dir__() -> list[str]:

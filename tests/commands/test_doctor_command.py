@@ -12,7 +12,7 @@ from doctor_runs import math_rows, qwen_math_folder, write_rows
 from tiny_models import REPOSITORY
 
 from trl_r1zero.commands import doctor as command
-from trl_r1zero.doctor import memory, reward
+from trl_r1zero.doctor import examine, memory
 from trl_r1zero.doctor.run import read_run_recipe
 
 RECIPES = sorted(
@@ -243,7 +243,7 @@ def test_the_documents_example_is_what_is_said(folder, capsys, monkeypatch):
     }
     monkeypatch.setattr(command, "_installed", lambda names: {n: versions[n] for n in names})
     clock = iter(range(10_000))
-    monkeypatch.setattr(reward.time, "perf_counter", lambda: next(clock) / 1000)
+    monkeypatch.setattr(examine.time, "perf_counter", lambda: next(clock) / 1000)
     rows = math_rows(40)
     rows[6]["answer"] = ""
     write_rows(folder / "train.jsonl", rows)

@@ -15,7 +15,7 @@ from tiny_models import REPOSITORY, hub_cache, make_tiny_model
 from trl_r1zero import cli
 from trl_r1zero.commands.eval import main
 from trl_r1zero.devices import MachineFacts, visible_devices
-from trl_r1zero.evaluation.model_files import model_files
+from trl_r1zero.evaluation.environment import model_files
 from trl_r1zero.generation import TransformersEngine
 from trl_r1zero.generation.vllm_client import VLLMServerEngine
 from trl_r1zero.generation.vllm_offline import OfflineVLLMEngine

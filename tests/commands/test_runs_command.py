@@ -11,8 +11,7 @@ from report_runs import seed_run, write_metrics
 
 from trl_r1zero import cli
 from trl_r1zero.common.folder_lock import holding
-from trl_r1zero.runs.index import duration, index_run
-from trl_r1zero.runs.run_state import Attempt, record
+from trl_r1zero.runs.index import Attempt, duration, index_run, record
 
 
 def written_before(folder: Path, seconds: float) -> Path:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import pytest
 
-from trl_r1zero.data.alpaca import format_alpaca
 from trl_r1zero.data.bad_rows import (
     MOST_SHOWN,
     BadRowError,
@@ -20,12 +19,11 @@ from trl_r1zero.data.bad_rows import (
 from trl_r1zero.data.files import Row
 from trl_r1zero.data.packing import PackedSFTDataset
 from trl_r1zero.data.preferences import load_hh
-from trl_r1zero.data.prompts import load_prompt
+from trl_r1zero.data.prompts import format_alpaca, load_prompt
 from trl_r1zero.data.tasks import get_task
 from trl_r1zero.data.tasks.base import Example, RowTask, Task
 from trl_r1zero.data.traces import load_traces
-from trl_r1zero.recipe.instruction_arguments import InstructionArguments
-from trl_r1zero.recipe.preference_arguments import PreferenceArguments
+from trl_r1zero.recipe.data_arguments import InstructionArguments, PreferenceArguments
 from trl_r1zero.recipe.task_arguments import TaskArguments
 
 MATH, PROMPT = get_task("math"), load_prompt("r1_zero")

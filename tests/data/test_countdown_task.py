@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from trl_r1zero.data.prompts import load_prompt
 from trl_r1zero.data.tasks import get_task
-from trl_r1zero.data.tasks.countdown import countdown_is_right
-from trl_r1zero.data.tasks.expressions import ExpressionError, evaluate_expression
+from trl_r1zero.data.tasks.countdown import ExpressionError, countdown_is_right, evaluate_expression
 
 TRUTH = json.dumps({"numbers": [3, 7, 25], "target": 46})
 

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from transformers import ByT5Tokenizer
 
 from trl_r1zero.data import packing
-from trl_r1zero.data.alpaca import format_alpaca
 from trl_r1zero.data.packing import PackedSFTDataset, iterate_batches
+from trl_r1zero.data.prompts import format_alpaca
 
 pytestmark = pytest.mark.usefixtures("cache_dir")
 REAL_DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -6,8 +6,7 @@ from importlib import resources
 import pytest
 
 from trl_r1zero import r1_zero_reward_fn
-from trl_r1zero.data.alpaca import format_alpaca
-from trl_r1zero.data.prompts import ANSWER_FORMATS, PROMPTS, Prompt, load_prompt
+from trl_r1zero.data.prompts import ANSWER_FORMATS, PROMPTS, Prompt, format_alpaca, load_prompt
 from trl_r1zero.data.tasks import TASKS
 
 

@@ -7,6 +7,13 @@ from doctor_runs import levels, make_run, qwen_math_model
 
 from trl_r1zero.devices.memory import GIB, training_memory
 from trl_r1zero.doctor.data import Split
+from trl_r1zero.doctor.examine import (
+    check_beta2,
+    check_entropies,
+    check_learning_rate,
+    check_reward,
+    spacing,
+)
 from trl_r1zero.doctor.launch import Launch, check_versions
 from trl_r1zero.doctor.machine import place_server
 from trl_r1zero.doctor.memory import (
@@ -19,13 +26,6 @@ from trl_r1zero.doctor.memory import (
     has_reference,
     kept_while_sampling,
     make_setup,
-)
-from trl_r1zero.doctor.reward import check_reward
-from trl_r1zero.doctor.settings import (
-    check_beta2,
-    check_entropies,
-    check_learning_rate,
-    spacing,
 )
 from trl_r1zero.rewards import r1_zero_reward_fn
 

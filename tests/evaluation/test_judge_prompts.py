@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from trl_r1zero.evaluation.judge_prompts import (
+from trl_r1zero.evaluation.judged_tasks import (
     LABELS,
     PAIRWISE_PROMPT,
     SAFETY_PROMPT,

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from tiny_models import hub_cache, make_tiny_model
 
-from trl_r1zero.evaluation.model_files import folder_version, model_files, model_version
+from trl_r1zero.evaluation.environment import folder_version, model_files, model_version
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from tiny_models import REPOSITORY
 
 from trl_r1zero.devices import visible_devices
 from trl_r1zero.experiments.experiment import read_experiment
-from trl_r1zero.experiments.plan import make_plan
-from trl_r1zero.experiments.slots import Slot, launch_command, make_slots
+from trl_r1zero.experiments.plan import Slot, launch_command, make_plan, make_slots
 
 
 def test_places_without_devices():

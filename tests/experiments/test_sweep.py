@@ -20,11 +20,10 @@ from trl_r1zero.common.folder_lock import holding
 from trl_r1zero.devices import visible_devices
 from trl_r1zero.experiments import sweep
 from trl_r1zero.experiments.experiment import read_experiment
-from trl_r1zero.experiments.plan import Plan, make_plan
-from trl_r1zero.experiments.slots import Slot, make_slots
+from trl_r1zero.experiments.plan import Plan, Slot, make_plan, make_slots
 from trl_r1zero.experiments.sweep import Sweep, _locked
 from trl_r1zero.experiments.sweep_report import plan_text, report_plan
-from trl_r1zero.runs.run_state import run_state
+from trl_r1zero.runs.index import run_state
 from trl_r1zero.trainers import read_metrics
 
 RECIPE = {

@@ -12,8 +12,12 @@ from tiny_models import REPOSITORY
 
 from trl_r1zero.commands.leaderboard import main
 from trl_r1zero.leaderboard import BOARDS, verify
-from trl_r1zero.leaderboard.submission import FILES, without_places
-from trl_r1zero.leaderboard.table import leaderboard_page, read_submissions
+from trl_r1zero.leaderboard.submission import (
+    FILES,
+    leaderboard_page,
+    read_submissions,
+    without_places,
+)
 
 FOLDER = REPOSITORY / "leaderboard"
 SUBMITTED = sorted(path.parent for path in FOLDER.glob("submissions/*/*/submission.json"))

@@ -9,8 +9,8 @@ from tiny_models import REPOSITORY
 from trl_r1zero.evaluation import mean, standard_error
 from trl_r1zero.evaluation.markdown import table
 from trl_r1zero.reports.compared import Difference
-from trl_r1zero.reports.findings import interval_text, verdict
 from trl_r1zero.reports.statistics import difference_by_seed, holm, mean_over_steps, t_interval
+from trl_r1zero.reports.tables import interval_text, verdict
 
 PAGE = REPOSITORY / "docs" / "experiments.md"
 FILES = sorted((REPOSITORY / "docs" / "experiments").glob("*.json.gz"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trl_r1zero.runs.run_state import Attempt, diverged_at, record, run_state
+from trl_r1zero.runs.index import Attempt, diverged_at, record, run_state
 
 UPDATE = {"step": 1, "grpo_step": 1, "elapsed_seconds": 5.0, "loss": 0.1, "grad_norm": 1.0}
 SUMMARY = {"step": 1, "elapsed_seconds": 9.0, "train_runtime": 9.0}

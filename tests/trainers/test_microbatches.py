@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from trl_r1zero.trainers.epochs import PairRow
 from trl_r1zero.trainers.microbatches import (
     MicroBatchLimits,
     cut_rows,
@@ -12,7 +13,6 @@ from trl_r1zero.trainers.microbatches import (
     plan_microbatches,
     share_rows,
 )
-from trl_r1zero.trainers.pair_rows import PairRow
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from transformers import Qwen2ForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from trl_r1zero import compute_per_instance_dpo_loss
-from trl_r1zero.data.alpaca import format_alpaca
 from trl_r1zero.data.embedded_tokenizer import build_embedded_tokenizer
+from trl_r1zero.data.prompts import format_alpaca
 from trl_r1zero.functional import dpo_loss
-from trl_r1zero.trainers.pair_rows import PairRow, make_pair_microbatch
+from trl_r1zero.trainers.epochs import make_pair_microbatch
 from trl_r1zero.trainers.preference import encode_pair, pair_log_probs
 
 LN2 = math.log(2)
@@ -28,12 +28,9 @@ PAIRS = [
 
 
 def make_batch(prompts, chosen, rejected, tokenizer):
-    rows = [
-        PairRow(*encode_pair(*texts, tokenizer))
-        for texts in zip(prompts, chosen, rejected, strict=True)
-    ]
-    device = torch.device("cpu")
-    return make_pair_microbatch(rows, pad_token_id=tokenizer.eos_token_id, device=device)
+    texts = zip(prompts, chosen, rejected, strict=True)
+    rows = [encode_pair(*pair, tokenizer) for pair in texts]
+    return make_pair_microbatch(rows, tokenizer.eos_token_id)
 
 
 def make_sharp_model(tokenizer, seed: int) -> Qwen2ForCausalLM:

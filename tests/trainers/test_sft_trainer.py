@@ -19,8 +19,7 @@ from transformers import TrainerCallback
 
 from trl_r1zero.data.tokenization import tokenize_prompt_and_output
 from trl_r1zero.trainers import R1ZeroSFTTrainer, read_metrics
-from trl_r1zero.trainers.epochs import epoch_batches
-from trl_r1zero.trainers.train_rows import TrainRow
+from trl_r1zero.trainers.epochs import TrainRow, epoch_batches
 
 
 def train_lines(folder) -> list[dict]:

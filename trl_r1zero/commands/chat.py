@@ -65,14 +65,13 @@ def main(argv: Sequence[str] | None = None, program: str = _PROGRAM) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     with exit_on(program, ValueError, OSError, RuntimeError):
         check_requirements()
-        asked = _parse(arguments, program)
-        _chat(asked)
+        _chat(_parse(arguments, program))
 
 
 def _parse(arguments: list[str], program: str) -> ChatArguments:
     if {"-h", "--help"} & set(arguments):
         usage = f"{program} RUN|MODEL [QUESTION]"
-        parse_recipe((ChatArguments,), arguments, description=__doc__ or "", program=usage)
+        parse_recipe((ChatArguments,), arguments, __doc__ or "", usage)
     places = [word for word in arguments[:2] if not word.startswith("-")]
     if not places or arguments[0].startswith("-"):
         raise RecipeError(f"the run or model comes first, such as `{program} runs/first`")
@@ -83,17 +82,13 @@ def _parse(arguments: list[str], program: str) -> ChatArguments:
         raise RecipeError(f"--{wrong[0]} is no key here; the run or model comes first")
     own = settings_of(arguments[0])
     derived = [argument(name, value) for name, value in own.items() if name not in given]
-    recipe = parse_recipe((ChatArguments,), [*derived, *arguments[1:]])
-    asked: ChatArguments = recipe.instances[0]
+    (asked,) = parse_recipe((ChatArguments,), [*derived, *arguments[1:]]).instances
     return asked
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """The settings that follow from a run's folder, a model within one, or any model.
-
-    Raises:
-        ValueError: A run has no model yet.
-    """
+    """The settings that follow from a run's folder, a model within one, or any model. A ValueError
+    if a run has no model yet."""
     path = Path(name)
     run = path if (path / "recipe.yaml").is_file() else path.parent
     if not path.is_dir() or not (run / "recipe.yaml").is_file():
@@ -102,12 +97,11 @@ def settings_of(name: str) -> dict[str, Any]:
     of_run = {setting.key: setting.value for setting in read_recipe(run / "recipe.yaml")}
     if "task" not in of_run:  # tuned on instructions or pairs, in the Alpaca template
         return {"model": str(model), "task": "alpaca_eval", "prompt": "alpaca"}
-    settings: dict[str, Any] = {"model": str(model)}
-    for key, names in _OF_A_RUN.items():
-        value = next((of_run[name] for name in names if of_run.get(name) is not None), None)
-        if value is not None:
-            settings[key] = value
-    return settings
+    settings = {
+        key: next((of_run[name] for name in names if of_run.get(name) is not None), None)
+        for key, names in _OF_A_RUN.items()
+    }
+    return {"model": str(model), **{k: v for k, v in settings.items() if v is not None}}
 
 
 def _model_of(run: Path) -> Path:
@@ -190,7 +184,3 @@ def _read_questions(truth: str | None) -> Iterator[tuple[str, str | None]]:
         except (EOFError, KeyboardInterrupt):
             return
         yield question, own or truth
-
-
-if __name__ == "__main__":
-    main()

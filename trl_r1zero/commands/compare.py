@@ -7,21 +7,15 @@ said (`trl-r1zero judge`), with standard errors, and the difference to the basel
 questions. The folder of a suite stands for those of its tasks; all suites have one table first.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import exit_on
+from .errors import command_line, exit_on
 
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero compare") -> None:
     """Compare as a command line says (this process's by default), and print the tables."""
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description="Tables of evaluations, one for each task, with differences to a baseline on "
-        "the same questions and their paired standard errors.",
-        allow_abbrev=False,
-    )
+    parser = command_line(program, __doc__)
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="what `trl-r1zero eval` wrote")
     parser.add_argument(
         "--baseline",
@@ -44,7 +38,3 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero compare")
             Path(args.output).parent.mkdir(parents=True, exist_ok=True)
             Path(args.output).write_text(f"# Comparison\n\n{text}", encoding="utf-8")
     print(text)
-
-
-if __name__ == "__main__":
-    main()

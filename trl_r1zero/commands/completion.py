@@ -14,8 +14,6 @@ from trl_r1zero.recipe.bundled import LAUNCH_CONFIGS, RECIPES, command_of, names
 
 from .stored_help import KEYED, help_text
 
-__all__ = ["SHELLS", "complete", "main"]
-
 # Each asks this command for the words that may stand where the cursor is; where a recipe or a
 # configuration is asked for, and where there are no words, files are offered too.
 _BASH = """\
@@ -43,6 +41,7 @@ complete -c trl-r1zero -a '(trl-r1zero completion words \
 (commandline -opc)[2..] (commandline -ct) 2> /dev/null)'
 """
 SHELLS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
+RUNS = {command for command, method in KEYED.items() if method is not None}
 
 
 def main(argv: Sequence[str] | None = None, commands: Sequence[str] = ()) -> int:
@@ -76,18 +75,14 @@ def complete(words: Sequence[str], commands: Sequence[str]) -> list[str]:
     elif before == "--accelerate_config":
         found = names(LAUNCH_CONFIGS)
     elif before == "--config" or (len(words) == 2 and command in ("recipes", "sweep")):
-        found = [name for name in names(RECIPES) if _fits(command, name)]
+        of = {name: command_of(RECIPES / f"{name}.yaml") for name in names(RECIPES)}
+        wanted = {"recipes": set(of.values()), "doctor": RUNS}.get(command, {command})
+        found = [name for name in of if of[name] in wanted]
     elif len(words) == 2 and command == "completion":
         found = list(SHELLS)
     else:
         found = _values(command, before.removeprefix("--"))
     return [one for one in found if one.startswith(word)]
-
-
-def _fits(command: str, name: str) -> bool:
-    """Whether a recipe may be for this command."""
-    of = command_of(RECIPES / f"{name}.yaml")
-    return command == of or command == "recipes" or (command == "doctor" and of in RUNS)
 
 
 def _values(command: str, key: str) -> list[str]:
@@ -96,10 +91,6 @@ def _values(command: str, key: str) -> list[str]:
     if command not in KEYED or title is None:
         return []
     type_name = title[1].partition(", default")[0].partition(", required")[0]
-    choices = re.search(r"one of ((?:[^ ,]+, )*[^ ,]+)", type_name)
-    if choices:
+    if choices := re.search(r"one of ((?:[^ ,]+, )*[^ ,]+)", type_name):
         return choices[1].split(", ")
     return ["true", "false"] if "bool" in type_name.split(" or ") else []
-
-
-RUNS = [command for command, method in KEYED.items() if method is not None]

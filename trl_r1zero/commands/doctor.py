@@ -65,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(findings: Sequence[Finding], as_json: bool, heading: str, **facts: Any) -> int:
-    report = json.dumps(to_json(findings, **facts), indent=2) if as_json else None
-    print(report or to_text(findings, heading))
+    text = to_text(findings, heading)
+    print(json.dumps(to_json(findings, **facts), indent=2) if as_json else text)
     return int(would_fail(findings))
 
 

@@ -1,5 +1,6 @@
-"""How commands end when what they were given is wrong, or a signal asks them to."""
+"""How commands read their words, and how they end when these are wrong or a signal asks them to."""
 
+import argparse
 import os
 import signal
 import sys
@@ -11,6 +12,12 @@ from trl_r1zero.common.stopping import RunStopped, StopSignals, end_with_launche
 
 # Set to anything, errors come with their traceback.
 TRACEBACK = "TRL_R1ZERO_TRACEBACK"
+
+
+def command_line(program: str, text: str | None) -> argparse.ArgumentParser:
+    """A parser whose `--help` has a command's docstring as it is written."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(program, None, text, formatter_class=raw, allow_abbrev=False)
 
 
 @contextmanager
@@ -30,11 +37,8 @@ def exit_on(program: str, *kinds: type[BaseException]) -> Iterator[None]:
 
 @contextmanager
 def stopping_in_words(*more: str) -> Iterator[None]:
-    """End with status 128 + n and one line for a signal n that nobody within it takes.
-
-    Args:
-        more: What the command that goes on has besides the arguments of this one.
-    """
+    """End with status 128 + n and one line for a signal n that nobody within it takes; `more` is
+    what the command that goes on has besides the arguments of this one."""
     end_with_launcher()
     signals = StopSignals(at_once=True)
     try:

@@ -28,16 +28,10 @@ if TYPE_CHECKING:
     from trl_r1zero.evaluation import Evaluation
 
 
-def run(loaded: LoadedEvaluation, recipe: ParsedRecipe) -> "Evaluation":
-    """Sample, grade and write; see `evaluation.evaluate`."""
-    with closing(loaded.engine), loaded.grader:
-        return _evaluate(loaded, recipe)
-
-
 def run_suite(
     loaded: Mapping[str, LoadedEvaluation], recipe: ParsedRecipe, folder: Path
 ) -> dict[str, Any]:
-    """`run` for each task on one engine; what `suite.json` holds, which is written after each."""
+    """Evaluate each task on one engine; what `suite.json` holds, which is written after each."""
     from trl_r1zero.evaluation.sample_and_grade import check_results_folder
     from trl_r1zero.evaluation.suite import suite_facts, task_facts, write_suite
 
@@ -61,7 +55,7 @@ def run_suite(
 
 def _evaluate(loaded: LoadedEvaluation, recipe: ParsedRecipe) -> "Evaluation":
     from trl_r1zero.evaluation import evaluate
-    from trl_r1zero.evaluation.results_folder import EVALUATION_FILE
+    from trl_r1zero.evaluation.files import EVALUATION_FILE
 
     # Those of the first start stay when the evaluation goes on.
     if not (loaded.folder / EVALUATION_FILE).exists():
@@ -115,36 +109,31 @@ def _write_outputs(name: str, loaded: LoadedEvaluation, evaluation: "Evaluation"
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero eval") -> None:
     """Evaluate as a command line says (this process's by default), and print the results."""
     with stopping_in_words():
-        _main(argv, program)
+        _main(list(sys.argv[1:] if argv is None else argv), program)
 
 
-def _main(argv: Sequence[str] | None, program: str) -> None:
+def _main(arguments: list[str], program: str) -> None:
     with exit_on(program, ValueError, OSError, RuntimeError):
         check_requirements()
-        recipe = parse_recipe(
-            (EvaluationArguments,),
-            list(sys.argv[1:] if argv is None else argv),
-            description=__doc__ or "",
-            program=program,
-        )
-        arguments: EvaluationArguments = recipe.instances[0]
-        is_suite = isinstance(arguments.task, list)
-        loaded = arguments.load_suite() if is_suite else {"": arguments.load()}
+        recipe = parse_recipe((EvaluationArguments,), arguments, __doc__ or "", program)
+        asked: EvaluationArguments = recipe.instances[0]
+        is_suite = isinstance(asked.task, list)
+        loaded = asked.load_suite() if is_suite else {"": asked.load()}
     from trl_r1zero.evaluation import results_table
-    from trl_r1zero.evaluation.results_folder import ResultsFolderError
+    from trl_r1zero.evaluation.files import ResultsFolderError
     from trl_r1zero.evaluation.suite import SUITE_FILE, SUITE_PAGE, suite_table
     from trl_r1zero.generation.vllm_server import VLLMServerError
 
     if is_suite:
         with exit_on(program, ResultsFolderError, VLLMServerError):
-            suite = run_suite(loaded, recipe, arguments.folder)
+            suite = run_suite(loaded, recipe, asked.folder)
         print("\n".join(suite_table([suite])))
-        print(f"\n{arguments.folder}: {SUITE_PAGE} to read, {SUITE_FILE}, a folder for each task")
+        print(f"\n{asked.folder}: {SUITE_PAGE} to read, {SUITE_FILE}, a folder for each task")
         return
     one = loaded[""]
     print(_evaluating(one), flush=True)
-    with exit_on(program, ResultsFolderError, VLLMServerError):
-        evaluation = run(one, recipe)
+    with exit_on(program, ResultsFolderError, VLLMServerError), closing(one.engine), one.grader:
+        evaluation = _evaluate(one, recipe)
     print(results_table(evaluation.summary))
     files = ["results.jsonl", "summary.json", one.task.output_file]
     print(f"\n{one.folder}: report.html and report.md to read, {', '.join(filter(None, files))}")

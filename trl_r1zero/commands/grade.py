@@ -8,22 +8,18 @@ rule that decided; `report.md` and `report.html` sum it up. Of answers that a st
 wrong, they say what the lenient one would say.
 """
 
-import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from .errors import exit_on
+from .errors import command_line, exit_on
 
 DEFAULT_REWARD = "math"
 
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero grade") -> None:
     """Grade as a command line says (this process's by default), and print the results."""
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description="Grade responses against ground truths, and say which rule decided.",
-        allow_abbrev=False,
-    )
+    parser = command_line(program, __doc__)
     parser.add_argument(
         "file", metavar="FILE.jsonl", help="one JSON object per line: response, ground_truth"
     )
@@ -57,15 +53,6 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero grade") -
     name = f"{file.name.removesuffix('.gz').removesuffix('.jsonl')}-{args.reward}"
     folder = Path(args.output_dir) if args.output_dir else file.parent / name
     with exit_on(program, ValueError, OSError):
-        table = grade_file(
-            file,
-            args.reward,
-            folder,
-            on_bad_row=args.on_bad_row,
-            reward_workers=args.reward_workers,
-        )
+        grade = partial(grade_file, reward_workers=args.reward_workers)
+        table = grade(file, args.reward, folder, on_bad_row=args.on_bad_row)
     print(f"{table}\n\nWritten to {folder}: grades.jsonl, report.md, report.html")
-
-
-if __name__ == "__main__":
-    main()

@@ -4,14 +4,13 @@ trl-r1zero init my_project
 cd my_project && trl-r1zero grpo --config grpo.yaml    # on a CPU
 """
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import exit_on
+from .errors import command_line, exit_on
 
 # Of the model that a project begins with: the share of its answers that is right, and how close, in
 # nats, it has to come to answering so.
@@ -24,12 +23,7 @@ SUFFIX = ".template"
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero init") -> None:
     """Write a project: data, task, prompt, reward, recipe, test, and a tiny model to begin with."""
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description="Write a project to edit: ten rows of data, a task, a prompt, a reward, a "
-        "recipe for GRPO, a test, and a tiny model that is often wrong, to train on a CPU.",
-        allow_abbrev=False,
-    )
+    parser = command_line(program, __doc__)
     parser.add_argument("folder", metavar="FOLDER", help="a new one, or an empty one")
     args = parser.parse_args(argv)
     folder = Path(args.folder)
@@ -94,7 +88,3 @@ def _teach(folder: Path, model_folder: Path) -> None:
         loss.backward()
         optimizer.step()
     model.save_pretrained(model_folder)
-
-
-if __name__ == "__main__":
-    main()

@@ -117,15 +117,9 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero judge") -
     """Judge as a command line says (this process's by default), and print the results."""
     with exit_on(program, ValueError):
         arguments = _folders_as_key(list(sys.argv[1:] if argv is None else argv))
-    recipe = parse_recipe(
-        (JudgeArguments,),
-        arguments,
-        description=__doc__ or "",
-        program=program,
-    )
-    from trl_r1zero.evaluation.judge import judge_answers
-    from trl_r1zero.evaluation.judge_report import judge_table
-    from trl_r1zero.evaluation.results_folder import ResultsFolderError
+    recipe = parse_recipe((JudgeArguments,), arguments, __doc__ or "", program)
+    from trl_r1zero.evaluation.files import ResultsFolderError
+    from trl_r1zero.evaluation.judge import judge_answers, judge_table
     from trl_r1zero.generation.chat_client import ChatServerError
 
     with exit_on(program, ValueError, OSError, ChatServerError):
@@ -148,7 +142,3 @@ def _folders_as_key(arguments: list[str]) -> list[str]:
     if starts and "--results" in {argument.partition("=")[0] for argument in arguments}:
         raise ValueError(f"--results is given twice, {arguments[0]} being one of them; leave one")
     return ["--results", *arguments] if starts else arguments
-
-
-if __name__ == "__main__":
-    main()

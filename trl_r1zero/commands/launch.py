@@ -22,8 +22,6 @@ from trl_r1zero.recipe.requirements import check_requirements
 
 from .errors import exit_on
 
-__all__ = ["DESCRIPTIONS", "add_launch_options", "description_of", "main", "program_of"]
-
 # Method (see `runs.kinds`) -> what it is for.
 DESCRIPTIONS = {
     "grpo": "train with GRPO on rewards of sampled answers",
@@ -79,12 +77,9 @@ def main(method: str, argv: Sequence[str]) -> None:
 
 
 def launch_command(method: str, argv: Sequence[str]) -> list[str]:
-    """The command line of accelerate for one of `trl-r1zero`.
-
-    Raises:
-        ValueError: There is no such recipe or configuration, or the recipe is another command's, or
-            the number of processes is not one.
-    """
+    """The command line of accelerate for one of `trl-r1zero`. A ValueError if there is no such
+    recipe or configuration, the recipe is another command's, or the number of processes is not
+    one."""
     separator = list(argv).index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(program_of(method), add_help=False, allow_abbrev=False)
     add_launch_options(parser)
@@ -93,7 +88,8 @@ def launch_command(method: str, argv: Sequence[str]) -> list[str]:
         raise ValueError(f"--num_processes is {own.num_processes}; give 1 or more")
     if own.config is not None:
         recipe_arguments = ["--config", _recipe_of(method, own.config), *recipe_arguments]
-    name = own.accelerate_config or _default_config(own.num_processes or 1)
+    several = "multi_gpu" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
+    name = own.accelerate_config or ("single_gpu" if own.num_processes in (None, 1) else several)
     file = find_launch_config(name)
     if not file.is_file():
         advice = not_found(name, LAUNCH_CONFIGS)
@@ -117,9 +113,3 @@ def _recipe_of(method: str, name: str) -> str:
         if command != method.replace("_", "-"):
             raise ValueError(f"--config: {name} is a recipe of `trl-r1zero {command}`; start that")
     return str(path)
-
-
-def _default_config(num_processes: int) -> str:
-    if num_processes == 1:
-        return "single_gpu"
-    return "multi_gpu" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"

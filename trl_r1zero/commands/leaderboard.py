@@ -6,29 +6,19 @@
 A submission is made by `accelerate launch leaderboard/run.py --config ...`.
 """  # noqa: E501
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from .errors import command_line
 
 PAGE = "README.md"
 
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero leaderboard") -> int:
-    """Verify submissions or write the page of the leaderboard, as a command line says.
-
-    Args:
-        argv: The arguments; those of this process by default.
-        program: What messages call the program.
-
-    Returns:
-        The exit status: 1 where a submission breaks a rule or cannot be read.
-    """
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description="Verify submissions to the leaderboard from their files, and list them.",
-        allow_abbrev=False,
-    )
+    """Verify submissions or write the page of the leaderboard, as a command line says; the exit
+    status is 1 where a submission breaks a rule or cannot be read."""
+    parser = command_line(program, __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     verifying = commands.add_parser(
         "verify", help="check submissions by the rules, without model, data or network"
@@ -56,23 +46,20 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero leaderboa
 def _verify(folders: Sequence[str]) -> int:
     from trl_r1zero.leaderboard.submission import compare_submissions, judge
 
-    any_broken = False
     submissions = {}
     for folder in folders:
         about, broken, text = judge(folder)
         print(f"{text}\n")
-        if broken:
-            any_broken = True
-        else:
+        if not broken:
             submissions[folder] = about
     differences = compare_submissions(submissions)
     for difference in differences:
         print(f"Not comparable: {difference}")
-    return int(any_broken or bool(differences))
+    return int(len(submissions) < len(set(folders)) or bool(differences))
 
 
 def _write_page(folder: Path) -> int:
-    from trl_r1zero.leaderboard.table import leaderboard_page, read_submissions
+    from trl_r1zero.leaderboard.submission import leaderboard_page, read_submissions
 
     submissions = read_submissions(folder)
     path = folder / PAGE
@@ -80,7 +67,3 @@ def _write_page(folder: Path) -> int:
     valid = sum(not entry.broken for entry in submissions)
     print(f"{path}: submissions: {len(submissions)}, of which {valid} hold every rule")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,8 +8,6 @@ from typing import Any
 
 from trl_r1zero import trainers
 
-__all__ = ["MAKERS", "TrainingSetup"]
-
 
 @dataclass(frozen=True)
 class TrainingSetup:
@@ -34,41 +32,34 @@ class TrainingSetup:
         return {**model_settings(self.config, self.model), "processing_class": self.tokenizer}
 
 
-def _data_arguments(loaded: Any) -> dict[str, Any]:
+def _data_arguments(loaded: Any, reward: str = "reward_fn") -> dict[str, Any]:
+    """Data and reward of a trainer that validates; `reward`: what it calls that."""
     return {
         "train_dataset": loaded.train_dataset,
         "eval_dataset": loaded.eval_dataset,
         "stop": loaded.prompt.stop,
+        reward: loaded.reward,
     }
 
 
 def _grpo(setup: TrainingSetup) -> "trainers.R1ZeroGRPOTrainer":
-    task = setup.data.load(setup.tokenizer, setup.prompt_rooms())
-    return trainers.R1ZeroGRPOTrainer(
-        **setup.trainer_arguments(), **_data_arguments(task), reward_funcs=task.reward
-    )
+    data = _data_arguments(setup.data.load(setup.tokenizer, setup.prompt_rooms()), "reward_funcs")
+    return trainers.R1ZeroGRPOTrainer(**setup.trainer_arguments(), **data)
 
 
 def _expert_iteration(setup: TrainingSetup) -> "trainers.ExpertIterationTrainer":
-    task = setup.data.load(setup.tokenizer, setup.prompt_rooms())
-    return trainers.ExpertIterationTrainer(
-        **setup.trainer_arguments(), **_data_arguments(task), reward_fn=task.reward
-    )
+    data = _data_arguments(setup.data.load(setup.tokenizer, setup.prompt_rooms()))
+    return trainers.ExpertIterationTrainer(**setup.trainer_arguments(), **data)
 
 
 def _sft(setup: TrainingSetup) -> "trainers.R1ZeroSFTTrainer":
     config = setup.config
     traces = setup.data.load_traces(
-        setup.tokenizer,
-        config.max_length,
-        append_eos=config.append_eos,
-        rooms=setup.prompt_rooms(),
+        setup.tokenizer, config.max_length, append_eos=config.append_eos, rooms=setup.prompt_rooms()
     )
     if config.process_index == 0:
         _report_data(traces, Path(config.output_dir))
-    return trainers.R1ZeroSFTTrainer(
-        **setup.trainer_arguments(), **_data_arguments(traces), reward_fn=traces.reward
-    )
+    return trainers.R1ZeroSFTTrainer(**setup.trainer_arguments(), **_data_arguments(traces))
 
 
 def _report_data(traces: Any, folder: Path) -> None:
@@ -93,12 +84,9 @@ def _instruction_tuning(setup: TrainingSetup) -> Any:
             f"{len(train_dataset):,} chunks of {data.seq_length} tokens from "
             f"{train_dataset.num_documents:,} documents"
         )
+    model = load_model(setup.model)
     return trainers.make_instruction_tuning_trainer(
-        load_model(setup.model),
-        config,
-        train_dataset,
-        eval_dataset,
-        processing_class=setup.tokenizer,
+        model, config, train_dataset, eval_dataset, setup.tokenizer
     )
 
 

@@ -6,7 +6,6 @@ Makes a small model and its traces, trains the base policy on these, and that wi
 runs/quickstart. What was done already is not done again; what broke off goes on.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -15,17 +14,14 @@ from pathlib import Path
 
 from trl_r1zero.recipe.bundled import RECIPES
 
+from .errors import command_line
+
 FOLDER = Path("runs") / "quickstart"
 
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero quickstart") -> int:
     """Run what is missing; the exit status of the part that failed, or 0."""
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description="Make a small model, train it with GRPO, and show that it learned: on a CPU or "
-        f"a GPU, without a download. All files are in {FOLDER}.",
-        allow_abbrev=False,
-    )
+    parser = command_line(program, __doc__)
     parser.add_argument("--seed", type=int, default=0, help="of GRPO [%(default)s]")
     args = parser.parse_args(argv)
     # The model is too small to gain from more threads, which on busy cores wait for one another.
@@ -50,7 +46,3 @@ def commands(seed: int) -> list[list[str]]:
         [*run, "sft", "--config", "quickstart/sft-base_policy", *auto],
         grpo,
     ]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

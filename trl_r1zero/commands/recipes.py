@@ -4,7 +4,6 @@ trl-r1zero recipes                             # all names, with a line each
 trl-r1zero recipes quickstart/grpo > my.yaml   # one, as a start of one's own
 """
 
-import argparse
 import os
 import re
 import shutil
@@ -22,18 +21,13 @@ from trl_r1zero.recipe.bundled import (
     summary,
 )
 
-from .errors import exit_on
+from .errors import command_line, exit_on
 from .launch import DESCRIPTIONS
 
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero recipes") -> None:
     """List recipes and launch configurations, or print a recipe."""
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description="Without a name: the recipes and launch configurations that come with the "
-        "package, with a line each. With one: that recipe, as a start of your own.",
-        allow_abbrev=False,
-    )
+    parser = command_line(program, __doc__)
     parser.add_argument("name", nargs="?", metavar="NAME", help="such as quickstart/grpo")
     args = parser.parse_args(argv)
     with exit_on(program, ValueError, OSError):
@@ -80,7 +74,3 @@ def _one(name: str) -> str:
         return f"base: {os.path.normpath(os.path.join(folder, match[1])).removesuffix('.yaml')}"
 
     return re.sub(r"^base: *(\S+)", by_name, path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-
-
-if __name__ == "__main__":
-    main()

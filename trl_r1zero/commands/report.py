@@ -8,21 +8,17 @@ seeds side by side, as `report.md`, `report.html`, figures and `results.json` in
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from .errors import command_line, exit_on
 
 DEFAULT_OUTPUT_DIR = "report"
 
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero report") -> None:
     """Report as a command line says, and print it."""
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description="One run: its report. Several: curves and tables of groups of runs, with "
-        "differences paired by seed and their 95% intervals.",
-        allow_abbrev=False,
-    )
+    parser = command_line(program, __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="output_dir of a run")
     parser.add_argument(
         "--group_by",
@@ -38,19 +34,15 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero report") 
         "--output_dir", metavar="DIR", help=f"several: where to write [{DEFAULT_OUTPUT_DIR}]"
     )
     args = parser.parse_args(argv)
-    try:
+    with exit_on(program, ValueError, OSError):
         print(_compare(args) if len(args.runs) > 1 else _report(args), end="")
-    except (ValueError, OSError) as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def _report(args: argparse.Namespace) -> str:
     from trl_r1zero.reports.report import write_report
 
     only_for_several = ("group_by", "baseline", "output_dir")
-    given = [f"--{name}" for name in only_for_several if getattr(args, name) is not None]
-    if given:
+    if given := [f"--{name}" for name in only_for_several if getattr(args, name) is not None]:
         raise ValueError(
             f"{', '.join(given)}: only for several runs; the report of one goes into its folder"
         )
@@ -67,7 +59,3 @@ def _compare(args: argparse.Namespace) -> str:
     title = f"{number} in {len(groups)} groups" if len(groups) > 1 else number
     text = write_comparison(groups, folder, title=title, baseline=args.baseline)
     return f"{text}\nWritten to {folder}: report.md, report.html, figures, results.json\n"
-
-
-if __name__ == "__main__":
-    main()

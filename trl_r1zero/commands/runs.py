@@ -6,22 +6,16 @@ A run counts as running while its metrics are younger than five times its longes
 (a minute at least).
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from .errors import exit_on
+from .errors import command_line, exit_on
 
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero runs") -> None:
     """List the runs in a folder, the latest first."""
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description="The runs in a folder, at any depth, the latest first: kind, state, steps, "
-        "last and best accuracy (of tuning: loss) of validation, age, size.",
-        allow_abbrev=False,
-    )
+    parser = command_line(program, __doc__)
     parser.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="[%(default)s]")
     parser.add_argument(
         "--json", action="store_true", help="a list for programs; seconds and bytes in numbers"
@@ -48,18 +42,9 @@ def _table(runs: Sequence) -> str:
         is_loss = " (loss)" if run.metric == "eval_loss" else ""
         left = f", {duration(run.seconds_left)} left" if run.seconds_left is not None else ""
         steps = "-" if run.step is None else f"{run.step}/{run.planned_steps or '?'}{left}"
-        rows.append(
-            [
-                run.folder,
-                run.kind or "-",
-                run.state,
-                steps,
-                _number(run.last) + is_loss,
-                best,
-                duration(run.age_seconds),
-                _size(run.size_bytes),
-            ]
-        )
+        age, size = duration(run.age_seconds), _size(run.size_bytes)
+        last = _number(run.last) + is_loss
+        rows.append([run.folder, run.kind or "-", run.state, steps, last, best, age, size])
     lines = table(["run", "kind", "state", "steps", "last", "best", "age", "size"], rows)
     reasons = [f"{run.folder}: {run.reason}" for run in runs if run.reason]
     return printable("\n".join([*lines, *([""] if reasons else []), *reasons]))
@@ -73,7 +58,3 @@ def _size(number: int) -> str:
     if number < 10**9:
         return f"{number / 10**3:.0f} kB" if number < 10**6 else f"{number / 10**6:.0f} MB"
     return f"{number / 10**9:.1f} GB"
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from trl_r1zero.generation.vllm_server import VLLMServer, VLLMServerConfig, VLLMServerError
 from trl_r1zero.recipe import parse_recipe
@@ -21,14 +20,10 @@ _POLL_SECONDS = 0.5
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve a model until this process is asked to stop.
-
-    Returns:
-        The exit status: 0 after Ctrl-C or SIGTERM, 1 if the server does not start or dies. A
-        command line that cannot be read ends the program with 2.
-    """
+    """Serve a model until this process is asked to stop; the exit status is 0 after Ctrl-C or
+    SIGTERM, 1 if the server does not start or dies, 2 for a command line that cannot be read."""
     model, config = _parse(list(sys.argv[1:] if argv is None else argv))
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     server = VLLMServer(model, config)
     try:
         server.start()
@@ -58,19 +53,11 @@ def _parse(arguments: list[str]) -> tuple[str, VLLMServerConfig]:
             file=sys.stderr,
         )
         raise SystemExit(2)
-    recipe = parse_recipe(
-        (VLLMServerConfig,),
-        arguments if asks_for_help else arguments[1:],
-        description=__doc__ or "",
-        program=f"{_PROGRAM} MODEL",
-    )
+    own = arguments if asks_for_help else arguments[1:]
+    recipe = parse_recipe((VLLMServerConfig,), own, __doc__ or "", f"{_PROGRAM} MODEL")
     config: VLLMServerConfig = recipe.instances[0]
     config.extra_args += extra_args
     return arguments[0], config
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _banner(server: VLLMServer) -> str:
@@ -102,7 +89,3 @@ def _follow_log(server: VLLMServer) -> None:
             if not alive:
                 return
             time.sleep(_POLL_SECONDS)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,8 +15,6 @@ from pathlib import Path
 
 from .launch import DESCRIPTIONS, description_of, program_of
 
-__all__ = ["KEYED", "help_text", "made_help", "write"]
-
 FOLDER = Path(__file__).parent / "help"
 # Command -> the method of its runs; none where it makes no run.
 KEYED: Mapping[str, str | None] = {

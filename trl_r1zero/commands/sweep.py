@@ -13,15 +13,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .errors import command_line
+
 REPORTS_FOLDER = "reports"
 
 
 def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero sweep") -> int:
-    """Sweep as a command line says.
-
-    Returns:
-        0 if every run is finished, 1 if some failed or diverged, 130 if it was interrupted.
-    """
+    """Sweep as a command line says; the exit status is 0 if every run is finished, 1 if some failed
+    or diverged, 130 if it was interrupted."""
     args = _parser(program).parse_args(argv)
     try:
         return _sweep(args)
@@ -32,11 +31,10 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero sweep") -
 
 def _sweep(args: argparse.Namespace) -> int:
     from trl_r1zero.experiments.experiment import read_experiment
-    from trl_r1zero.experiments.plan import make_plan
-    from trl_r1zero.experiments.slots import make_slots
+    from trl_r1zero.experiments.plan import make_plan, make_slots
     from trl_r1zero.experiments.sweep import Sweep
     from trl_r1zero.experiments.sweep_report import plan_text, report_plan
-    from trl_r1zero.runs.run_state import run_state
+    from trl_r1zero.runs.index import run_state
 
     experiments = [read_experiment(file, args.scale) for file in args.files]
     paths: dict[str, Path] = {}
@@ -68,11 +66,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description="Run experiments from their files, what is missing of them, and report.",
-        allow_abbrev=False,
-    )
+    parser = command_line(program, __doc__)
     parser.add_argument("files", nargs="+", metavar="FILE", help="such as recipes/experiments/*")
     parser.add_argument("--scale", help="one of the file's scales [its first]")
     parser.add_argument(
@@ -108,7 +102,3 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"got {number}, expected at least 1")
     return number
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,11 +20,8 @@ def train(
 ) -> None:
     """Train as a recipe says, save the model at the end, and print the report.
 
-    Args:
-        method: Which kind of run (see `runs.kinds`), and so which settings a recipe may have.
-        description: What `--help` says first.
-        argv: The arguments; those of this process by default.
-        program: What messages call the program; the script's name by default.
+    The method (see `runs.kinds`) decides which settings a recipe may have; `description`, `argv`
+    and `program` are as in `parse_recipe`.
     """
     check_requirements()  # before the imports that a wrong version would break
 

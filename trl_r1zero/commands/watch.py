@@ -6,10 +6,11 @@
 Several runs are overlaid. The page is served to this machine alone and follows what the runs write.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from .errors import command_line
 
 PROGRAM = "trl-r1zero watch"
 DEFAULT_PORT = 8700
@@ -17,12 +18,7 @@ DEFAULT_PORT = 8700
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page until Ctrl-C, or write it."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        description="Serve a page of curves, settings and answers of runs, several of them "
-        "overlaid, to this machine; it follows what they write. Ctrl-C ends it.",
-        allow_abbrev=False,
-    )
+    parser = command_line(PROGRAM, __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="output_dir of a run")
     parser.add_argument(
         "--port", type=int, default=DEFAULT_PORT, help=f"0: any free one [{DEFAULT_PORT}]"
@@ -66,7 +62,3 @@ def _serve(folders: Sequence[Path], port: int) -> int:
         except KeyboardInterrupt:
             print()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

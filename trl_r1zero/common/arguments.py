@@ -5,8 +5,6 @@ import typing
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
-__all__ = ["AT_LEAST_0", "Count", "NonNegative", "Positive", "arg", "check_ranges", "default_of"]
-
 
 class Range(NamedTuple):
     """What a value, where it is not None, must be; stands in the type of a field."""

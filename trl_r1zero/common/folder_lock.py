@@ -20,8 +20,6 @@ from typing import IO, Any
 
 import psutil
 
-__all__ = ["LOCK_FILE", "FolderInUseError", "folder_ends", "holding", "in_use"]
-
 LOCK_FILE = "run.lock"
 # What a new process waits for one that is ending, and for one to notice that it has to.
 _END_SECONDS, _NOTICE_SECONDS, _POLL_SECONDS = 600.0, 2.0, 0.1
@@ -46,11 +44,8 @@ _held: dict[Path, _Held] = {}  # by this process
 @contextmanager
 def holding(folder: str | Path) -> Iterator[None]:
     """Keep a folder, which is made if need be, for this process; it can be taken several times. One
-    that was made and got nothing is taken away again.
-
-    Raises:
-        FolderInUseError: Another process has it, and is not about to end.
-    """
+    that was made and got nothing is taken away again. FolderInUseError if another process has it,
+    and is not about to end."""
     path = Path(folder).resolve()
     if path in _held:
         _held[path].count += 1
@@ -106,7 +101,13 @@ def _take(folder: Path) -> _Held:
                 said = True
                 print(f"{folder}: waiting for process {owner.get('pid')} to end", file=sys.stderr)
             time.sleep(_POLL_SECONDS)
-        held = _Held(file, _own_facts(), made)
+        facts = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "process_started": psutil.Process().create_time(),
+            "since": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        held = _Held(file, facts, made)
         _write(held)
     except BaseException:
         file.close()
@@ -132,15 +133,6 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _own_facts() -> dict[str, Any]:
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "process_started": psutil.Process().create_time(),
-        "since": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
 
 
 def _write(held: _Held) -> None:

@@ -7,8 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-__all__ = ["did_you_mean", "resolve", "search_here", "unknown_name_message"]
-
 
 def did_you_mean(got: object, allowed: Iterable[str]) -> str:
     """Returns `; did you mean 'math'?`, or nothing where no allowed name is near."""
@@ -24,11 +22,8 @@ def unknown_name_message(kind: str, got: object, allowed: Iterable[str]) -> str:
 
 
 def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Any:
-    """What `known` has under a name, or what stands at a dotted path, `package.module.name`.
-
-    Raises:
-        ValueError: There is no such name, module, or name in the module.
-    """
+    """What `known` has under a name, or what stands at a dotted path, `package.module.name`. A
+    ValueError if there is no such name, module, or name in the module."""
     if name in known:
         return known[name]
     module_name, dot, attribute = name.rpartition(".")

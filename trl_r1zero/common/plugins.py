@@ -21,8 +21,8 @@ from .arguments import arg
 from .naming import resolve, unknown_name_message
 from .types import MISFIT, fit, type_name
 
-__all__ = ["REQUIRED", "Option", "PlugIns", "Role", "call_by_name", "is_dotted"]
-
+# What a recipe can say.
+_PLAIN = bool | int | float | str | list | dict | Path | Enum | None
 # The default of an option that has none.
 REQUIRED = inspect.Parameter.empty
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -44,12 +44,6 @@ def is_dotted(name: object) -> TypeGuard[str]:
     return all(map(str.isidentifier, name.split(".")))
 
 
-def _is_plain(default: Any) -> bool:
-    """Whether a recipe can say it, or there is none."""
-    plain = bool | int | float | str | list | dict | Path | Enum
-    return default is REQUIRED or default is None or isinstance(default, plain)
-
-
 class Option(NamedTuple):
     """A parameter of a plug-in that a recipe sets."""
 
@@ -59,29 +53,18 @@ class Option(NamedTuple):
 
 @dataclass(frozen=True)
 class Role:
-    """How plug-ins of a kind are called.
+    """How plug-ins of a kind are called."""
 
-    Attributes:
-        kind: The recipe's key.
-        inputs: What they take by position.
-        named: What they may take besides, by these names.
-        known: The registered ones.
-        counts_inputs: Whether one that takes fewer by position is refused here, and not where it is
-            called first.
-    """
-
-    kind: str
-    inputs: tuple[str, ...]
-    named: tuple[str, ...]
-    known: Mapping[str, Any]
+    kind: str  # the recipe's key
+    inputs: tuple[str, ...]  # what they take by position
+    named: tuple[str, ...]  # what they may take besides, by these names
+    known: Mapping[str, Any]  # the registered ones
+    # Whether one that takes fewer by position is refused here, and not where it is called first.
     counts_inputs: bool = True
 
     def options(self, name: str) -> dict[str, Option]:
-        """The options of a plug-in by their keys in a recipe; registered ones have none.
-
-        Raises:
-            ValueError: There is none at the path, or it cannot be called as its kind is.
-        """
+        """The options of a plug-in by their keys in a recipe; registered ones have none. A
+        ValueError if there is none at the path, or it cannot be called as its kind is."""
         if name in self.known:
             return {}
         function = resolve(self.kind, name, self.known)
@@ -104,7 +87,8 @@ class Role:
         return {
             f"{own}.{p.name}": self._option(name, p, hints)
             for p in rest
-            if p.kind not in _ANY_NUMBER and _is_plain(p.default)
+            if p.kind not in _ANY_NUMBER
+            and (p.default is REQUIRED or isinstance(p.default, _PLAIN))
         }
 
     def _check_inputs(self, name: str, parameters: Sequence[inspect.Parameter]) -> None:
@@ -129,15 +113,9 @@ class Role:
         return Option(type(parameter.default) if plain else Any, parameter.default)
 
     def bind(self, name: str, given: Mapping[str, Any]) -> Any:
-        """What is registered under a name, or stands at a dotted path with its options set.
-
-        Args:
-            name: Of the plug-in.
-            given: Options by their keys in a recipe; others are those of other plug-ins.
-
-        Raises:
-            ValueError: As `options`; an option has no value, or one of another type.
-        """
+        """What is registered under a name, or stands at a dotted path with its options set: those
+        of `given`, which has options of other plug-ins too, by their keys in a recipe. A ValueError
+        as `options`, or if an option has no value, or one of another type."""
         options, values = self.options(name), {}
         for key, (hint, default) in options.items():
             value = given.get(key, default)
@@ -154,11 +132,7 @@ class Role:
 
 @dataclass
 class PlugIns:
-    """A base of settings of which some name plug-ins.
-
-    Attributes:
-        roles: Of these settings, by their names.
-    """
+    """A base of settings of which some name plug-ins; `roles` are those of these, by name."""
 
     roles: ClassVar[Mapping[str, Role]] = {}
 
@@ -170,11 +144,8 @@ class PlugIns:
 
     @classmethod
     def option_keys(cls, values: Mapping[str, Any]) -> dict[str, Option]:
-        """The keys that a recipe with these values has besides the fields.
-
-        Raises:
-            ValueError: As `Role.options`; two plug-ins have a name.
-        """
+        """The keys that a recipe with these values has besides the fields. A ValueError as
+        `Role.options`, or if two plug-ins have a name."""
         keys: dict[str, Option] = {}
         for kind, role in cls.roles.items():
             name = values.get(kind)

@@ -5,38 +5,37 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["any_process", "from_main", "from_main_process", "is_main_process"]
-
 T = TypeVar("T")
+
+
+def _group() -> Any:
+    """`torch.distributed`, where this process has joined others; else None."""
+    distributed = getattr(sys.modules.get("torch"), "distributed", None)
+    joined = distributed and distributed.is_available() and distributed.is_initialized()
+    return distributed if joined else None
 
 
 def is_main_process() -> bool:
     """Whether this is the only process of a run, or the first."""
-    distributed = getattr(sys.modules.get("torch"), "distributed", None)
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        return bool(distributed.get_rank() == 0)
-    return os.environ.get("RANK", "0") == "0"  # as launchers set it
+    group = _group()
+    rank = os.environ.get("RANK", "0") if group is None else group.get_rank()  # as launchers set it
+    return int(rank) == 0
 
 
 def from_main(value: T) -> T:
     """The value that the main process has, on every process; a collective call."""
-    import torch.distributed
-
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return value
     values = [value]
-    torch.distributed.broadcast_object_list(values, src=0)
+    if (group := _group()) is not None:
+        group.broadcast_object_list(values, src=0)
     return values[0]
 
 
 def from_main_process(make: Callable[[], T]) -> T:
     """What `make` returns, or raises, on the main process, on every process; a collective call."""
-    import torch.distributed
-
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    if _group() is None:
         return make()
     outcome: tuple[Any, Exception | None] = None, None
-    if torch.distributed.get_rank() == 0:
+    if is_main_process():
         try:
             outcome = make(), None
         except Exception as error:
@@ -49,10 +48,8 @@ def from_main_process(make: Callable[[], T]) -> T:
 
 def any_process(flag: bool) -> bool:
     """Whether a flag is true on any process; a collective call."""
-    import torch.distributed
-
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    if (group := _group()) is None:
         return flag
-    flags: list[bool] = [False] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(flags, flag)
+    flags: list[bool] = [False] * group.get_world_size()
+    group.all_gather_object(flags, flag)
     return any(flags)

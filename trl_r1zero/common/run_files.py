@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["METRICS_FILE", "SKIPPED_FILE", "Line", "numbered_lines", "parse_line", "read_metrics"]
-
 METRICS_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped_rows.json"
 Line = dict[str, Any]

@@ -18,8 +18,6 @@ from typing import Any, Self
 
 import psutil
 
-__all__ = ["RunStopped", "StopSignals", "end_with_launcher", "how_to_go_on"]
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # Programs that start trainers, by the name of their script, and by that of their module.
 _LAUNCHERS = {"accelerate", "torchrun", "deepspeed"}

@@ -37,13 +37,8 @@ def fit(value: Any, hint: Any) -> Any:
     enum; a list to a tuple; a string to a Path. In a union, a member that the value is already of
     goes before one that it can be converted to. A bool is neither an int nor a float.
     """
-    alternatives = members(hint)
-    for convert in (False, True):
-        for member in alternatives:
-            fitted = _fit_member(value, member, convert)
-            if fitted is not MISFIT:
-                return fitted
-    return MISFIT
+    tried = (_fit_member(value, one, convert) for convert in (False, True) for one in members(hint))
+    return next((fitted for fitted in tried if fitted is not MISFIT), MISFIT)
 
 
 def _fit_member(value: Any, hint: Any, convert: bool) -> Any:

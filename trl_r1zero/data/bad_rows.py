@@ -47,23 +47,14 @@ class BadRowsError(ValueError):
 
 
 class BadRows:
-    """What was read of a source, and the rows of it that cannot be used.
-
-    Args:
-        on_bad_row: `error` or `skip`.
-        source: where the rows are from, for messages.
-
-    Attributes:
-        read: rows so far, usable or not.
-        errors: one for each row that cannot be used.
-    """
+    """What was read of a source, and the rows of it that cannot be used."""
 
     def __init__(self, on_bad_row: str = "error", source: str = "the data") -> None:
         if on_bad_row not in ON_BAD_ROW:
             raise ValueError(unknown_name_message("on_bad_row", on_bad_row, ON_BAD_ROW))
-        self.on_bad_row, self.source = on_bad_row, source
-        self.read = 0
-        self.errors: list[BadRowError] = []
+        self.on_bad_row, self.source = on_bad_row, source  # the latter for messages
+        self.read = 0  # rows so far, usable or not
+        self.errors: list[BadRowError] = []  # one for each row that cannot be used
 
     def add(self, error: BadRowError) -> None:
         """Count a row that was read and cannot be used."""
@@ -97,15 +88,12 @@ class BadRows:
         for _, group in groupby(by_reason, key=lambda error: error.reason):
             errors = list(group)
             lines += [f"  {error}" for error in errors[:MOST_SHOWN]]
-            lines += [f"  and {len(errors) - MOST_SHOWN:,} more such rows"][
-                : len(errors) > MOST_SHOWN
-            ]
-        if number == self.read:
-            head = f"{self.source}: none of {number:,} rows can be used:"
-        else:
+            if (more := len(errors) - MOST_SHOWN) > 0:
+                lines.append(f"  and {more:,} more such rows")
+        head = f"{self.source}: none of {number:,} rows can be used:"
+        if number < self.read:
             head = f"{self.source}: {number:,} of {self.read:,} rows cannot be used:"
-            them = "it" if number == 1 else "them"
-            lines.append(f"on_bad_row: skip leaves {them} out")
+            lines.append(f"on_bad_row: skip leaves {'it' if number == 1 else 'them'} out")
         return "\n".join([head, *lines])
 
 
@@ -140,10 +128,7 @@ def reading(source: str, on_bad_row: str | BadRows) -> Iterator[BadRows]:
 
 def usable(convert: Callable[[R], T], rows: Iterable[R]) -> Iterator[T]:
     """Yields what `convert` makes of each row, without rows for which it raises a BadRowError.
-
-    Raises:
-        BadRowError: of the first such row, outside of a `with` of `reading`.
-    """
+    Outside of a `with` of `reading`, the first such error is raised."""
     bad_rows = _reading.get()
     for row in rows:
         try:

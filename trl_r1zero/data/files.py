@@ -68,11 +68,8 @@ def describe(value: object) -> str:
 
 
 def existing_file(path: str | Path, kind: str) -> Path:
-    """Returns the path of a file that is there; `kind` is for the message.
-
-    Raises:
-        FileNotFoundError: no such file.
-    """
+    """Returns the path of a file that is there; `kind` is for the message. FileNotFoundError if
+    there is none."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; give a path to an existing {kind} file")
     return Path(path)
@@ -94,8 +91,7 @@ def read_jsonl(path: str | Path) -> Iterator[Row]:
         # Bytes, not text: decoding line by line lets the error name the line.
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                text = line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").rstrip()
-                if text:
+                if text := line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").rstrip():
                     yield _row(_parse(text, path, number), f"{path}:{number}", ON_ITS_LINE)
                     rows += 1
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -124,15 +120,11 @@ def read_json(path: str | Path) -> Iterator[Row]:
 
 
 def read_csv(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    """Yields the records of a CSV file in UTF-8, with or without a byte order mark.
+    """Yields the records of a CSV file in UTF-8, with or without a byte order mark; `columns` names
+    those of a file without a header.
 
     All fields are strings. A record's place is `path:line` of its first line, for quoted fields
     may hold line breaks.
-
-    Args:
-        path: the file.
-        columns: the names of the columns of a file without a header. None: the first record has
-            them.
 
     Raises (while iterating):
         FileNotFoundError: no such file.

@@ -33,9 +33,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from trl_r1zero.data.alpaca import ALPACA_TEMPLATE, format_alpaca
 from trl_r1zero.data.bad_rows import BadRowError, BadRows, reading, usable
 from trl_r1zero.data.files import Row, describe, existing_file, read_jsonl
+from trl_r1zero.data.prompts import ALPACA_TEMPLATE, format_alpaca
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

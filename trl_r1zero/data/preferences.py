@@ -30,21 +30,13 @@ OTHER_MESSAGE = "with different human messages"
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """An instruction and two responses to it.
+    """An instruction and two responses to it."""
 
-    Attributes:
-        instruction: the human's message.
-        chosen: the response that was preferred; may be empty.
-        rejected: the other one; may be empty.
-        source_file: name of the file ("harmless-base.jsonl.gz").
-        where: the place it came from ("folder/file:line"), for messages.
-    """
-
-    instruction: str
-    chosen: str
-    rejected: str
-    source_file: str
-    where: str
+    instruction: str  # the human's message
+    chosen: str  # the response that was preferred; may be empty
+    rejected: str  # the other one; may be empty
+    source_file: str  # name of the file ("harmless-base.jsonl.gz")
+    where: str  # the place it came from ("folder/file:line"), for messages
 
 
 def load_hh(source: str | Path, on_bad_row: str | BadRows = "error") -> list[PreferencePair]:

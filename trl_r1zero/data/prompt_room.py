@@ -31,14 +31,9 @@ def context_length(config: Any) -> int | None:
 def context_of(
     config: Any, tokenizer: Any, *, vllm: bool, max_model_len: int | None = None
 ) -> tuple[int | None, str]:
-    """Tokens of a prompt and its completion at most (None: no bound is known), and what says so.
-
-    Args:
-        config: of the model; None if it is not known.
-        tokenizer: of the model.
-        vllm: whether vLLM samples, not transformers.
-        max_model_len: vLLM's setting; None, or below 1, if it is left to vLLM.
-    """
+    """Tokens of a prompt and its completion at most (None: no bound is known), and what says so: of
+    a model whose config may not be known, sampled from by vLLM or transformers, with vLLM's setting
+    `max_model_len` (None, or below 1: left to vLLM)."""
     if vllm and max_model_len is not None and max_model_len > 0:
         return max_model_len, "max_model_len"
     context = None if config is None else context_length(config)
@@ -49,23 +44,14 @@ def context_of(
 
 @dataclass(frozen=True)
 class PromptRoom:
-    """A bound on the prompts of a data set.
+    """A bound on the prompts of a data set."""
 
-    Attributes:
-        tokenizer: of the model.
-        context: tokens of a prompt and its completion together, at most.
-        limit: what says so; see `context_of`.
-        new_tokens: of a completion, at most.
-        setting: what says so, such as `max_tokens`.
-        first: only the first so many prompts are used. None: all.
-    """
-
-    tokenizer: Any
-    context: int
-    limit: str
-    new_tokens: int
-    setting: str
-    first: int | None = None
+    tokenizer: Any  # of the model
+    context: int  # tokens of a prompt and its completion together, at most
+    limit: str  # what says so; see `context_of`
+    new_tokens: int  # of a completion, at most
+    setting: str  # what says so, such as `max_tokens`
+    first: int | None = None  # only the first so many prompts are used. None: all.
 
     def too_long(self, prompts: Sequence[str]) -> dict[int, int]:
         """Number of each prompt that leaves no room -> its tokens, the longest first."""
@@ -83,13 +69,8 @@ class PromptRoom:
         return dict(sorted(tokens.items(), key=lambda pair: -pair[1]))
 
     def keep(self, rows: Sequence[T], prompts: Sequence[str], bad_rows: BadRows) -> list[T]:
-        """Returns the rows whose prompts leave room, and adds the others to the bad ones.
-
-        Args:
-            rows: with `where` they came from.
-            prompts: of each, formatted.
-            bad_rows: of the source of the rows.
-        """
+        """Returns the rows (with `where` they came from) whose formatted prompts leave room, and
+        adds the others to the bad ones."""
         # Examples that a task generates were not counted while they were read.
         bad_rows.read = max(bad_rows.read, len(rows) + len(bad_rows.errors))
         long = self.too_long(prompts)
@@ -105,8 +86,7 @@ class PromptRoom:
     def check(self, name: str, prompts: Sequence[str]) -> None:
         """Raise a ValueError if one of the prompts that are used leaves no room."""
         prompts = prompts[: self.first]
-        long = self.too_long(prompts)
-        if long:
+        if long := self.too_long(prompts):
             row, tokens = next(iter(long.items()))
             raise ValueError(
                 f"{name}: {len(long):,} of {len(prompts):,} prompts leave {self._reason}; the "

@@ -57,24 +57,18 @@ PROMPT_ROLE = Role("prompt", (), (), dict.fromkeys(PROMPTS))
 class Prompt:
     """A template with one `{question}`, the strings that end a response, and where its answer is.
 
-    Attributes:
-        name: the built-in name, or the stem of the file.
-        template: text with exactly one `{question}`.
-        stop: generation ends at any of these: a string, which it keeps in the text, or the id of a
-            token. Empty: only at eos.
-        needs_tokenizer: whether `for_tokenizer` has something to do.
-        answer_format: a key of `ANSWER_FORMATS`; a task picks its reward function by it.
-
     Raises:
         ValueError: a template without exactly one `{question}`, an unknown answer format, or an
             empty stop string.
     """
 
-    name: str
-    template: str
+    name: str  # the built-in name, or the stem of the file
+    template: str  # text with exactly one `{question}`
+    # Generation ends at any of these: a string, which it keeps in the text, or the id of a token.
+    # Empty: only at eos.
     stop: tuple[str | int, ...]
-    answer_format: str
-    needs_tokenizer: ClassVar[bool] = False
+    answer_format: str  # a key of `ANSWER_FORMATS`; a task picks its reward function by it
+    needs_tokenizer: ClassVar[bool] = False  # whether `for_tokenizer` has something to do
 
     def __post_init__(self) -> None:
         count = self.template.count(PLACEHOLDER)
@@ -84,7 +78,8 @@ class Prompt:
                 f"exactly one; write {PLACEHOLDER} where the question goes"
             )
         if self.answer_format not in ANSWER_FORMATS:
-            raise ValueError(f"prompt {self.name!r}: {_unknown_format(self.answer_format)}")
+            unknown = unknown_name_message("answer_format", self.answer_format, ANSWER_FORMATS)
+            raise ValueError(f"prompt {self.name!r}: {unknown}")
         if "" in self.stop:
             raise ValueError(
                 f"prompt {self.name!r}: got an empty stop string; remove it, or write its text"
@@ -124,24 +119,18 @@ class ChatPrompt(Prompt):
 
     It formats questions once `for_tokenizer` has given it the tokenizer: with the opening of the
     assistant's turn at the end, and the token that closes that turn among its `stop`.
-
-    Attributes:
-        system: the system message. None: what the chat template has without one.
-        chat_template_kwargs: further variables of the chat template.
-        tokenizer: whose chat template it is; None before `for_tokenizer`.
     """
 
-    system: str | None = None
+    system: str | None = None  # the system message. None: what the chat template has without one.
+    # Further variables of the chat template.
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    # Whose chat template it is; None before `for_tokenizer`.
     tokenizer: "PreTrainedTokenizerBase | None" = field(default=None, repr=False, compare=False)
     needs_tokenizer: ClassVar[bool] = True
 
     def format(self, question: str) -> str:
-        """Returns the conversation up to where the assistant's turn begins.
-
-        Raises:
-            ValueError: there is no tokenizer yet, or its chat template refuses the conversation.
-        """
+        """Returns the conversation up to where the assistant's turn begins; a ValueError if there
+        is no tokenizer yet, or its chat template refuses the conversation."""
         return self._render(super().format(question))
 
     def format_given(self, prompt: str) -> str:
@@ -150,12 +139,9 @@ class ChatPrompt(Prompt):
         return prompt if prompt.endswith(self._opening) else self._render(prompt)
 
     def for_tokenizer(self, tokenizer: "PreTrainedTokenizerBase | None") -> "ChatPrompt":
-        """Returns the prompt with the chat template, and the end of a turn, of a tokenizer.
-
-        Raises:
-            ValueError: the tokenizer has no chat template, or one that refuses or leaves out a
-                message; or nothing ends a turn.
-        """
+        """Returns the prompt with the chat template, and the end of a turn, of a tokenizer. A
+        ValueError if the tokenizer has no chat template, or one that refuses or leaves out a
+        message, or if nothing ends a turn."""
         prompt = replace(self, tokenizer=tokenizer)
         text = prompt._render(PLACEHOLDER)
         for message in filter(None, (PLACEHOLDER, self.system)):
@@ -285,7 +271,7 @@ def _parse(text: str, where: str, name: str) -> Prompt:
         elif not value:
             wrong = f"got no value for {key!r}; write one or drop the line"
         elif key == "answer_format" and value not in ANSWER_FORMATS:
-            wrong = _unknown_format(value)
+            wrong = unknown_name_message(key, value, ANSWER_FORMATS)
         elif key == "chat" and value not in ("true", "false"):
             wrong = f"chat: got {value!r}, expected true or false"
         elif key == "chat_template_kwargs" and not isinstance(_json(value), dict):
@@ -333,5 +319,20 @@ def _json(text: str) -> Any:
         return None
 
 
-def _unknown_format(got: str) -> str:
-    return unknown_name_message("answer_format", got, ANSWER_FORMATS)
+ALPACA_TEMPLATE = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{prompt}\n\n"
+    "### Response:\n{response}"
+)
+
+
+def format_alpaca(prompt: str, response: str = "") -> str:
+    """Returns prompt and response in the template, both character by character as given.
+
+    Without a response it is what a tuned model is asked with: all that stands before the response.
+
+    Source: Stanford Alpaca's prompt without input. Departure: there the response follows
+    "### Response:" at once; here, as in the handout, after one line break.
+    """
+    return ALPACA_TEMPLATE.format(prompt=prompt, response=response)

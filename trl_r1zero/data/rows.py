@@ -49,11 +49,8 @@ def build_dataset(examples: Sequence[Example], prompt: Prompt) -> "Dataset":
 
 def build_trace_dataset(traces: Sequence[Trace]) -> "Dataset":
     """Returns a data set of `prompt` (formatted), `response`, and, where all traces have one,
-    `ground_truth` (of one type, as in `build_dataset`). Rows keep the order of `traces`.
-
-    Raises:
-        ValueError: no traces.
-    """
+    `ground_truth` (of one type, as in `build_dataset`). Rows keep the order of `traces`. A
+    ValueError if there are none."""
     from datasets import Dataset
 
     if not traces:

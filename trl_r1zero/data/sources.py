@@ -62,11 +62,8 @@ def dataset_rows(dataset: "Dataset", name: str) -> Iterator[Row]:
 
 
 def hub_file(hub_id: str, file_name: str) -> Path:
-    """Returns the local copy of one file of a Hub data set, downloaded where there is none yet.
-
-    Raises:
-        OSError: the file cannot be had; the text says what to download and how to use it.
-    """
+    """Returns the local copy of one file of a Hub data set, downloaded where there is none yet; an
+    OSError that says what to download and how to use it if it cannot be had."""
     from huggingface_hub import hf_hub_download
 
     try:

@@ -58,11 +58,8 @@ def tokenize_prompt_and_output(
 def tokenize_separately(
     prompt_strs: list[str], output_strs: list[str], tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Returns the token ids of B >= 1 prompts and of B outputs, to be joined.
-
-    Raises:
-        ValueError: a tokenizer that appends special tokens to a text.
-    """
+    """Returns the token ids of B >= 1 prompts and of B outputs, to be joined; a ValueError for a
+    tokenizer that appends special tokens to a text."""
     prompt_ids = encode_prompts(prompt_strs, tokenizer)
     output_ids = tokenizer(output_strs, add_special_tokens=False)["input_ids"]
 

@@ -56,20 +56,15 @@ class LengthSummary:
 
 @dataclass(frozen=True)
 class TraceReport:
-    """What `examine_traces` found.
+    """What `examine_traces` found."""
 
-    Attributes:
-        rows, questions: how many traces there are, and how many different prompts.
-        findings: every fault that was looked for, found or not, by its name.
-        lengths: of `prompt`, `response` and `total`, in tokens.
-        histogram: (from, to, rows) of total lengths; both ends belong to the bin, and the last one
-            takes in the few longest rows.
-    """
-
+    # rows, questions: how many traces there are, and how many different prompts.
     rows: int
     questions: int
-    findings: dict[str, Finding]
-    lengths: dict[str, LengthSummary]
+    findings: dict[str, Finding]  # every fault that was looked for, found or not, by its name
+    lengths: dict[str, LengthSummary]  # of `prompt`, `response` and `total`, in tokens
+    # (from, to, rows) of total lengths; both ends belong to the bin, and the last one takes in the
+    # few longest rows.
     histogram: tuple[tuple[int, int, int], ...]
 
     @property
@@ -94,8 +89,7 @@ class TraceReport:
                     line = f"    {_end_of_path(place.where)}: {place.excerpt}"
                     lines.append(line if len(line) <= WIDTH else line[: WIDTH - 3] + "...")
                 lines += _wrapped(finding.advice)
-        healthy = [finding.problem for finding in self.findings.values() if not finding.rows]
-        if healthy:
+        if healthy := [finding.problem for finding in self.findings.values() if not finding.rows]:
             lines += _wrapped(f"Not found: {'; '.join(healthy)}.")
         lines.append("Tokens          min    median  95th perc.       max")
         for name, of in self.lengths.items():

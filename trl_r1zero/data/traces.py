@@ -33,19 +33,13 @@ BETWEEN_TAGS = re.compile(r"</think>(\s*)<answer>")
 
 @dataclass(frozen=True)
 class Trace:
-    """One prompt and the response to be learned.
+    """One prompt and the response to be learned."""
 
-    Attributes:
-        prompt: already formatted; it identifies the question.
-        response: what follows it, character by character.
-        ground_truth: what the response is graded against, None if the row has none.
-        where: the place it came from ("file:line"), for messages.
-    """
-
-    prompt: str
-    response: str
+    prompt: str  # already formatted; it identifies the question
+    response: str  # what follows it, character by character
+    # What the response is graded against, None if the row has none.
     ground_truth: str | list[str] | None
-    where: str
+    where: str  # the place it came from ("file:line"), for messages
 
 
 def load_traces(
@@ -110,10 +104,8 @@ def has_wrong_whitespace(response: str) -> bool:
 def fix_whitespace(traces: Sequence[Trace]) -> tuple[list[Trace], int]:
     """Returns the traces with exactly one space between `</think>` and `<answer>`, where there was
     any white space or none, and the number of traces that this changed."""
-    fixed = [
-        replace(trace, response=BETWEEN_TAGS.sub("</think> <answer>", trace.response))
-        for trace in traces
-    ]
+    texts = [BETWEEN_TAGS.sub("</think> <answer>", trace.response) for trace in traces]
+    fixed = [replace(trace, response=text) for trace, text in zip(traces, texts, strict=True)]
     return fixed, sum(new != old for new, old in zip(fixed, traces, strict=True))
 
 
@@ -121,11 +113,8 @@ def select_examples(traces: Sequence[Trace], num_examples: int | None, seed: int
     """Returns all traces of the first `num_examples` questions of a shuffle by `seed`, in the order
     of `traces`.
 
-    So of two subsets with one seed, the larger holds the smaller. None: all traces.
-
-    Raises:
-        ValueError: num_examples is below 1, or above the number of questions.
-    """
+    So of two subsets with one seed, the larger holds the smaller. None: all traces. A ValueError if
+    num_examples is below 1, or above the number of questions."""
     if num_examples is None:
         return list(traces)
     questions = list(dict.fromkeys(trace.prompt for trace in traces))
@@ -202,11 +191,9 @@ def _grade(
 
 
 def _accepts(reward_fn: RewardFn, response: str, ground_truth: Any) -> bool:
-    parts = reward_fn(response, ground_truth)
+    parts, name = reward_fn(response, ground_truth), _name(reward_fn)
     if not isinstance(parts, dict) or "reward" not in parts:
-        raise ValueError(
-            f"{_name(reward_fn)} must return a dict with the key 'reward', got {parts!r}"
-        )
+        raise ValueError(f"{name} must return a dict with the key 'reward', got {parts!r}")
     return bool(is_correct(parts))
 
 

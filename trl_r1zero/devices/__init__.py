@@ -4,13 +4,4 @@ from .facts import DeviceFacts, MachineFacts, machine_facts
 from .placement import Placement, memory_share, place
 from .visible import VisibleDevices, visible_devices
 
-__all__ = [
-    "DeviceFacts",
-    "MachineFacts",
-    "Placement",
-    "VisibleDevices",
-    "machine_facts",
-    "memory_share",
-    "place",
-    "visible_devices",
-]
+__all__ = [name for name in globals() if not name.startswith("_")]

@@ -58,10 +58,8 @@ class MachineFacts:
             raise ValueError(
                 f"a machine is cpu, 24GB or 2x80GB (GB or GiB, all GPUs alike), got {text!r}"
             )
-        devices = (DeviceFacts(total_bytes),) * count
-        return cls(
-            devices, visible_devices({}, count), "assumed", has_nvidia_device=True, assumed=True
-        )
+        seen = (DeviceFacts(total_bytes),) * count, visible_devices({}, count)
+        return cls(*seen, "assumed", has_nvidia_device=True, assumed=True)
 
     def total_bytes(self, numbers: tuple[int, ...]) -> int:
         """Memory of the smallest of these devices."""

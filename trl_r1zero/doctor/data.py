@@ -192,8 +192,7 @@ def check_white_space(
         return
     train, *others = splits
     asked = [text for split in others for text in split.prompts]
-    different = other_white_space(train.prompts, prompt, asked)
-    if different:
+    if different := other_white_space(train.prompts, prompt, asked):
         number, example = next(iter(different.items()))
         what, advice = PROMPT_WHITE_SPACE
         found = f"{train.name}: {len(different):,} of {len(train.prompts):,} rows have {what}"
@@ -241,13 +240,7 @@ def check_context(run: Run, splits: Sequence[Split], context: int | None) -> Ite
 
 
 def _check_sampled(
-    run: Run,
-    split: Split,
-    limit: int | None,
-    whose: str,
-    new: int,
-    setting: str,
-    first: int | None,
+    run: Run, split: Split, limit: int | None, whose: str, new: int, setting: str, first: int | None
 ) -> Finding:
     """Rows whose completions are sampled; `new` tokens of each, for the `first` rows."""
     tokens, where = split.prompt_tokens[:first], f"data/{split.name}_lengths"

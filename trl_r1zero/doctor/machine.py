@@ -172,8 +172,7 @@ def check_network(run: Run) -> Iterator[Finding]:
     """What is between the trainer and a server."""
     if not run.samples_with_vllm:
         return
-    names = [name for name in run.environment if name.lower() in ("http_proxy", "all_proxy")]
-    if names:
+    if names := [name for name in run.environment if name.lower() in ("http_proxy", "all_proxy")]:
         found = f"{', '.join(sorted(names))} is set; requests to the vLLM server go past it"
         yield ok("server/proxies", found)
     if run.own_server:

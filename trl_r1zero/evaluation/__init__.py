@@ -12,24 +12,14 @@ if TYPE_CHECKING:
     from .summary import CATEGORIES, pass_at_k, summarize_evaluation
     from .vllm import VLLMEvaluation, evaluate_vllm
 
-# Public name -> the module that defines it.
-_EXPORTS = {
-    "CATEGORIES": "summary",
-    "Evaluation": "sample_and_grade",
-    "GradedCompletion": "metrics",
-    "VLLMEvaluation": "vllm",
-    "evaluate": "sample_and_grade",
-    "evaluate_vllm": "vllm",
-    "graded_completion": "sample_and_grade",
-    "log_generations": "generations",
-    "mean": "metrics",
-    "pass_at_k": "summary",
-    "results_table": "report",
-    "standard_error": "metrics",
-    "summarize": "metrics",
-    "summarize_evaluation": "summary",
-    "write_evaluation_report": "report",
-    "write_generations": "generations",
-}
-__all__ = [*_EXPORTS]
-__getattr__ = lazy_names(__name__, _EXPORTS)
+__all__, __getattr__ = lazy_names(
+    __name__,
+    {
+        "summary": "CATEGORIES pass_at_k summarize_evaluation",
+        "sample_and_grade": "Evaluation evaluate graded_completion",
+        "metrics": "GradedCompletion mean standard_error summarize",
+        "vllm": "VLLMEvaluation evaluate_vllm",
+        "generations": "log_generations write_generations",
+        "report": "results_table write_evaluation_report",
+    },
+)

@@ -70,9 +70,7 @@ class _Entry:
 
 
 def compare_folders(
-    paths: Sequence[str | Path],
-    baselines: Sequence[str | Path] = (),
-    judgments: str | None = None,
+    paths: Sequence[str | Path], baselines: Sequence[str | Path] = (), judgments: str | None = None
 ) -> str:
     """A Markdown table for each task, in the order in which the tasks come; before them one of all
     suites.
@@ -97,9 +95,8 @@ def compare_folders(
     for path in _of_tasks(baselines):
         folder = folders.setdefault(path.resolve(), EvaluatedFolder.read(path))
         if folder.task in chosen:
-            raise ValueError(
-                f"{path} is a second baseline of {folder.task}; give one for each task"
-            )
+            message = f"{path} is a second baseline of {folder.task}; give one for each task"
+            raise ValueError(message)
         chosen[folder.task] = path.resolve()
     entries = [_entry(folder, judgments) for folder in folders.values()]
     if all(entry.left_out for entry in entries):
@@ -146,8 +143,7 @@ def _read_grades(entry: _Entry) -> None:
     entry.set_values({example: mean(values) for example, values in correct.items()})
     own = list(entry.values.values())
     entry.cells["accuracy"] = plus_minus(mean(own), standard_error(own))
-    answers = [row["answer"] for row in entry.folder.rows if "answer" in row]
-    if answers:
+    if answers := [row["answer"] for row in entry.folder.rows if "answer" in row]:
         entry.cells["unparsed"] = COUNT(answers.count(None))
 
 
@@ -197,8 +193,8 @@ def _section(task: str, entries: Sequence[_Entry], chosen: Path | None) -> list[
         if baseline.left_out is not None:
             raise ValueError(f"the baseline cannot be compared with: {baseline.reason}")
         lines += _table(compared, baseline)
-    paragraphs = [f"Left out: {inline(str(e.folder.path))}: {e.left_out}." for e in left_out]
-    return lines + _paragraphs(paragraphs)
+    names = [f"Left out: {inline(str(e.folder.path))}: {e.left_out}." for e in left_out]
+    return lines + _paragraphs(names)
 
 
 def _table(entries: Sequence[_Entry], baseline: _Entry) -> list[str]:
@@ -266,12 +262,9 @@ def _difference(entry: _Entry, baseline: _Entry) -> tuple[list[str], list[str]]:
 
 def _unequal(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[tuple[str, str]]:
     """`name value` of both sides, for what differs."""
-    return [
-        (f"{name} {_json(here.get(name))}", f"{name} {_json(there.get(name))}")
-        for name in dict.fromkeys([*here, *there])
-        if here.get(name) != there.get(name)
-    ]
 
+    def text(side: Mapping[str, Any], name: str) -> str:
+        return f"{name} {json.dumps(side.get(name), ensure_ascii=False)}"
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    names = [name for name in dict.fromkeys([*here, *there]) if here.get(name) != there.get(name)]
+    return [(text(here, name), text(there, name)) for name in names]

@@ -10,7 +10,7 @@ from typing import Any
 
 from trl_r1zero.data.files import read_json
 
-from .results_folder import (
+from .files import (
     EVALUATION_FILE,
     RESULT_COLUMNS,
     RESULTS_FILE,
@@ -34,14 +34,10 @@ class EvaluatedFolder:
 
     @classmethod
     def read(cls, path: str | Path) -> "EvaluatedFolder":
-        """Read a folder; a last line that is not whole is left out.
-
-        Raises:
-            ResultsFolderError: It is no folder of an evaluation, or a line of it is no row.
-        """
+        """Read a folder; a last line that is not whole is left out. ResultsFolderError if it is no
+        folder of an evaluation, or a line of it is no row."""
         path = Path(path)
-        absent = [n for n in (EVALUATION_FILE, RESULTS_FILE) if not (path / n).is_file()]
-        if absent:
+        if absent := [n for n in (EVALUATION_FILE, RESULTS_FILE) if not (path / n).is_file()]:
             raise ResultsFolderError(
                 f"{path} has no {' and no '.join(absent)}; give a folder that `trl-r1zero eval` "
                 "wrote"
@@ -120,8 +116,7 @@ def references_for(folder: EvaluatedFolder, source: str | Path | None = None) ->
     path = Path(source)
     outputs, generator = _of_folder(path) if path.is_dir() else _of_file(path)
     keys = folder.question_keys
-    missing = [key[0] for key in keys.values() if key not in outputs]
-    if missing:
+    if missing := [key[0] for key in keys.values() if key not in outputs]:
         named = "".join(f"\n  {text!r:.100}" for text in missing[:_NAMED_IN_ERRORS])
         more = len(missing) - _NAMED_IN_ERRORS
         raise ValueError(
@@ -167,5 +162,4 @@ def _of_file(path: Path) -> tuple[dict[QuestionKey, str], str]:
 
 
 def _one_name(generators: list[str | None], otherwise: str) -> str:
-    names = list(dict.fromkeys(name for name in generators if name))
-    return " and ".join(names[:3]) or otherwise
+    return " and ".join(list(dict.fromkeys(filter(None, generators)))[:3]) or otherwise

@@ -10,12 +10,11 @@ from trl_r1zero.data.files import Row, read_jsonl
 from trl_r1zero.grading import Grade, Grader
 from trl_r1zero.rewards import lenient_opinion, resolve_reward
 
-from .files import json_line, write_atomically
+from .files import REPORT_FILES, json_line, write_atomically
 from .metrics import GradedCompletion, mean, share_interval
 from .numbers import COUNT, SHARE, interval_words, metrics_table
 from .pages import Example, Page, Section, Table, as_html, as_markdown, pick
 from .report import EXAMPLES_PER_CATEGORY, lenient_section
-from .results_folder import REPORT_FILES
 
 GRADES_FILE = "grades.jsonl"
 
@@ -91,8 +90,7 @@ def _completion(number: int, row: Row, grade: Grade) -> GradedCompletion:
 
 
 def _gradable(row: Row) -> Row:
-    response = row.fields.get("response")
-    if not isinstance(response, str):  # an empty one is an answer, a wrong one
+    if not isinstance(row.fields.get("response"), str):  # an empty one is an answer, a wrong one
         row.text("response")
     if row.fields.get("ground_truth") is None:
         raise row.error("ground_truth", "nothing", "what the reward compares with", "add it")
@@ -116,10 +114,7 @@ def _results(rows: Sequence[GradedCompletion]) -> list[tuple[str, str]]:
 
 
 def _page(
-    path: str | Path,
-    reward: str,
-    rows: Sequence[GradedCompletion],
-    skipped: dict[str, Any] | None,
+    path: str | Path, reward: str, rows: Sequence[GradedCompletion], skipped: dict[str, Any] | None
 ) -> Page:
     sentences = [f"{Path(path).name}, graded by the reward {reward}."]
     if skipped:
@@ -129,15 +124,13 @@ def _page(
         cards=_results(rows)[:3],
         sections=[Section("Results", sentences, [Table(["metric", "value"], _results(rows))])],
     )
-    rules = Counter((row.correct, row.extra["rule"]) for row in rows if row.extra["rule"])
-    if rules:
+    if rules := Counter((row.correct, row.extra["rule"]) for row in rows if row.extra["rule"]):
         counts = [
             ["right" if correct else "wrong", rule, COUNT(count)]
             for (correct, rule), count in rules.most_common()
         ]
-        page.sections.append(
-            Section("Rules that decided", tables=[Table(["verdict", "rule", "n"], counts, False)])
-        )
+        table = Table(["verdict", "rule", "n"], counts, False)
+        page.sections.append(Section("Rules that decided", tables=[table]))
     page.sections += lenient_section(rows)
     for heading, correct in (("Wrong", False), ("Right", True)):
         some = [row for row in rows if row.correct == correct]

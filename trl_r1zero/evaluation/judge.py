@@ -4,7 +4,9 @@ Everything is in `judgments/NAME` in the folder of the answers; `judge.json` say
 whom.
 """
 
+import json
 import re
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +15,12 @@ from tqdm import tqdm
 
 from trl_r1zero.generation.chat_client import ChatClient
 
-from .judge_report import judge_report
+from .evaluated import question_of
+from .files import RowsFolder, parse_rows, row_key
 from .judged_tasks import AlpacaEval, JudgedTask, Judgment
-from .results_folder import RowsFolder, parse_rows, row_key
+from .metrics import grouped
+from .numbers import COUNT, LENGTH, SHARE, groups_table, metric_rows, metrics_table
+from .pages import Example, Page, Section, Table, as_markdown, pick
 
 JUDGMENTS_FOLDER = "judgments"
 JUDGMENTS_FILE = "judgments.jsonl"
@@ -75,13 +80,9 @@ def judge_answers(task: JudgedTask, judge: ChatClient, *, name: str | None = Non
                 verdict = {"verdict": ask.settled, "reply": None, "finish_reason": None}
                 judgments.add({**ask.columns, **verdict})
         missing = [ask for ask in missing if ask.settled is None]
-        bar = tqdm(
-            total=len(task.asks),
-            initial=len(judgments.rows),
-            desc=f"Judging {task.folder.path.name}",
-            unit="verdict",
-            disable=not missing,
-        )
+        about_bar: dict[str, Any] = {"desc": f"Judging {task.folder.path.name}", "unit": "verdict"}
+        done = len(judgments.rows)
+        bar = tqdm(total=len(task.asks), initial=done, disable=not missing, **about_bar)
         # Closed, the judge stops asking.
         with bar, closing(judge.ask_all([ask.prompt for ask in missing])) as replies:
             for position, reply in replies:
@@ -107,3 +108,101 @@ def default_name(task: JudgedTask, judge_model: str) -> str:
     if isinstance(task, AlpacaEval) and not task.references.is_of_the_data:
         name += f"-vs-{Path(task.references.generator).name}"
     return re.sub(r"[^\w.+-]+", "_", name).strip(".") or "judge"
+
+
+# What the judge said, to read
+
+EXAMPLES_SHOWN = 10
+
+# Rows of the table: metric -> label, how to write the number.
+_RESULTS = {
+    "num_examples": ("questions", COUNT),
+    "win_rate": ("win rate", SHARE),
+    "length_controlled_win_rate": ("length-controlled win rate", SHARE),
+    "safe": ("safe (share)", SHARE),
+    "safe_at_least": ("safe, if all unparsed are unsafe", SHARE),
+    "safe_at_most": ("safe, if all unparsed are safe", SHARE),
+    "wins": ("wins", COUNT),
+    "losses": ("losses", COUNT),
+    "ties": ("ties", COUNT),
+    "identical": ("identical outputs (not asked)", COUNT),
+    "num_safe": ("safe", COUNT),
+    "num_unsafe": ("unsafe", COUNT),
+    "num_verdicts": ("verdicts asked for", COUNT),
+    "unparsed": ("unparsed", COUNT),
+    "order_consistent": ("same verdict in both orders (share)", SHARE),
+    "first_preferred": ("first shown preferred (share)", SHARE),
+    "length": ("mean length (characters)", LENGTH),
+    "reference_length": ("mean length of the reference", LENGTH),
+}
+
+
+def judge_table(summary: Mapping[str, Any]) -> str:
+    """The numbers of a summary with their standard errors: a Markdown table."""
+    return metrics_table(metric_rows(summary, _RESULTS))
+
+
+def judge_report(
+    task: JudgedTask,
+    judgments: Sequence[Judgment],
+    summary: Mapping[str, Any],
+    facts: Mapping[str, Any],
+) -> str:
+    """The text of `judge_report.md`; `facts`: what judge.json holds."""
+    judge = dict(facts["judge"])
+    header = {
+        "model": facts["model"],
+        "judge": judge.pop("model"),
+        "answers": str(task.folder.path),
+        **({"reference": facts["reference"]["generator"]} if "reference" in facts else {}),
+        **{name: json.dumps(value, ensure_ascii=False) for name, value in judge.items()},
+        "started": facts["started"],
+    }
+    page = Page(
+        f"{facts['model']} on {task.name}, judged by {facts['judge']['model']}",
+        sections=[
+            Section(
+                "What was judged", tables=[Table(["what", "value"], list(header.items()), False)]
+            ),
+            Section(
+                "Results",
+                ["The number behind ± is the standard error of the mean over questions."],
+                [Table(["metric", "value"], metric_rows(summary, _RESULTS))],
+            ),
+        ],
+    )
+    if parts := summary.get(f"by_{task.breakdown}"):
+        column = task.breakdown.replace("_", " ")
+        metrics = {name: _RESULTS[name] for name in ("num_examples", task.metric, "unparsed")}
+        page.sections.append(Section(f"By {column}", tables=[groups_table(column, parts, metrics)]))
+    page.sections += _examples(task, judgments)
+    return as_markdown(page)
+
+
+def _examples(task: JudgedTask, judgments: Sequence[Judgment]) -> list[Section]:
+    """Some answers of each kind that one wants to see, the same ones every time."""
+    replies = grouped(((row["example"], row["completion"]), row) for row in judgments)
+    sections = []
+    for heading, belongs in (task.failure, ("Unparsed replies", lambda verdicts: None in verdicts)):
+        of_kind = [key for key, rows in replies.items() if belongs([r["verdict"] for r in rows])]
+        if examples := [_example(task, key, replies[key]) for key in pick(of_kind, EXAMPLES_SHOWN)]:
+            about = f"{len(of_kind):,} of {len(replies):,} answers."
+            sections.append(Section(heading, [about], examples=examples))
+    return sections
+
+
+def _example(task: JudgedTask, key: tuple[int, int], judgments: Sequence[Judgment]) -> Example:
+    example, completion = key
+    row = next(r for r in task.folder.rows if (r["example"], r["completion"]) == key)
+    texts = {"Question": question_of(row), f"Answer of {task.folder.model}": task.answers[key]}
+    if isinstance(task, AlpacaEval):
+        texts[f"Output of {task.references.generator}"] = task.references.outputs[example]
+    facts = []
+    for judgment in judgments:
+        order = f", {judgment['first']} shown first" if "first" in judgment else ""
+        texts[f"The judge{order}"] = judgment["reply"] or ""
+        facts.append(f"{judgment['verdict'] or 'unparsed'}{order}")
+    metadata = row.get("metadata") or {}
+    facts += [f"{name} {metadata[name]}" for name in (task.breakdown,) if name in metadata]
+    title = f"Example {example}" + (f", completion {completion}" if completion else "")
+    return Example(title, facts, {name: text or "(empty)" for name, text in texts.items()})

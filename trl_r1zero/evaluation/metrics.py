@@ -16,30 +16,23 @@ Z_95 = 1.96
 
 @dataclass
 class GradedCompletion:
-    """One completion with everything that a table or a summary needs.
+    """One completion with everything that a table or a summary needs."""
 
-    Attributes:
-        prompt, response, ground_truth: The texts; `ground_truth` may be a list of accepted answers.
-        rewards: `reward`, and usually its parts `format_reward` and `answer_reward`; empty if it
-            is not graded.
-        length: Tokens of the response.
-        truncated: Whether it ended at the length limit.
-        entropy: Mean entropy over its tokens, in nats; None where the backend gives none.
-        extra: Further columns, such as the advantage.
-        example: Number of the example, whose completions are not independent; None: it has one.
-        completion: Number among the completions of its example, in sampling order.
-    """
-
+    # prompt, response, ground_truth: The texts; `ground_truth` may be a list of accepted answers.
     prompt: str
     response: str
     ground_truth: Any
+    # `reward`, and usually its parts `format_reward` and `answer_reward`; empty if it is not
+    # graded.
     rewards: dict[str, float]
-    length: int
-    truncated: bool
+    length: int  # tokens of the response
+    truncated: bool  # whether it ended at the length limit
+    # Mean entropy over its tokens, in nats; None where the backend gives none.
     entropy: float | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)  # further columns, such as the advantage
+    # Number of the example, whose completions are not independent; None: it has one.
     example: int | None = None
-    completion: int = 0
+    completion: int = 0  # number among the completions of its example, in sampling order
 
     @property
     def graded(self) -> bool:

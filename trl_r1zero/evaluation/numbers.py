@@ -44,9 +44,7 @@ def metric_rows(
 
 
 def groups_table(
-    name: str,
-    groups: Mapping[str, Mapping[str, Any]],
-    metrics: Mapping[str, tuple[str, Write]],
+    name: str, groups: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, tuple[str, Write]]
 ) -> Table:
     """A row for each group, with its name first; `metrics` as in `metric_rows`."""
     rows = [

@@ -10,6 +10,7 @@ from typing import Any
 from trl_r1zero.data.bad_rows import skipped_in_words
 from trl_r1zero.rewards import lenient_opinion
 
+from .files import REPORT_FILES
 from .metrics import GradedCompletion
 from .numbers import (
     COUNT,
@@ -22,7 +23,6 @@ from .numbers import (
     with_error,
 )
 from .pages import Example, Page, Section, Table, as_html, as_markdown, pick
-from .results_folder import REPORT_FILES
 from .summary import BREAKDOWNS, category
 
 EXAMPLES_PER_CATEGORY = 10
@@ -79,13 +79,9 @@ def write_evaluation_report(
     summary: Mapping[str, Any],
     facts: Mapping[str, Any],
 ) -> None:
-    """Write `report.md` and `report.html` of an evaluation into its folder.
-
-    Args:
-        rows: The graded completions, those of an example together.
-        summary: What `summarize_evaluation` says of them.
-        facts: What `evaluation.json` holds.
-    """
+    """Write `report.md` and `report.html` of an evaluation into its folder: of the graded
+    completions, those of an example together, what `summarize_evaluation` says of them, and what
+    `evaluation.json` holds."""
     page = _page(rows, summary, facts)
     for name, text in zip(REPORT_FILES, (as_markdown(page), as_html(page)), strict=True):
         Path(folder, name).write_text(text, encoding="utf-8")
@@ -105,8 +101,7 @@ def results_table(summary: Mapping[str, Any]) -> str:
 def _page(
     rows: Sequence[GradedCompletion], summary: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> Page:
-    settings = facts["settings"]
-    names = [str(settings[name]) for name in ("model", "task") if settings.get(name)]
+    names = [str(facts["settings"][n]) for n in ("model", "task") if facts["settings"].get(n)]
     errors = "The number behind ± is the standard error of the mean over examples" + (
         "; the completions of one example count as one." if summary["num_completions"] > 1 else "."
     )
@@ -248,9 +243,5 @@ def _example(row: GradedCompletion, num_completions: int) -> Example:
     facts += [f"{name} {metadata[name]}" for name in BREAKDOWNS if name in metadata]
     # What is not graded is only compared.
     truth_name = "Ground truth" if row.graded else "Reference"
-    texts = {
-        "Prompt": row.prompt,
-        "Response": row.response,
-        truth_name: _in_words(row.ground_truth),
-    }
-    return Example(title, facts, texts)
+    truth = {truth_name: _in_words(row.ground_truth)}
+    return Example(title, facts, {"Prompt": row.prompt, "Response": row.response, **truth})

@@ -21,19 +21,16 @@ from trl_r1zero.generation import Completion, Engine, SamplingConfig, row_seeds
 from trl_r1zero.grading import Grade, Grader
 from trl_r1zero.rewards import reward_identity
 
+from .files import ResultsFolder, Stopwatch
 from .metrics import GradedCompletion, is_number, mean
 from .report import write_evaluation_report
-from .results_folder import ResultsFolder, Stopwatch
 from .summary import summarize_evaluation
 
 # Columns of an example that go into its rows besides prompt and ground truth.
 _GIVEN = ("question", "metadata")
 # Columns of a row that are not the grader's to fill.
-_TAKEN = {field.name for field in fields(GradedCompletion)} | {
-    *_GIVEN,
-    "finish_reason",
-    "mean_log_prob",
-}
+_TAKEN = {one.name for one in fields(GradedCompletion)}
+_TAKEN |= {*_GIVEN, "finish_reason", "mean_log_prob"}
 
 
 @dataclass
@@ -136,19 +133,11 @@ def evaluate(
 
 
 def check_results_folder(
-    engine: Engine,
-    examples: Iterable[Mapping[str, Any]],
-    grader: Grader,
-    sampling: SamplingConfig,
-    *,
-    num_completions: int,
-    seed: int,
-    folder: str | Path,
-    settings: Mapping[str, Any],
+    *, folder: Path, settings: Mapping[str, Any], examples: Dataset, **of_job: Any
 ) -> None:
-    """Raise the ValueError that `evaluate` would, if the folder holds another evaluation."""
-    job = _Job(engine, _checked(examples), grader, sampling, num_completions, seed)
-    job.results(folder, settings)
+    """Raise the ValueError that `evaluate` of these arguments would, if the folder holds another
+    evaluation."""
+    _Job(examples=_checked(examples), **of_job).results(folder, settings)
 
 
 @dataclass(frozen=True)
@@ -239,10 +228,8 @@ class _Job:
                 example = self.examples[numbers[0]]
                 (grade,) = self.grader.grade([(completion.text, example["ground_truth"])])
                 extra = {key: example[key] for key in _GIVEN if key in example} | _columns(grade)
-                yield (
-                    missing[position],
-                    graded_completion(example, completion, grade.parts, extra, numbers=numbers),
-                )
+                row = graded_completion(example, completion, grade.parts, extra, numbers=numbers)
+                yield missing[position], row
         finally:
             if isinstance(stream, Generator):
                 stream.close()  # the engine stops what is still under way
@@ -261,8 +248,7 @@ def _checked(examples: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _example(number: int, example: Mapping[str, Any]) -> dict[str, Any]:
     """`prompt`, `ground_truth`, and where known `question` and `metadata`."""
-    absent = [name for name in ("prompt", "ground_truth") if example.get(name) is None]
-    if absent:
+    if absent := [name for name in ("prompt", "ground_truth") if example.get(name) is None]:
         raise ValueError(
             f"example {number} lacks {absent}, it has {sorted(example)}; build the examples with "
             "trl_r1zero.data.rows.build_dataset"
@@ -289,18 +275,14 @@ def _example(number: int, example: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _columns(grade: Grade) -> dict[str, Any]:
-    """The columns of a row that are the grader's to fill.
-
-    Raises:
-        ValueError: One of them, or a part of the reward, is filled otherwise, or is a number.
-    """
+    """The columns of a row that are the grader's to fill. A ValueError if one of them, or a part of
+    the reward, is filled otherwise, or is a number."""
     rule = {} if grade.rule is None else {"rule": grade.rule}
     columns = {**rule, "answer": grade.answer, **grade.columns}
     taken = sorted((_TAKEN & grade.parts.keys()) | ((_TAKEN | grade.parts.keys()) & columns.keys()))
     if taken:
         raise ValueError(f"a grader must not fill the columns {taken}; rename them")
-    numbers = sorted(name for name, value in columns.items() if is_number(value))
-    if numbers:
+    if numbers := sorted(name for name, value in columns.items() if is_number(value)):
         raise ValueError(
             f"the columns {numbers} of a grade are numbers; return them among the reward's parts"
         )

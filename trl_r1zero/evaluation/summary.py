@@ -35,7 +35,6 @@ def summarize_evaluation(
         rows: `num_completions` rows of each example, with `example` set. `extra` may have
             `finish_reason`, `rule`, `mean_log_prob`, `metadata` (a dict) and `answer` (what the
             response answers, None if nothing).
-        num_completions: Completions of each example, n.
         seconds: What generating and grading took, None if unknown.
 
     Returns:
@@ -50,7 +49,12 @@ def summarize_evaluation(
     graded = any(row.graded for row in rows)
     breakdowns = {name: _breakdown(rows, name) for name in BREAKDOWNS} if graded else {}
     counts = {"num_examples": len(by_example), "num_completions": num_completions}
-    metrics: dict[str, float] = {**counts, **summarize(rows), **_reward_errors(rows), **counts}
+    metrics: dict[str, float] = {**counts, **summarize(rows)}
+    for name in ("reward", "format_reward"):
+        known_of = [row for row in rows if name in row.rewards]
+        values = per_example(known_of, [row.rewards[name] for row in known_of])
+        metrics |= known({f"{name}_stderr": standard_error(values)})
+    metrics |= counts
     log_probs = [row.extra.get("mean_log_prob") for row in rows]
     metrics |= known({"mean_log_prob": mean_over_tokens(rows, log_probs)})
     if breakdowns.get("subject"):
@@ -74,12 +78,12 @@ def summarize_evaluation(
             "completions_per_second": len(rows) / seconds,
             "tokens_per_second": metrics["num_tokens"] / seconds,
         }
-    finish_reasons = [r.extra["finish_reason"] for r in rows if "finish_reason" in r.extra]
+    reasons = Counter(r.extra["finish_reason"] for r in rows if "finish_reason" in r.extra)
     return {
         **metrics,
         **intervals,
         **(_categories(rows) if graded else {}),
-        "finish_reasons": dict(Counter(finish_reasons)),
+        "finish_reasons": dict(reasons),
         **{f"by_{name}": groups for name, groups in breakdowns.items() if groups},
     }
 
@@ -120,8 +124,7 @@ def majority_is_right(block: Sequence[GradedCompletion]) -> bool:
 def _by_example(
     rows: Sequence[GradedCompletion], num_completions: int
 ) -> list[list[GradedCompletion]]:
-    in_order = sorted(rows, key=lambda row: row.completion)
-    groups = grouped((row.example, row) for row in in_order)
+    groups = grouped((r.example, r) for r in sorted(rows, key=lambda row: row.completion))
     for example, group in groups.items():
         if example is None or len(group) != num_completions:
             raise ValueError(
@@ -129,15 +132,6 @@ def _by_example(
                 "(num_completions) of each numbered example"
             )
     return list(groups.values())
-
-
-def _reward_errors(rows: Sequence[GradedCompletion]) -> dict[str, float]:
-    errors = {}
-    for name in ("reward", "format_reward"):
-        graded = [row for row in rows if name in row.rewards]
-        values = per_example(graded, [row.rewards[name] for row in graded])
-        errors[f"{name}_stderr"] = standard_error(values)
-    return known(errors)
 
 
 def _at_k(
@@ -175,8 +169,7 @@ def _categories(rows: Sequence[GradedCompletion]) -> dict[str, Any]:
             **mean_and_error("share", shares),
             **known({"length": mean([row.length for row in members])}),
         }
-        decided = [str(r.extra["rule"]) for r in members if r.extra.get("rule") is not None]
-        if decided:
+        if decided := [str(r.extra["rule"]) for r in members if r.extra.get("rule") is not None]:
             rules[name] = dict(Counter(decided).most_common())
     return {"categories": categories, "rules": rules}
 

@@ -10,8 +10,7 @@ from trl_r1zero.generation import Engine, SamplingConfig
 from trl_r1zero.generation.vllm_offline import OfflineVLLMEngine, from_sampling_params
 from trl_r1zero.grading import Grader, RewardFn
 
-from .environment import package_versions
-from .model_files import folder_version
+from .environment import folder_version, package_versions
 from .sample_and_grade import evaluate
 
 if TYPE_CHECKING:
@@ -19,16 +18,12 @@ if TYPE_CHECKING:
 
 
 class VLLMEvaluation(NamedTuple):
-    """What `evaluate_vllm` returns.
+    """What `evaluate_vllm` returns."""
 
-    Attributes:
-        results: One dict for each completion, in the order of the prompts: `prompt`, `response`,
-            `ground_truth`, the reward's parts, `length` in tokens, `truncated` and more.
-        metrics: See `summarize_evaluation`.
-    """
-
+    # One dict for each completion, in the order of the prompts: `prompt`, `response`,
+    # `ground_truth`, the reward's parts, `length` in tokens, `truncated` and more.
     results: list[dict[str, Any]]
-    metrics: dict[str, Any]
+    metrics: dict[str, Any]  # see `summarize_evaluation`
 
 
 def evaluate_vllm(

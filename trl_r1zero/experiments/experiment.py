@@ -30,8 +30,6 @@ from trl_r1zero.recipe import RecipeError, parse_recipe
 from trl_r1zero.recipe.bundled import find_recipe
 from trl_r1zero.recipe.yaml_files import dump_yaml, format_value
 
-__all__ = ["Experiment", "ExperimentFile", "Scale", "argument", "read_experiment"]
-
 Settings = dict[str, Any]
 
 # A sweep says these itself.
@@ -40,27 +38,19 @@ RESERVED_SETTINGS = ("output_dir", "resume_from_checkpoint")
 
 @dataclass
 class Scale:
-    """An experiment at one size.
+    """An experiment at one size."""
 
-    Attributes:
-        recipe: The base recipe, and `settings`: changes to it that all runs have.
-        variants: Name -> changes that make a variant.
-        grid: Setting -> its values; all combinations, with each of the variants.
-        baseline: Label of the variant that the others are compared with; unset: the first.
-        seeds: One run of each variant for each.
-        accelerate_config: For `accelerate launch --config_file`.
-        gpus: GPUs that a run takes; 0: none, or whatever is there.
-        minutes: What a run takes, before any has been measured, and where that number is from.
-    """
-
-    recipe: str
+    recipe: str  # the base recipe, and `settings`: changes to it that all runs have
     settings: Settings = field(default_factory=dict)
-    variants: dict[str, Settings] | None = None
+    variants: dict[str, Settings] | None = None  # name -> changes that make a variant
+    # Setting -> its values; all combinations, with each of the variants.
     grid: dict[str, list[Any]] | None = None
+    # Label of the variant that the others are compared with; unset: the first.
     baseline: str | None = None
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    accelerate_config: str | None = None
-    gpus: int = 0
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # one run of each variant for each
+    accelerate_config: str | None = None  # for `accelerate launch --config_file`
+    gpus: int = 0  # GPUs that a run takes; 0: none, or whatever is there
+    # What a run takes, before any has been measured, and where that number is from.
     minutes: float | None = None
     minutes_from: str = "the experiment's file"
 
@@ -117,10 +107,7 @@ class Experiment:
 
 def read_experiment(path: str | Path, scale: str | None = None) -> Experiment:
     """Read an experiment's file, by its path or name, at one of its scales, by default the first.
-
-    Raises:
-        RecipeError: What is wrong in the file, with the key; or it has no such scale.
-    """
+    RecipeError for what is wrong in it, with the key, or if it has no such scale."""
     path = find_recipe(path)
     (file,) = parse_recipe((ExperimentFile,), ["--config", str(path)]).instances
     if not file.scales:
@@ -157,8 +144,7 @@ def _scale(values: Mapping[str, Any], file: ExperimentFile) -> Scale:
             raise RecipeError(f"grid: {key} has no values; give some, or leave it out")
     labelled = scale.labelled()
     for label, changes in labelled.items():
-        taken = {*changes, *scale.settings} & {*RESERVED_SETTINGS, *file.seed_settings}
-        if taken:
+        if taken := {*changes, *scale.settings} & {*RESERVED_SETTINGS, *file.seed_settings}:
             raise RecipeError(
                 f"{label}: {', '.join(sorted(taken))} cannot be set here: a sweep sets it for each "
                 "run"

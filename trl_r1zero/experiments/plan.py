@@ -7,19 +7,20 @@ experiments that ask for the same run share it.
 import hashlib
 import itertools
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trl_r1zero.common.types import to_plain
+from trl_r1zero.devices.visible import VARIABLE, VisibleDevices, parse_devices
+from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
 from trl_r1zero.recipe import ParsedRecipe, RecipeError, parse_recipe
 from trl_r1zero.recipe.yaml_files import format_value, read_recipe
 from trl_r1zero.runs.kinds import METHODS
 
 from .experiment import RESERVED_SETTINGS, Experiment, argument
-
-__all__ = ["Plan", "PlannedRun", "make_plan"]
 
 MAX_NAME = 120  # characters of a folder's name
 # Settings of a machine or of a start: a run goes on as the same one if they change.
@@ -44,11 +45,12 @@ class PlannedRun:
 
     def differing_settings(self, other: Mapping[str, Any]) -> list[str]:
         """In words, the settings of a run that another one with these values has otherwise."""
+        here = {key: to_plain(value) for key, value in self.recipe.values.items()}
+        there = {key: to_plain(value) for key, value in other.items()}
         return [
-            f"{key}: {format_value(to_plain(other[key]))} there, "
-            f"{format_value(to_plain(value))} here"
-            for key, value in self.recipe.values.items()
-            if key not in _OF_NO_RUN and key in other and to_plain(other[key]) != to_plain(value)
+            f"{key}: {format_value(there[key])} there, {format_value(value)} here"
+            for key, value in here.items()
+            if key not in _OF_NO_RUN and key in there and there[key] != value
         ]
 
     def check_folder(self) -> None:
@@ -85,11 +87,8 @@ class Plan:
 
 def make_plan(experiment: Experiment, root: str | Path, seeds: Sequence[int] | None = None) -> Plan:
     """Plan an experiment's runs in folders below `<root>/<scale>/<name of the base recipe>/`, with
-    other seeds than the experiment's if some are given.
-
-    Raises:
-        RecipeError: A run's settings do not fit its script; the message names all such variants.
-    """
+    other seeds than the experiment's if some are given. RecipeError if settings of runs do not fit
+    their script; the message names all such variants."""
     script = experiment.beside(experiment.file.script)
     if script.stem not in METHODS:
         raise RecipeError(
@@ -144,3 +143,72 @@ def _folder_name(
     if len(name) > MAX_NAME:
         name = f"{name[: MAX_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return name
+
+
+# Slots
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one run: its number from 0, and its GPUs, counted from 0 within
+    CUDA_VISIBLE_DEVICES (none: what the run finds)."""
+
+    number: int
+    gpus: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return ",".join(self.gpus)
+
+    def environment(self, visible: VisibleDevices) -> dict[str, str]:
+        """What makes its GPUs, and no others, visible to a run; a ValueError if they are not among
+        `visible`."""
+        if not self.gpus:
+            return {}
+        return {VARIABLE: visible.variable_for(parse_devices(str(self), visible))}
+
+
+def make_slots(devices: Sequence[str], parallel: int, gpus: int) -> list[Slot]:
+    """The slots of a command line: for each of `devices`, the GPUs of a run such as `0,1`, of which
+    it takes so many; without devices so many places as runs are to be `parallel`. A ValueError if a
+    slot has another number of GPUs, or a GPU is in two of them."""
+    if not devices:
+        return [Slot(number) for number in range(parallel)]
+    slots = [Slot(number, tuple(text.split(","))) for number, text in enumerate(devices)]
+    flat = [gpu for slot in slots for gpu in slot.gpus]
+    got = f"devices: got {' '.join(devices)}"
+    if not all(gpu.isdigit() for gpu in flat):
+        raise ValueError(f"{got}, expected indices such as 0,1 2,3")
+    if len(set(flat)) < len(flat):
+        raise ValueError(f"{got}, but a GPU belongs to one run at a time")
+    for slot in slots:
+        if len(slot.gpus) != max(gpus, 1):
+            raise ValueError(
+                f"devices: got {slot} for a run, but at this scale one takes {max(gpus, 1)}"
+            )
+    return slots
+
+
+def launch_command(experiment: Experiment, run: PlannedRun, slot: Slot) -> list[str]:
+    """What starts a run in a slot, whose GPUs are those that the run sees.
+
+    A vLLM server of the run's own gets as many GPUs as the recipe gives it, the slot's last ones,
+    and the trainer the others, one process each. In a slot of one GPU both are on it.
+    """
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    config_file = experiment.scale.accelerate_config
+    if config_file is not None:
+        command += ["--config_file", str(experiment.beside(config_file))]
+    arguments = list(run.arguments)
+    if slot.gpus:
+        server: dict[str, Any] | None = run.recipe.values.get("vllm_server")
+        of_server = VLLMServerConfig.from_settings(server).num_devices if server is not None else 0
+        processes = max(len(slot.gpus) - of_server, 1)
+        if server is not None and server.get("devices") is not None:
+            last = range(len(slot.gpus))[-of_server:]
+            own = {**server, "devices": ",".join(map(str, last))}
+            arguments.append(argument("vllm_server", own))
+        # Without the number accelerate starts a process for each GPU.
+        command += ["--num_processes", str(processes)]
+        if processes > 1:
+            command += ["--main_process_port", "0"]  # a free one: other slots' runs have theirs
+    return [*command, str(experiment.beside(experiment.file.script)), *arguments]

@@ -26,14 +26,19 @@ import torch
 from trl_r1zero.common.run_files import METRICS_FILE, read_metrics
 from trl_r1zero.devices.facts import visible_here
 from trl_r1zero.evaluation.metrics import mean
-from trl_r1zero.runs.index import duration, index_run
-from trl_r1zero.runs.run_state import LOG_FILE, Attempt, diverged_at, now, record, run_state
+from trl_r1zero.runs.index import (
+    LOG_FILE,
+    Attempt,
+    diverged_at,
+    duration,
+    index_run,
+    now,
+    record,
+    run_state,
+)
 
 from .experiment import Experiment
-from .plan import Plan, PlannedRun
-from .slots import Slot, launch_command
-
-__all__ = ["Sweep"]
+from .plan import Plan, PlannedRun, Slot, launch_command
 
 LOCK_FILE = ".sweep.lock"
 POLL_SECONDS = 1.0
@@ -96,16 +101,9 @@ class _Running:
 
 
 class Sweep:
-    """Runs of several plans, in the plans' order, in slots.
-
-    Args:
-        plans: Of one scale; a run that several ask for is run once.
-        slots: Where.
-        say: Gets a line for whatever happens.
-
-    Raises:
-        ValueError: Two runs of one folder have different settings.
-    """
+    """Runs of several plans of one scale, in the plans' order, in slots; a run that several ask for
+    is run once. `say` gets a line for whatever happens. A ValueError if two runs of one folder have
+    different settings."""
 
     def __init__(
         self, plans: Sequence[Plan], slots: Sequence[Slot], say: Callable[[str], None] = print
@@ -129,13 +127,9 @@ class Sweep:
         self._say = say
 
     def run(self) -> None:
-        """Run everything that is neither finished nor diverged.
-
-        Raises:
-            ValueError: A run's folder holds a run with other settings, or a slot's GPUs are not
-                there; nothing was started.
-            KeyboardInterrupt: On SIGINT and SIGTERM, after the current runs were ended.
-        """
+        """Run everything that is neither finished nor diverged. A ValueError, and nothing is
+        started, if a run's folder holds a run with other settings, or a slot's GPUs are not there;
+        KeyboardInterrupt on SIGINT and SIGTERM, after the current runs were ended."""
         for run in self.runs:
             run.check_folder()
         visible = visible_here()

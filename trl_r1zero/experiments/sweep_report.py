@@ -9,13 +9,10 @@ from trl_r1zero.common.run_files import METRICS_FILE
 from trl_r1zero.evaluation import mean
 from trl_r1zero.evaluation.markdown import table
 from trl_r1zero.reports.comparison import write_comparison
+from trl_r1zero.runs.index import RunState, run_state
 from trl_r1zero.runs.logged_run import LoggedRun
-from trl_r1zero.runs.run_state import RunState, run_state
 
-from .plan import Plan, PlannedRun
-from .slots import Slot
-
-__all__ = ["plan_text", "report_plan"]
+from .plan import Plan, PlannedRun, Slot
 
 # These begin again, or go on.
 TO_RUN = ("missing", "stopped", "failed")
@@ -31,15 +28,10 @@ def plan_text(plan: Plan, slots: Sequence[Slot]) -> str:
         seeds = ", ".join(str(run.seed) for run in runs)
         minutes, _ = _minutes(plan, runs[0], states)
         rows.append([label, seeds, statuses, "-" if minutes is None else f"{minutes:.1f}"])
-    experiment = plan.experiment
-    lines = [
-        f"# {experiment.name}, {experiment.scale_name}: {experiment.file.question}",
-        "",
-        *table(["variant", "seeds", "runs", "minutes each"], rows),
-        "",
-        _cost(plan, states, len(slots)),
-    ]
-    return "\n".join(lines) + "\n"
+    of = plan.experiment
+    title = f"# {of.name}, {of.scale_name}: {of.file.question}"
+    variants = "\n".join(table(["variant", "seeds", "runs", "minutes each"], rows))
+    return f"{title}\n\n{variants}\n\n{_cost(plan, states, len(slots))}\n"
 
 
 def _cost(plan: Plan, states: dict[PlannedRun, RunState], slots: int) -> str:
@@ -71,11 +63,7 @@ def _minutes(
 
 
 def report_plan(plan: Plan, folder: Path) -> str:
-    """Write the report of what there is of a plan's runs.
-
-    Returns:
-        What a terminal is to show.
-    """
+    """Write the report of what there is of a plan's runs; what a terminal is to show."""
     experiment = plan.experiment
     states = {run: run_state(run.folder) for run in plan.runs}
     begun = [run for run in plan.runs if (run.folder / METRICS_FILE).is_file()]

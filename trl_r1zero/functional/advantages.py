@@ -172,9 +172,7 @@ def in_groups(rewards: Tensor, group_size: int, advantage_eps: float) -> Tensor:
 
 
 def compute_rollout_rewards(
-    reward_fn: RewardFn,
-    rollout_responses: Sequence[str],
-    repeated_ground_truths: Sequence[Any],
+    reward_fn: RewardFn, rollout_responses: Sequence[str], repeated_ground_truths: Sequence[Any]
 ) -> tuple[Tensor, dict[str, float]]:
     """Grade rollouts.
 

@@ -24,10 +24,7 @@ def zero_unselected(tensor: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_normalize(
-    tensor: Tensor,
-    mask: Tensor,
-    normalize_constant: float,
-    dim: int | None = None,
+    tensor: Tensor, mask: Tensor, normalize_constant: float, dim: int | None = None
 ) -> Tensor:
     r"""Sum of the selected elements, divided by a constant: :math:`\sum_j m_j x_j / c`.
 

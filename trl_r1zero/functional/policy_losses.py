@@ -137,9 +137,7 @@ def _clipped(
 
 
 def compute_grpo_no_clip_loss(
-    advantages: Tensor,
-    policy_log_probs: Tensor,
-    old_log_probs: Tensor,
+    advantages: Tensor, policy_log_probs: Tensor, old_log_probs: Tensor
 ) -> LossAndMetadata:
     r"""The unclipped importance ratio, per token: :math:`-\rho_{bt} A_b`.
 
@@ -215,10 +213,7 @@ def compute_gspo_token_loss(
 
 
 def compute_cispo_loss(
-    advantages: Tensor,
-    policy_log_probs: Tensor,
-    old_log_probs: Tensor,
-    cliprange: ClipRange,
+    advantages: Tensor, policy_log_probs: Tensor, old_log_probs: Tensor, cliprange: ClipRange
 ) -> LossAndMetadata:
     r"""REINFORCE with a clipped importance weight: no token loses its gradient.
 

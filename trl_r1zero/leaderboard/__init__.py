@@ -3,12 +3,4 @@
 from .rules import BOARDS, Board, Check, RuleBrokenError, get_board
 from .submission import SubmissionError, verify
 
-__all__ = [
-    "BOARDS",
-    "Board",
-    "Check",
-    "RuleBrokenError",
-    "SubmissionError",
-    "get_board",
-    "verify",
-]
+__all__ = ["BOARDS", "Board", "Check", "RuleBrokenError", "SubmissionError", "get_board", "verify"]

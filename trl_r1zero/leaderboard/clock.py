@@ -46,22 +46,14 @@ Event = dict[str, Any]
 
 
 class Clock:
-    """The clock of a run's folder, which no other process can open meanwhile.
-
-    Args:
-        path: The file, made if it does not exist.
-
-    Attributes:
-        events: What the file holds; a line that a kill cut off is removed.
-
-    Raises:
-        FolderInUseError: Another process works in the folder.
-    """
+    """The clock of a run's folder, in a file that is made if need be, and that no other process can
+    open meanwhile (FolderInUseError)."""
 
     def __init__(self, path: Path) -> None:
         self._held = ExitStack()
         self._held.enter_context(holding(path.parent))
         self._file = path.open("a+b")
+        # A line that a kill cut off is removed.
         self.events: list[Event] = [json.loads(line) for line in whole_lines(self._file)]
 
     def record(self, event: str, **facts: Any) -> None:
@@ -97,16 +89,12 @@ def process_start() -> float:
 def seconds_needed(
     events: Sequence[Event], budget_seconds: float, num_problems: int, num_due: int
 ) -> dict[str, float]:
-    """What may come if training goes on -> its seconds: `SAFETY` times the slowest in this run.
+    """What may come if training goes on -> its seconds: `SAFETY` times the slowest over all starts
+    of this run; shares of the budget stand in for what was not measured yet.
 
     An evaluation takes its seconds per problem as the slowest validation did: a few problems keep
-    the sampler less busy than many, so that is rather too long.
-
-    Args:
-        events: The clock's, over all starts.
-        budget_seconds: Of which shares stand in for what was not measured yet.
-        num_problems: Of the full evaluation.
-        num_due: Of the validation that comes first; 0 without one.
+    the sampler less busy than many, so that is rather too long. The full one has `num_problems`,
+    the validation that comes first `num_due`, 0 without one.
     """
     steps = [event for event in events if event["event"] == STEP]
     per_problem = [
@@ -131,35 +119,25 @@ class StraightToEvaluation(Exception):
 class StopInTime(TrainerCallback):
     """Writes the clock, and ends training while there is time for what has to follow.
 
-    The main process decides, and tells the others.
-
-    Args:
-        clock: The clock, started; None on processes other than the main one.
-        budget_seconds: From the clock's start to the end of the full evaluation.
-        num_problems: Of the full evaluation.
-        num_validated: Of a validation while training.
-
-    Attributes:
-        reason: Why training ended, in words; empty while it goes on.
+    The main process, which alone has the started clock, decides, and tells the others. The budget
+    is from the clock's start to the end of the full evaluation of `num_problems`; a validation
+    while training is of `num_validated`.
     """
 
     def __init__(
         self, clock: Clock | None, budget_seconds: float, num_problems: int, num_validated: int
     ) -> None:
-        self.clock = clock
-        self.budget_seconds = budget_seconds
-        self.num_problems = num_problems
-        self.num_validated = num_validated
-        self.reason = ""
+        self.clock, self.budget_seconds = clock, budget_seconds
+        self.num_problems, self.num_validated = num_problems, num_validated
+        self.reason = ""  # why training ended, in words; empty while it goes on
         self._step_began = 0.0
         self._pause_began: float | None = None  # the end of a step, plus seconds of validations
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Raises StraightToEvaluation, on all processes, where there is nothing left to train."""
         if self.clock is not None:
-            self.reason = self._no_time(validation_is_due=bool(args.eval_on_start))
-            if self.clock.has(TRAINING_ENDED):
-                self.reason = "its training had ended before"
+            ended = "its training had ended before" if self.clock.has(TRAINING_ENDED) else ""
+            self.reason = ended or self._no_time(validation_is_due=bool(args.eval_on_start))
         self.reason = from_main(self.reason)
         if self.reason:
             raise StraightToEvaluation(self.reason)
@@ -216,8 +194,7 @@ def train_and_evaluate(
     """Train until there is time for the full evaluation only, and make that."""
     with suppress(StraightToEvaluation):  # there is nothing left to train; its reason is printed
         trainer.train(resume_from_checkpoint=checkpoint)
-    reason = stopping.reason or "all n_grpo_steps are done"
-    clock = stopping.clock
+    clock, reason = stopping.clock, stopping.reason or "all n_grpo_steps are done"
     if clock is not None:
         if not clock.has(TRAINING_ENDED):
             clock.record(TRAINING_ENDED, grpo_step=trainer.steps_done, reason=reason)

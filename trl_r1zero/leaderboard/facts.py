@@ -22,14 +22,8 @@ from .rules import question_hashes, rows_facts, sha256_of
 def collect_facts(
     values: Mapping[str, Any], task: LoadedTask, num_processes: int, use_cpu: bool
 ) -> dict[str, Any]:
-    """The facts that `check_facts` checks, as JSON can hold them.
-
-    Args:
-        values: The recipe's.
-        task: Its prompt, reward and data.
-        num_processes: Of the trainer.
-        use_cpu: Whether it trains on a CPU.
-    """
+    """The facts that `check_facts` checks, as JSON can hold them: of a recipe's values, its task
+    (prompt, reward and data), the trainer's processes, and whether it trains on a CPU."""
     data = {"training": task.train_dataset, "validation": task.eval_dataset}
     training, validation = (question_hashes(rows["question"]) for rows in data.values())
     reward_fn = task.reward.reward_fn
@@ -80,9 +74,8 @@ def model_facts(name: str, revision: str | None) -> dict[str, Any]:
 
 def hardware_facts(values: Mapping[str, Any], num_processes: int, use_cpu: bool) -> dict[str, Any]:
     """GPUs of the trainer's processes (one each) and of its server together, and CPUs."""
-    machine = machine_facts()
+    machine, used = machine_facts(), set[int]()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", num_processes))
-    used: set[int] = set()
     if machine.devices and not use_cpu:
         used |= set(range(local))
         if values["use_vllm"]:

@@ -28,15 +28,13 @@ def plot_submission(events: Sequence[Event], board: Board, entry: str, path: Pat
             error = final["accuracy_stderr"] or 0.0
             label = f"full evaluation: {final['accuracy']:.1%} ± {error:.1%}"
         if drawn:
+            look = {"color": colour, "marker": marker, "linestyle": line, "capsize": 3}
             axes.errorbar(
                 [at(event) for event in drawn],
                 [event["accuracy"] for event in drawn],
                 yerr=[event["accuracy_stderr"] or 0.0 for event in drawn],
-                color=colour,
-                marker=marker,
-                linestyle=line,
-                capsize=3,
                 label=f"{label} ({drawn[-1]['num_problems']:,} problems)",
+                **look,
             )
     restarts = [at(event) for event in events[1:] if event["event"] == START]
     for number, when in enumerate(restarts):

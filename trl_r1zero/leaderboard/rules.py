@@ -154,6 +154,7 @@ def check_facts(board: Board, facts: Mapping[str, Any]) -> list[Check]:
         found = model["name"] if model["revision"] else f"the folder {model['name']}"
         weights = _equal("model", board.model, found, set_model)
     overlap, gpus = facts["num_validation_questions"], facts["hardware"]["num_gpus"]
+    set_gpus = "Start fewer processes, or give the server fewer devices; on a CPU: use_cpu: true."
     checks = [
         weights,
         _equal("architecture", board.architecture, model["architecture"], set_model),
@@ -161,13 +162,7 @@ def check_facts(board: Board, facts: Mapping[str, Any]) -> list[Check]:
         _equal("validation problems", board.num_problems, validation["num_rows"], set_data),
         _equal("prompt", board.prompt_sha256, facts["prompt"], f"Set prompt: {board.prompt}."),
         _equal("reward", board.reward, facts["reward"], f"Set reward: {board.reward}."),
-        Check(
-            "GPUs",
-            f"at most {board.max_gpus}",
-            f"{gpus}",
-            gpus <= board.max_gpus,
-            "Start fewer processes, or give the server fewer devices; on a CPU: use_cpu: true.",
-        ),
+        Check("GPUs", f"at most {board.max_gpus}", f"{gpus}", gpus <= board.max_gpus, set_gpus),
     ]
     if board.validation_sha256 is not None:
         known = board.validation_sha256

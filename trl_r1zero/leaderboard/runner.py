@@ -3,12 +3,13 @@
 The same command goes on with a run that was killed, from its last checkpoint.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from trl_r1zero.common.arguments import arg
 from trl_r1zero.common.processes import from_main
 from trl_r1zero.common.run_files import METRICS_FILE
 from trl_r1zero.evaluation.files import differing
@@ -19,15 +20,7 @@ from trl_r1zero.reports.report import write_report
 from trl_r1zero.trainers import R1ZeroGRPOTrainer
 from trl_r1zero.trainers.run_folder import last_whole_checkpoint, write_skipped_rows
 
-from .clock import (
-    CLOCK_FILE,
-    FINISHED,
-    START,
-    Clock,
-    StopInTime,
-    process_start,
-    train_and_evaluate,
-)
+from .clock import CLOCK_FILE, FINISHED, START, Clock, StopInTime, process_start, train_and_evaluate
 from .facts import collect_facts
 from .rules import Board, RuleBrokenError, check_facts, check_settings, get_board
 from .submission import RECIPE_FILE, SUBMISSION_FILE, judge, write_submission
@@ -37,13 +30,10 @@ from .submission import RECIPE_FILE, SUBMISSION_FILE, judge, write_submission
 class LeaderboardArguments:
     """The board of a run; `load` raises a ValueError if it is unknown, or its budget is less."""
 
-    board: str = field(default="math", metadata={"help": "Whose rules hold: math, embedded."})
-    entry: str = field(
-        default="", metadata={"help": "What the run is called in the table. Unset: its folder."}
-    )
-    budget_seconds: float | None = field(
-        default=None,
-        metadata={"help": "Finish in less than the board's budget. Unset: the board's."},
+    board: str = arg("math", "Whose rules hold: math, embedded.")
+    entry: str = arg("", "What the run is called in the table. Unset: its folder.")
+    budget_seconds: float | None = arg(
+        None, "Finish in less than the board's budget. Unset: the board's."
     )
 
     def load(self) -> tuple[Board, float]:
@@ -59,10 +49,8 @@ class LeaderboardArguments:
 
 
 def run_submission(recipe: ParsedRecipe) -> None:
-    """Make a submission, or go on with one.
-
-    Args:
-        recipe: Of `R1ZeroGRPOConfig`, `TaskArguments`, `LeaderboardArguments` and `ModelConfig`.
+    """Make a submission, or go on with one; the recipe is of `R1ZeroGRPOConfig`, `TaskArguments`,
+    `LeaderboardArguments` and `ModelConfig`.
 
     Raises:
         RuleBrokenError: A rule would be broken; nothing was trained.
@@ -70,8 +58,7 @@ def run_submission(recipe: ParsedRecipe) -> None:
     """
     config, task_args, board_args, _ = recipe.instances
     board, _ = board_args.load()
-    folder = Path(config.output_dir)
-    is_main = config.process_index == 0
+    folder, is_main = Path(config.output_dir), config.process_index == 0
     if (folder / "submission" / SUBMISSION_FILE).is_file():
         if is_main:
             print(f"{folder / 'submission'} is finished; for another one choose an --output_dir")

@@ -4,15 +4,17 @@ no model, no data and no network (docs/leaderboard.md)."""
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jinja2 import Environment, StrictUndefined
 
 from trl_r1zero.common.run_files import METRICS_FILE
 from trl_r1zero.data.prompts import PLACEHOLDER, load_prompt
 from trl_r1zero.evaluation import files
-from trl_r1zero.evaluation.markdown import table
+from trl_r1zero.evaluation.markdown import inline, table
 from trl_r1zero.evaluation.metrics import is_number, mean, standard_error
 from trl_r1zero.rewards import REWARDS, is_correct
 
@@ -97,11 +99,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_submission(folder: Path) -> dict[str, Any]:
-    """What a folder's submission.json states.
-
-    Raises:
-        SubmissionError: There is none, or it is not of this format.
-    """
+    """What a folder's submission.json states; SubmissionError if there is none of this format."""
     path = folder / SUBMISSION_FILE
     if not path.is_file():
         raise SubmissionError(f"{path} does not exist; give the folder of a submission")
@@ -121,22 +119,22 @@ def read_submission(folder: Path) -> dict[str, Any]:
 
 def verify(folder: str | Path) -> list[Check]:
     """Every rule, checked by a submission's files; only `files`, where one of them was changed.
-
-    Raises:
-        SubmissionError: The folder has no submission that can be read.
-    """
+    SubmissionError if the folder has no submission that can be read."""
     folder = Path(folder)
     about = read_submission(folder)
     try:
         changes = files.differing(about["files"], file_hashes(folder))
-        evidence = "; ".join(changes) or "the same"
-        check = Check("files", f"the sha256 in {SUBMISSION_FILE}", evidence, not changes)
-        return [check] if changes else [check, *_check_contents(folder, about)]
+        check = _same("files", f"the sha256 in {SUBMISSION_FILE}", changes)
+        return [check, *([] if changes else _check_contents(folder, about))]
     except (AttributeError, LookupError, TypeError, ValueError, yaml.YAMLError) as error:
         raise SubmissionError(
             f"{folder} is not as the runner writes it ({type(error).__name__}: {error}); copy the "
             "folder of the run again"
         ) from error
+
+
+def _same(rule: str, allowed: str, differences: Sequence[str]) -> Check:
+    return Check(rule, allowed, "; ".join(differences) or "the same", not differences)
 
 
 def _check_contents(folder: Path, about: Mapping[str, Any]) -> list[Check]:
@@ -163,12 +161,7 @@ def _check_contents(folder: Path, about: Mapping[str, Any]) -> list[Check]:
             f"{len(rows):,}, {other} to another prompt, {longer} longer, {wrong} graded otherwise",
             not (other or longer or wrong),
         ),
-        Check(
-            "results",
-            "those of the responses and the clock",
-            "; ".join(differences) or "the same",
-            not differences,
-        ),
+        _same("results", "those of the responses and the clock", differences),
         Check(
             "seconds",
             f"{board.budget_seconds:,.0f} from the start of the process to the end of the full "
@@ -207,3 +200,71 @@ def compare_submissions(submissions: Mapping[str, Mapping[str, Any]]) -> list[st
             if len(values) > 1
         ]
     return differences
+
+
+# The page of all submissions
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A submission in the table."""
+
+    folder: str  # relative to the page
+    about: dict[str, Any]  # what its submission.json states
+    broken: list[str]  # the rules; "cannot be read" for a folder that is not a submission
+
+    @property
+    def link(self) -> str:
+        return f"[{inline(self.about['entry'])}]({self.folder}/{SUBMISSION_FILE})"
+
+
+def read_submissions(folder: Path) -> list[Listed]:
+    """The submissions below `<folder>/submissions/<board>/`, verified."""
+    listed = []
+    for path in sorted(folder.glob(f"submissions/*/*/{SUBMISSION_FILE}")):
+        try:
+            about, broken, _ = judge(path.parent)
+        except ValueError:  # one folder does not keep the others from being listed
+            about = {"board": path.parts[-3], "entry": path.parts[-2]}
+            broken = ["cannot be read"]
+        listed.append(Listed(path.parent.relative_to(folder).as_posix(), about, broken))
+    return listed
+
+
+def leaderboard_page(submissions: Sequence[Listed]) -> str:
+    """The page, as Markdown."""
+    sections = []
+    for board in BOARDS.values():
+        of_board = [entry for entry in submissions if entry.about["board"] == board.name]
+        broken = [entry for entry in of_board if entry.broken]
+        sections.append((board, _ranked(board, of_board), broken))
+    valid = {entry.folder: entry.about for entry in submissions if not entry.broken}
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
+    )
+    text = Path(__file__).with_name("page.md.jinja").read_text(encoding="utf-8")
+    return environment.from_string(text).render(
+        sections=sections, differences=compare_submissions(valid)
+    )
+
+
+def _ranked(board: Board, submissions: Sequence[Listed]) -> str:
+    """The table of a board's submissions that hold every rule; empty without any."""
+    unit, seconds = board.time_unit
+    valid = [entry for entry in submissions if not entry.broken]
+    valid.sort(key=lambda entry: (-entry.about["accuracy"], entry.about["seconds"]))
+    rows = []
+    for place, entry in enumerate(valid, start=1):
+        about = entry.about
+        hardware, environment = about["facts"]["hardware"], about["environment"]
+        commit = environment["commit"] or "unknown"
+        machine = f"{hardware['num_cpus']} CPUs"
+        if hardware["num_gpus"]:
+            machine = f"{hardware['num_gpus']} x {', '.join(sorted(set(hardware['gpu_names'])))}"
+        accuracy = f"{about['accuracy']:.2%} ± {about['accuracy_stderr']:.2%}"
+        time, steps = f"{about['seconds'] / seconds:.2f}", str(about["grpo_steps"])
+        short = f"`{commit[:10]}{'+' if commit.endswith('+') else ''}`"
+        what = [machine, environment["started"][:10], short, f"[plot]({entry.folder}/{PLOT_FILE})"]
+        rows.append([str(place), entry.link, accuracy, time, steps, *what])
+    header = f",entry,accuracy ± standard error,{unit},GRPO steps,hardware,date,commit,curve"
+    return "\n".join(table(header.split(","), rows)) if rows else ""

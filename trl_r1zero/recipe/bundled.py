@@ -10,17 +10,6 @@ from pathlib import Path
 
 from trl_r1zero.common.naming import did_you_mean
 
-__all__ = [
-    "LAUNCH_CONFIGS",
-    "RECIPES",
-    "command_of",
-    "find_launch_config",
-    "find_recipe",
-    "names",
-    "not_found",
-    "summary",
-]
-
 _PACKAGE = Path(__file__).resolve().parents[1]
 _ROOT = _PACKAGE if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent
 RECIPES = _ROOT / "recipes"

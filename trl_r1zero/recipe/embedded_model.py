@@ -3,17 +3,12 @@ the embedded task."""
 
 from pathlib import Path
 
-__all__ = ["save_embedded_model"]
-
 
 def save_embedded_model(
     folder: str | Path, hidden_size: int, num_layers: int, num_heads: int = 4, seed: int = 0
 ) -> int:
-    """Write the model and its tokenizer into a folder, as `from_pretrained` reads them.
-
-    Returns:
-        The number of parameters.
-    """
+    """Write the model and its tokenizer into a folder, as `from_pretrained` reads them; the number
+    of parameters."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 

@@ -22,8 +22,7 @@ from .evaluation_backends import (
     tokenizer_of,
 )
 from .requirements import check_model_path
-from .task_arguments import TaskSelection
-from .task_lists import named_tasks
+from .task_arguments import TaskSelection, named_tasks
 
 # torch and transformers are imported when there is something to evaluate: --help needs neither.
 if TYPE_CHECKING:
@@ -36,19 +35,13 @@ if TYPE_CHECKING:
 
 _MIN_TOKENS = 4
 # What the tasks of a list cannot have for their own: one engine answers all of them.
-_OF_ALL_TASKS = {
-    *("model", "backend", "dtype", "server", "server_url", "batch_size", "output_dir"),
-}
+_OF_ALL_TASKS = {*("model", "backend", "dtype", "server", "server_url", "batch_size", "output_dir")}
 
 
 @dataclass
 class EvaluationArguments(TaskSelection):
-    """Keys of an evaluation.
-
-    Raises:
-        ValueError: An unknown backend, a key that the backend has no use for, or a value outside
-            its range.
-    """
+    """Keys of an evaluation. A ValueError for an unknown backend, a key that the backend has no use
+    for, or a value outside its range."""
 
     task: str | list[str | dict[str, Any]] = arg(  # type: ignore[assignment]
         "math",
@@ -152,30 +145,23 @@ class EvaluationArguments(TaskSelection):
         return Path("runs", "eval", "-".join(parts), name)
 
     def parts(self) -> dict[str, "EvaluationArguments"]:
-        """The evaluation of each task of a suite, by name.
-
-        Raises:
-            ValueError: As `EvaluationArguments`; the text begins with the task's name.
-        """
+        """The evaluation of each task of a suite, by name; a ValueError as of
+        `EvaluationArguments`, whose text begins with the task's name."""
         assert isinstance(self.task, list)
         types = typing.get_type_hints(type(self))
         own_types = {name: types[name] for name in types if name not in _OF_ALL_TASKS}
         parts = {}
         for name, own in named_tasks("task", self.task, {**own_types, "task": str}).items():
-            folder = str(self.folder / name)
             try:
-                parts[name] = replace(self, **own, output_dir=folder)
+                parts[name] = replace(self, **own, output_dir=str(self.folder / name))
             except ValueError as error:
                 raise ValueError(f"task {name}: {error}") from error
         return parts
 
     def load(self) -> "LoadedEvaluation":
-        """Read prompt, data and reward of one task; the model is not loaded yet.
-
-        Raises:
-            ValueError: Something that the arguments name does not exist, or rows cannot be used.
-            OSError: The data cannot be read.
-        """
+        """Read prompt, data and reward of one task; the model is not loaded yet. A ValueError if
+        something that the arguments name does not exist, or rows cannot be used; an OSError if the
+        data cannot be read."""
         return self._load(_EvaluatedModel(self))
 
     def load_suite(self) -> dict[str, "LoadedEvaluation"]:
@@ -281,11 +267,8 @@ class EvaluationArguments(TaskSelection):
 
 
 class _EvaluatedModel:
-    """What the tasks of a suite share: what answers, which version it is of, and the environment.
-
-    Raises:
-        ValueError: There is no such model, or the backend cannot be used.
-    """
+    """What the tasks of a suite share: what answers, which version it is of, and the environment. A
+    ValueError if there is no such model, or the backend cannot be used."""
 
     def __init__(self, arguments: EvaluationArguments) -> None:
         # A running server may be on another machine, and has loaded its model already.
@@ -298,7 +281,7 @@ class _EvaluatedModel:
     @cached_property
     def version(self) -> dict[str, Any]:
         """See `model_version`; it takes its time."""
-        from trl_r1zero.evaluation.model_files import folder_version, model_version
+        from trl_r1zero.evaluation.environment import folder_version, model_version
 
         return folder_version(self.name) if self.elsewhere else model_version(self.name)
 

@@ -137,11 +137,8 @@ def _vllm_server(arguments: "EvaluationArguments") -> DeferredEngine:
 
 
 def tokenizer_of(arguments: "EvaluationArguments", engine: DeferredEngine) -> Any:
-    """The tokenizer of the model, which does not start for it.
-
-    Raises:
-        OSError, RuntimeError, ValueError: It cannot be had.
-    """
+    """The tokenizer of the model, which does not start for it; an OSError, RuntimeError or
+    ValueError if it cannot be had."""
     from transformers import AutoTokenizer
 
     if arguments.backend == "vllm_server":

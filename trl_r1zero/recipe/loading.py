@@ -40,11 +40,8 @@ def load_tokenizer(model_args: ModelConfig) -> PreTrainedTokenizerBase:
 def load_prompt_rooms(
     config: Any, model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, PromptRoom]:
-    """See `prompt_rooms`; a server that runs already is asked, a collective call.
-
-    Raises:
-        VLLMServerError: There is no such server.
-    """
+    """See `prompt_rooms`; a server that runs already is asked, a collective call. VLLMServerError
+    if there is no such server."""
     server_context = None
     if getattr(config, "use_vllm", False) and config.vllm_server is None:
         url, wait = config.running_server_url, config.vllm_server_timeout

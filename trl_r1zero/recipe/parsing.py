@@ -94,9 +94,8 @@ def parse_recipe(
     """Read a recipe and its overrides from a command line into dataclass instances.
 
     The command line is `[--config RECIPE] [--key value | --key=value ...]`, the last of a repeated
-    key counts. A
-    boolean can stand without a value (`--bf16`); a list takes several (`--report_to wandb
-    tensorboard`) or YAML (`"[wandb]"`), a mapping takes YAML (`"{a: 1}"`). A string is taken
+    key counts. A boolean can stand without a value (`--bf16`); a list takes several (`--report_to
+    wandb tensorboard`) or YAML (`"[wandb]"`), a mapping takes YAML (`"{a: 1}"`). A string is taken
     literally. `--help` prints every key with its type and default and exits.
 
     Types are those of the dataclasses' hints. An int is taken for a float, a string that `float`
@@ -137,10 +136,7 @@ class _Key(NamedTuple):
     field: dataclasses.Field
     hint: Any
     owner: type
-
-    @property
-    def default(self) -> Any:
-        return default_of(self.field)
+    default: Any
 
 
 def _namespace(dataclass_types: tuple[type, ...]) -> dict[str, _Key]:
@@ -161,7 +157,7 @@ def _namespace(dataclass_types: tuple[type, ...]) -> dict[str, _Key]:
                     f"both {keys[name].owner.__name__} and {owner.__name__} have a field "
                     f"{name!r}, but a recipe's keys are one namespace; rename one of them"
                 )
-            keys[name] = _Key(field, hints[name], owner)
+            keys[name] = _Key(field, hints[name], owner, default_of(field))
     return keys
 
 
@@ -233,7 +229,7 @@ def _options(
             field.name = name
             if name in found:
                 raise RecipeError(f"two plug-ins have the option {name}; rename one of them")
-            found[name] = _Key(field, hint, owner)
+            found[name] = _Key(field, hint, owner, field.default)
     return found
 
 
@@ -352,8 +348,7 @@ def _help(dataclass_types: tuple[type, ...], description: str, program: str) -> 
         # By the class that declares a field last, the dataclass itself first.
         for declarer in dataclass_type.__mro__:
             declared = inspect.get_annotations(declarer)
-            names = [n for n in left if n in declared and left[n].owner is dataclass_type]
-            if names:
+            if names := [n for n in left if n in declared and left[n].owner is dataclass_type]:
                 of = "" if declarer is dataclass_type else f" (of {dataclass_type.__name__})"
                 blocks.append(f"{declarer.__name__}{of}:")
                 blocks += [_help_of(left.pop(name), declarer) for name in names]

@@ -39,16 +39,15 @@ def check_requirements() -> None:
             continue
         if not SpecifierSet(specifier).contains(installed, prereleases=True):
             wrong[name] = f"{installed} is installed"
-    if not wrong:
-        return
-    lines = [f"  {name}: {state}, needed is {REQUIREMENTS[name]}" for name, state in wrong.items()]
-    arguments = " ".join(f'"{name}{REQUIREMENTS[name]}"' for name in wrong)
-    raise RequirementsError(
-        "trl_r1zero does not work with the versions that are installed:\n"
-        + "\n".join(lines)
-        + f"\nInstall them, from the project's folder:\n"
-        f"  python -m pip install -c constraints.txt {arguments}"
-    )
+    if wrong:
+        lines = [f"  {name}: {is_}, needed is {REQUIREMENTS[name]}" for name, is_ in wrong.items()]
+        arguments = " ".join(f'"{name}{REQUIREMENTS[name]}"' for name in wrong)
+        raise RequirementsError(
+            "trl_r1zero does not work with the versions that are installed:\n"
+            + "\n".join(lines)
+            + f"\nInstall them, from the project's folder:\n"
+            f"  python -m pip install -c constraints.txt {arguments}"
+        )
 
 
 def check_model_path(model_name_or_path: str | None, key: str = "model_name_or_path") -> None:

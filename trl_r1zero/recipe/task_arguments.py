@@ -1,20 +1,22 @@
 """What to train, validate and evaluate on, as recipes say it."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from trl_r1zero.common.arguments import AT_LEAST_0, Positive, arg, check_ranges
+from trl_r1zero.common.naming import unknown_name_message
 from trl_r1zero.common.plugins import PlugIns, Role, is_dotted
+from trl_r1zero.common.types import MISFIT, fit, type_name
 from trl_r1zero.data.prompt_room import PromptRoom
 from trl_r1zero.data.prompts import PROMPT_ROLE, Prompt, load_prompt
 from trl_r1zero.data.tasks import TASKS, Task, get_task
 from trl_r1zero.data.tasks.base import Example
 from trl_r1zero.rewards.registry import REWARDS, RewardFn, resolve_reward
 
-from .row_arguments import RowArguments
-from .task_lists import named_tasks
+from .data_arguments import RowArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -111,19 +113,15 @@ class TaskSelection(PlugIns, RowArguments):
                 f"task {task.name!r} has no reward, for its answers are free text that a judge or "
                 "a person reads; set reward, or use a task that grades"
             )
-        if self.reward_workers is not None:
-            return reward_fn, self.reward_workers
         is_own = self.reward is None or self.reward in REWARDS
-        return reward_fn, 0 if is_own else 2
+        unset = 0 if is_own else 2
+        return reward_fn, unset if self.reward_workers is None else self.reward_workers
 
 
 @dataclass
 class TaskArguments(TaskSelection):
-    """A task to train on: with its two sets of data.
-
-    Raises:
-        ValueError: See `TaskSelection`; rows that cannot be used (on `load`).
-    """
+    """A task to train on: with its two sets of data. Errors are those of `TaskSelection`, and on
+    `load` rows that cannot be used."""
 
     train_data: str | None = arg(
         None, "JSON-lines file or hub id (id, id:split) of the training problems."
@@ -145,16 +143,11 @@ class TaskArguments(TaskSelection):
         `rooms` are as in `load_problems`."""
         task, prompt = self.load_task()
         prompt = prompt.for_tokenizer(tokenizer)
-        loaded = LoadedTask(
-            prompt=prompt,
-            reward=self.load_trl_reward(task, prompt),
-            train_dataset=self.load_problems(
-                "train_data", self.train_data, partial(task.load, split="train"), prompt, rooms
-            ),
-            eval_dataset=self.load_validation(task, prompt, rooms),
-        )
-        if is_dotted(self.reward) and len(loaded.train_dataset):
-            loaded.reward.grader.check(loaded.train_dataset[0]["ground_truth"])
+        reward, load = self.load_trl_reward(task, prompt), partial(task.load, split="train")
+        train = self.load_problems("train_data", self.train_data, load, prompt, rooms)
+        loaded = LoadedTask(prompt, reward, train, self.load_validation(task, prompt, rooms))
+        if is_dotted(self.reward) and len(train):
+            reward.grader.check(train[0]["ground_truth"])
         return loaded
 
     def load_trl_reward(self, task: Task, prompt: Prompt) -> "TRLReward":
@@ -167,12 +160,9 @@ class TaskArguments(TaskSelection):
     def validation_sets(
         self, task: Task, prompt: Prompt
     ) -> dict[str, tuple[str | None, LoadExamples]]:
-        """Source and loader of each validation set, by name; the name of a single one is "".
-
-        Raises:
-            ValueError: Settings that are not right, or a set whose answers the run's reward does
-                not grade.
-        """
+        """Source and loader of each validation set, by name; the name of a single one is "". A
+        ValueError for settings that are not right, or a set whose answers the run's reward does not
+        grade."""
         if not isinstance(self.eval_data, list):
             return {"": (self.eval_data, partial(task.load, split="validation"))}
         sets: dict[str, tuple[str | None, LoadExamples]] = {}
@@ -195,12 +185,10 @@ class TaskArguments(TaskSelection):
     ) -> "Dataset | dict[str, Dataset]":
         """The validation problems; of several sets by name. Columns and `rooms` as in
         `load_problems`."""
-        sets = {
-            name: self.load_problems(
-                f"eval_data.{name}" if name else "eval_data", source, load, prompt, rooms
-            )
-            for name, (source, load) in self.validation_sets(task, prompt).items()
-        }
+        sets = {}
+        for name, (source, load) in self.validation_sets(task, prompt).items():
+            key = f"eval_data.{name}" if name else "eval_data"
+            sets[name] = self.load_problems(key, source, load, prompt, rooms)
         return sets.get("", sets)
 
     def load_problems(
@@ -211,14 +199,10 @@ class TaskArguments(TaskSelection):
         prompt: Prompt,
         rooms: Mapping[str, PromptRoom] | None,
     ) -> "Dataset":
-        """The problems of a data set, with columns `prompt` and `ground_truth` among others.
-
-        Args:
-            name: The recipe's key, and the name of one of several sets.
-            source, load: See `validation_sets`.
-            prompt: Formats the questions.
-            rooms: What the context leaves, by the recipe's key; prompts beyond it are bad rows.
-        """
+        """The problems of a data set, with columns `prompt` and `ground_truth` among others. Its
+        `name` is the recipe's key and that of one of several sets, `source` and `load` are as in
+        `validation_sets`; `rooms` are what the context leaves, by the recipe's key: prompts beyond
+        it are bad rows."""
         from trl_r1zero.data.rows import build_dataset
 
         room = (rooms or {}).get(name.partition(".")[0])
@@ -238,3 +222,50 @@ class LoadedTask:
     reward: "TRLReward"
     train_dataset: "Dataset"
     eval_dataset: "Dataset | dict[str, Dataset]"
+
+
+# Lists of tasks
+
+# What a task of a list is called; it names a folder, and metrics.
+NAME = re.compile(r"\w[\w.@+-]*", re.ASCII)
+
+
+def named_tasks(
+    key: str, entries: Sequence[Any], types: Mapping[str, Any], default_task: str = ""
+) -> dict[str, dict[str, Any]]:
+    """The settings of each task of a list, which is the value of a recipe's `key`, by name.
+
+    Each entry is a task's name, or a mapping of settings (`types` has those that it may have, and
+    their types), of which `name` says what the task is called here; by default as it is called
+    everywhere. `default_task` is what an entry without `task` is. A ValueError for an empty list,
+    an unknown setting, a value of another type, no task, or a name that is none or is there twice.
+    """
+    if not entries:
+        raise ValueError(f"{key}: got an empty list, expected at least one task")
+    found: dict[str, dict[str, Any]] = {}
+    for number, entry in enumerate(entries):
+        own = {"task": entry} if isinstance(entry, str) else dict(entry)
+        place = f"{key}[{number}]"
+        name = own.pop("name", str(own.get("task") or default_task).rpartition(".")[2])
+        for setting, value in own.items():
+            if setting not in types:
+                allowed = {"name", *types}
+                raise ValueError(f"{place}: {unknown_name_message('setting', setting, allowed)}")
+            own[setting] = fit(value, types[setting])
+            if own[setting] is MISFIT:
+                expected = type_name(types[setting])
+                raise ValueError(f"{place}: {setting}: got {value!r}, expected {expected}")
+        if not own.get("task", default_task):
+            raise ValueError(f"{place}: got {entry!r}, expected a task, such as {{task: aime}}")
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise ValueError(
+                f"{place}: name: got {name!r}, expected letters, digits and any of _.@+-, such as "
+                "{name: AIME24, task: aime}"
+            )
+        if name in found:
+            raise ValueError(
+                f"{place}: {name!r} is there twice; give one of them another name, such as "
+                f"{{name: {name}-2, ...}}"
+            )
+        found[name] = own
+    return found

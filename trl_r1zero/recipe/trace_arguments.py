@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from trl_r1zero.common.arguments import arg
@@ -29,12 +30,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class TraceArguments(TaskArguments):
-    """Traces to train on, and a task to validate on.
-
-    Raises:
-        ValueError: An unknown task, prompt or reward, rows that cannot be used, or settings that
-            leave no rows (on `load_traces`).
-    """
+    """Traces to train on, and a task to validate on. A ValueError for an unknown task, prompt or
+    reward; on `load_traces`, for rows that cannot be used, or settings that leave none."""
 
     train_data: str | None = arg(
         None,
@@ -111,11 +108,7 @@ class TraceArguments(TaskArguments):
         """The traces that are trained on, and how many each step left."""
         with self.reading("train_data", self.train_data) as bad_rows:
             traces = load_traces(
-                task,
-                prompt,
-                self.train_data,
-                graded=self.filter_correct,
-                on_bad_row=bad_rows,
+                task, prompt, self.train_data, graded=self.filter_correct, on_bad_row=bad_rows
             )
         skipped = {"skipped": len(bad_rows.errors)} if bad_rows.errors else {}
         sizes = {"read": {**_size(traces), **skipped}}
@@ -124,13 +117,9 @@ class TraceArguments(TaskArguments):
             sizes["fix_whitespace"] = {**_size(traces), "changed": changed}
         if self.filter_correct:
             reward_fn, workers = self.load_reward(task, prompt)
-            read = traces
+            keep = partial(keep_correct, deadline_seconds=self.reward_deadline_seconds)
             # Where a deadline decides, each process could keep other rows.
-            traces = from_main_process(
-                lambda: keep_correct(
-                    read, reward_fn, workers=workers, deadline_seconds=self.reward_deadline_seconds
-                )
-            )
+            traces = from_main_process(partial(keep, traces, reward_fn, workers=workers))
             sizes["filter_correct"] = _size(traces)
         if self.num_examples is not None:
             traces = select_examples(traces, self.num_examples, self.subset_seed)

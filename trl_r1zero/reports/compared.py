@@ -21,8 +21,6 @@ from trl_r1zero.runs.logged_run import Line, LoggedRun, is_finite
 from .grouping import differing_settings, format_path
 from .statistics import SeedDifference, difference_by_seed, holm, mean_over_steps, t_interval
 
-__all__ = ["ComparedRun", "Difference", "Group", "Validation", "differences_to", "read_groups"]
-
 # An accuracy below this share of the run's best has collapsed, if it is far enough below.
 _COLLAPSED_SHARE, _COLLAPSED_BY = 0.5, 0.1
 
@@ -254,25 +252,20 @@ def _check_seeds(label: str, runs: Sequence[ComparedRun]) -> None:
 
 @dataclass
 class Difference:
-    """A variant less the baseline.
-
-    Attributes:
-        last: Of the last validations, seed by seed: the primary outcome.
-        curve: Of the means of the validation curves over steps, which are less noisy. Without
-            seeds where the two were validated at different steps: such means say different things.
-        questions: Of the last validations over questions, for these very runs. None where the
-            generations are not there, or not of the same questions.
-        lost: In words, of which group how many runs did not reach the end, or diverged: they may
-            be the worse ones, so that a difference between the others is none between the groups.
-        outlasts_holm: Whether `last` is significant among all comparisons, see `holm`.
-    """
+    """A variant less the baseline."""
 
     label: str
-    last: SeedDifference
+    last: SeedDifference  # of the last validations, seed by seed: the primary outcome
+    # Of the means of the validation curves over steps, which are less noisy. Without seeds where
+    # the two were validated at different steps: such means say different things.
     curve: SeedDifference
+    # Of the last validations over questions, for these very runs. None where the generations are
+    # not there, or not of the same questions.
     questions: PairedDifference | None
+    # In words, of which group how many runs did not reach the end, or diverged: they may be the
+    # worse ones, so that a difference between the others is none between the groups.
     lost: str
-    outlasts_holm: bool = False
+    outlasts_holm: bool = False  # whether `last` is significant among all comparisons, see `holm`
 
 
 def differences_to(baseline: Group, groups: Sequence[Group]) -> list[Difference]:

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from trl_r1zero.evaluation.markdown import inline, table, wrapped
-from trl_r1zero.evaluation.pages import Page, Picture, Section, as_html, as_markdown
+from trl_r1zero.evaluation.pages import Example, Page, Picture, Section, as_html, as_markdown
+from trl_r1zero.runs.logged_run import by_change
 from trl_r1zero.runs.metrics import GROUP_TRAINING
 
 from . import tables
-from .compared import ComparedRun, Difference, Group, differences_to, read_groups
+from .compared import ComparedRun, Difference, Group, Validation, differences_to, read_groups
 from .comparison_plots import plot_training, plot_validation
-from .findings import findings, problems_of_runs, verdict
-from .responses import responses_over_time
-
-__all__ = ["write_comparison"]
+from .report import verdict_of_answer
+from .tables import findings, problems_of_runs, verdict
 
 REPORT_FILE, HTML_FILE, RESULTS_FILE = "report.md", "report.html", "results.json"
 VALIDATION_FIGURE, TRAINING_FIGURE = "validation.png", "training.png"
@@ -154,8 +153,7 @@ class _Comparison:
         if settings.rows or self.setup:
             shown = [settings] if settings.rows else []
             sections.append(Section("How it was run", list(self.setup), shown))
-        examples = responses_over_time(self.groups)
-        if examples:
+        if examples := [one for group in self.groups for one in _answers_of(group)]:
             sections.append(Section("Answers over time", [_ABOUT_ANSWERS], examples=examples))
         few = self.groups if len(self.groups) <= _MAX_CARDS else []
         cards = [(group.name, f"{group.mean_last:.3f}") for group in few]
@@ -204,7 +202,13 @@ class _Comparison:
                 d.label: {
                     "last": d.last.as_json(),
                     "mean_of_curve": d.curve.as_json(),
-                    "over_questions": _questions_as_json(d),
+                    "over_questions": {
+                        "difference": d.questions.difference,
+                        "stderr": d.questions.stderr,
+                        "num_questions": d.questions.num_common,
+                    }
+                    if d.questions is not None and not math.isnan(d.questions.stderr)
+                    else None,
                     "outlasts_holm": d.outlasts_holm,
                     "verdict": verdict(d, len(self.differences)),
                 }
@@ -213,17 +217,6 @@ class _Comparison:
             "findings": self.findings,
             "problems": self.problems,
         }
-
-
-def _questions_as_json(difference: Difference) -> dict[str, float] | None:
-    paired = difference.questions
-    if paired is None or math.isnan(paired.stderr):
-        return None
-    return {
-        "difference": paired.difference,
-        "stderr": paired.stderr,
-        "num_questions": paired.num_common,
-    }
 
 
 def _run_as_json(run: ComparedRun) -> dict[str, Any]:
@@ -241,3 +234,37 @@ def _run_as_json(run: ComparedRun) -> dict[str, Any]:
         "wall_seconds": run.wall_time,
         "training_end": {metric: end for metric, end in ends.items() if end is not None},
     }
+
+
+# Answers over time
+
+NUM_QUESTIONS = 2
+MAX_TIMES = 6
+
+
+def _answers_of(group: Group) -> list[Example]:
+    """Of a group's median run two questions, with its answers at up to six validations: the first
+    ones of `by_change`, from the first to the last of these. None without tables of generations."""
+    run = group.median_run
+    existing = [point for point in run.curve if run.generation_file(point.line).is_file()]
+    tables = {point.step: run.answers(point.line) for point in _spread(existing)}
+    # A different number of questions (in a resumed run) leaves a common beginning.
+    together = zip(*tables.values(), strict=False)
+    asked = [rows for rows in together if len({row["prompt"] for row in rows}) == 1]
+    shown = []
+    for number in by_change([(rows[0], rows[-1]) for rows in asked])[:NUM_QUESTIONS]:
+        first = asked[number][0]
+        texts = {"Prompt": first["prompt"], "Ground truth": str(first["ground_truth"])}
+        for step, row in zip(tables, asked[number], strict=True):
+            when = f"After {run.kind.step_name} {step} ({verdict_of_answer(row)})"
+            texts[when] = row["response"]
+        about = [f"run {run.shown}", f"seed {run.seed}", "the group's median run at the end"]
+        shown.append(Example(f"{group.label}: question {number}", about, texts))
+    return shown
+
+
+def _spread(points: list[Validation]) -> list[Validation]:
+    """At most `MAX_TIMES` of them, the first and the last, and evenly between."""
+    if len(points) <= MAX_TIMES:
+        return points
+    return [points[round(i * (len(points) - 1) / (MAX_TIMES - 1))] for i in range(MAX_TIMES)]

@@ -28,8 +28,6 @@ from trl_r1zero.runs.metrics import (
 from .compared import ComparedRun, Group, Validation
 from .plots import draw_band, log_scale, new_figure, save_figure, style_axes
 
-__all__ = ["DPI", "MAX_POINTS", "plot_training", "plot_validation"]
-
 DPI = 120
 # A seventh group has the first colour and the second style.
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER)
@@ -75,8 +73,9 @@ def plot_validation(groups: Sequence[Group], path: Path, outcome: str) -> None:
         def curve(run: ComparedRun, x_of: _OfPoint = x_of, y_of: _OfPoint = y_of) -> _Curve:
             return {point.step: (x_of(point), y_of(point)) for point in run.curve}
 
+        single_runs = len(groups) <= _MAX_GROUPS_WITH_SINGLE_RUNS
         for number, group in enumerate(groups):
-            _draw_group(axes, _Look(number, len(groups)), group, curve, is_training=False)
+            _draw_group(axes, _line(number), group, curve, single_runs=single_runs)
         whole_x = x_label == columns[0][0]
         style_axes(axes, f"Validation {metric}", x_label, metric, whole_x=whole_x)
         _set_y_limits(axes, [y_of(point) for point in points])
@@ -113,8 +112,7 @@ def plot_training(groups: Sequence[Group], path: Path) -> bool:
 
         drawn: list[float] = []
         for number, group in enumerate(groups):
-            look = _Look(number, len(groups))
-            drawn += _draw_group(axes, look, group, curve, is_training=True)
+            drawn += _draw_group(axes, _line(number), group, curve, is_training=True)
         style_axes(axes, panel.title, step_name, panel.y_label, whole_x=True)
         if not log_scale(axes, panel, drawn):
             _set_y_limits(axes, drawn)
@@ -142,25 +140,23 @@ def _x_axes(run: ComparedRun, points: Sequence[Validation]) -> list[tuple[str, _
     return axes
 
 
-class _Look:
-    """How a group is drawn, by its number among so many."""
-
-    def __init__(self, number: int, num_groups: int) -> None:
-        self.colour = _COLOURS[number % len(_COLOURS)]
-        style = _LINE_STYLES[number // len(_COLOURS) % len(_LINE_STYLES)]
-        self.line: dict[str, Any] = {"color": self.colour, "linestyle": style}
-        self.shows_single_runs = num_groups <= _MAX_GROUPS_WITH_SINGLE_RUNS
+def _line(number: int) -> dict[str, Any]:
+    """Colour and style of the lines of a group, by its number."""
+    style = _LINE_STYLES[number // len(_COLOURS) % len(_LINE_STYLES)]
+    return {"color": _COLOURS[number % len(_COLOURS)], "linestyle": style}
 
 
 def _draw_group(
     axes: Axes,
-    look: _Look,
+    line: dict[str, Any],
     group: Group,
     curve_of: Callable[[ComparedRun], _Curve],
     *,
-    is_training: bool,
+    is_training: bool = False,
+    single_runs: bool = False,
 ) -> list[float]:
-    """The mean of the complete runs with its band, and single runs; returns all y."""
+    """The mean of the complete runs with its band, and single runs, or only those of which
+    something is to be said; returns all y."""
     thinned = _thinned if is_training else list
     curves = [curve_of(run) for run in group.complete]
     shared = [step for step in curves[0] if all(step in curve for curve in curves)]
@@ -170,26 +166,20 @@ def _draw_group(
     y = [mean(values) for values in columns]
     several = len(curves) > 1
     if x:
-        with_points = not is_training or len(x) == 1
-        axes.plot(
-            x,
-            y,
-            linewidth=1.5 if is_training else 1.8,
-            marker="o" if with_points else None,
-            markersize=4 if is_training else 3.5,
-            **look.line,
-        )
+        width, size = (1.5, 4) if is_training else (1.8, 3.5)
+        marker = "o" if not is_training or len(x) == 1 else None
+        axes.plot(x, y, linewidth=width, marker=marker, markersize=size, **line)
         if several:
-            draw_band(axes, x, y, [standard_error(values) for values in columns], look.colour)
+            draw_band(axes, x, y, [standard_error(values) for values in columns], line["color"])
     drawn = list(y)
     for run in group.runs:
-        if run.notes or (several and look.shows_single_runs and not is_training):
+        if run.notes or (several and single_runs):
             curve = curve_of(run)
             own_x, own_y = (thinned([point[i] for point in curve.values()]) for i in (0, 1))
-            axes.plot(own_x, own_y, linewidth=0.7, alpha=0.6, **look.line)
+            axes.plot(own_x, own_y, linewidth=0.7, alpha=0.6, **line)
             if run.is_short:
                 end: dict[str, Any] = {"marker": "x", "markersize": 8, "markeredgewidth": 2}
-                axes.plot(own_x[-1:], own_y[-1:], color=look.colour, **end)
+                axes.plot(own_x[-1:], own_y[-1:], color=line["color"], **end)
             drawn += own_y
     return drawn
 
@@ -203,32 +193,16 @@ def _thinned(values: Sequence[float]) -> list[float]:
 def _draw_ends(axes: Axes, groups: Sequence[Group], outcome: str) -> None:
     """One row a group: points of the runs' last validations, and the mean with its interval."""
     for number, group in enumerate(groups):
-        colour = _Look(number, len(groups)).colour
-        for marker, size, runs in (
-            ("o", 4, group.complete),
-            ("x", 7, [run for run in group.runs if run.is_short]),
-        ):
-            axes.plot(
-                [run.last.value for run in runs],
-                [number + 0.22] * len(runs),
-                marker,
-                markersize=size,
-                color=colour,
-                linestyle="none",
-                alpha=0.7,
-            )
-        low, high = group.interval
-        centre = group.mean_last
-        axes.errorbar(
-            [centre],
-            [number - 0.12],
-            xerr=None if math.isnan(low) else [[centre - low], [high - centre]],
-            color=colour,
-            fmt="D",
-            markersize=6,
-            capsize=4,
-            linewidth=1.8,
-        )
+        colour = _line(number)["color"]
+        short = [run for run in group.runs if run.is_short]
+        for marker, size, runs in (("o", 4, group.complete), ("x", 7, short)):
+            ends, places = [run.last.value for run in runs], [number + 0.22] * len(runs)
+            look = {"markersize": size, "color": colour, "linestyle": "none", "alpha": 0.7}
+            axes.plot(ends, places, marker, **look)
+        (low, high), centre = group.interval, group.mean_last
+        error = None if math.isnan(low) else [[centre - low], [high - centre]]
+        look = {"color": colour, "fmt": "D", "markersize": 6, "capsize": 4, "linewidth": 1.8}
+        axes.errorbar([centre], [number - 0.12], xerr=error, **look)
     axes.set_ylim(len(groups) - 0.5, -0.5)  # the first on top
     axes.set_yticks(range(len(groups)), _names(groups)[0])
     title = (
@@ -269,13 +243,10 @@ def _new_figure(groups: Sequence[Group], height: float) -> Figure:
     """A figure with so many inches for panels, and a legend below them: the colours are the groups
     in all, and curves leave no sure place."""
     names, numbered = _names(groups)
+    prefixes = [f"{name}: " if numbered else "" for name in names]
     entries = [
-        textwrap.fill(
-            f"{f'{name}: ' if numbered else ''}{group.name}",
-            _LEGEND_CHARACTERS,
-            break_on_hyphens=False,
-        )
-        for name, group in zip(names, groups, strict=True)
+        textwrap.fill(name + group.name, _LEGEND_CHARACTERS, break_on_hyphens=False)
+        for name, group in zip(prefixes, groups, strict=True)
     ]
     widest = max(len(line) for entry in entries for line in entry.splitlines())
     fitting = max(1, 165 // (widest + 9))  # characters of this size
@@ -284,7 +255,7 @@ def _new_figure(groups: Sequence[Group], height: float) -> Figure:
     figure = new_figure(12.0, height + 0.65 + 0.21 * -(-lines // columns), _WHAT_IS_DRAWN)
     figure.legend(
         handles=[
-            Line2D([], [], linewidth=1.8, label=entry, **_Look(number, len(groups)).line)
+            Line2D([], [], linewidth=1.8, label=entry, **_line(number))
             for number, entry in enumerate(entries)
         ],
         loc="outside lower center",

@@ -8,8 +8,6 @@ from typing import Any
 from trl_r1zero.recipe.yaml_files import format_value
 from trl_r1zero.runs.logged_run import LoggedRun
 
-__all__ = ["differing_settings", "format_path", "format_setting", "group_runs"]
-
 ONE_GROUP = "base"
 # A setting of None has no number or name to show. What it means, where it means something:
 _NONE_NAMES = {"num_examples": "all"}

@@ -21,11 +21,8 @@ from trl_r1zero.runs.metrics import Panel, Series
 
 
 def plot_run(run: LoggedRun, path: str | Path, title: str = "") -> bool:
-    """Draw the curves of one run into a PNG of about 1200 pixels width.
-
-    Returns:
-        Whether there was anything to draw; if not, nothing is written.
-    """
+    """Draw the curves of one run into a PNG of about 1200 pixels width; whether there was anything
+    to draw: if not, nothing is written."""
     panels = [
         replace(panel, series=series)
         for panel in run.kind.panels
@@ -48,15 +45,9 @@ def _draw_panel(axes: Axes, panel: Panel, run: LoggedRun) -> None:
         x, y = _points(run, panel, series)
         # Many updates as a thin line; few validations and EI steps with points.
         thin = not series.metric.startswith(("eval_", "rollout_"))
-        axes.plot(
-            x,
-            y,
-            color=series.colour,
-            linewidth=1.0 if thin else 1.6,
-            marker=None if thin and len(x) > 1 else "o",
-            markersize=3.5,
-            label=series.label,
-        )
+        look = {"linewidth": 1.0 if thin else 1.6, "markersize": 3.5, "label": series.label}
+        marker = None if thin and len(x) > 1 else "o"
+        axes.plot(x, y, color=series.colour, marker=marker, **look)
         if series.has_band:
             with_error = replace(series, metric=f"{series.metric}_stderr")
             errors = dict(zip(*_points(run, panel, with_error), strict=True))

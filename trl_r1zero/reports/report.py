@@ -72,8 +72,7 @@ def write_report(run_folder: str | Path) -> str:
 def _report(run: LoggedRun, show_curve: bool, *, num_pairs: int, characters: int) -> str:
     pairs = run.pairs()
     blocks = [[f"# Run {run.name}"], *_environment(run)]
-    missing = _missing(run)
-    if missing:
+    if missing := _missing(run):
         blocks += [["## What is missing"], *wrapped(*missing)]
     if show_curve:
         blocks += [[f"![Curves of the run]({CURVE_FILE})"]]
@@ -239,8 +238,7 @@ def _time_table(run: LoggedRun) -> Block:
         seconds["rollouts"] = sum(logged(run.rollouts, "rollout_seconds"))
     if run.validations:
         ours, theirs = (logged(run.validations, f"eval_{name}") for name in ("seconds", "runtime"))
-        of_sets = [f"validation/{name}/seconds" for name in run.validation_sets]
-        if of_sets:
+        if of_sets := [f"validation/{name}/seconds" for name in run.validation_sets]:
             ours = [s for metric in of_sets for s in logged(run.validations, metric)]
         seconds["validation"] = sum(ours or theirs)
     total = run.wall_time
@@ -253,8 +251,7 @@ def _time_table(run: LoggedRun) -> Block:
 def _files_table(run: LoggedRun) -> Block:
     names = {path.name for path in run.folder.iterdir()} - {LOCK_FILE} | {REPORT_FILE}
     what = {name: "to resume from" for name in names if name.startswith("checkpoint-")} | _FILES
-    best = run.facts("best", "best.json")
-    if best:
+    if best := run.facts("best", "best.json"):
         what["best"] += f" (after {run.kind.step_name} {best[run.kind.step_key]})"
     order = [name for name in _FILES if name in names] + sorted(names - set(_FILES))
     return table(["name", "what"], [[name, what.get(name, "")] for name in order])

@@ -16,15 +16,6 @@ from scipy.special import stdtr, stdtrit
 
 from trl_r1zero.evaluation.metrics import mean, standard_error
 
-__all__ = [
-    "CONFIDENCE",
-    "SeedDifference",
-    "difference_by_seed",
-    "holm",
-    "mean_over_steps",
-    "t_interval",
-]
-
 CONFIDENCE = 0.95
 
 

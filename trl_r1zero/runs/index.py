@@ -1,50 +1,41 @@
 """What there is in a folder of runs: each one's kind, state, progress and results."""
 
+import math
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from trl_r1zero.common.folder_lock import in_use
-from trl_r1zero.common.run_files import METRICS_FILE
+from trl_r1zero.common.run_files import METRICS_FILE, Line, read_metrics
+from trl_r1zero.evaluation.files import json_text, read_json, write_atomically
 
 from .logged_run import LoggedRun
-from .run_state import run_state
-
-__all__ = ["IndexedRun", "duration", "find_runs", "index_logged_run", "index_run"]
 
 
 @dataclass(frozen=True)
 class IndexedRun:
-    """One run. What it does not tell, such as the accuracy of a run without validation, is None.
+    """One run. What it does not tell, such as the accuracy of a run without validation, is None."""
 
-    Attributes:
-        folder: Its `output_dir`.
-        kind: Its method, a key of `METHODS`.
-        state: `running` (a process has the folder), `finished`, `diverged`, `failed`, `stopped`
-            (begun, and not at its end) or `unreadable`; `reason` says why.
-        step: Complete steps, of `planned_steps`; `step_name` says what a step is.
-        metric: What validation measures: `eval_accuracy`, or `eval_loss`, of which less is better;
-            its `last` value, the `best`, and `best_step`.
-        seconds: From the start of training to the last line; `seconds_left`: at that pace.
-        age_seconds: Since something was written to its metrics.
-        size_bytes: Of all its files.
-    """
-
-    folder: str
+    folder: str  # its `output_dir`
+    # `running` (a process has the folder), `finished`, `diverged`, `failed`, `stopped` (begun, and
+    # not at its end) or `unreadable`; `reason` says why.
     state: str
     reason: str
-    age_seconds: float
-    size_bytes: int
-    kind: str | None = None
-    step: int | None = None
+    age_seconds: float  # since something was written to its metrics
+    size_bytes: int  # of all its files
+    kind: str | None = None  # its method, a key of `METHODS`
+    step: int | None = None  # complete steps, of `planned_steps`; `step_name` says what a step is
     planned_steps: int | None = None
     step_name: str | None = None
+    # What validation measures: `eval_accuracy`, or `eval_loss`, of which less is better; its `last`
+    # value, the `best`, and `best_step`.
     metric: str | None = None
     last: float | None = None
     best: float | None = None
     best_step: int | None = None
+    # From the start of training to the last line; `seconds_left`: at that pace.
     seconds: float | None = None
     seconds_left: float | None = None
 
@@ -59,11 +50,8 @@ class IndexedRun:
 
 
 def find_runs(folder: str | Path) -> Iterator[Path]:
-    """The folders of runs in a folder, at any depth, by name; or the folder itself, if it is one.
-
-    Raises:
-        FileNotFoundError: There is no such folder.
-    """
+    """The folders of runs in a folder, at any depth, by name; or the folder itself, if it is one. A
+    FileNotFoundError if there is no such folder."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; give one with runs in it")
@@ -120,13 +108,8 @@ def _age(folder: Path) -> float:
 
 
 def _size(folder: Path) -> int:
-    total = 0
-    for path, _, files in os.walk(folder):
-        for name in files:
-            file = Path(path, name)
-            if file.exists():  # a run that runs replaces its checkpoints
-                total += file.stat().st_size
-    return total
+    files = (Path(path, name) for path, _, names in os.walk(folder) for name in names)
+    return sum(file.stat().st_size for file in files if file.exists())  # checkpoints are replaced
 
 
 def duration(seconds: float) -> str:
@@ -136,3 +119,82 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} d"
+
+
+# How far a run is
+
+ATTEMPTS_FILE = "attempts.json"
+LOG_FILE = "sweep.log"
+_MODEL_FILES = ("config.json", "adapter_config.json")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a run, at a local time, and its end after so many wall-clock seconds.
+
+    The outcome is `finished`, `failed` (its processes ended with an error), `diverged` or `stopped`
+    (with the sweep), and the reason why, if it is not finished. `devices` are the GPUs that it had,
+    if the sweep chose them.
+    """
+
+    started: str
+    seconds: float
+    outcome: str
+    reason: str = ""
+    devices: str = ""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a folder tells: the status `finished`, `diverged`, `failed`, `stopped` (begun, and not
+    at its end) or `missing`; why it failed or diverged; what all its attempts took."""
+
+    status: str
+    reason: str = ""
+    seconds: float = 0.0
+
+
+def run_state(folder: Path) -> RunState:
+    """The state of a run that is not running."""
+    attempts = _attempts(folder)
+    seconds = sum(attempt.seconds for attempt in attempts)
+    lines = read_metrics(folder) if (folder / METRICS_FILE).is_file() else []
+    if diverged := diverged_at(lines):
+        return RunState("diverged", diverged, seconds)
+    # The summary of training, and the model that is saved behind it.
+    ended = bool(lines) and "train_runtime" in lines[-1]
+    if ended and any((folder / "final" / name).is_file() for name in _MODEL_FILES):
+        return RunState("finished", "", seconds or lines[-1]["elapsed_seconds"])
+    if attempts and attempts[-1].outcome == "failed":
+        return RunState("failed", attempts[-1].reason, seconds)
+    return RunState("stopped" if lines or attempts else "missing", "", seconds)
+
+
+def diverged_at(lines: Sequence[Line]) -> str:
+    """Where a loss, gradient or weight first is not finite, in words; empty if nowhere: such an
+    update leaves no finite weights behind."""
+    for line in lines:
+        if "diverged" in line:
+            return str(line["diverged"])
+        for name in ("loss", "grad_norm"):
+            value = line.get(name, 0.0)
+            if value is None or not math.isfinite(value):  # None stands for it in JSON
+                shown = "not finite" if value is None else value
+                return f"{name} is {shown} at update {line['step']}"
+    return ""
+
+
+def record(folder: Path, attempt: Attempt) -> None:
+    """Add an attempt to the folder's record."""
+    attempts = [asdict(one) for one in (*_attempts(folder), attempt)]
+    write_atomically(folder / ATTEMPTS_FILE, json_text(attempts))
+
+
+def _attempts(folder: Path) -> list[Attempt]:
+    file = folder / ATTEMPTS_FILE
+    return [Attempt(**one) for one in read_json(file)] if file.is_file() else []
+
+
+def now() -> str:
+    """Local time with its zone."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

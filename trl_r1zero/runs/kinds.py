@@ -12,38 +12,27 @@ __all__ = ["KINDS", "METHODS", "RunKind"]  # noqa: F822
 
 @dataclass(frozen=True)
 class RunKind:
-    """What is particular to a kind of run.
+    """What is particular to a kind of run."""
 
-    Attributes:
-        method: Its script is recipes/<method>.py, and its recipes are <method>[-variant].yaml.
-        step_key: What counts its steps in a line of metrics; `step_name`: what a step is called.
-        config: Its settings of training, in `trainers`; `arguments`: those of what it is trained
-            on, as module and name in `recipe`. With TRL's `ModelConfig` they are the `dataclasses`
-            of its recipes.
-        panels: Of a run's figure.
-        training_rows: Of the report's table of training; `validation_rows`: of validation.
-        own_setting: A setting of config.json that no other kind has; None: it has none of theirs.
-        planned: The setting that says how many steps a run is to have.
-        best: The metric of validation that says which one is the best.
-        higher_is_better: Whether its highest value is.
-        samples_training: Whether training samples answers.
-        samples_validation: Whether a validation does, and writes a table of them.
-    """
-
-    method: str
-    step_key: str
+    method: str  # its script is recipes/<method>.py, and its recipes are <method>[-variant].yaml
+    step_key: str  # what counts its steps in a line of metrics; `step_name`: what a step is called
     step_name: str
+    # Its settings of training, in `trainers`; `arguments`: those of what it is trained on, as
+    # module and name in `recipe`. With TRL's `ModelConfig` they are the `dataclasses` of its
+    # recipes.
     config: str
     arguments: tuple[str, str]
-    panels: tuple[metrics.Panel, ...]
+    panels: tuple[metrics.Panel, ...]  # of a run's figure
+    # Of the report's table of training; `validation_rows`: of validation.
     training_rows: metrics.Rows
     validation_rows: metrics.Rows
+    # A setting of config.json that no other kind has; None: it has none of theirs.
     own_setting: str | None = None
-    planned: str = "max_steps"
-    best: str = "eval_accuracy"
-    higher_is_better: bool = True
-    samples_training: bool = False
-    samples_validation: bool = True
+    planned: str = "max_steps"  # the setting that says how many steps a run is to have
+    best: str = "eval_accuracy"  # the metric of validation that says which one is the best
+    higher_is_better: bool = True  # whether its highest value is
+    samples_training: bool = False  # whether training samples answers
+    samples_validation: bool = True  # whether a validation does, and writes a table of them
 
     @property
     def dataclasses(self) -> tuple[type, ...]:
@@ -99,7 +88,7 @@ _KINDS = (
         step_key="tuning_step",
         step_name="update",
         config="InstructionTuningConfig",
-        arguments=("instruction_arguments", "InstructionArguments"),
+        arguments=("data_arguments", "InstructionArguments"),
         panels=metrics.TUNING_PANELS,
         training_rows=metrics.TUNING_ROWS,
         validation_rows=metrics.TUNING_VALIDATION_ROWS,
@@ -113,7 +102,7 @@ _KINDS = (
         step_key="dpo_step",
         step_name="update",
         config="R1ZeroDPOConfig",
-        arguments=("preference_arguments", "PreferenceArguments"),
+        arguments=("data_arguments", "PreferenceArguments"),
         panels=metrics.DPO_PANELS,
         training_rows=metrics.DPO_ROWS,
         validation_rows=metrics.DPO_VALIDATION_ROWS,

@@ -51,14 +51,9 @@ def logged(lines: Sequence[Line], metric: str) -> list[float]:
 
 
 class LoggedRun:
-    """What a report is made of.
-
-    Attributes:
-        folder: The run's `output_dir`.
-        kind: What is particular to such runs.
-        lines: Its lines of metrics. Of them `validations` are about validations, `rollouts` about
-            the rollouts of EI steps, and `training` about optimizer updates.
-        wall_time: Seconds from the start of training to the last line.
+    """What a report is made of: of its `lines` of metrics, `validations` are about validations,
+    `rollouts` about the rollouts of EI steps, `training` about optimizer updates; `wall_time` is in
+    seconds from the start of training to the last line.
 
     Raises:
         FileNotFoundError: The folder has no `metrics.jsonl`.
@@ -130,11 +125,8 @@ class LoggedRun:
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """The settings of `recipe.yaml`; nothing if the run did not write it.
-
-        Raises:
-            RecipeError: It cannot be read.
-        """
+        """The settings of `recipe.yaml`; nothing if the run did not write it. RecipeError if it
+        cannot be read."""
         recipe = self.folder / "recipe.yaml"
         written = read_recipe(recipe) if recipe.is_file() else []
         return {setting.key: setting.value for setting in written}

@@ -17,8 +17,6 @@ from trl_r1zero.trainers.guarded import DivergedError
 from trl_r1zero.trainers.one_device import check_device
 from trl_r1zero.trainers.run_folder import RunFolder
 
-__all__ = ["WRONG_SETTINGS", "started_run", "training_errors"]
-
 # What making a trainer raises for settings and files that do not fit.
 WRONG_SETTINGS = (ValueError, OSError, SafetensorError, VLLMServerError)
 
@@ -32,13 +30,8 @@ def training_errors() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def started_run(recipe: ParsedRecipe) -> Iterator[str | None]:
-    """The folder of a recipe's run, which is this run's alone; a collective call.
-
-    Args:
-        recipe: Its first instance is the trainer's config.
-
-    Yields:
-        What the trainer's `train` is to resume from.
+    """The folder of a recipe's run, which is this run's alone; yields what the trainer's `train` is
+    to resume from. A collective call.
 
     Raises:
         ValueError: The folder is in use, holds a run already or one with other settings, or there

@@ -6,29 +6,26 @@ from trl_r1zero.common.lazy import lazy_names
 from trl_r1zero.common.run_files import read_metrics
 
 if TYPE_CHECKING:
-    from .dpo_config import R1ZeroDPOConfig
     from .dpo_trainer import R1ZeroDPOTrainer
+    from .epoch_configs import ExpertIterationConfig, R1ZeroDPOConfig, R1ZeroSFTConfig
     from .expert_iteration_trainer import ExpertIterationTrainer
     from .grpo_config import R1ZeroGRPOConfig
     from .grpo_trainer import R1ZeroGRPOTrainer
     from .instruction_tuning import InstructionTuningConfig, make_instruction_tuning_trainer
     from .rewards import TRLReward
-    from .sft_config import ExpertIterationConfig, R1ZeroSFTConfig
     from .sft_trainer import R1ZeroSFTTrainer
 
-# Public name -> the module that defines it.
-_EXPORTS = {
-    "ExpertIterationConfig": "sft_config",
-    "ExpertIterationTrainer": "expert_iteration_trainer",
-    "InstructionTuningConfig": "instruction_tuning",
-    "R1ZeroDPOConfig": "dpo_config",
-    "R1ZeroDPOTrainer": "dpo_trainer",
-    "R1ZeroGRPOConfig": "grpo_config",
-    "R1ZeroGRPOTrainer": "grpo_trainer",
-    "R1ZeroSFTConfig": "sft_config",
-    "R1ZeroSFTTrainer": "sft_trainer",
-    "TRLReward": "rewards",
-    "make_instruction_tuning_trainer": "instruction_tuning",
-}
-__all__ = [*_EXPORTS, "read_metrics"]
-__getattr__ = lazy_names(__name__, _EXPORTS)
+_NAMES, __getattr__ = lazy_names(
+    __name__,
+    {
+        "epoch_configs": "ExpertIterationConfig R1ZeroDPOConfig R1ZeroSFTConfig",
+        "expert_iteration_trainer": "ExpertIterationTrainer",
+        "instruction_tuning": "InstructionTuningConfig make_instruction_tuning_trainer",
+        "dpo_trainer": "R1ZeroDPOTrainer",
+        "grpo_config": "R1ZeroGRPOConfig",
+        "grpo_trainer": "R1ZeroGRPOTrainer",
+        "sft_trainer": "R1ZeroSFTTrainer",
+        "rewards": "TRLReward",
+    },
+)
+__all__ = [*_NAMES, "read_metrics"]

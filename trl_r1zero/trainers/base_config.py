@@ -35,7 +35,6 @@ _NOT_NEGATIVE = (
     *("learning_rate", "seed", "eval_seed", "beta", "weight_decay", "adam_epsilon"),
     *("max_grad_norm", "warmup_steps", "temperature", "eval_temperature"),
 )
-OVERLONG = ("drop", "error")
 ON_DIVERGENCE = ("stop", "skip_update", "warn")
 
 
@@ -259,38 +258,3 @@ class StrictConfig(CheckedConfig):
                 f"{of_processes} ({steps * processes}); set gradient_accumulation_steps to {fits}, "
                 "or leave it unset"
             )
-
-
-@dataclass
-class EpochSettings(StrictConfig):
-    """Batches, epochs and lengths of a fixed set of rows."""
-
-    num_train_epochs: float = arg(1, "Passes over the rows, a whole number.")
-    train_batch_size: Count = arg(32, "Rows per optimizer update, over all processes.")
-    max_length: Count | None = arg(1024, "Tokens of prompt and response at most. null: any number.")
-    overlong: str = arg(
-        "drop",
-        "What becomes of rows above max_length, which are never cut: drop (and say how many), or "
-        "error.",
-    )
-    shuffle_dataset: bool = arg(True, "Shuffle the rows, anew for each epoch, by seed.")
-    save_every: Count | None = arg(
-        100, "Checkpoint every N optimizer updates and at the end. null: never."
-    )
-
-    def _check(self) -> None:
-        self._check_train_batch()
-        self._check_choice("overlong", OVERLONG)
-        epochs = self.num_train_epochs
-        if "num_train_epochs" in self.derived_fields:
-            return
-        if epochs is None or not (epochs >= 1 and float(epochs).is_integer()):
-            raise ValueError(f"num_train_epochs must be 1, 2, 3 ..., got {epochs}")
-
-    def _derived_values(self) -> dict[str, Any]:
-        return {
-            "per_device_train_batch_size": self.train_batch_share,
-            "max_steps": -1,  # the trainer knows, once it has the rows
-            **self._evaluation_values(),
-            **self._saving_values(self.save_every),
-        }

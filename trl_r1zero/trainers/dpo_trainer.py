@@ -35,9 +35,17 @@ from trl import DPOTrainer
 from trl_r1zero.functional import dpo_loss
 
 from .core_trainer import CoreTrainer
-from .dpo_config import R1ZeroDPOConfig
-from .epochs import batch_loader, num_updates, out_of_loss, train_batches, without_overlong
-from .pair_rows import PairMicroBatch, PairRow, make_pair_microbatch
+from .epoch_configs import R1ZeroDPOConfig
+from .epochs import (
+    PairMicroBatch,
+    PairRow,
+    batch_loader,
+    make_pair_microbatch,
+    num_updates,
+    out_of_loss,
+    train_batches,
+    without_overlong,
+)
 from .preference import encode_pair, sum_over_responses
 from .timing import StepTimer
 from .trl_compat import fingerprint_of, tokenizer_of
@@ -129,20 +137,12 @@ class R1ZeroDPOTrainer(CoreTrainer, DPOTrainer):
     # Rows
 
     def _prepare_dataset(
-        self,
-        dataset: Dataset,
-        processing_class: Any,
-        args: Any,
-        dataset_name: str,
+        self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str
     ) -> Dataset:
         """The pairs as token ids, in the columns in which TRL expects them."""
         _check_pairs(f"{dataset_name}_dataset", dataset)
-        rows = [
-            PairRow(*encode_pair(instruction, chosen, rejected, tokenizer_of(self)))
-            for instruction, chosen, rejected in zip(
-                *(dataset[column] for column in COLUMNS), strict=True
-            )
-        ]
+        texts = zip(*(dataset[column] for column in COLUMNS), strict=True)
+        rows = [encode_pair(*pair, tokenizer_of(self)) for pair in texts]
         rows = without_overlong(rows, [row.length for row in rows], args.max_length, args.overlong)
         columns = {
             "prompt_ids": [row.shared_ids for row in rows],
@@ -156,12 +156,9 @@ class R1ZeroDPOTrainer(CoreTrainer, DPOTrainer):
 
     def cut(self, rows: Sequence[PairRow]) -> list[PairMicroBatch]:
         """This process's micro-batches of some pairs."""
-        return [
-            make_pair_microbatch(
-                part, pad_token_id=tokenizer_of(self).pad_token_id, device=self.accelerator.device
-            )
-            for part in self.policy.plan(rows, out_of_loss)[self.policy.rank]
-        ]
+        own = self.policy.plan(rows, out_of_loss)[self.policy.rank]
+        pad_id = tokenizer_of(self).pad_token_id
+        return [make_pair_microbatch(part, pad_id).to(self.accelerator.device) for part in own]
 
     def get_train_dataloader(self) -> DataLoader:
         """Yields one train batch after another, from the current update; on each process all."""
@@ -170,13 +167,9 @@ class R1ZeroDPOTrainer(CoreTrainer, DPOTrainer):
     # The reference
 
     def compute_ref_log_probs(self, model: Any, inputs: Any) -> tuple[Tensor, Tensor]:
-        """Log-probabilities (B,) of chosen and rejected responses before training, for TRL.
-
-        Args:
-            model: The reference.
-            inputs: A batch of TRL's collator: `input_ids`, `attention_mask` and `completion_mask`,
-                each (2B, T + 1).
-        """
+        """Log-probabilities (B,) of chosen and rejected responses under the reference before
+        training, for TRL; the inputs are of its collator: `input_ids`, `attention_mask` and
+        `completion_mask`, each (2B, T + 1)."""
         ids_2BT, mask_2BT = inputs["input_ids"], inputs["completion_mask"]
         batch = PairMicroBatch(
             input_ids=ids_2BT[:, :-1],
@@ -204,9 +197,7 @@ class R1ZeroDPOTrainer(CoreTrainer, DPOTrainer):
 
     def _sums_of_responses(self, model: Any, micro_batch: PairMicroBatch) -> tuple[Tensor, Tensor]:
         device = self.accelerator.device
-        elsewhere = next(model.parameters()).device
-        if elsewhere != device:
-            micro_batch = micro_batch.to(elsewhere)
+        micro_batch = micro_batch.to(next(model.parameters()).device)
         log_probs_2BT = self.policy.log_probs(model, micro_batch, temperature=1.0)["log_probs"]
         chosen_B, rejected_B = sum_over_responses(log_probs_2BT, micro_batch.response_mask)
         return chosen_B.to(device), rejected_B.to(device)
@@ -214,11 +205,8 @@ class R1ZeroDPOTrainer(CoreTrainer, DPOTrainer):
     # Optimizer updates
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """One optimizer update: forward and backward of every micro-batch of the train batch.
-
-        Returns:
-            The loss of the train batch (on this process; the mean over processes is the loss).
-        """
+        """One optimizer update: forward and backward of every micro-batch of the train batch, whose
+        loss (on this process; the mean over processes is the loss) it returns."""
         model.train()
         with self.timer.part("step"):
             self._num_pairs = len(inputs) / self.policy.processes
@@ -227,11 +215,7 @@ class R1ZeroDPOTrainer(CoreTrainer, DPOTrainer):
         return loss
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: Any,
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """A micro-batch's share of the loss of its train batch."""
         losses_B, sums = self._losses(model, inputs)
@@ -242,9 +226,8 @@ class R1ZeroDPOTrainer(CoreTrainer, DPOTrainer):
         """The loss of each pair, and (B, K) numbers of `_SUMS`, 0 for pairs not in the loss."""
         policy_B, policy_rejected_B = self._sums_of_responses(model, micro_batch)
         ref_B, ref_rejected_B = self._reference_log_probs(micro_batch)
-        losses_B, metadata = dpo_loss(
-            policy_B, policy_rejected_B, ref_B, ref_rejected_B, self.args.beta
-        )
+        of_pairs = policy_B, policy_rejected_B, ref_B, ref_rejected_B
+        losses_B, metadata = dpo_loss(*of_pairs, self.args.beta)
         columns = [losses_B.detach(), *(metadata[name] for name in _OF_METADATA.values())]
         numbers_BK = torch.stack([torch.ones_like(losses_B), *columns], dim=1)
         return losses_B, numbers_BK * micro_batch.in_loss.unsqueeze(1)
@@ -297,8 +280,7 @@ class R1ZeroDPOTrainer(CoreTrainer, DPOTrainer):
                 "true; give them to the trainer as eval_dataset"
             )
         else:
-            prepared = self._prepare_dataset(eval_dataset, None, self.args, "eval")
-            rows = _rows_of(prepared)
+            rows = _rows_of(self._prepare_dataset(eval_dataset, None, self.args, "eval"))
         timer = StepTimer(self.accelerator.device)
         with timer.part("evaluation"):
             numbers = self._numbers_of(rows)
@@ -337,8 +319,7 @@ def _on_disk(dataset: Dataset, folder: Path, name: str, args: R1ZeroDPOConfig) -
 
 
 def _check_pairs(name: str, dataset: Dataset) -> None:
-    missing = set(COLUMNS) - set(dataset.column_names)
-    if missing:
+    if missing := set(COLUMNS) - set(dataset.column_names):
         raise ValueError(
             f"{name} lacks the columns {sorted(missing)}, it has {dataset.column_names}; give it "
             f"{', '.join(COLUMNS)}"
@@ -349,10 +330,9 @@ def _check_pairs(name: str, dataset: Dataset) -> None:
 
 
 def _rows_of(dataset: Dataset) -> list[PairRow]:
-    columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
-    known = "ref_chosen_logps" in dataset.column_names
-    columns += ["ref_chosen_logps", "ref_rejected_logps"] if known else []
-    return [PairRow(*row) for row in zip(*(dataset[name] for name in columns), strict=True)]
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
+    known = [dataset[name] for name in columns if name in dataset.column_names]
+    return [PairRow(*row) for row in zip(*known, strict=True)]
 
 
 def _means_and_errors(numbers_NK: Tensor) -> dict[str, float]:

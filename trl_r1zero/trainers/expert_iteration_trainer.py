@@ -34,7 +34,8 @@ from trl_r1zero.common.run_files import read_metrics
 from trl_r1zero.evaluation import mean, standard_error, summarize, write_generations
 from trl_r1zero.generation import row_seeds
 
-from .epochs import epoch_batches
+from .epoch_configs import ExpertIterationConfig
+from .epochs import TrainRow, epoch_batches
 from .kept_rollouts import (
     EIStep,
     KeptRollout,
@@ -46,9 +47,7 @@ from .kept_rollouts import (
 )
 from .rollout_sampler import shuffled_forever
 from .sampling import GradedSample
-from .sft_config import ExpertIterationConfig
 from .sft_trainer import R1ZeroSFTTrainer
-from .train_rows import TrainRow
 
 logger = logging.getLogger(__name__)
 

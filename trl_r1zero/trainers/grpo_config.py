@@ -23,12 +23,8 @@ OLD_LOG_PROBS = ("policy", "sampler")
 class R1ZeroGRPOConfig(LossSettings, SamplingSettings, GRPOConfig):  # type: ignore[misc]
     """All settings of a GRPO run; see each field's help and `UNSUPPORTED_FIELDS`.
 
-    A *GRPO step* samples one rollout batch and makes
-    `epochs_per_rollout_batch * rollout_batch_size / train_batch_size` optimizer updates on it.
-
-    Raises:
-        ValueError: As `CheckedConfig`.
-    """
+    A *GRPO step* samples one rollout batch and makes `epochs_per_rollout_batch * rollout_batch_size
+    / train_batch_size` optimizer updates on it. A ValueError as `CheckedConfig`."""
 
     derived_fields: ClassVar = DERIVED_FIELDS
     unsupported_fields: ClassVar = UNSUPPORTED_FIELDS

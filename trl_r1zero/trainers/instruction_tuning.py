@@ -34,12 +34,8 @@ STEP_KEY, STEP_NAME = "tuning_step", "update"
 class InstructionTuningConfig(CheckedConfig, TrainingArguments):
     """The settings of transformers' `Trainer`, with the handout's defaults.
 
-    All of them may be set but `gradient_accumulation_steps`, which follows from
-    `total_batch_size`.
-
-    Raises:
-        ValueError: As `CheckedConfig`.
-    """
+    All of them may be set but `gradient_accumulation_steps`, which follows from `total_batch_size`.
+    A ValueError as `CheckedConfig`."""
 
     derived_fields: ClassVar = {
         "gradient_accumulation_steps": "total_batch_size and per_device_train_batch_size"

@@ -6,10 +6,13 @@ upon.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self, TypeVar
 
+import torch
 from torch import Tensor
+
+from trl_r1zero.data.tokenization import pad_and_shift
 
 
 class Row(Protocol):
@@ -29,17 +32,26 @@ R = TypeVar("R", bound=Row)
 
 @dataclass
 class PaddedRows:
-    """Tensors of B sequences, padded to the longest; see `pad_and_shift` for the convention.
+    """Tensors of B sequences, padded to the longest; see `pad_and_shift` for the convention."""
 
-    Attributes:
-        input_ids, labels, response_mask: (B, T); the mask is 0 in rows that are not in the loss.
-        lengths: Of each row, the positions that are not padding.
-    """
-
+    # input_ids, labels, response_mask: (B, T); the mask is 0 in rows that are not in the loss.
     input_ids: Tensor
     labels: Tensor
     response_mask: Tensor
-    lengths: list[int]
+    lengths: list[int]  # of each row, the positions that are not padding
+
+    @classmethod
+    def of(
+        cls, prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_id: int, **own: Any
+    ) -> Self:
+        """B prompts and responses as tensors, on the CPU; `own`: what a kind of rows adds."""
+        lengths = [len(a) + len(b) - 1 for a, b in zip(prompts, responses, strict=True)]
+        return cls(**pad_and_shift(prompts, responses, pad_id), lengths=lengths, **own)
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        mine = vars(self).items()
+        return replace(self, **{k: v.to(device) for k, v in mine if isinstance(v, Tensor)})
 
 
 def _num_tokens(row: Row) -> int:
@@ -48,22 +60,17 @@ def _num_tokens(row: Row) -> int:
 
 @dataclass(frozen=True)
 class MicroBatchLimits:
-    """What a micro-batch may hold. One row is always admitted.
+    """What a micro-batch may hold. One row is always admitted."""
 
-    Attributes:
-        rows: Rows at most; None for any number.
-        tokens: Tokens at most, padding included; None for any number.
-        padded: Whether rows are padded to the longest of their micro-batch; otherwise, or if they
-            are `shared`, they stand one behind the other.
-        width: Tokens of a row, with the padding that it has whatever is beside it: that of a pair
-            is twice its longer sequence.
-        shared: Whether a prompt is computed once for all rows of a micro-batch that have it.
-    """
-
-    rows: int | None
-    tokens: int | None = None
+    rows: int | None  # rows at most; None for any number
+    tokens: int | None = None  # tokens at most, padding included; None for any number
+    # Whether rows are padded to the longest of their micro-batch; otherwise, or if they are
+    # `shared`, they stand one behind the other.
     padded: bool = True
+    # Tokens of a row, with the padding that it has whatever is beside it: that of a pair is twice
+    # its longer sequence.
     width: Callable[[Any], int] = _num_tokens
+    # Whether a prompt is computed once for all rows of a micro-batch that have it.
     shared: bool = False
 
 
@@ -77,11 +84,8 @@ def plan_microbatches(
     collective calls in forward and backward want: one that has fewer splits its largest ones, or
     gets a filler.
 
-    Args:
-        rows: A train batch, or what is left of it; at least one row.
-        processes: How many there are.
-        limits: Of a micro-batch.
-        filler: Makes, from any row, one that is not in the loss.
+    There is at least one row, of a train batch or what is left of it; `filler` makes, from any row,
+    one that is not in the loss.
     """
     if not rows:
         raise ValueError("there are no rows to cut; give a filler row at least")
@@ -123,7 +127,7 @@ def cut_rows(rows: Sequence[R], limits: MicroBatchLimits) -> list[list[R]]:
     """
     padded = limits.padded and not limits.shared
     size = limits.width if padded else _num_tokens
-    ordered = longest_first(rows)
+    ordered = sorted(rows, key=lambda row: -row.num_tokens)
     if limits.shared:
         ordered.sort(key=lambda row: list(row.prompt_ids))
     parts: list[list[R]] = []
@@ -146,11 +150,6 @@ def cut_rows(rows: Sequence[R], limits: MicroBatchLimits) -> list[list[R]]:
 
 def _tokens_of(rows: Sequence[Row]) -> int:
     return sum(row.num_tokens for row in rows)
-
-
-def longest_first(rows: Sequence[R]) -> list[R]:
-    """The rows sorted by length; those of one length keep their order."""
-    return sorted(rows, key=lambda row: -row.num_tokens)
 
 
 def padded_share(parts: Sequence[Sequence[Row]], limits: MicroBatchLimits) -> float:

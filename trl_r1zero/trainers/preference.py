@@ -19,15 +19,15 @@ across the border in one of the sequences would be missing from that one only.)
 """
 
 from itertools import takewhile
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from trl_r1zero.data.alpaca import format_alpaca
+from trl_r1zero.data.prompts import format_alpaca
 from trl_r1zero.functional import dpo_loss, get_response_log_probs, masked_normalize
 
-from .pair_rows import PairMicroBatch, PairRow, make_pair_microbatch
+from .epochs import PairMicroBatch, PairRow, make_pair_microbatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,31 +69,20 @@ def compute_per_instance_dpo_loss(
         ValueError: beta is not above 0; the tokenizer has no end-of-text token, or appends special
             tokens itself.
     """
-    pair = PairRow(*encode_pair(prompt, response_chosen, response_rejected, tokenizer))
+    pair = encode_pair(prompt, response_chosen, response_rejected, tokenizer)
     # Rows are padded on the right, where a causal model does not look, so any id will do.
-    pad_id = tokenizer.eos_token_id
-    batch = make_pair_microbatch([pair], pad_token_id=pad_id, device=torch.device("cpu"))
+    batch = make_pair_microbatch([pair], tokenizer.eos_token_id)
     policy_1, policy_rejected_1 = pair_log_probs(lm, batch)
     with torch.no_grad():
         ref_1, ref_rejected_1 = pair_log_probs(lm_ref, batch)
     device = policy_1.device
-    losses_1, _ = dpo_loss(
-        policy_1, policy_rejected_1, ref_1.to(device), ref_rejected_1.to(device), beta
-    )
-    return losses_1.squeeze(0)
-
-
-class EncodedPair(NamedTuple):
-    """Token ids of a pair: the beginning that both sequences have, and what follows in each."""
-
-    shared_ids: list[int]
-    chosen_ids: list[int]
-    rejected_ids: list[int]
+    reference = ref_1.to(device), ref_rejected_1.to(device)
+    return dpo_loss(policy_1, policy_rejected_1, *reference, beta)[0].squeeze(0)
 
 
 def encode_pair(
     prompt: str, chosen: str, rejected: str, tokenizer: "PreTrainedTokenizerBase"
-) -> EncodedPair:
+) -> PairRow:
     """A pair in the Alpaca template, tokenised as the module's docstring says; a ValueError if the
     tokenizer has no end-of-text token, or appends special tokens itself."""
     if tokenizer.eos_token_id is None:
@@ -108,7 +97,7 @@ def encode_pair(
     )
     columns = zip(template_ids, chosen_ids, rejected_ids, strict=False)
     shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-    return EncodedPair(chosen_ids[:shared], chosen_ids[shared:], rejected_ids[shared:])
+    return PairRow(chosen_ids[:shared], chosen_ids[shared:], rejected_ids[shared:])
 
 
 def pair_log_probs(model: torch.nn.Module, batch: PairMicroBatch) -> tuple[Tensor, Tensor]:

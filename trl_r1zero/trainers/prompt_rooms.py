@@ -11,11 +11,7 @@ from .sampling_settings import SamplingSettings
 
 def sampled_lengths(args: Any) -> dict[str, tuple[int, str, int | None]]:
     """Data whose prompts are sampled from (`train_data`, `eval_data`) -> new tokens at most, the
-    setting that says so, and how many of the prompts are used (None: all).
-
-    Args:
-        args: A trainer's config.
-    """
+    setting of the trainer's config that says so, and how many prompts are used (None: all)."""
     if SamplingSettings not in type(args).__mro__:
         return {}
     lengths: dict[str, tuple[int, str, int | None]] = {}
@@ -35,17 +31,8 @@ def prompt_rooms(
     tokenizer: PreTrainedTokenizerBase,
     server_context: int | None = None,
 ) -> dict[str, PromptRoom]:
-    """What the context leaves for the prompts of `sampled_lengths`.
-
-    Args:
-        args: The trainer's config.
-        model_config: Of its model; None if it is not known.
-        tokenizer: Its tokenizer.
-        server_context: `max_model_len` of a vLLM server that runs already, if it is known.
-
-    Returns:
-        Empty if no limit is known.
-    """
+    """What the context leaves for the prompts of `sampled_lengths`; nothing if no limit is known.
+    `server_context` is `max_model_len` of a vLLM server that runs already, if it is known."""
     lengths = sampled_lengths(args)
     if not lengths:
         return {}

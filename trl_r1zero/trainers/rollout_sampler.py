@@ -28,17 +28,7 @@ class RolloutSampler(Sampler[int]):
     The whole run is one sequence that depends on the seed alone: a resumed run skips to its place
     in it and sees what it would have seen.
 
-    Args:
-        data_source: The training set.
-        prompts_per_rollout_batch: Different prompts in a rollout batch.
-        group_size: Completions per prompt.
-        updates_per_grpo_step: Optimizer updates on each rollout batch.
-        n_grpo_steps: Length of the run.
-        shuffle: Whether to shuffle; otherwise the order of the data set.
-        seed: Seed of the shuffling.
-
-    Raises:
-        ValueError: The training set has fewer prompts than one rollout batch.
+    A ValueError if the training set has fewer prompts than one rollout batch.
     """
 
     def __init__(

@@ -25,13 +25,20 @@ from trl import SFTTrainer
 
 from trl_r1zero.data.tokenization import tokenize_separately
 from trl_r1zero.functional import sft_microbatch_loss
-from trl_r1zero.grading import Grader
 
 from .core_trainer import CoreTrainer
-from .epochs import batch_loader, num_updates, out_of_loss, train_batches, without_overlong
+from .epoch_configs import R1ZeroSFTConfig
+from .epochs import (
+    TrainRow,
+    batch_loader,
+    make_sft_microbatch,
+    num_updates,
+    out_of_loss,
+    train_batches,
+    without_overlong,
+)
+from .microbatches import PaddedRows
 from .rewards import TRLReward, grade_with, grader_of
-from .sft_config import R1ZeroSFTConfig
-from .train_rows import SFTMicroBatch, TrainRow, make_sft_microbatch
 from .trl_compat import tokenizer_of
 from .update_metrics import UpdateMetrics
 from .validation import EvalDataset, require_columns, require_for_validation
@@ -84,7 +91,12 @@ class R1ZeroSFTTrainer(CoreTrainer, SFTTrainer):
             raise ValueError("train_dataset has no rows; there is nothing to train on")
         require_columns("eval_dataset", eval_dataset)
         require_for_validation(args.eval_every, eval_dataset=eval_dataset, reward_fn=reward_fn)
-        self.grader = None if reward_fn is None else _as_grader(reward_fn)
+        self.grader = None if reward_fn is None else grader_of(reward_fn)
+        if reward_fn is not None and self.grader is None:
+            raise TypeError(
+                "reward_fn must be a function of (response, ground_truth) or a TRLReward, got "
+                f"{reward_fn!r}"
+            )
         self.grade = _cannot_grade if self.grader is None else grade_with(self.grader)
         given, args = args, args.for_transformers()
         args.dataset_kwargs = {"skip_prepare_dataset": True}
@@ -148,59 +160,45 @@ class R1ZeroSFTTrainer(CoreTrainer, SFTTrainer):
                 ids if ids and ids[-1] in ends else [*ids, ends[0]] for ids in response_ids
             ]
         rows = [TrainRow(*ids) for ids in zip(prompt_ids, response_ids, strict=True)]
-        empty = [number for number, row in enumerate(rows) if not row.response_ids]
-        if empty:
+        if empty := [number for number, row in enumerate(rows) if not row.response_ids]:
             raise ValueError(
                 f"{len(empty)} of {len(rows)} responses have no tokens, the first is that of row "
                 f"{empty[0]}; remove such rows, or set append_eos to true"
             )
-        return without_overlong(
-            rows, [row.num_tokens for row in rows], self.args.max_length, self.args.overlong
-        )
+        lengths = [row.num_tokens for row in rows]
+        return without_overlong(rows, lengths, self.args.max_length, self.args.overlong)
 
     # Optimizer updates
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """One optimizer update: forward and backward of every micro-batch of the train batch.
-
-        Returns:
-            The loss of the train batch (on this process; the mean over processes is the loss).
-        """
+        """One optimizer update: forward and backward of every micro-batch of the train batch, whose
+        loss (on this process; the mean over processes is the loss) it returns."""
         model.train()
         with self.timer.part("step"):
             loss = self.forward_and_backward(model, self.cut(inputs))
         self._record_update(inputs)
         return loss
 
-    def cut(self, rows: Sequence[TrainRow]) -> list[SFTMicroBatch]:
+    def cut(self, rows: Sequence[TrainRow]) -> list[PaddedRows]:
         """This process's micro-batches of a train batch."""
-        return [
-            make_sft_microbatch(
-                part,
-                pad_token_id=self.sampler.tokenizer.pad_token_id,
-                device=self.accelerator.device,
-                num_sequences=len(rows) / self.policy.processes,
-            )
-            for part in self.policy.plan(rows, out_of_loss)[self.policy.rank]
-        ]
+        # With this denominator the mean over processes is the loss.
+        self._num_sequences = len(rows) / self.policy.processes
+        own = self.policy.plan(rows, out_of_loss)[self.policy.rank]
+        pad_id = self.sampler.tokenizer.pad_token_id
+        return [make_sft_microbatch(part, pad_id).to(self.accelerator.device) for part in own]
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: Any,
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """A micro-batch's share of the loss of its train batch."""
-        assert isinstance(inputs, SFTMicroBatch)
         output = self.policy.log_probs(model, inputs, temperature=1.0, return_token_entropy=True)
+        mask_BT = inputs.response_mask
         loss, metadata = sft_microbatch_loss(
             output["log_probs"],
-            inputs.response_mask,
-            num_sequences=inputs.num_sequences,
+            mask_BT,
+            num_sequences=self._num_sequences,
             normalize_constant=self.args.normalize_constant,
         )
-        mask_BT = inputs.response_mask
         self.update_metrics.add(
             trained_tokens=metadata["num_response_tokens"],
             nll=-output["log_probs"].detach()[mask_BT].sum(),
@@ -213,23 +211,11 @@ class R1ZeroSFTTrainer(CoreTrainer, SFTTrainer):
         rows = self.policy.own_rows(batch)
         num_tokens = sum(row.num_tokens for row in rows)
         self.count_tokens(num_tokens)
-        metrics = self.update_metrics.collect_sums(
-            {"rows": len(rows), "tokens": num_tokens},
-            [len(row.response_ids) for row in rows],
-            self.accelerator,
-        )
+        lengths = [len(row.response_ids) for row in rows]
+        sums = {"rows": len(rows), "tokens": num_tokens}
+        metrics = self.update_metrics.collect_sums(sums, lengths, self.accelerator)
         parts = ["step", "forward", "backward", *self.sampler.timed_parts]
         self.log_update(metrics, self.current_step, parts)
-
-
-def _as_grader(reward_fn: Any) -> Grader:
-    grader = grader_of(reward_fn)
-    if grader is None:
-        raise TypeError(
-            f"reward_fn must be a function of (response, ground_truth) or a TRLReward, got "
-            f"{reward_fn!r}"
-        )
-    return grader
 
 
 def _cannot_grade(examples: Any, completions: Any) -> NoReturn:

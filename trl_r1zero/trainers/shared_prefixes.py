@@ -23,18 +23,13 @@ _MASKED_ATTENTION = ("sdpa", "eager")
 
 @dataclass
 class PrefixTree:
-    """How rows share their beginnings.
+    """How rows share their beginnings."""
 
-    Attributes:
-        kept: (B, T) bool, the S positions that are computed; a row leaves out what another has, but
-            never a position whose log-probability it wants.
-        positions: (1, S), of each in its row.
-        visible: (1, 1, S, S) bool, whether a position (third) sees another (fourth).
-    """
-
+    # (B, T) bool, the S positions that are computed; a row leaves out what another has, but never a
+    # position whose log-probability it wants.
     kept: Tensor
-    positions: Tensor
-    visible: Tensor
+    positions: Tensor  # (1, S), of each in its row
+    visible: Tensor  # (1, 1, S, S) bool, whether a position (third) sees another (fourth)
 
     def attention_mask(self, attention: str) -> Tensor:
         """As an implementation of attention takes it."""

@@ -18,14 +18,9 @@ MOST_BYTES = 4  # of a character
 def write_tokens(
     completions: Sequence[Completion], tokenizer: PreTrainedTokenizerBase, path: Path
 ) -> None:
-    """Write JSON Lines, one for each completion: `tokens`, a list of [text, log-probability,
-    entropy], in nats as the sampler gave them, null where it gave none.
-
-    Args:
-        completions: Those of the rows of a table of answers.
-        tokenizer: Of the policy.
-        path: Of that table.
-    """
+    """Write JSON Lines beside a table of answers at `path`, one for each of its completions:
+    `tokens`, a list of [text, log-probability, entropy], in nats as the sampler gave
+    them, null where it gave none."""
     path = path.parent / TOKENS_FOLDER / path.name
     path.parent.mkdir(exist_ok=True)
     with path.open("w", encoding="utf-8") as file:

@@ -1,27 +1,26 @@
 """The tasks by name. To add one: a module with a dataclass, and its place in `_ALL`; or, outside of
 this package, the dataclass's dotted path wherever a task is named."""
 
-import types
 import typing
 from dataclasses import fields
 from typing import Any
 
 from trl_r1zero.common.naming import resolve, unknown_name_message
-from trl_r1zero.data.tasks.alpaca_eval import AlpacaEvalTask
+from trl_r1zero.common.types import MISFIT, fit, type_name
 from trl_r1zero.data.tasks.base import Example, Solution, Task
 from trl_r1zero.data.tasks.chain_arithmetic import ChainArithmeticTask
-from trl_r1zero.data.tasks.competitions import (
+from trl_r1zero.data.tasks.countdown import CountdownTask
+from trl_r1zero.data.tasks.gsm8k import Gsm8kTask
+from trl_r1zero.data.tasks.judged import AlpacaEvalTask, SimpleSafetyTestsTask
+from trl_r1zero.data.tasks.math import (
     AimeTask,
     AmcTask,
     Math500Task,
+    MathTask,
     MinervaTask,
     OlympiadBenchTask,
 )
-from trl_r1zero.data.tasks.countdown import CountdownTask
-from trl_r1zero.data.tasks.gsm8k import Gsm8kTask
-from trl_r1zero.data.tasks.math import MathTask
 from trl_r1zero.data.tasks.mmlu import MmluTask
-from trl_r1zero.data.tasks.simple_safety_tests import SimpleSafetyTestsTask
 
 __all__ = ["TASKS", "Example", "Solution", "Task", "get_task"]
 
@@ -61,20 +60,10 @@ def get_task(name: str, **task_args: Any) -> Task:
     for key, value in task_args.items():
         if key not in allowed:
             raise ValueError(f"task {name!r}: " + unknown_name_message("task_arg", key, allowed))
-        if not _is_of_type(value, types_of_args[key]):
+        task_args[key] = fit(value, types_of_args[key])
+        if task_args[key] is MISFIT:
             raise ValueError(
                 f"task {name!r}: {key}: got {value!r} ({type(value).__name__}), expected "
-                f"{getattr(types_of_args[key], '__name__', types_of_args[key])}"
+                f"{type_name(types_of_args[key])}"
             )
     return task_class(**task_args)
-
-
-def _is_of_type(value: object, expected: Any) -> bool:
-    """True for a plain type or a union of plain types; a bool is no int, an int is a float."""
-    if isinstance(expected, types.UnionType):
-        return any(_is_of_type(value, member) for member in typing.get_args(expected))
-    if isinstance(value, bool):
-        return expected is bool
-    if expected is float:
-        return isinstance(value, int | float)
-    return isinstance(value, expected)

@@ -36,58 +36,41 @@ ATTEMPTS_PER_EXAMPLE = 1000
 
 @dataclass(frozen=True)
 class Example:
-    """One question and what its answer is graded against.
+    """One question and what its answer is graded against."""
 
-    Attributes:
-        question: goes into the prompt's `{question}`.
-        ground_truth: what the reward function takes; of a list, any element will do. A dict, where
-            grading needs more than the answer. For answers that are not graded, what they are
-            compared with.
-        metadata: JSON-friendly extras such as `level`; they become columns of the rows.
-        where: the place it came from ("file:line"), for messages; empty if it was generated.
-    """
-
-    question: str
+    question: str  # goes into the prompt's `{question}`
+    # What the reward function takes; of a list, any element will do. A dict, where grading needs
+    # more than the answer. For answers that are not graded, what they are compared with.
     ground_truth: GroundTruth
+    # JSON-friendly extras such as `level`; they become columns of the rows.
     metadata: dict[str, Any] = field(default_factory=dict)
+    # The place it came from ("file:line"), for messages; empty if it was generated.
     where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Solution:
-    """One question, worked out.
+    """One question, worked out."""
 
-    Attributes:
-        question: as of an `Example`.
-        working: the solution in words, without what a prompt's answer format adds (tags).
-        answer: the final answer, which is the ground truth too; of a list, any is right, and a
-            response gives the first.
-        where: the place it came from, for messages.
-    """
-
-    question: str
-    working: str
+    question: str  # as of an `Example`
+    working: str  # the solution in words, without what a prompt's answer format adds (tags)
+    # The final answer, which is the ground truth too; of a list, any is right, and a response gives
+    # the first.
     answer: str | list[str]
-    where: str
+    where: str  # the place it came from, for messages
 
 
 class Task(ABC):
-    """Base of all tasks: a frozen dataclass whose fields are its settings (`task_args`).
+    """Base of all tasks: a frozen dataclass whose fields are its settings (`task_args`)."""
 
-    Attributes:
-        name: a key of `TASKS`.
-        default_prompt: a name of `PROMPTS`.
-        eval_split: the split that an evaluation reads by default.
-        rewards: answer_format of a prompt -> the function that grades responses to it; None: they
-            are not graded, but left to a judge or a person.
-        output_file: the file for tools outside of this package that an evaluation writes; one row
-            for each question, see `output_row`. A JSON array, or JSON lines if it ends in `.jsonl`.
-    """
-
-    name: ClassVar[str]
-    default_prompt: ClassVar[str]
-    eval_split: ClassVar[str] = "validation"
+    name: ClassVar[str]  # a key of `TASKS`
+    default_prompt: ClassVar[str]  # a name of `PROMPTS`
+    eval_split: ClassVar[str] = "validation"  # the split that an evaluation reads by default
+    # answer_format of a prompt -> the function that grades responses to it; None: they are not
+    # graded, but left to a judge or a person.
     rewards: ClassVar[Rewards] = MATH_REWARDS
+    # The file for tools outside of this package that an evaluation writes; one row for each
+    # question, see `output_row`. A JSON array, or JSON lines if it ends in `.jsonl`.
     output_file: ClassVar[str | None] = None
 
     @abstractmethod
@@ -140,11 +123,8 @@ class Task(ABC):
     def reward_fn(self, prompt: Prompt) -> RewardFn | None:
         """Returns the function `(response, ground_truth) -> {"format_reward", "answer_reward",
         "reward"}` that reads responses to this prompt, or None if they are not graded. It is a
-        module-level function, so that it can be sent to other processes.
-
-        Raises:
-            ValueError: the task has no use for the prompt's answer format.
-        """
+        module-level function, so that it can be sent to other processes. A ValueError if the task
+        has no use for the prompt's answer format."""
         if prompt.answer_format not in self.rewards:
             raise ValueError(
                 f"task {self.name!r} with prompt {prompt.name!r}: "
@@ -197,15 +177,12 @@ class GeneratedTask(Task):
 
     A stable hash of the question alone decides its split, so no training question of *any* seed can
     be a validation question of any other. A longer stream of a split begins with a shorter one.
-
-    Attributes:
-        num_train, num_validation: sizes of the two splits, all questions distinct.
-        seed: another one gives other questions.
     """
 
+    # num_train, num_validation: sizes of the two splits, all questions distinct.
     num_train: int = 8192
     num_validation: int = 512
-    seed: int = 0
+    seed: int = 0  # another one gives other questions
 
     def __post_init__(self) -> None:
         self._check_at_least(num_train=1, num_validation=1)

@@ -28,15 +28,12 @@ class ChainArithmeticTask(GeneratedTask):
     A question has `min_operands` to `max_operands` numbers, uniformly. The first number is in
     0..49; each later one is in 1..`max_step`, with a sign that keeps the running value in range.
     The ground truth is the final value as a string.
-
-    Attributes:
-        min_operands, max_operands: length of a chain.
-        max_step: the largest number that is added or subtracted in one step.
     """
 
+    # min_operands, max_operands: length of a chain.
     min_operands: int = 3
     max_operands: int = 5
-    max_step: int = 9
+    max_step: int = 9  # the largest number that is added or subtracted in one step
 
     name = "chain_arithmetic"
     default_prompt = "chain_arithmetic"
@@ -76,21 +73,14 @@ class ChainArithmeticTask(GeneratedTask):
 
 @dataclass(frozen=True)
 class TraceNoise:
-    """How poor the traces of `noisy_trace` are. Probabilities; all zero gives honest traces.
+    """How poor the traces of `noisy_trace` are. Probabilities; all zero gives honest traces."""
 
-    Attributes:
-        guess: the whole working is missing, and the value is only near the right one.
-        step_error: a step's result is wrong, and the chain goes on from the wrong value.
-        bad_format: the tags are not as the reward function wants them.
-        recheck: the last step is worked out once more (anew, so it may turn out otherwise).
-        guess_range: a guess is at most this far from the right value, uniformly.
-    """
-
-    guess: float = 0.45
-    step_error: float = 0.12
-    bad_format: float = 0.15
+    guess: float = 0.45  # the whole working is missing, and the value is only near the right one
+    step_error: float = 0.12  # a step's result is wrong, and the chain goes on from the wrong value
+    bad_format: float = 0.15  # the tags are not as the reward function wants them
+    # The last step is worked out once more (anew, so it may turn out otherwise).
     recheck: float = 0.12
-    guess_range: int = 5
+    guess_range: int = 5  # a guess is at most this far from the right value, uniformly
 
     def __post_init__(self) -> None:
         for name in ("guess", "step_error", "bad_format", "recheck"):

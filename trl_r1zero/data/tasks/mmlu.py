@@ -35,13 +35,10 @@ class MmluTask(RowTask):
 
     The ground truth is the `mmlu_example` of `parse_mmlu_response`, `{"answer": "B", "options":
     [four texts]}`. The metadata has the `subject`, such as `abstract_algebra`.
-
-    Attributes:
-        subject: only this one.
-        num_per_subject: only the first so many of each subject, for a quick look at all of them.
     """
 
-    subject: str | None = None
+    subject: str | None = None  # only this one
+    # Only the first so many of each subject, for a quick look at all of them.
     num_per_subject: int | None = None
 
     name = "mmlu"
