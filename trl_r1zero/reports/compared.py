@@ -104,7 +104,8 @@ class ComparedRun(LoggedRun):
     def value_at(self, tokens: float) -> float:
         """The outcome where it had spent that many tokens; evenly between two validations."""
         known = [(point.tokens, point.value) for point in self.curve if point.tokens is not None]
-        return float(np.interp(tokens, *zip(*known, strict=True)))
+        spent, values = zip(*known, strict=True)
+        return float(np.interp(tokens, spent, values))
 
     @property
     def best_folder(self) -> str | None:
