@@ -27,7 +27,7 @@ def launch(
 ) -> subprocess.CompletedProcess:
     """Run a script of recipes/ on a recipe, written beside the output folder."""
     return subprocess.run(
-        **_command(recipe, output_dir, model, arguments, processes, script, accelerate_config),
+        **command(recipe, output_dir, model, arguments, processes, script, accelerate_config),
         capture_output=True,
         timeout=timeout_seconds,
         check=False,
@@ -44,7 +44,7 @@ def start(
 ) -> subprocess.Popen:
     """`launch` with one process, not waited for; what it says goes to `output`."""
     return subprocess.Popen(
-        **_command(recipe, output_dir, model, arguments, 1, script, CPU),
+        **command(recipe, output_dir, model, arguments, 1, script, CPU),
         stdout=output,
         stderr=output,
         start_new_session=True,
@@ -64,17 +64,17 @@ def run_here(
     recipe: dict, output_dir: Path, model: Path, *arguments: str, script: str = "grpo.py"
 ) -> None:
     """The script in this process, which saves the seconds that a launcher takes to start."""
-    command = _command(recipe, output_dir, model, arguments, 1, script, CPU)["args"]
+    words = command(recipe, output_dir, model, arguments, 1, script, CPU)["args"]
     path = str(REPOSITORY / "recipes" / script)
     before = sys.argv
-    sys.argv = command[command.index(path) :]
+    sys.argv = words[words.index(path) :]
     try:
         runpy.run_path(path, run_name="__main__")
     finally:
         sys.argv = before
 
 
-def _command(
+def command(
     recipe: dict,
     output_dir: Path,
     model: Path,
@@ -83,6 +83,7 @@ def _command(
     script: str,
     accelerate_config: Path,
 ) -> dict[str, Any]:
+    """The arguments of `subprocess` that launch a recipe, which is written beside the folder."""
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     path = output_dir.with_suffix(".yaml")
     path.write_text(

@@ -94,6 +94,18 @@ def test_two_processes_give_the_losses_of_one(one_process, tiny_model_folder, tm
         assert pairs[1] == pytest.approx(pairs[0], rel=1e-4, abs=1e-6), name
 
 
+def test_two_processes_take_the_same_penalty_off_the_reward(tiny_model_folder, tmp_path):
+    recipe = {**RECIPE, "beta": 0.1, "kl_in": "reward", "kl_estimator": "k1", "eval_every": None}
+    folders = [tmp_path / "one", tmp_path / "two"]
+    run_here(recipe, folders[0], tiny_model_folder)
+    done = launch(recipe, folders[1], tiny_model_folder, processes=2)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for name in ("loss", "grad_norm", "kl", "reward"):
+        one, two = ([line[name] for line in read_metrics(run) if "loss" in line] for run in folders)
+        assert two == pytest.approx(one, rel=1e-4, abs=1e-6), name
+        assert any(abs(value) > 1e-5 for value in one), name
+
+
 def test_a_finished_run_is_not_overwritten_and_can_be_reported_again(
     one_process, tiny_model_folder, capsys
 ):

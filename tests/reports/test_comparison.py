@@ -40,11 +40,12 @@ def test_numbers_of_twotwo_groups(tmp_path, monkeypatch):
     # (0.125 / 2 + 0.25 + 0.5 / 2) / 2 = 0.28125, and 0.3125 with 0.625 at the end
     assert base[5] == "0.297 ± 0.016"
     # 4 minutes; 4 updates of 8 rollouts of 10 tokens
-    assert base[6:] == ["0.562 ± 0.062", "4.0", "320"]
+    assert base[6:] == ["0.562 ± 0.062", "4.0", "320", "0.562 ± 0.062"]
     difference = cells_of(report, "faster", "## Differences to base")
     # 0.25 for both seeds; curves: 0.25 more in the middle and at the end, so 0.1875 for both
     assert difference[:5] == ["2", "+0.250", "0.250 to 0.250", "+0.188", "0.188 to 0.188"]
-    assert difference[5].startswith("+0.250 ± ")
+    assert difference[5:7] == ["+0.250", "0.250 to 0.250"]  # at equal tokens
+    assert difference[7].startswith("+0.250 ± ")
     assert "faster: higher by 0.250 (95% interval 0.250 to 0.250, 2 seeds)." in _flat(text)
 
     assert results["baseline"] == "base" and results["outcome"] == "eval_accuracy"
@@ -59,6 +60,20 @@ def test_numbers_of_twotwo_groups(tmp_path, monkeypatch):
     last = results["differences"]["faster"]["last"]
     assert last["by_seed"] == {"0": 0.25, "1": 0.25} and last["interval"] == [0.25, 0.25]
     assert results["groups"]["base"]["settings"] == {"lr": "1e-4"}
+
+
+def test_runs_are_compared_at_equal_tokens(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    groups = two_groups(tmp_path)
+    for folder in groups["faster"]:
+        path = folder / "metrics.jsonl"
+        path.write_text(path.read_text().replace('"length/mean": 10', '"length/mean": 40'))
+    _, report, results = compare_groups(groups, tmp_path / "out")
+    # 320 tokens are the end of base, and a quarter of the way, between 0.125 and 0.5, of faster.
+    assert cells_of(report, "faster", "## Validation")[8:] == ["1,280", "0.312 ± 0.000"]
+    assert results["groups"]["base"]["runs"][1]["at_equal_tokens"] == 0.625
+    difference = results["differences"]["faster"]["at_equal_tokens"]
+    assert difference["by_seed"] == {"0": 0.3125 - 0.5, "1": 0.3125 - 0.625}
 
 
 def test_difference_over_questions_is_paired(tmp_path):

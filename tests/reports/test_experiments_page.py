@@ -35,7 +35,7 @@ def _differences(results):
     }
     outlasting = holm([difference.p_value for difference in found.values()])
     return {
-        label: Difference(label, difference, difference, None, "", outlasts)
+        label: Difference(label, difference, difference, difference, None, "", outlasts)
         for (label, difference), outlasts in zip(found.items(), outlasting, strict=True)
     }
 

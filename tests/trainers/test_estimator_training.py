@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import yaml
 from test_grpo_gradient import as_trl_inputs
 from tiny_grpo import (
     LENGTHS,
@@ -17,6 +18,7 @@ from tiny_grpo import (
     make_trl_trainer,
     train_lines,
 )
+from tiny_models import REPOSITORY
 
 from trl_r1zero.functional import (
     KL_ESTIMATORS,
@@ -165,3 +167,35 @@ def test_a_run(tokenizer, tmp_path, settings):
         if "entropy_coef" in settings or (settings.get("kl_in") is None and "beta" in settings):
             assert line["skipped_rows"] == 0
     assert any(line["grad_norm"] > 0 for line in lines)
+
+
+# What `recipes/experiments/estimators.yaml` compares, one line of recipe each.
+ESTIMATORS = yaml.safe_load((REPOSITORY / "recipes/experiments/estimators.yaml").read_text())[
+    "variants"
+]
+# Losses and gradient norms of two updates on a rollout batch, on torch 2.13.0, CPU.
+GOLDEN = {
+    "REINFORCE": ([2.162193, 2.881394], [0.620763, 0.661993]),
+    "RFT": ([1.946744, 2.881358], [0.547381, 0.662318]),
+    "RLOO": ([-0.000944, -0.014392], [0.626847, 0.570088]),
+    "MaxRL": ([-0.064788, 0.115419], [1.357598, 1.278007]),
+    "GRPO": ([0.0, -0.004004], [0.867923, 0.853099]),
+    "Dr. GRPO": ([0.00625, -0.008218], [0.433305, 0.421854]),
+    "DAPO's loss": ([0.011547, -0.016555], [0.862259, 0.865635]),
+    "REINFORCE++-baseline": ([0.014322, -0.01811], [0.992946, 0.929524]),
+    "GSPO": ([0.0, 0.000736], [0.867923, 0.228701]),
+    "CISPO": ([-0.065593, 0.07461], [0.862259, 0.865635]),
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_the_golden_run_of_each_estimator(tokenizer, tmp_path, name):
+    model = load_tiny(tokenizer, tmp_path)
+    settings = {"n_grpo_steps": 1, "train_batch_size": 8, **ESTIMATORS[name]}
+    # A common character as a stop makes responses of unequal lengths.
+    make_trainer(tokenizer, tmp_path / "run", model=model, stop=("e",), **settings).train()
+    lines = train_lines(tmp_path / "run")
+    losses, norms = ([line[key] for line in lines] for key in ("loss", "grad_norm"))
+    golden_losses, golden_norms = GOLDEN[name]
+    assert losses == pytest.approx(golden_losses, abs=3e-6)
+    assert norms == pytest.approx(golden_norms, rel=1e-4)

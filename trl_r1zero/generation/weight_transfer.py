@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trl_r1zero.common.network import address_towards
+
 from .connections import is_loopback
 
 BUCKET_BYTES = 64 * 2**20
@@ -99,8 +101,8 @@ def unpack(data: Tensor, bucket: Sequence[TensorInfo]) -> list[tuple[str, Tensor
 class GlooGroup:
     """A gloo process group of a trainer (rank 0) and a server's workers, which meet at `store`.
 
-    `address` is the host name or address whose network interface is used; `timeout_seconds` are
-    those of the meeting and of each broadcast.
+    `address` is where the store is, reached by the network interface that is used;
+    `timeout_seconds` are those of the meeting and of each broadcast.
     """
 
     def __init__(
@@ -109,11 +111,8 @@ class GlooGroup:
         gloo: Any = dist.ProcessGroupGloo  # its stubs lack what is used here
         options = gloo._Options()
         options._timeout = timedelta(seconds=timeout_seconds)
-        options._devices = [
-            gloo.create_device(hostname="127.0.0.1")
-            if is_loopback(address)
-            else gloo.create_default_device()
-        ]
+        own = "127.0.0.1" if is_loopback(address) else address_towards(address)
+        options._devices = [gloo.create_device(hostname=own)]
         self._store = store
         self._group = gloo(dist.PrefixStore("weights", store), rank, world_size, options)
 
@@ -140,7 +139,7 @@ class TrainerRendezvous:
     def __init__(
         self, server_host: str, num_workers: int, port: int | None, timeout_seconds: float
     ) -> None:
-        self.address = "127.0.0.1" if is_loopback(server_host) else _address_towards(server_host)
+        self.address = "127.0.0.1" if is_loopback(server_host) else address_towards(server_host)
         self.world_size = num_workers + 1
         self.timeout_seconds = timeout_seconds
         listener = socket.socket(socket.AF_INET6 if ":" in self.address else socket.AF_INET)
@@ -221,11 +220,3 @@ def receive_weights(
         data = torch.empty(sum(info.num_bytes for info in bucket), dtype=torch.uint8)
         group.broadcast(data)
         yield unpack(data, bucket)
-
-
-def _address_towards(host: str) -> str:
-    """This machine's address on the way to `host`; no packet is sent."""
-    family, _, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect(address)
-        return str(probe.getsockname()[0])

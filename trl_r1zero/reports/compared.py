@@ -12,6 +12,8 @@ from hashlib import sha256
 from operator import attrgetter
 from pathlib import Path
 
+import numpy as np
+
 from trl_r1zero.evaluation.compare import PairedDifference, paired_difference
 from trl_r1zero.evaluation.evaluated import QuestionKey
 from trl_r1zero.evaluation.metrics import mean
@@ -45,6 +47,8 @@ class ComparedRun(LoggedRun):
     `shown` is its folder, as a report names it. It `is_short` if its last validation is earlier
     than that of another run of its group; such a run is shown, and is in no mean and no difference.
     `notes` is what must be said of it: that it is short, was not finished, diverged or collapsed.
+    `at_equal_tokens` is the outcome where it had spent as many tokens as each of the runs that it
+    is compared with; None if that is not known.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,6 +56,7 @@ class ComparedRun(LoggedRun):
         self.shown = format_path(folder)
         self.is_short = self.has_diverged = False
         self.notes: list[str] = []
+        self.at_equal_tokens: float | None = None
 
     @property
     def seed(self) -> Hashable:
@@ -95,6 +100,12 @@ class ComparedRun(LoggedRun):
         """See `statistics.mean_over_steps`; the last value where there is only one."""
         area = mean_over_steps([p.step for p in self.curve], [p.value for p in self.curve])
         return self.last.value if math.isnan(area) else area
+
+    def value_at(self, tokens: float) -> float:
+        """The outcome where it had spent that many tokens; evenly between two validations."""
+        known = [(point.tokens, point.value) for point in self.curve if point.tokens is not None]
+        spent, values = zip(*known, strict=True)
+        return float(np.interp(tokens, spent, values))
 
     @property
     def best_folder(self) -> str | None:
@@ -225,7 +236,19 @@ def read_groups(groups: Mapping[str, Sequence[Path]]) -> tuple[list[Group], list
     if len(example_of) > 1:
         kinds = ", ".join(f"{run.shown} counts {key}" for key, run in example_of.items())
         raise ValueError(f"the runs are of different kinds: {kinds}; compare runs of one kind")
+    if (tokens := equal_tokens(found)) is not None:
+        for group in found:
+            for run in group.complete:
+                run.at_equal_tokens = run.value_at(tokens)
     return found, left_out
+
+
+def equal_tokens(groups: Sequence[Group]) -> float | None:
+    """The tokens that each complete run of the groups has spent; None where one does not say."""
+    runs = [run for group in groups for run in group.complete]
+    spent = [run.last.tokens for run in runs if all(p.tokens is not None for p in run.curve)]
+    known = [tokens for tokens in spent if tokens is not None]
+    return min(known) if known and len(known) == len(runs) else None
 
 
 def _seed_rank(run: ComparedRun) -> tuple[float, str]:
@@ -259,6 +282,8 @@ class Difference:
     # Of the means of the validation curves over steps, which are less noisy. Without seeds where
     # the two were validated at different steps: such means say different things.
     curve: SeedDifference
+    # Of the outcomes at equal tokens; without seeds where these are not known.
+    at_equal_tokens: SeedDifference
     # Of the last validations over questions, for these very runs. None where the generations are
     # not there, or not of the same questions.
     questions: PairedDifference | None
@@ -279,9 +304,13 @@ def differences_to(baseline: Group, groups: Sequence[Group]) -> list[Difference]
         last = difference_by_seed(group.by_seed("last.value"), baseline.by_seed("last.value"))
         curves = group.by_seed("mean_over_steps") if alike else {}
         curve = difference_by_seed(curves, baseline.by_seed("mean_over_steps"))
+        known = all(run.at_equal_tokens is not None for run in runs)
+        at_tokens = difference_by_seed(
+            group.by_seed("at_equal_tokens") if known else {}, baseline.by_seed("at_equal_tokens")
+        )
         questions = _over_questions(group, baseline, set(last.differences))
         lost = ", ".join(side.lost for side in (baseline, group) if side.lost)
-        differences.append(Difference(group.label, last, curve, questions, lost))
+        differences.append(Difference(group.label, last, curve, at_tokens, questions, lost))
     significant = holm([difference.last.p_value for difference in differences])
     for difference, outlasts in zip(differences, significant, strict=True):
         difference.outlasts_holm = outlasts

@@ -34,7 +34,8 @@ _ABOUT_VALIDATION = (
     "{Outcome} on validation, as means over runs ± standard error over runs, and the 95% interval "
     "of the last one by Student's t. Mean of curve: the area under the validation curve over its "
     "length in steps. Best is picked on these very questions, and so a little optimistic. Minutes: "
-    "wall-clock of training with its validations. Tokens: {tokens}."
+    "wall-clock of training with its validations. Tokens: {tokens}. The last column, where these "
+    "are known, is at as many tokens as the run with the fewest had: evenly between validations."
 )
 _ABOUT_VALIDATION_FIGURE = (
     "Validation {outcome} against steps, wall-clock time and tokens: means over runs with bands of "
@@ -43,9 +44,10 @@ _ABOUT_VALIDATION_FIGURE = (
 _ABOUT_DIFFERENCES = (
     "Variant less baseline: the mean of the differences of runs with the same seed, and its 95% "
     "interval by Student's t over the seeds. The mean of curve has none where the two were "
-    "validated at different steps. Over questions: the same last validations, question "
-    "by question, ± standard error over the questions (their number); it says whether other "
-    "questions would show the difference between these very runs, not whether other seeds would."
+    "validated at different steps, equal tokens none where they are not known. Over questions: the "
+    "same last validations, question by question, ± standard error over the questions (their "
+    "number); it says whether other questions would show the difference between these very runs, "
+    "not whether other seeds would."
 )
 _ABOUT_TRAINING = "Means over the last tenth of the logged updates, ± standard error over runs."
 _ABOUT_TRAINING_FIGURE = (
@@ -202,6 +204,7 @@ class _Comparison:
                 d.label: {
                     "last": d.last.as_json(),
                     "mean_of_curve": d.curve.as_json(),
+                    "at_equal_tokens": d.at_equal_tokens.as_json(),
                     "over_questions": {
                         "difference": d.questions.difference,
                         "stderr": d.questions.stderr,
@@ -230,6 +233,7 @@ def _run_as_json(run: ComparedRun) -> dict[str, Any]:
         "curve": [{name: getattr(point, name) for name in of_point} for point in run.curve],
         "last": run.last.value,
         "mean_of_curve": run.mean_over_steps,
+        "at_equal_tokens": run.at_equal_tokens,
         "best": {"value": run.best.value, "step": run.best.step, "model": run.best_folder},
         "wall_seconds": run.wall_time,
         "training_end": {metric: end for metric, end in ends.items() if end is not None},

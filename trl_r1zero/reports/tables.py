@@ -7,7 +7,7 @@ from trl_r1zero.evaluation.metrics import mean, standard_error
 from trl_r1zero.evaluation.pages import Table
 from trl_r1zero.runs.metrics import GROUP_TRAINING
 
-from .compared import ComparedRun, Difference, Group, Validation
+from .compared import ComparedRun, Difference, Group, Validation, equal_tokens
 from .grouping import differing_settings, format_setting
 from .statistics import CONFIDENCE
 
@@ -17,6 +17,9 @@ def main_table(groups: Sequence[Group]) -> Table:
         "group", "runs", groups[0].runs[0].kind.step_name, "first", "last", "95% interval",
         "mean of curve", "best", "minutes", "tokens",
     ]  # fmt: skip
+    spent = equal_tokens(groups)
+    if spent is not None:
+        header.append(f"at {spent:,.0f} tokens")
     rows = []
     for group in groups:
         runs = group.complete
@@ -33,6 +36,7 @@ def main_table(groups: Sequence[Group]) -> Table:
                 _mean_cell([run.best.value for run in runs]),
                 _minutes(runs),
                 f"{mean(tokens):,.0f}" if len(tokens) == len(runs) else "-",
+                *([_mean_cell([run.value_at(spent) for run in runs])] if spent is not None else []),
             ]
         )
     return Table(header, rows)
@@ -40,11 +44,11 @@ def main_table(groups: Sequence[Group]) -> Table:
 
 def difference_table(differences: Sequence[Difference]) -> Table:
     header = ["variant", "seeds", "last", "95% interval", "mean of curve", "95% interval",
-              "same runs, over questions"]  # fmt: skip
+              "at equal tokens", "95% interval", "same runs, over questions"]  # fmt: skip
     rows = []
     for d in differences:
         cells = [d.label, str(d.last.num_seeds)]
-        for side in (d.last, d.curve):
+        for side in (d.last, d.curve, d.at_equal_tokens):
             cells += ["-" if math.isnan(side.mean) else f"{side.mean:+.3f}"]
             cells += [interval_text(side.interval)]
         q = d.questions

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from trl_r1zero.common.arguments import Count, arg, check_ranges, default_of
 from trl_r1zero.common.naming import did_you_mean
+from trl_r1zero.common.network import choose_gloo_interface
 
 from .memory_limits import DEFAULT_GENERATION_ROWS
 from .one_device import settle_use_cpu, use_one_gpu
@@ -110,6 +111,7 @@ class CheckedConfig(_Arguments):
         return {}
 
     def _init_transformers(self) -> None:
+        choose_gloo_interface(os.environ)
         super().__post_init__()
 
     @property
