@@ -6,10 +6,8 @@ several values.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from .bounds import LIMITS, check_limits
+from .bounds import LIMITS, BoundHit, check_limits
 from .formula import FormulaError, Node
 from .math_tokens import FUNCTIONS
 
@@ -45,15 +43,11 @@ class FormulaParser:
         if not self.accept(text):
             raise FormulaError(f"expected {text!r}, found {self.peek()!r}")
 
-    @contextmanager
-    def level(self) -> Iterator[None]:
-        """One level deeper; every rule that can come back to itself goes through it."""
+    def deeper(self) -> None:
+        """One level deeper; every rule that can come back to itself calls it, and comes back up."""
         self.depth += 1
-        check_limits(formula_depth=self.depth)
-        try:
-            yield
-        finally:
-            self.depth -= 1
+        if self.depth > LIMITS["formula_depth"]:
+            raise BoundHit("formula_depth")
 
     def sum(self) -> list[Node]:
         totals = self.product()
@@ -84,14 +78,16 @@ class FormulaParser:
         return token.isalpha() or (token.startswith("\\") and token[1:] in _NAMED)
 
     def signed(self) -> list[Node]:
-        with self.level():
-            if self.accept("+"):
-                return self.signed()
-            if self.accept("-"):
-                return [("neg", node) for node in self.signed()]
-            if self.accept("\\pm", "\\mp"):
-                return few([signed for node in self.signed() for signed in (node, ("neg", node))])
-        return self.power()
+        sign = self.peek()
+        if sign not in _SIGNS or self.tokens[self.index][0] == "end":
+            return self.power()
+        self.index += 1
+        self.deeper()
+        nodes = self.signed()
+        self.depth -= 1
+        if sign == "-":
+            return [("neg", node) for node in nodes]
+        return nodes if sign == "+" else few([n for node in nodes for n in (node, ("neg", node))])
 
     def power(self) -> list[Node]:
         bases = self.atom()
@@ -108,8 +104,10 @@ class FormulaParser:
         if not self.accept("-", "+"):
             return self.atom()
         sign = self.tokens[self.index - 1][1]
-        with self.level():
-            return [("neg", node) if sign == "-" else node for node in self.argument()]
+        self.deeper()
+        nodes = self.argument()
+        self.depth -= 1
+        return [("neg", node) for node in nodes] if sign == "-" else nodes
 
     def group(self, closing: str) -> list[Node]:
         nodes = self.sum()
@@ -117,8 +115,10 @@ class FormulaParser:
         return nodes
 
     def atom(self) -> list[Node]:
-        with self.level():
-            return self.atom_of_level()
+        self.deeper()
+        nodes = self.atom_of_level()
+        self.depth -= 1
+        return nodes
 
     def atom_of_level(self) -> list[Node]:
         kind, token = self.tokens[self.index]
@@ -197,9 +197,11 @@ class FormulaParser:
         return nodes
 
     def bare_product(self) -> list[Node]:
-        with self.level():
-            if self.accept("-"):
-                return [("neg", node) for node in self.bare_product()]
+        if self.accept("-"):
+            self.deeper()
+            nodes: list[Node] = [("neg", node) for node in self.bare_product()]
+            self.depth -= 1
+            return nodes
         factors = self.power()
         while True:
             divides = self.peek() == "/" and self.tokens[self.index + 1][0] == "number"
@@ -228,6 +230,7 @@ class FormulaParser:
 
 
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
+_SIGNS = frozenset({"+", "-", "\\pm", "\\mp"})
 _ROUNDED = {
     "|": ("abs", "|"), "\\lfloor": ("floor", "\\rfloor"), "\\lceil": ("ceil", "\\rceil")
 }  # fmt: skip

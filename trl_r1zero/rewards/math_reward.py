@@ -24,7 +24,7 @@ from .formula import FormulaError
 from .math_compare import equal_values, symbols_of
 from .math_parser import MathValue, parse_math
 from .math_tokens import has_other_reading
-from .plain_kinds import KINDS, Quantity, quantity, same_text
+from .plain_kinds import KINDS, Quantity, plainly_unequal, quantity, same_text
 from .presentation import undress
 from .reward_functions import (
     RULES,
@@ -137,20 +137,32 @@ def _verdict(answer: str, strict_answer: str | None, truth: str) -> tuple[bool, 
     parts, is_list = _parts(answer)
     truths, _ = _parts(truth)
     rule = "no_answer"
+    rejected: set[tuple[str, str]] = set()
     for given in parts:
         for expected in truths:
-            right, rule = _undressed_verdict(undress(given), undress(expected))
+            right, rule = _undressed_verdict(undress(given), undress(expected), rejected)
             if right:
                 return True, rule
-    if strict_answer is not None and strict_verdict(strict_answer, truth).right:
+    if strict_answer is None:
+        return False, rule
+    # Blanks around an answer decide nothing, but for a quirk of `\\text` at its beginning.
+    asked = strict_answer if "\\text" in strict_answer else strict_answer.strip()
+    if (asked, truth) not in rejected and strict_verdict(strict_answer, truth).right:
         confusion = "several_answers" if is_list else confusion_of(strict_answer, truths[0])
         return confusion is None, confusion or "strict"
     return False, rule
 
 
-def _undressed_verdict(given: str, truth: str) -> tuple[bool, str]:
+def _undressed_verdict(
+    given: str, truth: str, rejected: set[tuple[str, str]] | None = None
+) -> tuple[bool, str]:
+    """`rejected` collects the texts that the strict grader was asked for and calls unequal."""
     if same_text(given, truth):
         return True, "same_text"
+    rejected = set() if rejected is None else rejected
+    if plainly_unequal(given, truth):
+        rejected.add((given, truth))
+        return False, "different_value"
     for compare in KINDS:
         same = compare(given, truth)
         if same is not None:
@@ -165,7 +177,10 @@ def _undressed_verdict(given: str, truth: str) -> tuple[bool, str]:
     except BoundHit as bound:
         count_bound(bound.name)
         return False, f"bound:{bound.name}"
-    if verdict[0] or not strict_verdict(given, truth).right:
+    if verdict[0]:
+        return verdict
+    if not strict_verdict(given, truth).right:
+        rejected.add((given, truth))
         return verdict
     confusion = confusion_of(given, truth)
     return confusion is None, confusion or "strict"

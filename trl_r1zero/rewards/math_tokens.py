@@ -1,7 +1,7 @@
 r"""A mathematical answer without presentation (`presentation`) to tokens; units are dropped.
 
 For `math_parser` only; the reference's route has its own tokenizer (`formula`). To teach it another
-way of writing something, add a line to `_REWRITES`.
+way of writing something, add a line to `_WRITINGS`.
 """
 
 import re
@@ -22,6 +22,7 @@ _NAMES = (
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp sqrt abs floor ceil"
 )
 FUNCTIONS = frozenset(_NAMES.split())
+_SPELLED = FUNCTIONS | {"pi"}
 SIGNS = {
     "=": "=", "<": "<", ">": ">", "\\lt": "<", "\\gt": ">", "\\le": "<=", "\\leq": "<=",
     "\\leqslant": "<=", "\\leqq": "<=", "\\ge": ">=", "\\geq": ">=", "\\geqslant": ">=",
@@ -54,59 +55,79 @@ _WORD_SETS = {
     r"(?:the\s)?(?:set\sof\s)?(?:all\s)?integers": r"\\mathbb{Z}",
     r"(?:the\s)?empty\sset|no\s(?:real\s)?solutions?": r"\\emptyset",
 }
-# Patterns, in order, and what they become.
-_WRITINGS: tuple[tuple[str, Replacement], ...] = (
-    *((rf"(?i)\A\s*(?:{words})\s*\Z", name) for words, name in _WORD_SETS.items()),
-    # Names of one thing.
-    (r"\\(?:[dtc]|nice|s|x)frac", r"\\frac"), (r"\\[dt]binom", r"\\binom"),
-    (r"(?:\A|\{)([^{}]*)\\choose\b([^{}]*)(?:\}|\Z)", r"\\binom{\1}{\2}"),
-    (r"\{([^{}]*)\\(?:over|atop)\b([^{}]*)\}", r"\\frac{\1}{\2}"),
-    (r"(?:\{\})?[\^_]\s*\{?(\w+)\}?\s*C\s*_\s*(\w|\{[^{}]*\})", r"\\binom{\1}{\2}"),
-    (r"\\varnothing|\\O(?![a-zA-Z])|\\\{\s*\\\}", r"\\emptyset "),
-    (r"\\(?:lvert|rvert|vert|mid)(?![a-zA-Z])", "|"), (r"\\lbrack(?![a-zA-Z])", "["),
-    (r"\\rbrack(?![a-zA-Z])", "]"), (r"\\lbrace(?![a-zA-Z])", r"\\{"),
-    (r"\\rbrace(?![a-zA-Z])", r"\\}"),
-    (r"\\langle(?![a-zA-Z])", "("), (r"\\rangle(?![a-zA-Z])", ")"),
-    (r"\\(?:backslash|smallsetminus)(?![a-zA-Z])", r"\\setminus "),
-    (r"\\ast(?![a-zA-Z])", "*"), (r"(?<=\d)\s+x\s+(?=10\s*\^)", "*"),
-    (r"\\(?:mathbb|Bbb)\s*\{?\s*([RZNQC])\s*\}?", r"\\Set\1 "),
-    (r"\^\s*\{\s*((?:\\prime\s*)+)\}|\^\s*(\\prime)(?![a-zA-Z])|\\prime(?![a-zA-Z])",
-     lambda match: "'" * max(1, match[0].count("prime"))),
-    # Digits without braces: each is an argument.
-    (r"\\(frac|binom|sqrt)\s*(\d)(?=\d)", r"\\\1{\2}"),
-    (r"\\(frac|binom)\s*(\{[^{}]*\})\s*(\d)(?=\d)", r"\\\1\2{\3}"),
-    (r"(?i)(?<=[\d)}])\s*(?:\\text\s*\{\s*)?\b(thousand|million|billion|trillion)\b(?:\s*\})?",
-     lambda match: f"*10^{{{_POWERS[match[1].lower()]}}} "),
-    # Decimals that repeat.
-    (_BEFORE_POINT + r"\\(?:overline|bar|dot|widehat|overbar)\s*\{?(?P<repetend>\d+)\}?",
-     _repeating),
-    (_BEFORE_POINT + r"(?:\(\s*(?P<repetend>\d+)\s*\)|\[(?P<other>\d+)\])(?=\s*(?:\Z|[,;)]))",
-     _repeating),
-    (r"(?<![\d.])(?P<before>\d*)\.(?P<head>\d{0,6}?)(?P<repetend>\d{1,6}?)(?P=repetend){2,}"
-     r"(?:\.\.\.|\\[lc]?dots)", _repeating),
-    (r"(?<=\d)(?:\.\.\.|\\[lc]?dots)\s*\Z", ""),
-    # Sets that are described: {x | x < 3}.
-    (r"\A\s*\\\{\s*[a-z]\s*(?:\\in\s*\\SetR\s*)?(?:\||:)([^|]*)\\\}\s*\Z", r"\1"),
-    # Open ends as they are written in France.
-    (r"(?:(?<=\\cup)|(?<=\\cup )|\A)\s*\](?=[^\[\]()]*,)", "("),
-    (r"(?<=[^\[\]()])\[\s*(?=\\cup|\Z)", ")"),
-    # Units, and words between the elements of a list.
-    (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![a-zA-Z])", ""), (r"\{,\}", ""),
-    (r"\\\$|\\%|%|\$", " "), (r"[\u20ac\u00a3]", " "),
-    (r"\\text\s*\{\s*(?:and|or|,)\s*\}|\b(?:and|or)\b|\\(?:lor|vee|land|wedge)(?![a-zA-Z])",
-     ","),
-    (r"\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?[23]\}?)?", " "),
-    (rf"(?<![a-zA-Z\\]){_UNIT_NAME}(?![a-zA-Z])\.?{_UNIT_POWER}", " "),
-    (r"(?<!\\)(?<![\^_}])\{\s*\}", " "),
-    # The same in plain text.
-    (rf"\{{\s*({'|'.join(FUNCTIONS)})\s*\}}", r" \\\1 "),
-    (r"(?<=\d) (?=\d{3}(?!\d))", ""),
-    (r"(?<![\d./^])(\d+) +(\d+)\s*/\s*(\d+)", r"(\1+\2/\3)"),  # a mixed number
-    (r"(?<=[)\]}])\s*U\s*(?=[(\[]|\\\{)", r"\\cup "),
-    (r"(?<![a-zA-Z\\])(?:inf|infinity|oo)(?![a-zA-Z])", r"\\infty "),
-    (r"\\lg(?![a-zA-Z])", r"\\log_{10} "), (r"\\ceil(?![a-zA-Z])", r"\\lceil "),
-)  # fmt: skip
-_REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in _WRITINGS]
+# Macros that are another name of something.
+_OTHER_NAMES = {
+    **dict.fromkeys(["dfrac", "tfrac", "cfrac", "nicefrac", "sfrac", "xfrac"], "\\frac"),
+    **dict.fromkeys(("dbinom", "tbinom"), "\\binom"),
+    **dict.fromkeys(("varnothing", "O"), "\\emptyset "),
+    **dict.fromkeys(["lvert", "rvert", "vert", "mid"], "|"),
+    **dict.fromkeys(("backslash", "smallsetminus"), "\\setminus "),
+    "lbrack": "[", "rbrack": "]", "lbrace": "\\{", "rbrace": "\\}", "langle": "(", "rangle": ")",
+    "ast": "*", "ceil": "\\lceil ", "lg": "\\log_{10} ",
+}  # fmt: skip
+# What a text must have for the rewritings to be tried; these, in order: patterns, and what they
+# become.
+_WRITINGS: dict[str, tuple[tuple[str, Replacement], ...]] = {
+    r"[a-zA-Z]{4}": (
+        *((rf"(?i)\A\s*(?:{words})\s*\Z", name) for words, name in _WORD_SETS.items()),
+        (r"(?i)(?<=[\d)}])\s*(?:\\text\s*\{\s*)?\b(thousand|million|billion|trillion)\b(?:\s*\})?",
+         lambda match: f"*10^{{{_POWERS[match[1].lower()]}}} "),
+    ),
+    r"\\[a-zA-Z{]": (
+        (r"\\([a-zA-Z]+)", lambda match: _OTHER_NAMES.get(match[1], match[0])),
+        (r"(?:\A|\{)([^{}]*)\\choose\b([^{}]*)(?:\}|\Z)", r"\\binom{\1}{\2}"),
+        (r"\{([^{}]*)\\(?:over|atop)\b([^{}]*)\}", r"\\frac{\1}{\2}"),
+        (r"\\\{\s*\\\}", r"\\emptyset "),
+        (r"\\(?:mathbb|Bbb)\s*\{?\s*([RZNQC])\s*\}?", r"\\Set\1 "),
+        (r"\^\s*\{\s*((?:\\prime\s*)+)\}|\^\s*(\\prime)(?![a-zA-Z])|\\prime(?![a-zA-Z])",
+         lambda match: "'" * max(1, match[0].count("prime"))),
+        # Digits without braces: each is an argument.
+        (r"\\(frac|binom|sqrt)\s*(\d)(?=\d)", r"\\\1{\2}"),
+        (r"\\(frac|binom)\s*(\{[^{}]*\})\s*(\d)(?=\d)", r"\\\1\2{\3}"),
+        # Sets that are described: {x | x < 3}.
+        (r"\A\s*\\\{\s*[a-z]\s*(?:\\in\s*\\SetR\s*)?(?:\||:)([^|]*)\\\}\s*\Z", r"\1"),
+        (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![a-zA-Z])", ""),
+        (r"\\text\s*\{\s*(?:and|or|,)\s*\}|\\(?:lor|vee|land|wedge)(?![a-zA-Z])", ","),
+    ),
+    "C": ((r"(?:\{\})?[\^_]\s*\{?(\w+)\}?\s*C\s*_\s*(\w|\{[^{}]*\})", r"\\binom{\1}{\2}"),),
+    r"\.|dots": (  # decimals that repeat
+        (_BEFORE_POINT + r"\\(?:overline|bar|dot|widehat|overbar)\s*\{?(?P<repetend>\d+)\}?",
+         _repeating),
+        (_BEFORE_POINT + r"(?:\(\s*(?P<repetend>\d+)\s*\)|\[(?P<other>\d+)\])(?=\s*(?:\Z|[,;)]))",
+         _repeating),
+        (r"(?<![\d.])(?P<before>\d*)\.(?P<head>\d{0,6}?)(?P<repetend>\d{1,6}?)(?P=repetend){2,}"
+         r"(?:\.\.\.|\\[lc]?dots)", _repeating),
+        (r"(?<=\d)(?:\.\.\.|\\[lc]?dots)\s*\Z", ""),
+    ),
+    r"[\[\]]": (  # open ends as they are written in France
+        (r"(?:(?<=\\cup)|(?<=\\cup )|\A)\s*\](?=[^\[\]()]*,)", "("),
+        (r"(?<=[^\[\]()])\[\s*(?=\\cup|\Z)", ")"),
+    ),
+    r"[$%{\u20ac\u00a3]": (
+        (r"\{,\}", ""),
+        (r"\\\$|\\%|[%$\u20ac\u00a3]", " "),
+    ),
+    "[a-zA-Z]{2}|C": (  # units, and words between the elements of a list
+        (r"\b(?:and|or)\b", ","),
+        (r"\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?[23]\}?)?", " "),
+        (rf"(?<![a-zA-Z\\]){_UNIT_NAME}(?![a-zA-Z])\.?{_UNIT_POWER}", " "),
+        (r"(?<![a-zA-Z\\])(?:inf|infinity|oo)(?![a-zA-Z])", r"\\infty "),
+    ),
+    r"\{": (
+        (r"(?<!\\)(?<![\^_}])\{\s*\}", " "),
+        (rf"\{{\s*({'|'.join(FUNCTIONS)})\s*\}}", r" \\\1 "),
+    ),
+    r"\d\s+[\dx]|[)\]}]\s*U": (  # in plain text
+        (r"(?<=\d)\s+x\s+(?=10\s*\^)", "*"),
+        (r"(?<=\d) (?=\d{3}(?!\d))", ""),
+        (r"(?<![\d./^])(\d+) +(\d+)\s*/\s*(\d+)", r"(\1+\2/\3)"),  # a mixed number
+        (r"(?<=[)\]}])\s*U\s*(?=[(\[]|\\\{)", r"\\cup "),
+    ),
+}  # fmt: skip
+_REWRITES = [
+    (re.compile(needed), [(re.compile(pattern), new) for pattern, new in writings])
+    for needed, writings in _WRITINGS.items()
+]
 # What the same texts may also mean, for both sides at once: marks that have a value, `\log` as the
 # natural logarithm.
 _OTHER_READING: list[tuple[re.Pattern[str], str]] = [
@@ -130,8 +151,10 @@ def tokenize(text: str, other_reading: bool = False) -> list[tuple[str, str]]:
     """
     for pattern, meaning in _OTHER_READING if other_reading else ():
         text = pattern.sub(meaning, text)
-    for rewrite, replacement in _REWRITES:
-        text = rewrite.sub(replacement, text)
+    for needed, rewrites in _REWRITES:
+        if needed.search(text):
+            for pattern, new in rewrites:
+                text = pattern.sub(new, text)
     return _tokens(text.strip().rstrip(".").removeprefix("=").strip())
 
 
@@ -139,7 +162,7 @@ def _tokens(text: str) -> list[tuple[str, str]]:
     tokens: list[tuple[str, str]] = []
     for match in _TOKEN.finditer(text):
         kind = match.lastgroup or ""
-        token = match.group(kind)
+        token = match[kind]
         if kind == "number":
             tokens.append((kind, token.replace(",", "")))
         else:
@@ -151,15 +174,17 @@ def _tokens(text: str) -> list[tuple[str, str]]:
 def _join_words(tokens: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Letters that spell a function or a constant become one token; others are symbols."""
     joined: list[tuple[str, str]] = []
-    index = 0
-    while index < len(tokens):
-        letters = 0
-        while index + letters < len(tokens) and tokens[index + letters][1].isalpha():
-            letters += 1
-        word = "".join(token for _, token in tokens[index : index + letters])
-        name = next((word[:n] for n in (6, 5, 4, 3, 2) if word[:n] in FUNCTIONS | {"pi"}), None)
-        if name is None and letters > 4:
-            raise FormulaError(f"{word!r} is a word, not a product")
+    index, end = 0, len(tokens)
+    while index < end:
+        behind = index
+        while behind < end and tokens[behind][1].isalpha():
+            behind += 1
+        name = None
+        if behind > index + 1:
+            word = "".join([token for _, token in tokens[index:behind]])
+            name = next((word[:n] for n in (6, 5, 4, 3, 2) if word[:n] in _SPELLED), None)
+            if name is None and behind - index > 4:
+                raise FormulaError(f"{word!r} is a word, not a product")
         joined.append(("other", "\\" + name) if name else tokens[index])
         index += len(name or " ")
     return [*joined, ("end", "")]

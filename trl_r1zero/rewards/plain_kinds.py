@@ -49,6 +49,30 @@ def words_of(text: str) -> str:
     return _SYNONYMS.get(words, words)
 
 
+_PLAIN_NUMBER = re.compile(
+    r"-?(?:(\d{1,15}(?:\.\d{1,15})?)"
+    r"|(?:\\[dt]?frac\{(\d{1,9})\}\{|(\d{1,9})/(?=\d+\Z))([1-9]\d{0,8})\}?)"
+)
+
+
+def plainly_unequal(given: str, truth: str) -> bool:
+    """Whether both are written as a number or a fraction, and far from equal: most wrong answers,
+    which no grader takes for right."""
+    a, b = _plain_value(given), _plain_value(truth)
+    if a is None or b is None:
+        return False
+    return abs(a - b) > max(1e-6, 1e-3 * max(abs(a), abs(b)))
+
+
+def _plain_value(text: str) -> float | None:
+    match = _PLAIN_NUMBER.fullmatch(text)
+    if match is None:
+        return None
+    whole, top, over, bottom = match.groups()
+    value = float(whole) if whole else int(top or over) / int(bottom)
+    return -value if text.startswith("-") else value
+
+
 _TIME = re.compile(
     r"(?P<hour>\d{1,2}):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d))?\s*"
     r"(?:\\text\s*)?\{?\s*(?P<half>[ap]\.?\s?m\.?)?\s*\}?",
