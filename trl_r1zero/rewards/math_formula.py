@@ -5,6 +5,7 @@ and a root keeps its index. Each rule gives several nodes, because a formula wit
 several values.
 """
 
+import functools
 import math
 
 from .bounds import LIMITS, BoundHit, check_limits
@@ -141,6 +142,8 @@ class FormulaParser:
             return few([build(top, bottom) for top in tops for bottom in bottoms])
         if token == "\\sqrt":
             return self.root()
+        if token in _BIG:
+            return [self.big(token)]
         if token in ("\\infty", "\\pi"):
             return [("constant", "oo" if token == "\\infty" else "pi")]
         if token[1:] in FUNCTIONS and token.startswith("\\"):
@@ -153,6 +156,21 @@ class FormulaParser:
         if token.isalpha() or token[1:] in _GREEK:
             return [self.symbol(token)]
         raise FormulaError(f"unexpected {token!r}")
+
+    def big(self, name: str) -> Node:
+        """A sum, an integral or a limit with its bounds: a factor of what stands behind it, which
+        is right of factors that do not depend on what it runs over."""
+        bounds = []
+        while self.peek() in ("^", "_"):
+            start = self.index
+            self.index += 1
+            depth = 0
+            while depth or self.index == start + 1:
+                if self.tokens[self.index][0] == "end":
+                    raise FormulaError("unfinished bounds")
+                depth += {"{": 1, "}": -1}.get(self.take(), 0)
+            bounds.append("".join(t for _, t in self.tokens[start : self.index] if t not in "{}"))
+        return ("symbol", name + "".join(sorted(bounds)))
 
     def rounded(self, name: str, closing: str) -> list[Node]:
         nodes = self.group(closing)
@@ -243,7 +261,8 @@ _GREEK_NAMES = (
 _GREEK = frozenset(_GREEK_NAMES.split())
 _ACCENT_NAMES = "vec overrightarrow overline bar hat widehat tilde dot ddot angle triangle"
 _ACCENTS = frozenset(_ACCENT_NAMES.split())
-_NAMED = FUNCTIONS | _GREEK | _ACCENTS
+_BIG = frozenset({"\\sum", "\\int", "\\iint", "\\oint", "\\lim"})
+_NAMED = FUNCTIONS | _GREEK | _ACCENTS | {name[1:] for name in _BIG}
 
 
 def _quotient(top: Node, bottom: Node) -> Node:
@@ -262,5 +281,9 @@ def binomial(n: Node, k: Node) -> Node:
     """n over k: a number where both are, else factorials."""
     if n[0] == k[0] == "int" and max(n[1], k[1]) <= LIMITS["factorial_argument"]:
         return ("int", math.comb(n[1], k[1]))
+    if k[0] == "int" and 1 <= k[1] <= 8:
+        factors: list[Node] = [("sub", n, ("int", i)) for i in range(k[1])]
+        product = functools.reduce(lambda left, right: ("mul", left, right), factors)
+        return ("div", product, ("int", math.factorial(k[1])))
     top, bottom, rest = (("call", "factorial", node) for node in (n, k, ("sub", n, k)))
     return ("div", top, ("mul", bottom, rest))

@@ -14,7 +14,8 @@ _UNIT_WORDS = (
     "millimeters?|centimeters?|kilometers?|meters?|metres?|inch(?:es)?|feet|foot|miles?|yards?|"
     "mm|cm|km|kg|kilograms?|grams?|seconds?|minutes?|hours?|days?|weeks?|months?|years?|degrees?|"
     "dollars?|cents?|yuan|euros?|percent(?:age)?|pct|units?|square|cubic|liters?|litres?|mph|"
-    "apples?|people|students?|ways?|points?|radians?|USD|EUR|GBP|rupees?|pounds?"
+    "apples?|people|students?|ways?|points?|radians?|USD|EUR|GBP|rupees?|pounds?|k?m/s|cm/s|ft/s|"
+    "km/h|mi/h|[kMG]?Hz|[kMG]?eV|[kM]?Pa|k[JW]"
 )
 _UNIT_NAME = rf"(?:{_UNIT_WORDS})"
 _UNIT_POWER = r"(?:\s*\^\s*(?:\{[123]\}|[123]))?"
@@ -30,7 +31,7 @@ SIGNS = {
     "<=": "<=", ">=": ">=", "!=": "!=", "\\in": "in", "\\approx": "~", "\\sim": "~",
 }  # fmt: skip
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>\d+(?:\.\d+)?[eE][-+]?\d+|\d+(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+\.?\d*|\.\d+)"
+    r"\s*(?:(?P<number>\d+(?:\.\d+)?[eE][-+]?\d+|[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+\.?\d*|\.\d+)"
     r"|(?P<macro>\\(?:begin|end)\s*\{[a-zA-Z*]+\}|\\[a-zA-Z]+|\\[{}%|])"
     r"|(?P<sign><=|>=|=<|=>|==|!=|\*\*|.))"
 )
@@ -48,13 +49,26 @@ def _repeating(match: re.Match[str]) -> str:
     return f"(({top})/{scale * nines})"
 
 
+def _chosen(match: re.Match[str]) -> str:
+    """`C(n,k)` and `C_n^k` as a binomial, with P as the number of arrangements."""
+    n, k = int(match[2]), int(match[3])
+    if k > n:
+        return match[0]
+    return f"\\binom{{{n}}}{{{k}}}" if match[1] == "C" else f"({n}!/{n - k}!)"
+
+
 _POWERS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _BEFORE_POINT = r"(?<![\d.])(?P<before>\d*)\.(?P<head>\d*)"
+_ALL = r"(?:the\s)?(?:set\sof\s)?(?:all\s)?"
 _WORD_SETS = {
-    r"(?:the\s)?(?:set\sof\s)?(?:all\s)?real(?:\snumbers?|s)": r"\\mathbb{R}",
-    r"(?:the\s)?(?:set\sof\s)?(?:all\s)?integers": r"\\mathbb{Z}",
+    rf"{_ALL}real(?:\snumbers?|s)": r"\\mathbb{R}", rf"{_ALL}integers": r"\\mathbb{Z}",
+    rf"{_ALL}natural\snumbers": r"\\mathbb{N}", rf"{_ALL}rational\snumbers": r"\\mathbb{Q}",
+    rf"{_ALL}complex\snumbers": r"\\mathbb{C}",
+    rf"{_ALL}positive\sreal(?:\snumbers|s)": r"(0,\\infty)",
+    rf"{_ALL}real(?:\snumbers|s)\s(?:except|but|other\sthan)\s(?:for\s)?(.+)":
+        r"\\mathbb{R}\\setminus\\{\1\\}",
     r"(?:the\s)?empty\sset|no\s(?:real\s)?solutions?": r"\\emptyset",
-}
+}  # fmt: skip
 # Macros that are another name of something.
 _OTHER_NAMES = {
     **dict.fromkeys(["dfrac", "tfrac", "cfrac", "nicefrac", "sfrac", "xfrac"], "\\frac"),
@@ -63,11 +77,13 @@ _OTHER_NAMES = {
     **dict.fromkeys(["lvert", "rvert", "vert", "mid"], "|"),
     **dict.fromkeys(("backslash", "smallsetminus"), "\\setminus "),
     "lbrack": "[", "rbrack": "]", "lbrace": "\\{", "rbrace": "\\}", "langle": "(", "rangle": ")",
-    "ast": "*", "ceil": "\\lceil ", "lg": "\\log_{10} ",
+    "ast": "*", "ceil": "\\lceil ", "lg": "\\log_{10} ", "bar": "\\overline",
+    "overrightarrow": "\\vec", "widehat": "\\hat", "varphi": "\\phi", "varepsilon": "\\epsilon",
 }  # fmt: skip
 # What a text must have for the rewritings to be tried; these, in order: patterns, and what they
 # become.
 _WRITINGS: dict[str, tuple[tuple[str, Replacement], ...]] = {
+    r"=[^\n]*\n": ((r"(=[^\n=]*)\n(?=[^\n=]*=)", r"\1, "),),  # equations below one another
     r"[a-zA-Z]{4}": (
         *((rf"(?i)\A\s*(?:{words})\s*\Z", name) for words, name in _WORD_SETS.items()),
         (r"(?i)(?<=[\d)}])\s*(?:\\text\s*\{\s*)?\b(thousand|million|billion|trillion)\b(?:\s*\})?",
@@ -79,6 +95,13 @@ _WRITINGS: dict[str, tuple[tuple[str, Replacement], ...]] = {
         (r"\{([^{}]*)\\(?:over|atop)\b([^{}]*)\}", r"\\frac{\1}{\2}"),
         (r"\\\{\s*\\\}", r"\\emptyset "),
         (r"\\(?:mathbb|Bbb)\s*\{?\s*([RZNQC])\s*\}?", r"\\Set\1 "),
+        (r"\\SetR\s*(?:\^\s*\{?\+\}?|_\s*\{?\s*(?:>\s*0|\+)\s*\}?)", r"(0,\\infty)"),
+        (r"(\\Set[RZNQC]\s*)-\s*(?=\\\{)", r"\1\\setminus "),
+        # Which numbers a letter stands for, behind the answer that has it.
+        (r"(?<=\S)\s*(?:[,;(]|\\q?quad|\\text\s*\{[^{}]*\}|\b(?:where|for|with|any|all)\b)[\s,]*"
+         r"[a-z]\s*\\in\s*\\Set[ZN]\s*(?:\^\s*\{?[+*]\}?)?\s*\)?\s*\Z", ""),
+        (r"\\(?:hat|vec)\s*(?:\{\s*\\?([ijk])(?:math)?\s*\}|\\?([ijk])(?:math)?(?![a-zA-Z]))",
+         r" \1\2 "),  # unit vectors
         (r"\^\s*\{\s*((?:\\prime\s*)+)\}|\^\s*(\\prime)(?![a-zA-Z])|\\prime(?![a-zA-Z])",
          lambda match: "'" * max(1, match[0].count("prime"))),
         # Digits without braces: each is an argument.
@@ -89,14 +112,25 @@ _WRITINGS: dict[str, tuple[tuple[str, Replacement], ...]] = {
         (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![a-zA-Z])", ""),
         (r"\\text\s*\{\s*(?:and|or|,)\s*\}|\\(?:lor|vee|land|wedge)(?![a-zA-Z])", ","),
     ),
-    "C": ((r"(?:\{\})?[\^_]\s*\{?(\w+)\}?\s*C\s*_\s*(\w|\{[^{}]*\})", r"\\binom{\1}{\2}"),),
+    "[CP]": (
+        (r"(?:\{\})?[\^_]\s*\{?(\w+)\}?\s*C\s*_\s*(\w|\{[^{}]*\})", r"\\binom{\1}{\2}"),
+        (r"(?<![a-zA-Z\\])([CP])\s*\(\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\)", _chosen),
+        (r"(?<![a-zA-Z\\}^])([CP])\s*_\s*\{?(\d{1,3})\}?\s*\^\s*\{?(\d{1,3})\}?", _chosen),
+    ),
+    r"\d[.,]\d{3}[.,]": (  # a comma in front of decimals, points between thousands
+        (r"(?<![\d.,])([1-9]\d{0,2}(?:\.\d{3})+),(\d{1,2})(?![\d,.])",
+         lambda match: f"{match[1].replace('.', '')}.{match[2]}"),
+        (r"(?<![\d.,])[1-9]\d{0,2}(?:\.\d{3}){2,}(?![.\d])",
+         lambda match: match[0].replace(".", "")),
+    ),
     r"\.|dots": (  # decimals that repeat
-        (_BEFORE_POINT + r"\\(?:overline|bar|dot|widehat|overbar)\s*\{?(?P<repetend>\d+)\}?",
+        (_BEFORE_POINT + r"\\(?:overline|overbar|dot|hat)\s*\{?(?P<repetend>\d+)\}?",
          _repeating),
         (_BEFORE_POINT + r"(?:\(\s*(?P<repetend>\d+)\s*\)|\[(?P<other>\d+)\])(?=\s*(?:\Z|[,;)]))",
          _repeating),
         (r"(?<![\d.])(?P<before>\d*)\.(?P<head>\d{0,6}?)(?P<repetend>\d{1,6}?)(?P=repetend){2,}"
          r"(?:\.\.\.|\\[lc]?dots)", _repeating),
+        (r"\\overline\s*\{(?P<before>\d*)\.(?P<head>)(?P<repetend>\d+)\}", _repeating),
         (r"(?<=\d)(?:\.\.\.|\\[lc]?dots)\s*\Z", ""),
     ),
     r"[\[\]]": (  # open ends as they are written in France
@@ -105,9 +139,11 @@ _WRITINGS: dict[str, tuple[tuple[str, Replacement], ...]] = {
     ),
     r"[$%{\u20ac\u00a3]": (
         (r"\{,\}", ""),
+        # A sum of money is one number.
+        (r"(?<=\\\$)\s*\d{1,3}(?:,\s+\d{3})+(?!\d)", lambda match: re.sub(r"\s", "", match[0])),
         (r"\\\$|\\%|[%$\u20ac\u00a3]", " "),
     ),
-    "[a-zA-Z]{2}|C": (  # units, and words between the elements of a list
+    r"[a-zA-Z][a-zA-Z/]|C": (  # units, and words between the elements of a list
         (r"\b(?:and|or)\b", ","),
         (r"\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?[23]\}?)?", " "),
         (rf"(?<![a-zA-Z\\]){_UNIT_NAME}(?![a-zA-Z])\.?{_UNIT_POWER}", " "),
@@ -117,8 +153,10 @@ _WRITINGS: dict[str, tuple[tuple[str, Replacement], ...]] = {
         (r"(?<!\\)(?<![\^_}])\{\s*\}", " "),
         (rf"\{{\s*({'|'.join(FUNCTIONS)})\s*\}}", r" \\\1 "),
     ),
-    r"\d\s+[\dx]|[)\]}]\s*U": (  # in plain text
+    r"\d,?\s+[\dxeE]|[)\]}]\s*U": (  # in plain text
+        (r"(?<![\d.])([1-9]\d{0,2}),\s+(?=0\d\d(?!\d))", r"\1"),  # no number begins with a zero
         (r"(?<=\d)\s+x\s+(?=10\s*\^)", "*"),
+        (r"(?<=\d)\s+[eE](?:\s*(?=\d)|(?=[-+]\d))", "e"),
         (r"(?<=\d) (?=\d{3}(?!\d))", ""),
         (r"(?<![\d./^])(\d+) +(\d+)\s*/\s*(\d+)", r"(\1+\2/\3)"),  # a mixed number
         (r"(?<=[)\]}])\s*U\s*(?=[(\[]|\\\{)", r"\\cup "),
