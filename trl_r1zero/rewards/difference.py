@@ -31,8 +31,7 @@ def formula_is_zero(text: str) -> tuple[bool, str]:
 
 @lru_cache(maxsize=4096)
 def _decide(text: str) -> tuple[bool, str]:
-    letters = {char for char in text.replace("sqrt", "").replace("frac", "") if char.isalpha()}
-    if len(letters) > MAX_LETTERS:
+    if sum(map(str.isalpha, set(text.replace("sqrt", "").replace("frac", "")))) > MAX_LETTERS:
         return False, "more_than_two_letters"
     if "^{" in text or "^(" in text or _TOWER.search(text):
         return False, "exponent_too_long"

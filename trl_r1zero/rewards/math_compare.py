@@ -10,7 +10,7 @@ from collections.abc import Callable
 from .formula import Node, Step, compile_tree
 from .math_parser import MathValue, is_name
 from .modular import is_zero_modulo_primes
-from .numeric import constant_value, values_agree
+from .numeric import constant_value, is_refuted, values_agree
 from .regions import region_of
 
 DECIMAL_TOLERANCE = 1e-6
@@ -63,15 +63,23 @@ def _stated(value: MathValue) -> MathValue:
     return value
 
 
+def _name(value: MathValue) -> MathValue | None:
+    """What an equation says the value of."""
+    stated = _stated(value)
+    return None if stated == value else value[2] if stated == value[3] else value[3]
+
+
 def _nodes_agree(a: Node, b: Node) -> bool:
     return a == b or _programs_agree(compile_tree(a), compile_tree(b))
 
 
 def _programs_agree(a: Program, b: Program) -> bool:
     difference = [*a, *b, ("sub",)]
-    exactly = is_zero_modulo_primes(difference)
-    if exactly is not None and not any(step[0] == "float" for step in difference):
-        return exactly
+    # Unequal values are the cheapest to tell; equal ones need the exact test.
+    if not any(step[0] == "float" for step in difference) and not is_refuted(difference, points=1):
+        exactly = is_zero_modulo_primes(difference)
+        if exactly is not None:
+            return exactly
     return values_agree(a, b, DECIMAL_TOLERANCE)
 
 
@@ -96,6 +104,12 @@ def _unordered(given: list[MathValue], truth: list[MathValue]) -> bool:
 def _lists_agree(given: list[MathValue], truth: list[MathValue]) -> bool:
     """Numbers may be a sequence, in which one occurs twice; points are a set."""
     points = all(item[0] == "tuple" for item in (*given, *truth))
+    names = [[_name(item) for item in side] for side in (given, truth)]
+    if {*names[0]} == {*names[1]} and len({*names[0]} - {None}) > 1:
+        # `x=3, y=4`: each name has its value.
+        parts = [[item for item in side if _name(item) == name]
+                 for name in names[0] for side in (given, truth)]  # fmt: skip
+        return all(_unordered(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True))
     return (_as_sets if points else _unordered)(given, truth)
 
 

@@ -5,11 +5,10 @@ and a root keeps its index. Each rule gives several nodes, because a formula wit
 several values.
 """
 
+import functools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from .bounds import LIMITS, check_limits
+from .bounds import LIMITS, BoundHit, check_limits
 from .formula import FormulaError, Node
 from .math_tokens import FUNCTIONS
 
@@ -45,15 +44,11 @@ class FormulaParser:
         if not self.accept(text):
             raise FormulaError(f"expected {text!r}, found {self.peek()!r}")
 
-    @contextmanager
-    def level(self) -> Iterator[None]:
-        """One level deeper; every rule that can come back to itself goes through it."""
+    def deeper(self) -> None:
+        """One level deeper; every rule that can come back to itself calls it, and comes back up."""
         self.depth += 1
-        check_limits(formula_depth=self.depth)
-        try:
-            yield
-        finally:
-            self.depth -= 1
+        if self.depth > LIMITS["formula_depth"]:
+            raise BoundHit("formula_depth")
 
     def sum(self) -> list[Node]:
         totals = self.product()
@@ -84,14 +79,16 @@ class FormulaParser:
         return token.isalpha() or (token.startswith("\\") and token[1:] in _NAMED)
 
     def signed(self) -> list[Node]:
-        with self.level():
-            if self.accept("+"):
-                return self.signed()
-            if self.accept("-"):
-                return [("neg", node) for node in self.signed()]
-            if self.accept("\\pm", "\\mp"):
-                return few([signed for node in self.signed() for signed in (node, ("neg", node))])
-        return self.power()
+        sign = self.peek()
+        if sign not in _SIGNS or self.tokens[self.index][0] == "end":
+            return self.power()
+        self.index += 1
+        self.deeper()
+        nodes = self.signed()
+        self.depth -= 1
+        if sign == "-":
+            return [("neg", node) for node in nodes]
+        return nodes if sign == "+" else few([n for node in nodes for n in (node, ("neg", node))])
 
     def power(self) -> list[Node]:
         bases = self.atom()
@@ -108,8 +105,10 @@ class FormulaParser:
         if not self.accept("-", "+"):
             return self.atom()
         sign = self.tokens[self.index - 1][1]
-        with self.level():
-            return [("neg", node) if sign == "-" else node for node in self.argument()]
+        self.deeper()
+        nodes = self.argument()
+        self.depth -= 1
+        return [("neg", node) for node in nodes] if sign == "-" else nodes
 
     def group(self, closing: str) -> list[Node]:
         nodes = self.sum()
@@ -117,8 +116,10 @@ class FormulaParser:
         return nodes
 
     def atom(self) -> list[Node]:
-        with self.level():
-            return self.atom_of_level()
+        self.deeper()
+        nodes = self.atom_of_level()
+        self.depth -= 1
+        return nodes
 
     def atom_of_level(self) -> list[Node]:
         kind, token = self.tokens[self.index]
@@ -141,6 +142,8 @@ class FormulaParser:
             return few([build(top, bottom) for top in tops for bottom in bottoms])
         if token == "\\sqrt":
             return self.root()
+        if token in _BIG:
+            return [self.big(token)]
         if token in ("\\infty", "\\pi"):
             return [("constant", "oo" if token == "\\infty" else "pi")]
         if token[1:] in FUNCTIONS and token.startswith("\\"):
@@ -153,6 +156,21 @@ class FormulaParser:
         if token.isalpha() or token[1:] in _GREEK:
             return [self.symbol(token)]
         raise FormulaError(f"unexpected {token!r}")
+
+    def big(self, name: str) -> Node:
+        """A sum, an integral or a limit with its bounds: a factor of what stands behind it, which
+        is right of factors that do not depend on what it runs over."""
+        bounds = []
+        while self.peek() in ("^", "_"):
+            start = self.index
+            self.index += 1
+            depth = 0
+            while depth or self.index == start + 1:
+                if self.tokens[self.index][0] == "end":
+                    raise FormulaError("unfinished bounds")
+                depth += {"{": 1, "}": -1}.get(self.take(), 0)
+            bounds.append("".join(t for _, t in self.tokens[start : self.index] if t not in "{}"))
+        return ("symbol", name + "".join(sorted(bounds)))
 
     def rounded(self, name: str, closing: str) -> list[Node]:
         nodes = self.group(closing)
@@ -197,9 +215,11 @@ class FormulaParser:
         return nodes
 
     def bare_product(self) -> list[Node]:
-        with self.level():
-            if self.accept("-"):
-                return [("neg", node) for node in self.bare_product()]
+        if self.accept("-"):
+            self.deeper()
+            nodes: list[Node] = [("neg", node) for node in self.bare_product()]
+            self.depth -= 1
+            return nodes
         factors = self.power()
         while True:
             divides = self.peek() == "/" and self.tokens[self.index + 1][0] == "number"
@@ -228,6 +248,7 @@ class FormulaParser:
 
 
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
+_SIGNS = frozenset({"+", "-", "\\pm", "\\mp"})
 _ROUNDED = {
     "|": ("abs", "|"), "\\lfloor": ("floor", "\\rfloor"), "\\lceil": ("ceil", "\\rceil")
 }  # fmt: skip
@@ -240,7 +261,8 @@ _GREEK_NAMES = (
 _GREEK = frozenset(_GREEK_NAMES.split())
 _ACCENT_NAMES = "vec overrightarrow overline bar hat widehat tilde dot ddot angle triangle"
 _ACCENTS = frozenset(_ACCENT_NAMES.split())
-_NAMED = FUNCTIONS | _GREEK | _ACCENTS
+_BIG = frozenset({"\\sum", "\\int", "\\iint", "\\oint", "\\lim"})
+_NAMED = FUNCTIONS | _GREEK | _ACCENTS | {name[1:] for name in _BIG}
 
 
 def _quotient(top: Node, bottom: Node) -> Node:
@@ -259,5 +281,9 @@ def binomial(n: Node, k: Node) -> Node:
     """n over k: a number where both are, else factorials."""
     if n[0] == k[0] == "int" and max(n[1], k[1]) <= LIMITS["factorial_argument"]:
         return ("int", math.comb(n[1], k[1]))
+    if k[0] == "int" and 1 <= k[1] <= 8:
+        factors: list[Node] = [("sub", n, ("int", i)) for i in range(k[1])]
+        product = functools.reduce(lambda left, right: ("mul", left, right), factors)
+        return ("div", product, ("int", math.factorial(k[1])))
     top, bottom, rest = (("call", "factorial", node) for node in (n, k, ("sub", n, k)))
     return ("div", top, ("mul", bottom, rest))

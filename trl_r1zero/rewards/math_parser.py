@@ -45,13 +45,14 @@ class _Parser(FormulaParser):
     def items_until(self, closing: set[str]) -> list[MathValue]:
         """Values separated by commas or semicolons, up to a closing token, which stays."""
         items: list[MathValue] = []
-        with self.level():
-            while self.peek() not in closing:
-                if self.accept(",", ";"):
-                    continue
-                items += self.relation()
-                if self.peek() not in closing and self.peek() not in (",", ";"):
-                    raise FormulaError(f"unexpected {self.peek()!r}")
+        self.deeper()
+        while self.peek() not in closing:
+            if self.accept(",", ";"):
+                continue
+            items += self.relation()
+            if self.peek() not in closing and self.peek() not in (",", ";"):
+                raise FormulaError(f"unexpected {self.peek()!r}")
+        self.depth -= 1
         return items
 
     def relation(self) -> list[MathValue]:

@@ -20,11 +20,19 @@ from .extraction import (
     extract_question_only,
     extract_r1_zero,
 )
-from .formula import FormulaError
+from .formula import FormulaError, compile_tree
 from .math_compare import equal_values, symbols_of
 from .math_parser import MathValue, parse_math
 from .math_tokens import has_other_reading
-from .plain_kinds import KINDS, Quantity, quantity, same_text
+from .numeric import constant_value
+from .plain_kinds import (
+    KINDS,
+    Quantity,
+    comma_readings,
+    plainly_unequal,
+    quantity,
+    same_text,
+)
 from .presentation import undress
 from .reward_functions import (
     RULES,
@@ -49,7 +57,8 @@ MATH_RULES: dict[str, str] = {
     "grouping": "the strict grader accepts it, but loses the braces that group a formula",
     "left_side": "the strict grader accepts it, but drops the left side of the equation",
     "large_integers": "the strict grader accepts it, but rounds integers above 2^53",
-    "several_answers": "the strict grader accepts it, but it is one of several answers",
+    "several_answers": "the strict grader accepts it, but one is a list and the other is not",
+    "notation": "the strict grader accepts it, but loses an overline, a blank or a tiny number",
     "units": "the strict grader accepts it, but the units of measurement differ",
 }
 
@@ -85,7 +94,8 @@ def explain_math(response: str, ground_truth: GroundTruth) -> Explanation:
             if found[0]:
                 verdict, truth = found, text
                 break
-            verdict = verdict if number else found
+            if number == 0 or found[1] in CONFUSIONS:
+                verdict, truth = found, text
     right, rule = verdict
     detail = (MATH_RULES | RULES).get(rule) or f"a limit was reached: {rule.partition(':')[2]}"
     # Without a format it can be right, but there is no telling what the answer is.
@@ -137,20 +147,32 @@ def _verdict(answer: str, strict_answer: str | None, truth: str) -> tuple[bool, 
     parts, is_list = _parts(answer)
     truths, _ = _parts(truth)
     rule = "no_answer"
+    rejected: set[tuple[str, str]] = set()
     for given in parts:
         for expected in truths:
-            right, rule = _undressed_verdict(undress(given), undress(expected))
+            right, rule = _undressed_verdict(undress(given), undress(expected), rejected)
             if right:
                 return True, rule
-    if strict_answer is not None and strict_verdict(strict_answer, truth).right:
+    if strict_answer is None:
+        return False, rule
+    # Blanks around an answer decide nothing, but for a quirk of `\\text` at its beginning.
+    asked = strict_answer if "\\text" in strict_answer else strict_answer.strip()
+    if (asked, truth) not in rejected and strict_verdict(strict_answer, truth).right:
         confusion = "several_answers" if is_list else confusion_of(strict_answer, truths[0])
         return confusion is None, confusion or "strict"
     return False, rule
 
 
-def _undressed_verdict(given: str, truth: str) -> tuple[bool, str]:
+def _undressed_verdict(
+    given: str, truth: str, rejected: set[tuple[str, str]] | None = None
+) -> tuple[bool, str]:
+    """`rejected` collects the texts that the strict grader was asked for and calls unequal."""
     if same_text(given, truth):
         return True, "same_text"
+    rejected = set() if rejected is None else rejected
+    if plainly_unequal(given, truth):
+        rejected.add((given, truth))
+        return False, "different_value"
     for compare in KINDS:
         same = compare(given, truth)
         if same is not None:
@@ -165,7 +187,10 @@ def _undressed_verdict(given: str, truth: str) -> tuple[bool, str]:
     except BoundHit as bound:
         count_bound(bound.name)
         return False, f"bound:{bound.name}"
-    if verdict[0] or not strict_verdict(given, truth).right:
+    if verdict[0]:
+        return verdict
+    if not strict_verdict(given, truth).right:
+        rejected.add((given, truth))
         return verdict
     confusion = confusion_of(given, truth)
     return confusion is None, confusion or "strict"
@@ -183,6 +208,11 @@ def _same_quantity(given: Quantity, truth: Quantity) -> bool | None:
 
 
 def _compare(given: str, truth: str) -> tuple[bool, str]:
+    verdicts = [_compare_as_read(*texts) for texts in comma_readings(given, truth)]
+    return max(verdicts, key=lambda verdict: verdict[0])
+
+
+def _compare_as_read(given: str, truth: str) -> tuple[bool, str]:
     for other in (False, True) if has_other_reading(given, truth) else (False,):
         # Of prose only one side may be: two sentences that end alike need not say the same.
         given_value, truth_value = _try(given, other), _try(truth, other)
@@ -245,20 +275,32 @@ def _groups_are_lost(sides: Sides) -> bool:
     )
 
 
+def _one_is_a_list(sides: Sides) -> bool:
+    kinds = [value[0] for _, value in sides if value]
+    return len(kinds) == 2 and sum(kind in ("list", "set", "tuple") for kind in kinds) == 1
+
+
+def _constants_differ(sides: Sides) -> bool:
+    nodes = [value[1] for _, value in sides if value and value[0] == "number"]
+    return len(nodes) == 2 and None not in [constant_value(compile_tree(node)) for node in nodes]
+
+
 CONFUSIONS: dict[str, Callable[[Sides], bool]] = {
     "roots": _indices_differ,
     "units": _units_differ,
+    "several_answers": _one_is_a_list,
     "letters": _letters_differ,
     "large_integers": _integers_are_large,
     "grouping": _groups_are_lost,
     "left_side": _sides_are_lost,
+    "notation": _constants_differ,
 }
 
 
 def confusion_of(answer: str, ground_truth: str) -> str | None:
     """Which confusion of the strict grader makes it accept an answer of another value, if any."""
     texts = [undress(text).casefold() for text in (answer, ground_truth)]
-    given, truth = texts
+    given, truth = comma_readings(*texts)[0]
     sides = (given, _try(given)), (truth, _try(truth))
     # Formulas are compared without their units.
     if not _units_differ(sides) and (given == truth or _compare(given, truth)[0]):

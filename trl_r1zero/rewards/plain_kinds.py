@@ -11,11 +11,20 @@ from typing import NamedTuple
 
 _STYLE = re.compile(r"\\(?:text|mathrm|mathbf)(?![a-zA-Z])\s*|[{}$]")
 _MATHEMATICAL = re.compile(r"[\\^_=+*/<>|\[\]\d]")
-_NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
+_SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen"
+)
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+# 0 to 99, in words without hyphens.
+_NUMBER_WORDS = _SMALL.split() + [
+    f"{tens} {ones}".strip() for tens in _TENS.split() for ones in ["", *_SMALL.split()[1:10]]
+]
 _SYNONYMS = {
     "dne": "does not exist", "undefined": "undefined", "not defined": "undefined",
     "no real solution": "no solution", "none": "no solution", "true": "yes", "false": "no",
-    **{word: str(number) for number, word in enumerate(_NUMBER_WORDS.split())},
+    **{word: str(number) for number, word in enumerate(_NUMBER_WORDS)},
+    "one hundred": "100", "a hundred": "100",
 }  # fmt: skip
 
 
@@ -49,6 +58,61 @@ def words_of(text: str) -> str:
     return _SYNONYMS.get(words, words)
 
 
+_PLAIN_NUMBER = re.compile(
+    r"-?(?:(\d{1,15}(?:\.\d{1,15})?)"
+    r"|(?:\\[dt]?frac\{(\d{1,9})\}\{|(\d{1,9})/(?=\d+\Z))([1-9]\d{0,8})\}?)"
+)
+
+
+def plainly_unequal(given: str, truth: str) -> bool:
+    """Whether both are written as a number or a fraction, and far from equal: most wrong answers,
+    which no grader takes for right."""
+    a, b = _plain_value(given), _plain_value(truth)
+    if a is None or b is None:
+        return False
+    return abs(a - b) > max(1e-6, 1e-3 * max(abs(a), abs(b)))
+
+
+def _plain_value(text: str) -> float | None:
+    match = _PLAIN_NUMBER.fullmatch(text)
+    if match is None:
+        return None
+    whole, top, over, bottom = match.groups()
+    value = float(whole) if whole else int(top or over) / int(bottom)
+    return -value if text.startswith("-") else value
+
+
+_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d)")
+_BRACKETED = re.compile(r"(?:[(\[]|\\\{)[-\d,\s]+(?:[)\]]|\\\})")
+_DECIMAL = re.compile(r"(?:\\\$)?-?\d+\.\d+")
+
+
+def comma_readings(given: str, truth: str) -> list[tuple[str, str]]:
+    """The texts as commas between their digits may be meant, the likeliest first.
+
+    A comma in front of three digits is one of thousands, but in brackets it separates, unless the
+    other text has brackets too; it also separates beside another list. In front of a zero it never
+    does. A comma is a decimal one beside a decimal number.
+    """
+    if "," not in given + truth:
+        return [(given, truth)]
+    if bool(_BRACKETED.fullmatch(given)) != bool(_BRACKETED.fullmatch(truth)):
+        given, truth = (
+            _separated(text) if _BRACKETED.fullmatch(text) else text for text in (given, truth)
+        )
+    readings = [(given, truth)]
+    numbers = _THOUSANDS.fullmatch(given) and _THOUSANDS.fullmatch(truth)
+    if "," in given and "," in truth and not numbers:
+        readings.append((_separated(given), _separated(truth)))
+    if _DECIMAL.fullmatch(truth) and not _THOUSANDS.search(given):
+        readings.append((re.sub(r"(?<=\d),(?=\d)", ".", given), truth))
+    return list(dict.fromkeys(readings))
+
+
+def _separated(text: str) -> str:
+    return re.sub(r"(?<=\d),(?=[1-9]\d\d(?!\d))", ", ", text)
+
+
 _TIME = re.compile(
     r"(?P<hour>\d{1,2}):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d))?\s*"
     r"(?:\\text\s*)?\{?\s*(?P<half>[ap]\.?\s?m\.?)?\s*\}?",
@@ -74,12 +138,10 @@ def same_time(given: str, truth: str) -> bool | None:
 
 
 _BASED = re.compile(
-    r"(?P<digits>\d[\dA-Fa-f]*(?:\.[\dA-Fa-f]+)?)\s*_\s*\{?\s*(?:\\text\s*)?[{(]*\s*"
+    r"\(?(?P<digits>\d[\dA-Fa-f]*(?:\.[\dA-Fa-f]+)?)\)?\s*_\s*\{?\s*(?:\\text\s*)?[{(]*\s*"
     r"(?P<base>\d{1,2}|[a-z]{3,7})\s*[)}]*\s*\}?"
 )
-_BASES = {"sixteen": "16"} | {
-    name: str(number) for number, name in enumerate(_NUMBER_WORDS.split())
-}
+_BASES = {"sixteen": "16"} | {name: str(number) for number, name in enumerate(_NUMBER_WORDS)}
 
 
 def same_based_number(given: str, truth: str) -> bool | None:
@@ -97,7 +159,7 @@ def _based(text: str) -> tuple[str, str | None]:
     text = text.replace("\\,", "").replace("$", "").strip()
     match = _BASED.fullmatch(text)
     if match is None:
-        words = re.fullmatch(r"(\d[\dA-Fa-f]*)\s+(?:in\s+)?base\s+(\w+)", text)
+        words = re.fullmatch(r"(\d[\dA-Fa-f]*)\s+\(?(?:in\s+)?base[\s-]+(\w+)\)?", text)
         if words is not None:
             return words[1].upper(), _BASES.get(words[2], words[2])
         return text.upper() if re.fullmatch(r"\d[\dA-Fa-f]*", text) else "", None
@@ -119,6 +181,11 @@ _UNITS: dict[str, tuple[str, Fraction]] = {
         "time": "s,sec,second=1 min,minute=60 h,hr,hour=3600 day=86400 week=604800",
         "money": "dollar,USD=1 cent=1/100", "euros": "euro,EUR=1", "pounds": "GBP=1",
         "volume": "L,l,liter,litre=1 ml,mL,milliliter,millilitre=1/1000",
+        "speed": "m/s=1 km/s=1000 cm/s=1/100 ft/s=3048/10000 km/h=1000/3600 "
+        "mph,mi/h=1609344/3600000",
+        "frequency": "Hz=1 kHz=1000 MHz=1000000 GHz=1000000000",
+        "energy": "eV=1 keV=1000 MeV=1000000 GeV=1000000000", "joules": "kJ=1", "watts": "kW=1",
+        "pressure": "Pa=1 kPa=1000 MPa=1000000",
     }.items()
     for entry in units.split()
     for names, factor in [entry.split("=")]

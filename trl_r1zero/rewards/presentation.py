@@ -111,6 +111,7 @@ _EMPHASIS = re.compile(
     r"|(?<![\w)\]}\\])(_{1,3})(?=[^\s_{])((?:[^_]|_(?=[\w{]))+?)(?<=[^\s_])\3(?![\w({\\])"
     r"|(`{1,3})(?:[a-z]*\n)?([^`]+)\5"
 )
+_MARK = re.compile("[*_~`]")
 _BLOCK = re.compile(r"\A\s*(?:#{1,6}\s|>\s|[\u2022\u25cf]\s|\\cdot\s)\s*")
 
 _LEAD_IN = re.compile(
@@ -144,7 +145,10 @@ _TRAIL = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _TRAIL_CHARS = 120
+_MAY_TRAIL = re.compile(r"[\s.,;:?)\\a-zA-Z]\Z|(?i:hope)")
+_GROUP_IN_FRONT = re.compile(r"\s*(?:\\text\s?)?\{([^{}]{1,100})\}")
 _PAIRS = {"$$": "$$", "$": "$", "\\(": "\\)", "\\[": "\\]", "``": "''", '"': '"', "'": "'"}
+_OPENING = frozenset("$\\`\"'{")
 _ROUNDS = 12
 
 
@@ -191,6 +195,8 @@ def _without_markup(text: str) -> str:
             text = pattern.sub(script, text)
         text = _TAG.sub(" ", text)
     text = _BLOCK.sub("", text)
+    if _MARK.search(text) is None:
+        return text
     return _EMPHASIS.sub(lambda match: match[2] or match[4] or match[6], text)
 
 
@@ -261,7 +267,7 @@ def _after_arguments(text: str, position: int, count: int, ends: dict[int, int])
 
 
 def _without_labels(text: str) -> str:
-    words = re.match(r"\s*(?:\\text\s?)?\{([^{}]{1,100})\}", text)
+    words = _GROUP_IN_FRONT.match(text)
     if words is not None and words.end() < len(text):
         label = _LEAD_IN.match(words[1] + " ")
         if label is not None and label.end() >= len(words[1]):
@@ -269,15 +275,18 @@ def _without_labels(text: str) -> str:
     lead_in = _LEAD_IN.match(text)
     if lead_in is not None:
         text = text[lead_in.end() :]
-    trail = _TRAIL.search(text, len(text) - _TRAIL_CHARS)
-    while trail is not None and trail.start() > 0:
-        text = text[: trail.start()]
+    while _MAY_TRAIL.search(text, len(text) - _TRAIL_CHARS):
         trail = _TRAIL.search(text, len(text) - _TRAIL_CHARS)
+        if trail is None or trail.start() == 0:
+            break
+        text = text[: trail.start()]
     return text
 
 
 def _without_pairs(text: str) -> str:
     """Without a pair of delimiters, quotes or braces around all of it, or half of one."""
+    if text[:1] not in _OPENING and text[-1:] != "$":
+        return text
     for opening, closing in _PAIRS.items():
         inside = text[len(opening) : len(text) - len(closing)]
         if (

@@ -114,6 +114,11 @@ def _without(value: MathValue) -> Region | None:
 
 def _of_conditions(values: list[MathValue]) -> Region | None:
     """`x < 1, x > 3` are two half-lines; `x > 1, x < 3` the interval where both hold."""
+    if values and values[0][:2] == ("relation", "!="):  # x != 0, 1
+        values = [
+            values[0],
+            *(v if v[0] == "relation" else (*values[0][:3], v) for v in values[1:]),
+        ]
     if all(value[0] == "relation" and value[1] == "!=" for value in values):
         return _around([value[3][1] for value in values if value[3][0] == "number"])
     pieces = _joined(values)
