@@ -41,10 +41,17 @@ def start(
     *arguments: str,
     script: str,
     output: Any = subprocess.DEVNULL,
+    environment: dict[str, str] | None = None,
+    launched: bool = True,
 ) -> subprocess.Popen:
-    """`launch` with one process, not waited for; what it says goes to `output`."""
+    """`launch` with one process, not waited for; what it says goes to `output`. Or without the
+    launcher: `python recipes/SCRIPT --config ...`."""
+    command = _command(recipe, output_dir, model, arguments, 1, script, CPU)
+    command["env"] |= environment or {}
+    if not launched:
+        del command["args"][1 : command["args"].index(str(REPOSITORY / "recipes" / script))]
     return subprocess.Popen(
-        **_command(recipe, output_dir, model, arguments, 1, script, CPU),
+        **command,
         stdout=output,
         stderr=output,
         start_new_session=True,
