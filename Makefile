@@ -5,7 +5,7 @@
 # make leaderboard-demo   a submission to the leaderboard's embedded board: four minutes on a CPU
 # make vllm               add vLLM (its CPU build where torch has no CUDA) and DeepSpeed
 # make test               run the tests
-# make faults            kill and stop runs at 60 random points, and see that nothing is lost: hours
+# make faults            strike runs with signals, full disks, lost servers: nothing is lost; hours
 # make gpu-check          what only a GPU can show, in 8 minutes; without one, at a tiny shape
 # make check              what has to pass before a commit
 # make docs               the documentation as a site, in build/site

@@ -1,5 +1,7 @@
 """A reward function for recipes of the tests, named there by its dotted path."""
 
+_LEAKED: list[bytearray] = []
+
 
 def odd_digits(response: str, ground_truth: str) -> dict[str, float]:
     """1 for an odd number of digits: an untrained model gets it half of the time."""
@@ -12,6 +14,26 @@ def hangs_on_e(response: str, ground_truth: str) -> dict[str, float]:
     while "e" in response:
         pass
     return odd_digits(response, ground_truth)
+
+
+def nothing_for_e(response: str, ground_truth: str) -> dict[str, float]:
+    """`odd_digits`, but 0 for a response with an e in it."""
+    if "e" in response:
+        return dict.fromkeys(("reward", "format_reward", "answer_reward"), 0.0)
+    return odd_digits(response, ground_truth)
+
+
+def eats_memory_on_e(response: str, ground_truth: str) -> dict[str, float]:
+    """`odd_digits`, but it takes memory without end for a response with an e in it."""
+    while "e" in response:
+        _LEAKED.append(bytearray(2**28))
+    return odd_digits(response, ground_truth)
+
+
+def leaks(response: str, ground_truth: str) -> dict[str, float]:
+    """`nothing_for_e`, but 128 MiB are gone after each response."""
+    _LEAKED.append(bytearray(2**27))
+    return nothing_for_e(response, ground_truth)
 
 
 def many_digits(response: str, ground_truth: str) -> dict[str, float]:

@@ -41,10 +41,17 @@ def start(
     *arguments: str,
     script: str,
     output: Any = subprocess.DEVNULL,
+    environment: dict[str, str] | None = None,
+    launched: bool = True,
 ) -> subprocess.Popen:
-    """`launch` with one process, not waited for; what it says goes to `output`."""
+    """`launch` with one process, not waited for; what it says goes to `output`. Or without the
+    launcher: `python recipes/SCRIPT --config ...`."""
+    started = command(recipe, output_dir, model, arguments, 1, script, CPU)
+    started["env"] |= environment or {}
+    if not launched:
+        del started["args"][1 : started["args"].index(str(REPOSITORY / "recipes" / script))]
     return subprocess.Popen(
-        **command(recipe, output_dir, model, arguments, 1, script, CPU),
+        **started,
         stdout=output,
         stderr=output,
         start_new_session=True,

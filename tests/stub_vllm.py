@@ -29,7 +29,9 @@ class StubServer:
         weights: What it received, by name; None if it has none to sample with.
     """
 
-    def __init__(self, *, enable_sleep_mode: bool = True, asleep: bool = False) -> None:
+    def __init__(
+        self, *, enable_sleep_mode: bool = True, asleep: bool = False, port: int = 0
+    ) -> None:
         self.requests: list[str] = []
         self.memory = "asleep" if asleep else "awake"
         self.weights: dict[str, torch.Tensor] | None = None if asleep else {}
@@ -65,7 +67,7 @@ class StubServer:
         class Server(ThreadingHTTPServer):
             request_queue_size = 256  # all rows are on their way at once
 
-        self._http = Server(("127.0.0.1", 0), Handler)
+        self._http = Server(("127.0.0.1", port), Handler)
         self.base_url = f"http://127.0.0.1:{self._http.server_port}"
         threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
 

@@ -1,6 +1,8 @@
 """The report of an evaluation: complete, the same every time, and safe from what a model writes."""
 
 import re
+import shutil
+import subprocess
 import tomllib
 from html.parser import HTMLParser
 
@@ -13,6 +15,7 @@ from trl_r1zero.evaluation import (
     summarize_evaluation,
     write_evaluation_report,
 )
+from trl_r1zero.evaluation.pages import Page, Section, Table, as_html
 
 HOSTILE = [
     "<script>alert(1)</script><img src=x onerror=alert(2)>",
@@ -270,3 +273,30 @@ def test_results_table():
     assert lines[0].split() == ["|", "metric", "|", "value", "|"]
     assert "| accuracy | 0.7895 ± 0.0961 |" in [" ".join(line.split()) for line in lines]
     assert "| examples per second | 9.5 |" in [" ".join(line.split()) for line in lines]
+
+
+_MEASURE = """<script>
+const parts = (cell) => {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  return range.getClientRects().length;
+};
+const names = [...document.querySelectorAll("td:first-child")];
+document.title = names.filter((cell) => parts(cell) > 1).length + " broken";
+</script>"""
+
+
+@pytest.mark.parametrize("width", [400, 1200])
+def test_names_are_not_broken_within_a_word(tmp_path, width):
+    """In a real browser: beside a value that is as long as a path."""
+    if not shutil.which("chromium"):
+        pytest.skip("no chromium here")
+    names = ["reward_deadline_seconds", "settings.model_files.weights", "seed"]
+    table = Table(["what", "value"], [[name, "/a/long/path" * 20] for name in names], False)
+    html = as_html(Page("A page", sections=[Section("Settings", tables=[table])])) + _MEASURE
+    page = tmp_path / "page.html"
+    page.write_text(re.sub(r"<meta http-equiv[^>]*>", "", html))  # it forbids scripts
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"]
+    command = ["chromium", *options, "--dump-dom", page.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "<title>0 broken</title>" in shown

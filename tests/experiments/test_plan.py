@@ -1,5 +1,6 @@
 """From experiments to runs: the shipped ones at both scales, folders, and what is refused."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,18 @@ def test_a_long_name_is_cut_and_stays_distinct(write):
     plan = plan_of(write({"settings": settings, "grid": {"warmup_steps": [1, 2]}}))
     names = {run.folder.name for run in plan.runs}
     assert len(names) == 4
-    assert all(len(name) <= 130 for name in names)
+    assert all(len(name) <= 70 for name in names)
+    assert all(
+        re.fullmatch(r"(warmup_steps|hub_model_id)\S+-[0-9a-f]{8}-seed_\d", n) for n in names
+    )
+
+
+def test_a_folder_with_the_long_name_of_an_earlier_version_is_gone_on_with(write, tmp_path):
+    path = write({"settings": {"run_name": "y" * 70, "hub_model_id": "x" * 5}})
+    long = tmp_path / "small" / "grpo" / f"hub_model_id=xxxxx,run_name={'y' * 70}-seed_0"
+    assert len(make_plan(read_experiment(path), tmp_path).runs[0].folder.name) <= 70
+    long.mkdir(parents=True)
+    assert make_plan(read_experiment(path), tmp_path).runs[0].folder == long
 
 
 def test_a_path_in_a_value_makes_no_folders(write):

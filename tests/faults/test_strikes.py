@@ -1,54 +1,39 @@
-"""A sample of the fault campaign; `make faults` runs all of it (TRL_R1ZERO_STRIKES: how many)."""
+"""A sample of the fault campaign; `make faults` runs all of it (TRL_R1ZERO_STRIKES=all)."""
 
-import json
 import os
-from functools import cache
 
 import pytest
-from faults.strikes import ASKS, RECIPES, TRAINER, comparable, strike, strikes, whole_run
+from faults.kinds import Inputs, make_pairs, make_traces
+from faults.strikes import FAULTS, Campaign, num_blows, sample, strikes
+from leaderboard_runs import make_board_model
+from tiny_models import REPOSITORY
 
-from trl_r1zero.data.prompts import load_prompt
-from trl_r1zero.data.tasks import get_task
-from trl_r1zero.data.tasks.chain_arithmetic import solve_trace
-
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def recipes(tmp_path_factory) -> dict[str, dict]:
-    path = tmp_path_factory.mktemp("traces") / "traces.jsonl"
-    prompt = load_prompt("chain_arithmetic")
-    rows = [
-        {
-            "prompt": prompt.format(example.question),
-            "response": solve_trace(example.question),
-            "ground_truth": example.ground_truth,
-        }
-        for example in get_task("chain_arithmetic", **RECIPES["sft.py"]["task_args"]).load()
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {**RECIPES, "sft.py": {**RECIPES["sft.py"], "train_data": str(path)}}
+STRUCK = list(strikes()) if os.environ.get("TRL_R1ZERO_STRIKES") == "all" else sample()
 
 
 @pytest.fixture(scope="module")
-def whole(recipes, tiny_model_folder, tmp_path_factory):
-    @cache
-    def run(script: str) -> list[dict]:
-        folder = tmp_path_factory.mktemp("whole") / "run"
-        return whole_run(script, recipes[script], folder, tiny_model_folder)
+def campaign(tiny_model_folder, tmp_path_factory) -> Campaign:
+    folder = tmp_path_factory.mktemp("campaign")
+    inputs = Inputs(
+        model=tiny_model_folder,
+        board_model=make_board_model(folder / "board"),
+        traces=make_traces(folder / "traces.jsonl"),
+        pairs=make_pairs(folder / "pairs"),
+    )
+    return Campaign(inputs, folder / "whole")
 
-    return run
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("one", STRUCK, ids=str)
+def test_a_run_that_was_struck_ends_as_if_nothing_had_been(one, campaign, tmp_path):
+    campaign.strike(one, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "one", list(strikes(int(os.environ.get("TRL_R1ZERO_STRIKES", "3")))), ids=str
-)
-def test_a_run_that_was_struck_ends_as_if_nothing_had_been(
-    one, whole, recipes, tiny_model_folder, tmp_path
-):
-    expected = whole(one.script)
-    said = strike(one, recipes[one.script], tmp_path / "run", tiny_model_folder, len(expected))
-    assert comparable(tmp_path / "run") == expected
-    if one.number in ASKS and one.at == TRAINER and "Stopped by" in said:
-        assert said.count("Stopped by") == 1
-        assert "--resume_from_checkpoint auto" in said
+def test_the_campaign_strikes_often_enough_and_its_page_has_each_fault():
+    every = list(strikes())
+    assert num_blows(every) >= 60
+    assert num_blows(one for one in every if one.fault == "signal") >= 40
+    page = (REPOSITORY / "docs" / "reliability.md").read_text()
+    for name, fault in FAULTS.items():
+        assert f"| {name} | {fault.where} | {fault.holds} |" in page

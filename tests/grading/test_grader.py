@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from evaluate_rewards import (
     dies_on_long_responses,
     hangs_on_long_responses,
@@ -85,10 +86,17 @@ def test_other_results_are_an_error(returned, workers):
         grader.grade([("1", "1")])
 
 
-@pytest.mark.parametrize("part", [math.nan, math.inf, "1", None])
-def test_parts_are_finite_numbers(part):
-    with pytest.raises(ValueError, match=r"the part 'reward' of .* must be a finite number, got"):
-        grade_one(lambda response, truth: {"reward": part}, "r", "t")
+@pytest.mark.parametrize("part", [math.nan, math.inf, "1", np.str_("1"), b"1", None, 1j])
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", [dict, Grade])
+def test_parts_are_finite_numbers(part, workers, kind):
+    """Text is none, though `float` may read it."""
+    told = r"the part 'reward' of .* must be a finite number, got .* for 'a response', ground truth"
+    with (
+        Grader(lambda response, truth: kind({"reward": part}), workers=workers) as grader,
+        pytest.raises(ValueError, match=told),
+    ):
+        grader.grade([("a response", "t")])
 
 
 def test_parts_that_differ_are_an_error_in_a_batch_and_between_batches():
@@ -147,12 +155,14 @@ def test_a_function_that_always_hangs_is_an_error():
         assert [one.failed for one in grader.grade([(LONG, "3")] * 8)] == [True] * 8
 
 
-def test_numpy_s_numbers_are_numbers_and_a_nan_has_its_row():
+def test_numpy_s_and_torch_s_numbers_are_numbers_and_a_nan_has_its_row():
     def rewards(response, truth):
-        return {"reward": np.float32(truth), "format_reward": np.int64(1)}
+        parts = {"reward": np.float32(truth), "format_reward": torch.tensor(1)}
+        return parts if response == "r" else Grade(parts)
 
     with Grader(rewards, workers=1) as grader:
         assert grader.grade([("r", 0.5)])[0].parts == {"reward": 0.5, "format_reward": 1.0}
+        assert grader.grade([("s", 0.5)])[0].parts == {"reward": 0.5, "format_reward": 1.0}
         with pytest.raises(ValueError, match=r"got nan for 'the response', ground truth nan"):
             grader.grade([("the response", math.nan)])
 

@@ -9,6 +9,8 @@ import pytest
 from trl_r1zero.rewards import RewardPool, explain, r1_zero_reward_fn
 from trl_r1zero.rewards.latex_stage import close_latex_pool, is_repetitive
 
+LEAKED: list[bytearray] = []
+
 
 def grade(response: str, truth: str) -> dict[str, float]:
     if response == "hang":
@@ -47,15 +49,30 @@ def test_results_come_in_order_and_a_bad_row_costs_only_itself():
     assert [result.value["reward"] for result in again] == [1.0, 0.0]
 
 
+def leaks(response: str, truth: str) -> dict[str, float]:
+    """Each row costs memory for good; `die` ends the worker that has graded others."""
+    LEAKED.append(bytearray(40 * 2**20))
+    if response == "die" and len(LEAKED) > 1:
+        os._exit(3)
+    return {"reward": float(len(response))}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_rows_before_have_left_costs_no_row(workers):
+    rows = [("die" if row % 5 == 4 else "x" * row, "1") for row in range(20)]
+    with RewardPool(leaks, workers=workers, memory_mb=150) as pool:
+        values = [result.value for result in pool.map(rows)]
+    assert values == [{"reward": float(len(response))} for response, _ in rows]
+    assert not pool.failures
+
+
 def test_a_worker_killed_from_outside_between_batches_is_replaced():
     with RewardPool(grade, workers=1, deadline_s=5.0) as pool:
         assert pool.map([("7", "7")])[0].value == {"reward": 1.0}
         pool._workers[0].process.kill()
         pool._workers[0].process.join()
         results = pool.map([("7", "7")] * 3)
-    # The row that was sent to the dead worker may be lost; the others are not, and nothing waits
-    # for ever.
-    assert sum(result.failure is None for result in results) >= 2
+    assert [result.value for result in results] == [{"reward": 1.0}] * 3
 
 
 def test_workers_end_when_the_pool_is_closed():

@@ -438,7 +438,8 @@ def test_masking_needs_no_bounds(config):
         ({"group_size": 1}, "group_size must be at least 2, got 1: a baseline needs a group"),
         ({"min_tokens": 1025}, r"min_tokens must be between 0 and max_completion_length \(1024\)"),
         ({"min_tokens": -1}, r"min_tokens must be between 0 .*, got -1"),
-        ({"max_completion_length": None}, r"max_completion_length \(None\), got 4"),
+        ({"max_completion_length": None}, "max_completion_length must be a number of tokens, got"),
+        ({"max_completion_length": 0}, "max_completion_length must be at least 1, got 0"),
     ],
 )
 def test_batch_geometry(config, settings, message):

@@ -314,7 +314,7 @@ def test_a_reward_without_a_number_is_an_error(tokenizer, tmp_path):
     def silent(completions, **kwargs):
         return [None] * len(completions)
 
-    with pytest.raises(ValueError, match="a reward function returned None"):
+    with pytest.raises(ValueError, match="a reward function returned None or NaN for row 0"):
         make_trainer(tokenizer, tmp_path, reward=silent).train()
 
 

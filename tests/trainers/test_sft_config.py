@@ -335,15 +335,21 @@ def test_epochs_that_are_whole(sft, epochs):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"min_tokens": 1025}, r"eval_max_completion_length \(1024\), got 1025"),
-        ({"min_tokens": -1}, r"eval_max_completion_length \(1024\), got -1"),
-        ({"eval_max_completion_length": 3}, r"eval_max_completion_length \(3\), got 4"),
-        ({"eval_max_completion_length": None}, r"eval_max_completion_length \(None\), got 4"),
+        ({"min_tokens": 1025}, r"min_tokens .* eval_max_completion_length \(1024\), got 1025"),
+        ({"min_tokens": -1}, r"min_tokens .* eval_max_completion_length \(1024\), got -1"),
+        (
+            {"eval_max_completion_length": 4, "min_tokens": 5},
+            r"min_tokens must be between 0 and eval_max_completion_length \(4\), got 5",
+        ),
+        ({"eval_max_completion_length": None}, "must be a number of tokens, got None"),
+        ({"eval_max_completion_length": 0}, "must be at least 1, got 0"),
     ],
 )
 def test_min_tokens_of_sft(sft, settings, message):
-    with pytest.raises(ValueError, match=r"^min_tokens must be between 0 and " + message):
+    with pytest.raises(ValueError, match=r"^(eval_max_completion_length |)" + message):
         sft(**settings)
+    short = sft(eval_max_completion_length=2)  # nobody has set min_tokens, so nothing is wrong
+    assert short.validation_sampling().min_tokens == 2
 
 
 @pytest.mark.parametrize(
@@ -351,13 +357,22 @@ def test_min_tokens_of_sft(sft, settings, message):
     [
         ({"min_tokens": 1025}, r"max_completion_length \(1024\), got 1025"),
         ({"min_tokens": -1}, r"max_completion_length \(1024\), got -1"),
-        ({"max_completion_length": 3}, r"max_completion_length \(3\), got 4"),
-        ({"eval_max_completion_length": 3}, r"eval_max_completion_length \(3\), got 4"),
+        (
+            {"max_completion_length": 4, "min_tokens": 5},
+            r"max_completion_length \(4\), got 5",
+        ),
+        (
+            {"eval_max_completion_length": 4, "min_tokens": 5},
+            r"eval_max_completion_length \(4\), got 5",
+        ),
     ],
 )
 def test_min_tokens_of_expert_iteration(ei, settings, message):
     with pytest.raises(ValueError, match=r"^min_tokens must be between 0 and " + message):
         ei(**settings)
+    short = ei(max_completion_length=2, eval_max_completion_length=3)
+    assert short.rollout_sampling().min_tokens == 2
+    assert short.validation_sampling().min_tokens == 3
 
 
 def test_the_limits_of_lengths_can_be_reached(sft, ei):
@@ -501,7 +516,7 @@ def test_sampling_that_cannot_work_is_an_error_at_once(either, settings, message
 
 
 def test_what_cannot_work_in_one_of_the_two(sft, ei):
-    with pytest.raises(ValueError, match="max_tokens must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="eval_max_completion_length must be a number of tokens"):
         sft(min_tokens=0, eval_max_completion_length=None)
     with pytest.raises(ValueError, match=r"num_train_epochs must be 1, 2, 3 ..., got inf"):
         sft(num_train_epochs=float("inf"))

@@ -1,16 +1,22 @@
 """Rewards of one response as rewards of any TRL trainer."""
 
+import asyncio
 import inspect
+import math
 
+import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from launch_rewards import hangs_on_e
 from tiny_models import make_tiny_model
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_r1zero import r1_zero_reward_fn
+from trl_r1zero.functional.advantages import compute_rollout_rewards
 from trl_r1zero.rewards import explain
 from trl_r1zero.trainers import TRLReward
+from trl_r1zero.trainers.rewards import as_trl_rewards
 
 
 def equals(response: str, ground_truth: str) -> dict[str, float]:
@@ -111,3 +117,46 @@ def test_rewards_that_can_explain_say_why():
     assert rewards == [r1_zero_reward_fn(answer, "4")["reward"] for answer in answers]
     assert logged["rule"] == [explain(answer, "4").rule for answer in answers]
     assert logged["rule"][2] == "no_think_answer_tags"
+
+
+def constant(value):
+    def reward(completions, **columns):
+        return [0.5, value]
+
+    return reward
+
+
+def constant_later(value):
+    async def reward(completions, **columns):
+        return [0.5, value]
+
+    return reward
+
+
+def given_by(kind, value) -> list[float]:
+    (reward,) = as_trl_rewards(kind(value))
+    assert reward.__name__ == "reward"  # TRL names its metrics so
+    given = reward(prompts=["p"] * 2, completions=["a", "b"], completion_ids=[[1], [2]])
+    return asyncio.run(given) if inspect.iscoroutine(given) else given
+
+
+@pytest.mark.parametrize("kind", [constant, constant_later])
+def test_of_trl_s_own_kinds_text_is_no_number_and_the_row_is_named(kind):
+    assert inspect.iscoroutinefunction(as_trl_rewards(kind(1))[0]) == (kind is constant_later)
+    for value in (1, True, np.float32(1), np.bool_(True), torch.tensor(1.0), np.array(1)):
+        assert given_by(kind, value) == [0.5, 1.0]
+    assert math.isnan(given_by(kind, None)[1])
+    for value in ("1", np.str_("1"), b"1", [1.0], math.inf):
+        with pytest.raises(
+            ValueError, match=r"reward gave .* for row 1, the response 'b'; a reward"
+        ):
+            given_by(kind, value)
+
+
+def test_the_primitive_takes_numbers_alone_too():
+    with pytest.raises(ValueError, match=r"f gave '1' \(str\) for row 1, the response 'b'"):
+
+        def f(response, truth):
+            return {"reward": "1" if response == "b" else 1.0}
+
+        compute_rollout_rewards(f, ["a", "b"], ["t", "t"])

@@ -27,7 +27,11 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class FolderInUseError(ValueError):
-    """Another process works in the folder."""
+    """Another process works in the folder; `who`, in words."""
+
+    def __init__(self, message: str, who: str) -> None:
+        super().__init__(message)
+        self.who = who
 
 
 @dataclass
@@ -96,7 +100,7 @@ def _take(folder: Path) -> _Held:
                 continue
             owner, waited = _owner(file), time.monotonic() - began
             if waited > (_END_SECONDS if owner.get("ending") else _NOTICE_SECONDS):
-                raise FolderInUseError(_in_use(folder, owner))
+                raise _in_use(folder, owner)
             if owner.get("ending") and not said:
                 said = True
                 print(f"{folder}: waiting for process {owner.get('pid')} to end", file=sys.stderr)
@@ -161,11 +165,12 @@ def _lives(owner: dict[str, Any]) -> bool:
         return False
 
 
-def _in_use(folder: Path, owner: dict[str, Any]) -> str:
+def _in_use(folder: Path, owner: dict[str, Any]) -> FolderInUseError:
     who = "another process"
     if owner:
         who = f"process {owner.get('pid')} on {owner.get('host')}, since {owner.get('since')},"
-    return (
+    return FolderInUseError(
         f"{who} is working in {folder}; wait for its end, end it, or choose another folder (if it "
-        f"is gone and the file system has no locks, delete {folder / LOCK_FILE})"
+        f"is gone and the file system has no locks, delete {folder / LOCK_FILE})",
+        who,
     )

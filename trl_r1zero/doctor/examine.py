@@ -8,6 +8,8 @@ from typing import Any
 
 import psutil
 
+from trl_r1zero.common.numbers import as_rewards
+
 from . import data, machine, memory
 from .data import Split
 from .findings import Finding, ok, problem, problem_of, warning
@@ -132,7 +134,8 @@ def check_reward(
     rejected, graded, start = [], 0, time.perf_counter()
     for line, answer, truth in answers:
         try:
-            reward = reward_fn(_RESPONSES[answer_format].format(answer), truth)["reward"]
+            response = _RESPONSES[answer_format].format(answer)
+            (reward,) = as_rewards("the reward", [reward_fn(response, truth)["reward"]], [response])
         except Exception as error:  # a user's own function
             found = f"the reward raised, row {line}: {type(error).__name__}: {error}"
             advice = "correct the function, or the row"

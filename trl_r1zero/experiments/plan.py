@@ -22,7 +22,8 @@ from trl_r1zero.runs.kinds import METHODS
 
 from .experiment import RESERVED_SETTINGS, Experiment, argument
 
-MAX_NAME = 120  # characters of a folder's name
+MAX_NAME = 60  # characters of a folder's name, without the seed
+_ONCE_MAX_NAME = 120  # of one that an earlier version made, and that is kept
 # Settings of a machine or of a start: a run goes on as the same one if they change.
 _OF_NO_RUN = {*RESERVED_SETTINGS, "vllm_server"}
 
@@ -117,7 +118,7 @@ def make_plan(experiment: Experiment, root: str | Path, seeds: Sequence[int] | N
         except ValueError as error:
             problems.append(f"{label}: {error}")
             continue
-        output_dir = folder / recipe.stem / f"{name}-seed_{seed}"
+        output_dir = _folder(folder / recipe.stem, name, seed)
         if output_dir in label_of:
             problems.append(f"{label_of[output_dir]} and {label} are the same run; leave one out")
         label_of[output_dir] = label
@@ -133,16 +134,25 @@ def make_plan(experiment: Experiment, root: str | Path, seeds: Sequence[int] | N
 def _folder_name(
     values: Mapping[str, Any], base: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> str:
-    """`learning_rate=1e-4`; `base`, if nothing differs from the base recipe."""
+    """Such as `learning_rate=1e-4`; `base`, if nothing differs from the base recipe."""
     words = [
         f"{key}={format_value(to_plain(values[key]))}"
         for key in sorted(settings)
         if values[key] != base[key]
     ]
-    name = re.sub(r"[^A-Za-z0-9.,=_+-]+", "-", ",".join(words) or "base")
-    if len(name) > MAX_NAME:
-        name = f"{name[: MAX_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return name
+    return re.sub(r"[^A-Za-z0-9.,=_+-]+", "-", ",".join(words) or "base")
+
+
+def _folder(parent: Path, name: str, seed: int) -> Path:
+    """A run's folder; of a long name there are the first settings and a hash of all."""
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    whole, of_all = name[:_ONCE_MAX_NAME], f"-{digest}"
+    if len(name) > _ONCE_MAX_NAME:
+        whole = name[: _ONCE_MAX_NAME - len(of_all)] + of_all
+    if len(name) > MAX_NAME and not (parent / f"{whole}-seed_{seed}").is_dir():
+        start = name[: MAX_NAME - len(of_all)]
+        whole = (start.rpartition(",")[0] or start) + of_all
+    return parent / f"{whole}-seed_{seed}"
 
 
 # Slots

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trl_r1zero.common.numbers import as_rewards
 from trl_r1zero.common.plugins import call_by_name
 
 from ._checks import look_up, require_same_shape
@@ -187,7 +188,7 @@ def compute_rollout_rewards(
         `format_reward_mean` and `answer_reward_mean` if every reward dict has the key.
 
     Raises:
-        ValueError: no responses, or not as many ground truths.
+        ValueError: no responses, or not as many ground truths; a reward is no finite number.
     """
     if len(rollout_responses) == 0 or len(rollout_responses) != len(repeated_ground_truths):
         raise ValueError(
@@ -196,7 +197,9 @@ def compute_rollout_rewards(
             "ground truth group_size times)"
         )
     graded = list(map(reward_fn, rollout_responses, repeated_ground_truths))
-    raw_rewards = torch.tensor([scores["reward"] for scores in graded], dtype=torch.float32)
+    name = getattr(reward_fn, "__name__", "reward_fn")
+    rewards = as_rewards(name, [scores["reward"] for scores in graded], rollout_responses)
+    raw_rewards = torch.tensor(rewards, dtype=torch.float32)
     metadata = {
         "reward_mean": raw_rewards.mean().item(),
         "reward_std": raw_rewards.std(correction=min(1, len(raw_rewards) - 1)).item(),

@@ -11,24 +11,40 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+# What `min_tokens` is where nobody sets it: it yields to a shorter limit, another value does not.
+DEFAULT_MIN_TOKENS = 4
+
+
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How completions are drawn. Names and meanings are vLLM's `SamplingParams`. A ValueError if a
-    value is outside its range."""
+    """How completions are drawn. Names and meanings are vLLM's `SamplingParams`.
 
-    temperature: float = 1.0  # logits are divided by it; 0 is greedy decoding
-    # Nucleus: the smallest set of tokens whose probability reaches `top_p`; 1 is all.
+    Args:
+        temperature: Logits are divided by it; 0 is greedy decoding.
+        top_p: Nucleus: the smallest set of tokens whose probability reaches `top_p`; 1 is all.
+        top_k: Only the `top_k` likeliest tokens; 0 is all.
+        min_p: Only tokens with at least `min_p` times the likeliest token's probability; 0 is all.
+        max_tokens: Completions end here at the latest (finish reason `length`).
+        min_tokens: End-of-sequence tokens and stop strings count only after this many tokens; the
+            default is no more than `max_tokens`.
+        stop: What ends a completion: strings, which are kept in its text, and nothing after them
+            is; and ids of tokens, which are not in the text.
+
+    Raises:
+        ValueError: A value is outside its range.
+    """
+
+    temperature: float = 1.0
     top_p: float = 1.0
-    top_k: int = 0  # only the `top_k` likeliest tokens; 0 is all
-    # Only tokens with at least `min_p` times the likeliest token's probability; 0 is all.
+    top_k: int = 0
     min_p: float = 0.0
-    max_tokens: int = 1024  # completions end here at the latest (finish reason `length`)
-    min_tokens: int = 4  # end-of-sequence tokens and stop strings count only after so many tokens
-    # What ends a completion: strings, which are kept in its text, and nothing after them is; and
-    # ids of tokens, which are not in the text.
+    max_tokens: int = 1024
+    min_tokens: int = DEFAULT_MIN_TOKENS
     stop: tuple[str | int, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.min_tokens == DEFAULT_MIN_TOKENS > self.max_tokens:
+            object.__setattr__(self, "min_tokens", max(self.max_tokens, 0))
         rules = {
             "temperature": (self.temperature >= 0, "at least 0 (0 is greedy)"),
             "top_p": (0 < self.top_p <= 1, "in (0, 1]"),

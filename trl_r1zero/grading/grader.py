@@ -4,9 +4,9 @@ import math
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
+from trl_r1zero.common.numbers import as_number
 from trl_r1zero.rewards import RewardPool, reward_and_explanation, reward_identity
 from trl_r1zero.rewards.extraction import extract_answer
 
@@ -52,6 +52,14 @@ def keep_replies(reply: Callable[[str], str]) -> RewardFn:
     keep_reply.__name__ = keep_reply.__qualname__ = "none"
     keep_reply.__module__ = ""
     return keep_reply
+
+
+def _plain(part: Any) -> Any:
+    """A part as JSON data; what is no number becomes words, and an error later."""
+    number = as_number(part)
+    if number is None:
+        return part if part is None or isinstance(part, str) else repr(part)
+    return number
 
 
 class Grader:
@@ -165,9 +173,10 @@ class Grader:
         reward_fn: Any = self.reward_fn
         given, why = reward_and_explanation(reward_fn, response, ground_truth)
         if isinstance(given, Grade):
-            return given.parts, given.rule, given.answer, given.columns, not given.parts
-        if isinstance(given, dict):  # numpy's numbers are no JSON data
-            given = {k: float(v) if isinstance(v, Real) else v for k, v in given.items()}
+            parts = {name: _plain(part) for name, part in given.parts.items()}
+            return parts, given.rule, given.answer, given.columns, not parts
+        if isinstance(given, dict):
+            given = {name: _plain(part) for name, part in given.items()}
         if why is not None:
             return given, why.rule, why.answer, {}, False
         # A reward of which nothing more is known: what its format does not admit is no answer.
@@ -181,7 +190,7 @@ class Grader:
                 f"{self.__name__} must return a dict with the key 'reward', got {parts!r}"
             )
         for name, part in parts.items():
-            if not isinstance(part, Real) or not math.isfinite(part):
+            if not isinstance(part, float) or not math.isfinite(part):
                 raise ValueError(
                     f"the part {name!r} of {self.__name__} must be a finite number, got {part!r}"
                     + ("" if row is None else f" for {row[0]!r:.80}, ground truth {row[1]!r:.80}")
@@ -192,7 +201,7 @@ class Grader:
                 f"{sorted(self._names)} for another; return the same keys always"
             )
         self._names = list(parts)
-        return Grade({name: float(part) for name, part in parts.items()}, rule, answer, columns)
+        return Grade(dict(parts), rule, answer, columns)
 
     def _failed(self, failure: str | None, ground_truth: Any) -> Grade:
         """The grade of a completion on which a worker failed: 0 in every part."""

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from trl_r1zero.generation import SamplingConfig
     from trl_r1zero.grading import Grader
 
-_MIN_TOKENS = 4
 # What the tasks of a list cannot have for their own: one engine answers all of them.
 _OF_ALL_TASKS = {*("model", "backend", "dtype", "server", "server_url", "batch_size", "output_dir")}
 
@@ -84,7 +83,7 @@ class EvaluationArguments(TaskSelection):
     min_p: float = arg(0.0, "Tokens of at least this share of the likeliest one's probability.")
     max_tokens: int = arg(1024, "An answer ends here at the latest.")
     min_tokens: int = arg(
-        _MIN_TOKENS,
+        4,
         "An answer may end after so many tokens only. The default is max_tokens at most.",
     )
     n: Count = arg(1, "Answers to each problem; above 1, for avg@k, pass@k and maj@k.")
@@ -217,10 +216,7 @@ class EvaluationArguments(TaskSelection):
         from trl_r1zero.generation import SamplingConfig
 
         names = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens")
-        values = {name: getattr(self, name) for name in names}
-        if self.min_tokens == _MIN_TOKENS:
-            values["min_tokens"] = min(_MIN_TOKENS, self.max_tokens)
-        return SamplingConfig(**values, stop=prompt.stop)
+        return SamplingConfig(**{name: getattr(self, name) for name in names}, stop=prompt.stop)
 
     def _load_task_for(self, model: "_EvaluatedModel") -> "tuple[Task, Prompt]":
         task, prompt = self.load_task()

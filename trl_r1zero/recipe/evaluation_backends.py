@@ -117,13 +117,15 @@ def _vllm_settings(arguments: "EvaluationArguments") -> dict[str, Any]:
 
 
 def _vllm_server(arguments: "EvaluationArguments") -> DeferredEngine:
+    from trl_r1zero.generation.server_lock import weights_held
     from trl_r1zero.generation.vllm_client import VLLMServerEngine
     from trl_r1zero.generation.vllm_server import VLLMServerError
 
     url, model = arguments.server_url or "", arguments.model
 
     def open_engine() -> "Engine":
-        engine = VLLMServerEngine(url)
+        with weights_held(url):  # by no trainer
+            engine = VLLMServerEngine(url)
         served = engine.model
         same_folder = Path(model).is_dir() and Path(served).resolve() == Path(model).resolve()
         if served != model and not same_folder:

@@ -9,6 +9,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from trl_r1zero.common.processes import from_main_process
 from trl_r1zero.data.prompt_room import PromptRoom
+from trl_r1zero.generation.server_lock import weights_held
 from trl_r1zero.generation.vllm_client import VLLMServerEngine
 from trl_r1zero.trainers.prompt_rooms import prompt_rooms
 
@@ -40,14 +41,20 @@ def load_tokenizer(model_args: ModelConfig) -> PreTrainedTokenizerBase:
 def load_prompt_rooms(
     config: Any, model_args: ModelConfig, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, PromptRoom]:
-    """See `prompt_rooms`; a server that runs already is asked, a collective call. VLLMServerError
-    if there is no such server."""
+    """See `prompt_rooms`; a server that runs already is asked, a collective call.
+
+    Raises:
+        VLLMServerError: There is no such server, or another process trains with it.
+    """
     server_context = None
     if getattr(config, "use_vllm", False) and config.vllm_server is None:
         url, wait = config.running_server_url, config.vllm_server_timeout
-        server_context = from_main_process(
-            lambda: VLLMServerEngine(url, tokenizer, wait_seconds=wait).max_model_len
-        )
+
+        def ask() -> int:
+            with weights_held(url):  # or it is another trainer's
+                return VLLMServerEngine(url, tokenizer, wait_seconds=wait).max_model_len
+
+        server_context = from_main_process(ask)
     name, model_config = str(model_args.model_name_or_path), None
     with suppress(OSError, ValueError):  # the trainer says what is wrong with it
         model_config = AutoConfig.from_pretrained(name, revision=model_args.model_revision)

@@ -60,7 +60,8 @@ class RewardPool:
             numbers, lists, dicts).
         workers: number of processes; by default the number of usable cores less one, at most 8.
         deadline_s: wall-clock seconds for one row. After that the worker is killed and replaced.
-        memory_mb: address space that a worker may add to what it has when it is ready.
+        memory_mb: address space that a worker may add to what it has when it is ready. One that
+            has no more, or dies, is replaced; if it had graded others, its row is graded anew.
         warm_up: called once in each worker before it is ready, for slow imports; not under the
             deadline of a row.
         start_method: "fork" (default on Linux: any function works, and no script is imported
@@ -141,17 +142,22 @@ class RewardPool:
         results: list[PoolResult | None] = [None] * len(rows)
         # Encoded first, so that a row that is not JSON data fails before anything is under way.
         pending = deque((index, json.dumps(list(row)).encode()) for index, row in enumerate(rows))
+        again: deque[tuple[int, bytes]] = deque()  # rows for workers that have graded nothing yet
         self._fill(min(self._size, len(rows)))
         done = 0
         last_report = time.monotonic()
         while done < len(rows):
             for worker in self._workers:
-                if worker.row is None and worker.ready and pending:
-                    worker.send(*pending.popleft(), self.deadline_s)
+                waiting = again if again and not worker.num_rows else pending
+                if worker.row is None and worker.ready and waiting:
+                    worker.send(*waiting.popleft(), self.deadline_s)
             for worker in self._wait():
                 finished = worker.row
                 result = self._collect(worker)
                 if result is None or finished is None:
+                    continue
+                if worker.num_rows > 1 and (result.failure == "died" or _no_memory(result)):
+                    again.append((finished, worker.payload))  # what rows before it left may be why
                     continue
                 results[finished] = result
                 done += 1
@@ -197,7 +203,12 @@ class RewardPool:
                 return None
             worker.row = None
             worker.deadline = float("inf")
-            return PoolResult(**message)
+            result = PoolResult(**message)
+            if _no_memory(result):  # of a leak, which would cost all rows to come
+                self._workers.remove(worker)
+                worker.stop()
+                self._fill(len(self._workers) + 1)
+            return result
         dead = not worker.process.is_alive()
         if not dead and time.monotonic() < worker.deadline:
             return None
@@ -213,6 +224,10 @@ class RewardPool:
         if dead:
             return PoolResult(None, "died", f"exit code {code}")
         return PoolResult(None, "timeout", f"no result after {self.deadline_s:g} s")
+
+
+def _no_memory(result: PoolResult) -> bool:
+    return result.failure == "error" and result.detail.startswith("MemoryError")
 
 
 class _Worker:
@@ -237,6 +252,8 @@ class _Worker:
         self.process.start()
         child.close()
         self.row: int | None = None
+        self.payload = b""  # of the newest row
+        self.num_rows = 0
         self.ready = False
         self.deadline = time.monotonic() + _STARTUP_S
 
@@ -254,7 +271,8 @@ class _Worker:
                 resource.prlimit(self.process.pid, resource.RLIMIT_AS, (limit, limit))
 
     def send(self, row: int, payload: bytes, deadline_s: float) -> None:
-        self.row = row
+        self.row, self.payload = row, payload
+        self.num_rows += 1
         self.deadline = time.monotonic() + deadline_s
         # To a worker that died while idle; the next wait finds it dead and fails this row.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):

@@ -1,5 +1,6 @@
 """The progress bar of a run: what one wants to see while it trains."""
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,8 +74,11 @@ def _validation(logs: dict[str, Any]) -> Iterator[str]:
 
 
 def use_progress_callback(trainer: Trainer, callback: ProgressCallback) -> None:
-    """Put `callback` where the trainer has its own progress bar or printer."""
-    had_bar = trainer.pop_callback(_ProgressCallback) is not None
+    """Put `callback` where the trainer has its own progress bar, printer, or table of a notebook,
+    whose column "Validation Loss" says "No log" for what has no such loss."""
+    notebook: Any = sys.modules.get("transformers.utils.notebook")  # there in notebooks alone
+    bars = [_ProgressCallback, *([notebook.NotebookProgressCallback] if notebook else [])]
+    had_bar = [trainer.pop_callback(bar) is not None for bar in bars]
     trainer.pop_callback(PrinterCallback)
-    if had_bar:
+    if any(had_bar):
         trainer.add_callback(callback)

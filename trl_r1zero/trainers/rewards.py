@@ -1,11 +1,14 @@
 """Where our grades meet TRL's reward functions: the only place that knows TRL's convention."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from trl.trainer.utils import get_callable_name, is_async_callable
 
+from trl_r1zero.common.numbers import as_number, as_rewards
 from trl_r1zero.evaluation import mean
 from trl_r1zero.generation import Completion
 from trl_r1zero.grading import Grade, Grader, RewardFn
@@ -101,7 +104,31 @@ def extra_columns(grades: Sequence[Grade]) -> list[dict[str, Any]]:
 def as_trl_rewards(reward_funcs: Any) -> list[Any]:
     """Plain `(response, ground_truth)` functions wrapped, TRL's own kinds as they are."""
     funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-    return [TRLReward(func) if _takes_response_and_truth(func) else func for func in funcs]
+    return [
+        TRLReward(func) if _takes_response_and_truth(func) else _of_numbers(func) for func in funcs
+    ]
+
+
+def _of_numbers(func: Any) -> Any:
+    """One of TRL's own kinds whose errors name the row of what is no number."""
+    if isinstance(func, str | torch.nn.Module | TRLReward):
+        return func
+    name = get_callable_name(func)
+
+    def checked(given: Any, completions: Any) -> list[float]:
+        given = list(given)
+        # TRL has its own words for another number of them.
+        return given if len(given) != len(completions) else as_rewards(name, given, completions)
+
+    async def rewards_later(*, completions: Any, **columns: Any) -> list[float]:
+        return checked(await func(completions=completions, **columns), completions)
+
+    def rewards(*, completions: Any, **columns: Any) -> list[float]:
+        return checked(func(completions=completions, **columns), completions)
+
+    wrapped = functools.wraps(func)(rewards_later if is_async_callable(func) else rewards)
+    wrapped.__name__ = name
+    return wrapped
 
 
 def grade_with_trl(trainer: Any) -> GradeFn:
@@ -113,9 +140,11 @@ def grade_with_trl(trainer: Any) -> GradeFn:
         examples: Sequence[Mapping[str, Any]], completions: Sequence[Completion]
     ) -> tuple[list[Grade], dict[str, float]]:
         rewards_NF, logged, logged_metrics = trl_rewards(trainer, examples, completions)
-        if torch.isnan(rewards_NF).all(dim=1).any():
+        without = torch.isnan(rewards_NF).all(dim=1).nonzero().flatten().tolist()
+        if without:
             raise ValueError(
-                "a reward function returned None or NaN; return a number for each completion"
+                f"a reward function returned None or NaN for row {without[0]} of "
+                f"{len(rewards_NF)}, as did all others; return a number for each completion"
             )
         weights_F = trainer.reward_weights.to(rewards_NF.device)
         rewards = (rewards_NF * weights_F).nansum(dim=1).tolist()
@@ -123,7 +152,8 @@ def grade_with_trl(trainer: Any) -> GradeFn:
         grades = []
         for number, reward in enumerate(rewards[start : start + len(completions)]):
             row = {name: values[number] for name, values in logged.items()}
-            parts = {name: value for name, value in row.items() if isinstance(value, int | float)}
+            numbers = {name: as_number(value) for name, value in row.items()}
+            parts = {name: value for name, value in numbers.items() if value is not None}
             columns = {name: value for name, value in row.items() if name not in parts}
             grades.append(Grade({"reward": reward, **parts}, columns=columns))
         return grades, {name: mean(values) for name, values in logged_metrics.items()}

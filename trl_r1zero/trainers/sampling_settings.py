@@ -1,11 +1,13 @@
 """How a trainer samples, and how it validates, as its config says it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from trl_r1zero.common.arguments import AT_LEAST_0, Count, Positive, arg
 from trl_r1zero.generation import SamplingConfig
+from trl_r1zero.generation.sampling import DEFAULT_MIN_TOKENS
 from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
 
 from .memory_limits import DEFAULT_GENERATION_ROWS
@@ -15,7 +17,9 @@ from .memory_limits import DEFAULT_GENERATION_ROWS
 class SamplingSettings:
     """How a trainer samples, and how it validates: through transformers or a vLLM server."""
 
-    min_tokens: int = arg(4, "New tokens before an end-of-sequence token or stop string counts.")
+    min_tokens: int = arg(
+        DEFAULT_MIN_TOKENS, "New tokens before an end-of-sequence token or stop string counts."
+    )
     num_eval_examples: Count | None = arg(None, "The first N validation problems. Unset: all.")
     eval_temperature: float = arg(1.0, "Validation: temperature (0 is greedy).")
     eval_top_p: float = arg(1.0, "Validation: top-p.")
@@ -108,13 +112,18 @@ class SamplingSettings:
         VLLMServerConfig.from_settings(self.vllm_server)
 
     def _check_min_tokens(self, *limits: str) -> None:
-        """Raise a ValueError unless `min_tokens` is between 0 and these limits.
+        """Raise a ValueError unless `min_tokens` is between 0 and these limits, or the default.
 
         The first of them has to be set.
         """
         for number, name in enumerate(limits):
             limit = getattr(self, name)
-            if not (number and limit is None) and not 0 <= self.min_tokens <= (limit or 0):
+            if limit is None and number == 0:
+                raise ValueError(f"{name} must be a number of tokens, got None")
+            if limit is not None and limit < 1:
+                raise ValueError(f"{name} must be at least 1, got {limit}")
+            most = math.inf if limit is None else limit
+            if self.min_tokens != DEFAULT_MIN_TOKENS and not 0 <= self.min_tokens <= most:
                 raise ValueError(
                     f"min_tokens must be between 0 and {name} ({limit}), got {self.min_tokens}"
                 )

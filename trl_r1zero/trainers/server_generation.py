@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_r1zero.common.processes import from_main
 from trl_r1zero.generation import Completion, SamplingConfig, in_order
+from trl_r1zero.generation.server_lock import weights_held
 from trl_r1zero.generation.server_sleep import Memory, Request, ServerState
 from trl_r1zero.generation.vllm_client import VLLMServerEngine
 from trl_r1zero.generation.vllm_server import VLLMServerError
@@ -66,7 +68,7 @@ class ServerGeneration:
         timer: Gets the seconds of `weight_sync`, `server_sleep` and `server_wake`.
 
     Raises:
-        VLLMServerError: The server does not come up, or takes no weights.
+        VLLMServerError: The server does not come up, takes no weights, or is another trainer's.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class ServerGeneration:
         self._engine: VLLMServerEngine | None = None  # of the first process alone
         self._sync: WeightSync | None = None
         self._restarts = 0
+        self._held = ExitStack()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollouts")
         self._begun: ServerRequest | None = None
         self.last_answer = time.perf_counter()
@@ -228,6 +231,7 @@ class ServerGeneration:
             self._sync.close()
         if self._engine is not None:
             self._engine.close()
+        self._held.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     # The first process
@@ -261,6 +265,8 @@ class ServerGeneration:
                 read_timeout_seconds=timeout,
             )
             self.sleep_level = setup.server.sleep_level or 0
+        self._held.close()  # that of a server that is gone
+        self._held.enter_context(weights_held(self._engine.base_url))
         self.weights.server_dtype = getattr(torch, self._engine.dtype())
         self._sync = open_weight_sync(
             self._engine,
