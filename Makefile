@@ -8,6 +8,7 @@
 # make faults            strike runs with signals, full disks, lost servers: nothing is lost; hours
 # make gpu-check          what only a GPU can show, in 8 minutes; without one, at a tiny shape
 # make check              what has to pass before a commit
+# make compat             the newest transformers, accelerate, PEFT and datasets: an environment, and tests
 # make docs               the documentation as a site, in build/site
 # make release            wheel and sdist in dist/, checked, and the wheel in an environment of its own
 #
@@ -42,11 +43,11 @@ SLOW_STEPS := awk '/\([0-9][0-9]+\.[0-9]+ MB\)/ { print; fflush() } \
 
 PIP_INSTALL := "$(VENV)/bin/python" -m pip install --disable-pip-version-check --progress-bar off
 
-.PHONY: help quickstart quickstart-server smollm2 experiments leaderboard-demo vllm test faults gpu-check lint types check docs release
+.PHONY: help quickstart quickstart-server smollm2 experiments leaderboard-demo vllm test faults gpu-check lint types check compat docs release
 
 help:
 	@echo "make quickstart [SEED=0] | quickstart-server [SEED=0] | smollm2 [SEED=0]"
-	@echo "make experiments [PARALLEL=1] | leaderboard-demo | vllm | test [ARGS=...] | faults | gpu-check [ARGS=...] | lint | types | check | docs | release"
+	@echo "make experiments [PARALLEL=1] | leaderboard-demo | vllm | test [ARGS=...] | faults | gpu-check [ARGS=...] | lint | types | check | compat | docs | release"
 	@echo "The first call makes the environment in $(VENV) with PYTHON=$(PYTHON) (3.11 or newer)."
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -136,11 +137,31 @@ gpu-check: $(VENV)/.vllm-installed
 lint: $(VENV)/.installed
 	"$(VENV)/bin/ruff" check .
 	"$(VENV)/bin/ruff" format --check .
+	"$(VENV)/bin/shellcheck" .ci/run packaging/check_wheel.sh packaging/slurm/train.sbatch
+	@if [ -x "$(VENV)/bin/hadolint" ]; then "$(VENV)/bin/hadolint" packaging/Dockerfile; fi
 
 types: $(VENV)/.installed
 	"$(VENV)/bin/mypy" trl_r1zero
 
 check: lint types test
+
+# No constraints but torch's version, and no upper bounds: what comes next. Tests of the trainers and
+# of what they touch in TRL and transformers; no launches, no server.
+COMPAT := .venv-compat
+COMPAT_TESTS := $(addprefix tests/,test_trl_contract.py test_trl_loop_contract.py functional \
+	data/test_tokenization.py generation/test_transformers_backend.py recipe/test_recipe.py \
+	$(addprefix trainers/test_,attention.py dpo_trainer.py estimator_training.py expert_iteration.py \
+	grpo_gradient.py grpo_trainer.py instruction_tuning.py results.py run_folder.py sft_trainer.py \
+	shared_prefixes.py))
+compat:
+	"$(PYTHON)" -m venv "$(COMPAT)"
+	"$(COMPAT)/bin/python" -m pip install --quiet --disable-pip-version-check \
+		"$$(grep '^torch==' constraints.txt)" -e ".[dev]"
+	"$(COMPAT)/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade \
+		transformers accelerate peft datasets
+	"$(COMPAT)/bin/python" -m pytest -m "not slow" $(COMPAT_TESTS) $(ARGS)
+	"$(COMPAT)/bin/python" -c 'import accelerate, datasets, peft, transformers, trl; \
+		print(*(f"{m.__name__} {m.__version__}" for m in (transformers, trl, accelerate, peft, datasets)))'
 
 $(VENV)/.docs-installed: $(VENV)/.installed
 	@$(PIP_INSTALL) -c constraints.txt -e ".[dev,docs]" | $(SLOW_STEPS)
@@ -150,8 +171,9 @@ docs: $(VENV)/.docs-installed
 	NO_MKDOCS_2_WARNING=1 "$(VENV)/bin/python" -m mkdocs build --strict --quiet
 	@echo "build/site/index.html"
 
-# Other Pythons: make release PYTHONS="python3.11 python3.12 python3.13"
-PYTHONS ?= $(PYTHON)
+# Those of 3.11 to 3.13 that are here. Others: make release PYTHONS="python3.12 python3.13"
+PYTHONS ?= $(or $(shell for n in 11 12 13; do \
+	python3.$$n -c "" 2> /dev/null && echo "python3.$$n"; done),$(PYTHON))
 
 release: $(VENV)/.installed
 	@$(PIP_INSTALL) -c constraints.txt build twine | $(SLOW_STEPS)

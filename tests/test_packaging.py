@@ -127,13 +127,19 @@ def test_the_site_builds(tmp_path):
 # Scripts and the image
 
 
+def linter(name: str) -> str:
+    """The program, of this machine or of this environment."""
+    found = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+    if found is None:
+        pytest.skip(f"there is no {name} here")
+    return found
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shell_scripts_are_right(script):
     subprocess.run(["bash", "-n", str(script)], check=True)
     assert os.access(script, os.X_OK)
-    if (linter := shutil.which("shellcheck")) is None:
-        pytest.skip("there is no shellcheck here")
-    subprocess.run([linter, str(script)], check=True)
+    subprocess.run([linter("shellcheck"), str(script)], check=True)
 
 
 def test_the_image_copies_what_the_build_needs():
@@ -143,9 +149,7 @@ def test_the_image_copies_what_the_build_needs():
     }
     needed = {"pyproject.toml", "setup.py", "README.md", "LICENSE", "trl_r1zero", "recipes"}
     assert needed | {"accelerate_configs", "constraints.txt"} <= copied
-    if (linter := shutil.which("hadolint")) is None:
-        pytest.skip("there is no hadolint here")
-    subprocess.run([linter, str(PACKAGING / "Dockerfile")], check=True)
+    subprocess.run([linter("hadolint"), str(PACKAGING / "Dockerfile")], check=True)
 
 
 def test_a_job_starts_a_launcher_on_each_node(tmp_path):

@@ -29,7 +29,8 @@ def make_run(folder: Path, questions: int = 6, reward: float = 0.1, **settings: 
     """A GRPO run of two steps with rollouts of both, whose answers are right by turns."""
     lines: list[dict] = [
         {"step": step, "grpo_step": step, "elapsed_seconds": 10.0 * step, "reward": reward * step,
-         "grad_norm": 1.0, "entropy": 0.5, "length/mean": 12.0, "seconds/step": 9.0}
+         "grad_norm": 1.0, "entropy": 0.5, "length/mean": 12.0, "seconds/step": 9.0,
+         "gpu_memory_gib": 3.0 + step}
         for step in (1, 2)
     ]  # fmt: skip
     lines += [{"step": 2, "grpo_step": 2, "elapsed_seconds": 21.0, "eval_accuracy": 0.5,
@@ -45,7 +46,9 @@ def make_run(folder: Path, questions: int = 6, reward: float = 0.1, **settings: 
              "format_reward": 1.0, "advantage": 0.5, "truncated": n == 1, "rule": "string_equal"}
             for n in range(questions) for right in [i % 2 for i in range(GROUP)]
         ]  # fmt: skip
-        tokens = [{"tokens": [[" x", -2.0, 1.0], [row["response"], -0.1, 0.0]]} for row in rows]
+        tokens = [
+            {"tokens": [[" x", -2.0, 1.0, 0.5], [row["response"], -0.1, 0.0, 1.5]]} for row in rows
+        ]
         for name, table in (("rollouts", rows), ("rollouts/tokens", tokens)):
             text = "".join(json.dumps(row) + "\n" for row in table)
             (folder / name / f"grpo_step_{step:05d}.jsonl").write_text(text)
@@ -124,6 +127,7 @@ def file_page(browser, tmp_path) -> Browser:
 def test_the_file_shows_curves_and_how_far_the_run_is(file_page):
     titles = [heading.text for heading in file_page.all(".panel h2")]
     assert "Training reward" in titles and "Seconds of an update, by part" in titles
+    assert "GPU memory of the trainer, peak so far" in titles
     assert len(file_page.all(".panel canvas")) == len(titles)
     assert "running · GRPO step 2 of 4" in file_page.text("#states")
 
@@ -160,6 +164,15 @@ def test_tokens_are_coloured_and_a_question_is_followed_over_steps(file_page):
     assert colours[0] != colours[1]
     file_page.one("#over-steps").click()
     assert file_page.text("#steps h2").startswith("rollouts, step 1: 0 of 8 right")
+
+
+def test_tokens_are_coloured_by_ratio_red_where_it_fell(file_page):
+    file_page.open_answers()
+    file_page.set("colour", "3")
+    spans = file_page.all(".answer span")[1:3]
+    fell, rose = (span.value_of_css_property("background-color") for span in spans)
+    assert fell.startswith("rgba(213, 94, 0") and rose.startswith("rgba(0, 114, 178")
+    assert spans[0].get_attribute("title").endswith("ratio 0.5")
 
 
 def test_tabs_work_by_keyboard(file_page):

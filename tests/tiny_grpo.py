@@ -10,6 +10,7 @@ from trl_r1zero.functional import compute_group_advantages
 from trl_r1zero.generation import Completion
 from trl_r1zero.recipe.task_arguments import TaskArguments
 from trl_r1zero.trainers import R1ZeroGRPOConfig, R1ZeroGRPOTrainer, read_metrics
+from trl_r1zero.trainers.results import remove_results
 from trl_r1zero.trainers.rollouts import Rollout, RolloutBatch
 
 TASK = TaskArguments(
@@ -29,6 +30,7 @@ def make_trainer(
     model=None,
     peft_config=None,
     stop=TASK.prompt.stop,
+    results=False,
     **settings,
 ):
     settings = {
@@ -46,7 +48,7 @@ def make_trainer(
         "seed": 0,
         **settings,
     }
-    return R1ZeroGRPOTrainer(
+    trainer = R1ZeroGRPOTrainer(
         model=make_tiny_model(tokenizer) if model is None else model,
         reward_funcs=reward,
         args=R1ZeroGRPOConfig(output_dir=str(output_dir), **settings),
@@ -56,6 +58,9 @@ def make_trainer(
         stop=stop,
         peft_config=peft_config,
     )
+    if not results:
+        remove_results(trainer)  # seconds for each run
+    return trainer
 
 
 def train_lines(folder) -> list[dict]:

@@ -7,6 +7,7 @@ from tiny_models import make_tiny_model
 from trl_r1zero.data.tasks.chain_arithmetic import solve_trace
 from trl_r1zero.recipe.task_arguments import TaskArguments
 from trl_r1zero.trainers import R1ZeroSFTConfig, R1ZeroSFTTrainer
+from trl_r1zero.trainers.results import remove_results
 
 TASK = TaskArguments(
     task="chain_arithmetic", task_args={"num_train": 40, "num_validation": 10}
@@ -34,7 +35,7 @@ def make_sft_trainer(
         "seed": 0,
         **settings,
     }
-    return R1ZeroSFTTrainer(
+    trainer = R1ZeroSFTTrainer(
         model=make_tiny_model(tokenizer) if model is None else model,
         args=R1ZeroSFTConfig(output_dir=str(output_dir), **settings),
         train_dataset=traces,
@@ -45,3 +46,5 @@ def make_sft_trainer(
         peft_config=peft_config,
         callbacks=callbacks,
     )
+    remove_results(trainer)  # seconds for each run
+    return trainer

@@ -263,7 +263,7 @@ def test_the_templates_are_installed():
     package = REPOSITORY / "trl_r1zero"
     installed = {path for pattern in patterns for path in package.glob(pattern)}
     templates = set((package / "evaluation" / "templates").iterdir())
-    assert len(templates) == 4
+    assert len(templates) == 6
     assert templates <= installed
 
 

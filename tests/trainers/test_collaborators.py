@@ -153,18 +153,22 @@ def test_graded_completions_come_in_the_order_of_their_examples(tokenizer):
         row_seeds(0, "rollout", 0, range(4)),
         grade_with(Grader(odd_digits)),
         completions_per_example=2,
+        num_with_tokens=1,
         description="",
     )
+    assert [one.log_probs is None for one in sample.completions] == [False, True, True, True]
     assert [(row.example, row.completion) for row in sample.rows] == [
         (0, 0),
         (0, 1),
         (1, 0),
         (1, 1),
     ]
-    for row, example, ids in zip(sample.rows, examples, sample.token_ids, strict=True):
+    for row, example, one in zip(sample.rows, examples, sample.completions, strict=True):
         assert row.prompt == example["prompt"]
         assert row.rewards == odd_digits(row.response, example["ground_truth"])
-        assert row.response == tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
+        assert row.response == tokenizer.decode(one.token_ids, skip_special_tokens=True).rstrip(
+            "\ufffd"
+        )
     assert sample.metrics == {}
 
 

@@ -16,6 +16,7 @@ from tiny_models import make_tiny_model
 from trl_r1zero import compute_per_instance_dpo_loss
 from trl_r1zero.trainers import R1ZeroDPOConfig, R1ZeroDPOTrainer, read_metrics
 from trl_r1zero.trainers.preference import encode_pair
+from trl_r1zero.trainers.results import remove_results
 
 LN2 = math.log(2)
 WORDS = ["apple", "bridge", "cloud", "river", "lamp", "stone"]
@@ -52,7 +53,7 @@ def make_dpo_trainer(
         "disable_tqdm": True,
         **settings,
     }
-    return R1ZeroDPOTrainer(
+    trainer = R1ZeroDPOTrainer(
         model=make_tiny_model(tokenizer) if model is None else model,
         args=R1ZeroDPOConfig(output_dir=str(output_dir), **settings),
         train_dataset=pairs,
@@ -61,6 +62,8 @@ def make_dpo_trainer(
         processing_class=tokenizer,
         peft_config=peft_config,
     )
+    remove_results(trainer)  # seconds for each run
+    return trainer
 
 
 def train_lines(folder) -> list[dict]:

@@ -22,6 +22,7 @@ from trl_r1zero.trainers.kept_rollouts import (
     read_kept,
     write_ei_step,
 )
+from trl_r1zero.trainers.results import remove_results
 
 TASK = TaskArguments(
     task="chain_arithmetic", task_args={"num_train": 12, "num_validation": 6}
@@ -48,7 +49,7 @@ def make_trainer(tokenizer, output_dir, *, reward=odd_digits, **settings) -> Exp
         "seed": 0,
         **settings,
     }
-    return ExpertIterationTrainer(
+    trainer = ExpertIterationTrainer(
         model=make_tiny_model(tokenizer),
         args=ExpertIterationConfig(output_dir=str(output_dir), **settings),
         train_dataset=TASK.train_dataset,
@@ -58,6 +59,8 @@ def make_trainer(tokenizer, output_dir, *, reward=odd_digits, **settings) -> Exp
         stop=TASK.prompt.stop,
         callbacks=callbacks,
     )
+    remove_results(trainer)  # seconds for each run
+    return trainer
 
 
 def scripted(tokenizer, output_dir, script: list[list[str]], **settings) -> ExpertIterationTrainer:
@@ -190,6 +193,8 @@ def test_kept_rollouts_are_a_data_set_on_disk(tokenizer, tmp_path):
     assert all(row["ground_truth"] == truth[row["prompt"]] for row in rows)
     assert all(row["token_ids"] == tokenizer("right")["input_ids"] for row in rows)
     table = (tmp_path / "rollouts" / "ei_step_00001.jsonl").read_text().splitlines()
+    tokens = (tmp_path / "rollouts" / "tokens" / "ei_step_00001.jsonl").read_text().splitlines()
+    assert len(tokens) == len(table)
     assert len(table) == 16
 
 

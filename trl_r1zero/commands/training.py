@@ -18,7 +18,7 @@ from .methods import MAKERS, TrainingSetup
 def train(
     method: str, description: str, argv: Sequence[str] | None = None, program: str | None = None
 ) -> None:
-    """Train as a recipe says, save the model at the end, and print the report.
+    """Train as a recipe says, and print the report.
 
     The method (see `runs.kinds`) decides which settings a recipe may have; `description`, `argv`
     and `program` are as in `parse_recipe`.
@@ -27,11 +27,11 @@ def train(
 
     from trl_r1zero.recipe import parse_recipe
     from trl_r1zero.recipe.loading import load_tokenizer
-    from trl_r1zero.reports.report import write_report
+    from trl_r1zero.reports.report import short_report
     from trl_r1zero.runs.kinds import METHODS
+    from trl_r1zero.runs.logged_run import LoggedRun
     from trl_r1zero.runs.started import WRONG_SETTINGS, started_run, training_errors
     from trl_r1zero.trainers.run_folder import write_skipped_rows
-    from trl_r1zero.watch import RunPage, write_page
 
     search_here()
     program = program or f"{method}.py"
@@ -44,16 +44,13 @@ def train(
             resume = stack.enter_context(started_run(recipe))
             tokenizer = load_tokenizer(model)
             trainer = MAKERS[method](TrainingSetup(config, data, model, tokenizer))
-            trainer.add_callback(RunPage())
             if trainer.accelerator.is_main_process:
                 recipe.write(folder / "recipe.yaml")
                 write_skipped_rows(folder, data.skipped_rows)
         with exit_on(program, *training_errors()):
             trainer.train(resume_from_checkpoint=resume)
-            trainer.save_model(str(folder / "final"))
         if trainer.accelerator.is_main_process:
-            print(write_report(folder))
-            write_page(folder)
+            print(short_report(LoggedRun(folder)))
 
 
 if __name__ == "__main__":

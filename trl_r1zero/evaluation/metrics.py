@@ -120,8 +120,13 @@ def share_interval(values: Sequence[float], num_completions: int = 1) -> list[fl
     if 0 < p < 1:
         most = trials * num_completions
         trials = min(p * (1 - p) / error**2, most) if error > 0 else most
+    return score_interval(p, trials)
+
+
+def score_interval(share: float, trials: float) -> list[float]:
+    """Wilson's 95% interval of a share of independent trials: low and high."""
     z2 = Z_95**2 / trials
-    centre, half = p + z2 / 2, math.sqrt(z2 * (p * (1 - p) + z2 / 4))
+    centre, half = share + z2 / 2, math.sqrt(z2 * (share * (1 - share) + z2 / 4))
     return [max(0.0, (centre - half) / (1 + z2)), min(1.0, (centre + half) / (1 + z2))]
 
 

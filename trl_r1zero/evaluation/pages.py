@@ -19,6 +19,7 @@ from .markdown import fenced, inline, printable, table, without_middle, wrapped
 T = TypeVar("T")
 
 CHARACTERS_SHOWN = 10_000  # of one text of an example
+TEMPLATES = Path(__file__).parent / "templates"  # and the base of all pages, with its colours
 
 
 @dataclass
@@ -100,7 +101,7 @@ def _printable(value: Any) -> Any:
 
 
 _TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+    loader=jinja2.FileSystemLoader(TEMPLATES),
     autoescape=jinja2.select_autoescape(["html"]),
     finalize=_printable,
     undefined=jinja2.StrictUndefined,

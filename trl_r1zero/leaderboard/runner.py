@@ -18,6 +18,7 @@ from trl_r1zero.recipe.loading import load_tokenizer, model_settings
 from trl_r1zero.recipe.task_arguments import LoadedTask
 from trl_r1zero.reports.report import write_report
 from trl_r1zero.trainers import R1ZeroGRPOTrainer
+from trl_r1zero.trainers.results import remove_results
 from trl_r1zero.trainers.run_folder import last_whole_checkpoint, write_skipped_rows
 
 from .clock import CLOCK_FILE, FINISHED, START, Clock, StopInTime, process_start, train_and_evaluate
@@ -138,6 +139,7 @@ def _train(recipe: ParsedRecipe, task: LoadedTask, clock: Clock | None) -> None:
         processing_class=load_tokenizer(model_args),
         stop=task.prompt.stop,
     )
+    remove_results(trainer)  # the time is for training
     trainer.add_callback(stopping)  # the last, for it may end training before it begins
     train_and_evaluate(trainer, stopping, "auto")
     trainer.save_model(str(folder / "final"))

@@ -13,7 +13,7 @@ from packaging.specifiers import SpecifierSet
 REQUIREMENTS = {
     "torch": ">=2.11",
     "trl": ">=1.16,<1.17",
-    "transformers": ">=5.10.4,<5.18",
+    "transformers": ">=5.10.4,<5.25",
     "accelerate": ">=1.15",
 }
 # Of the extra `vllm`.
@@ -54,18 +54,23 @@ def check_model_path(model_name_or_path: str | None, key: str = "model_name_or_p
     """Raise a ValueError, which names the recipe's key, where a model is not given, or is the path
     of a folder that is not there.
 
-    A hub id is `name` or `owner/name`; whatever has more parts, begins like a path, or begins with
-    a folder that is there, is a path.
+    See `is_local_path`.
     """
     if not model_name_or_path:
         raise ValueError(
             f"{key} is not set; give the path of a model's folder or a hub id, such as "
             "Qwen/Qwen2.5-Math-1.5B"
         )
-    is_path = model_name_or_path.count("/") > 1 or model_name_or_path.startswith((".", "/", "~"))
-    is_path = is_path or Path(model_name_or_path.rpartition("/")[0] or "no folder").is_dir()
-    if is_path and not Path(model_name_or_path).expanduser().is_dir():
+    if is_local_path(model_name_or_path) and not Path(model_name_or_path).expanduser().is_dir():
         raise ValueError(
             f"{key}: there is no folder {model_name_or_path!r}; give one that exists, "
             "or a hub id (`trl-r1zero quickstart` makes those of the quickstart)"
         )
+
+
+def is_local_path(model_name_or_path: str) -> bool:
+    """Whether it is a path and no hub id, which is `name` or `owner/name`: whatever has more parts,
+    begins like a path, or begins with a folder that is there."""
+    first = model_name_or_path.rpartition("/")[0] or model_name_or_path
+    looks_like_one = model_name_or_path.startswith((".", "/", "~"))
+    return looks_like_one or model_name_or_path.count("/") > 1 or Path(first).is_dir()

@@ -30,6 +30,7 @@ Block = list[str]  # lines; a blank line stands between blocks
 _FILES = {
     REPORT_FILE: "this report, with longer rollouts",
     CURVE_FILE: "its curves",
+    "README.md": "the card of the model",
     "index.html": "a page of curves, settings and answers",
     "metrics.jsonl": "all metrics, one line for each log",
     "evaluations": "a table of generations for each validation (.md to read, .jsonl for programs)",
@@ -66,6 +67,11 @@ def write_report(run_folder: str | Path) -> str:
     (run.folder / REPORT_FILE).write_text(
         _report(run, has_curve, num_pairs=6, characters=2000), encoding="utf-8"
     )
+    return short_report(run)
+
+
+def short_report(run: LoggedRun) -> str:
+    """What `write_report` returns."""
     return _report(run, False, num_pairs=2, characters=500)
 
 
@@ -81,7 +87,7 @@ def _report(run: LoggedRun, show_curve: bool, *, num_pairs: int, characters: int
     if run.training:
         tenth = max(1, len(run.training) // 10)
         columns = {f"first {tenth}": run.training[:tenth], f"last {tenth}": run.training[-tenth:]}
-        training = _metrics_table("mean of logged updates", run.kind.training_rows, columns)
+        training = lines_table("mean of logged updates", run.kind.training_rows, columns)
         blocks += [["## Training"], training]
     if run.rollouts:
         blocks += [["## Rollouts"], *_rollouts_of_steps(run)]
@@ -163,7 +169,7 @@ def _metric_cell(lines: Sequence[Line], metric: str, form: str) -> str:
     return f"{mean(values):{form}}" + (f" ± {mean(errors):{form}}" if errors else "")
 
 
-def _metrics_table(corner: str, rows: Rows, columns: Mapping[str, Sequence[Line]]) -> Block:
+def lines_table(corner: str, rows: Rows, columns: Mapping[str, Sequence[Line]]) -> Block:
     """The mean of each metric over each column's lines, without metrics that none of them has."""
     cells = [
         [label, *(_metric_cell(lines, metric, form) for lines in columns.values())]
@@ -182,7 +188,7 @@ def _validation_table(run: LoggedRun) -> Block:
     sets: Rows = {
         f"validation/{name}/accuracy": (f"accuracy, {name}", ".3f") for name in run.validation_sets
     }
-    return _metrics_table("± standard error", steps | run.kind.validation_rows | sets, columns)
+    return lines_table("± standard error", steps | run.kind.validation_rows | sets, columns)
 
 
 def _rollouts_of_steps(run: LoggedRun) -> list[Block]:

@@ -36,13 +36,14 @@ from .policy_forward import PolicyForward
 from .profile import ProfileCallback
 from .progress import ProgressCallback, use_progress_callback
 from .prompt_rooms import prompt_rooms
+from .results import add_results, write_card
 from .rewards import GradeFn
 from .run_folder import RunFolderCallback
 from .sampling import PolicySampler, check_sharding
 from .server_generation import ServerGeneration
 from .server_place import connect_to_server
 from .shared_prefixes import check_shares_prefixes
-from .timing import StepTimer
+from .timing import StepTimer, peak_gpu_memory
 from .validation import EvalDataset, Validator, named_sets
 from .wandb_axes import use_wandb_axes
 
@@ -116,6 +117,7 @@ class CoreTrainer(Trainer):
         use_progress_callback(self, self.progress)
         use_wandb_axes(self)
         self.add_callback(RunFolderCallback())
+        add_results(self)
         if self.args.profile:
             self.add_callback(ProfileCallback(self.progress))
 
@@ -229,6 +231,7 @@ class CoreTrainer(Trainer):
         metrics["tokens_per_second"] = metrics.pop("tokens") / seconds["step"]
         # A part that did not run in this update (sampling, in a second epoch) took 0 seconds.
         metrics |= {f"seconds/{part}": seconds.get(part, 0.0) for part in parts}
+        metrics |= peak_gpu_memory(self.accelerator.device)
         counters = {self.step_key: step, "num_tokens": self.state.num_input_tokens_seen}
         trl_compat.add_to_update_line(self, metrics, counters)
 
@@ -345,4 +348,10 @@ class CoreTrainer(Trainer):
                 chosen_by = {"chosen_by": name} if (name := next(iter(self.eval_sets))) else {}
                 facts = {self.step_key: self.steps_done, **chosen_by, **metrics}
                 write_atomically(folder / "best.json", json_text(valid_json(facts)))
+                write_card(self.args, folder)
         return is_best
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card of the run's model; it says what the run's files do, and nothing else."""
+        if self.is_world_process_zero():
+            write_card(self.args)

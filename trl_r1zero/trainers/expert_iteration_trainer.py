@@ -42,6 +42,7 @@ from .kept_rollouts import (
 from .rollout_sampler import shuffled_forever
 from .sampling import GradedSample
 from .sft_trainer import R1ZeroSFTTrainer
+from .token_tables import write_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -185,11 +186,12 @@ class ExpertIterationTrainer(R1ZeroSFTTrainer):
                 row_seeds(args.seed, "rollout", number, range(len(examples))),
                 self.grade,
                 completions_per_example=args.group_size,
+                num_with_tokens=args.num_rollouts_to_log,
                 description=f"Rollouts of EI step {number}",
             )
         kept = choose_kept(
             sample.rows,
-            sample.token_ids,
+            [completion.token_ids for completion in sample.completions],
             max_per_question=args.max_per_question,
             drop_duplicates=args.drop_duplicates,
         )
@@ -201,10 +203,11 @@ class ExpertIterationTrainer(R1ZeroSFTTrainer):
             metrics=self._rollout_metrics(sample, kept) | {"rollout_seconds": seconds},
         )
         if self.accelerator.is_main_process:
-            write_generations(
-                sample.rows[: args.num_rollouts_to_log],
-                self.run_folder / "rollouts" / f"ei_step_{number:05d}",
-                title=f"Rollouts of EI step {number}",
+            path = self.run_folder / "rollouts" / f"ei_step_{number:05d}"
+            first = args.num_rollouts_to_log
+            write_generations(sample.rows[:first], path, title=f"Rollouts of EI step {number}")
+            write_tokens(
+                sample.completions[:first], self.sampler.tokenizer, path.with_suffix(".jsonl")
             )
             write_ei_step(self.run_folder, step, kept)
         if not kept:

@@ -182,6 +182,8 @@ def rollout_loss(
         metrics.add(kl=metadata["kl"][mask_BT].sum())
     if batch.old_log_probs is not None or args.updates_per_grpo_step > 1:
         metrics.add(ratio=(log_probs_BT - old_log_probs_BT)[mask_BT].exp().sum())
+        if any(row.logged for row in batch.rollouts):
+            store_log_probs(batch, log_probs_BT, "last_log_probs")
         if "clipped" in metadata:
             metrics.add(clip_fraction=metadata["clipped"][mask_BT].sum())
     return loss

@@ -11,6 +11,7 @@ TRL and transformers load, wrap, run the optimizer loop, save and log. Replaced 
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ from .rollouts import (
     untrained,
 )
 from .rollouts_ahead import RolloutsAhead
-from .token_tables import write_tokens
+from .token_tables import write_rollout_tokens
 from .trl_compat import GRPOTrainer
 from .update_metrics import UpdateMetrics, graded_rollout
 from .validation import EvalDataset, require_columns, require_for_validation
@@ -190,6 +191,13 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
             )
             loss = self.forward_and_backward(model, self.cut(rows))
         self._record_update(rows, self._rollout_batch.metrics)
+        if update == args.updates_per_grpo_step - 1:
+            write_rollout_tokens(
+                self._rollout_batch.rollouts,
+                self.sampler.tokenizer,
+                self._rollouts_file.with_suffix(".jsonl"),
+                self.accelerator,
+            )
         return loss  # 7. Validate: where it is due, the loop of transformers calls `evaluate`
 
     def collect_rollouts(self, examples: Sequence[dict[str, Any]]) -> RolloutBatch:
@@ -317,14 +325,18 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
         parts += ["ref_log_probs"] if args.beta != 0 else []
         self.log_update(metrics | batch_metrics, self.grpo_step + 1, parts)
 
+    @property
+    def _rollouts_file(self) -> Path:
+        return self.run_folder / "rollouts" / f"grpo_step_{self.grpo_step + 1:05d}"
+
     def _write_rollouts(self, batch: RolloutBatch) -> None:
         step, every = self.grpo_step + 1, self.args.log_rollouts_every
         if every is None or not (step == 1 or step % every == 0):
             return
+        rows = batch.rollouts[: self.args.num_rollouts_to_log]
+        for row in rows:
+            row.logged = True
         if self.accelerator.is_main_process:
-            rows = batch.rollouts[: self.args.num_rollouts_to_log]
-            path = self.run_folder / "rollouts" / f"grpo_step_{step:05d}"
             title = f"Rollouts of GRPO step {step}"
-            write_generations([graded_rollout(row) for row in rows], path, title=title)
-            completions = [row.completion for row in rows]
-            write_tokens(completions, self.sampler.tokenizer, path.with_suffix(".jsonl"))
+            rows_shown = [graded_rollout(row) for row in rows]
+            write_generations(rows_shown, self._rollouts_file, title=title)

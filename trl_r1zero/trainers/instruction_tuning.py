@@ -24,6 +24,7 @@ from .guarded import DivergenceCallback, guarded
 from .one_device import check_device, check_not_spread
 from .optimizer_state import check_second_moment
 from .progress import ProgressCallback, use_progress_callback
+from .results import add_results, write_card
 from .run_folder import RunFolderCallback
 from .wandb_axes import use_wandb_axes
 
@@ -87,6 +88,10 @@ class _Tuner(Trainer):
         with guarded(self, resume_from_checkpoint) as checkpoint:
             return super().train(checkpoint, trial, ignore_keys_for_eval)
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        if self.is_world_process_zero():
+            write_card(self.args)
+
 
 def make_instruction_tuning_trainer(
     model: PreTrainedModel,
@@ -136,6 +141,7 @@ def make_instruction_tuning_trainer(
     )
     use_progress_callback(trainer, ProgressCallback(STEP_KEY, STEP_NAME))
     use_wandb_axes(trainer)
+    add_results(trainer)
     return trainer
 
 

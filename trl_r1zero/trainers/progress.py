@@ -1,19 +1,23 @@
 """The progress bar of a run: what one wants to see while it trains."""
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 from transformers import Trainer
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_callback import ProgressCallback as _ProgressCallback
+from transformers.utils import is_in_notebook
+
+from .notebook import NotebookBar
 
 _METRICS = ("reward", "accuracy", "margin", "nll", "length/mean", "entropy", "loss")
 
 
 class ProgressCallback(_ProgressCallback):
     """One bar over the optimizer updates, with the newest numbers behind it, and one line for each
-    validation, instead of all metrics of all updates (they are in `metrics.jsonl`).
+    validation, instead of all metrics of all updates (they are in `metrics.jsonl`). In Jupyter a
+    `NotebookBar`.
 
     Args:
         step_key: What counts the steps in what is logged, where it is not optimizer updates alone.
@@ -24,8 +28,18 @@ class ProgressCallback(_ProgressCallback):
         super().__init__()
         self._step_key, self._step_name = step_key, step_name
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if is_in_notebook() and state.is_world_process_zero:
+            self.current_step = 0
+            self.training_bar = NotebookBar(state.max_steps, self._step_key, self._step_name)
+        else:
+            super().on_train_begin(args, state, control, **kwargs)
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or self.training_bar is None or not logs:
+            return
+        if isinstance(self.training_bar, NotebookBar):
+            self.training_bar.log(logs.get(self._step_key, state.global_step), logs)
             return
         step = f"{self._step_name} {logs.get(self._step_key, state.global_step):>4}"
         if "eval_accuracy" in logs or "eval_loss" in logs:
@@ -74,11 +88,8 @@ def _validation(logs: dict[str, Any]) -> Iterator[str]:
 
 
 def use_progress_callback(trainer: Trainer, callback: ProgressCallback) -> None:
-    """Put `callback` where the trainer has its own progress bar, printer, or table of a notebook,
-    whose column "Validation Loss" says "No log" for what has no such loss."""
-    notebook: Any = sys.modules.get("transformers.utils.notebook")  # there in notebooks alone
-    bars = [_ProgressCallback, *([notebook.NotebookProgressCallback] if notebook else [])]
-    had_bar = [trainer.pop_callback(bar) is not None for bar in bars]
+    """Put `callback` where the trainer has its own progress bar or printer."""
+    had_bar = trainer.pop_callback(DEFAULT_PROGRESS_CALLBACK) is not None
     trainer.pop_callback(PrinterCallback)
-    if any(had_bar):
+    if had_bar:
         trainer.add_callback(callback)

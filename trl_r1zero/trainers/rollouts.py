@@ -38,6 +38,8 @@ class Rollout:
         old_log_probs: Log-probabilities of the completion's tokens under the policy that sampled
             them, in nats; None if the batch is trained on once only (they are the policy's own).
         ref_log_probs: The same under the reference model; None without a KL term.
+        logged: Whether its tokens are written down; then `last_log_probs` are those of the policy
+            before the last update on it, where a ratio to the old ones is computed.
     """
 
     prompt: str
@@ -50,6 +52,8 @@ class Rollout:
     extra: dict[str, Any] = field(default_factory=dict)
     old_log_probs: Tensor | None = None
     ref_log_probs: Tensor | None = None
+    logged: bool = False
+    last_log_probs: Tensor | None = None
 
     @property
     def has_gradient(self) -> bool:

@@ -94,7 +94,9 @@ class RunFolderCallback(TrainerCallback):
         self._step_key = step_key
         self._started = time.perf_counter()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
         elapsed = 0.0
         # A checkpoint has those that the run was started with, which may change.
         state.compute_steps(args, state.max_steps)
@@ -104,7 +106,8 @@ class RunFolderCallback(TrainerCallback):
             elapsed = _keep_until(folder / METRICS_FILE, state.global_step)
             settings = json.loads(json.dumps(args.to_dict(), default=str))
             write(folder / CONFIG_FILE, json_text(valid_json(settings)))
-            write(folder / "environment.json", json_text(environment(args.world_size)))
+            facts = {"model": model.config.name_or_path or None, **environment(args.world_size)}
+            write(folder / "environment.json", json_text(facts))
         self._started = time.perf_counter() - elapsed
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:

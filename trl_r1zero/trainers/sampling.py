@@ -1,7 +1,7 @@
 """Completions of the current policy, by transformers or by a vLLM server, and their grades."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,12 +33,13 @@ class GradedSample:
 
     Attributes:
         rows: The graded completions.
-        token_ids: The tokens of each.
+        completions: Each as it was sampled; the log-probabilities and entropies of tokens only of
+            the first ones, as many as were asked for.
         metrics: What the reward functions logged, mean over processes.
     """
 
     rows: list[GradedCompletion]
-    token_ids: list[list[int]]
+    completions: list[Completion]
     metrics: dict[str, float]
 
 
@@ -163,6 +164,7 @@ class PolicySampler:
         grade: GradeFn,
         *,
         completions_per_example: int | None = None,
+        num_with_tokens: int = 0,
         description: str,
     ) -> GradedSample:
         """One graded completion for each of `examples`, shared among the processes.
@@ -174,6 +176,7 @@ class PolicySampler:
             grade: Grades them.
             completions_per_example: If the examples stand so often side by side, the rows are
                 numbered: standard errors are then over different examples. None: each stands once.
+            num_with_tokens: Of how many, from the first on, the numbers of each token are wanted.
             description: Of the progress bar.
 
         Returns:
@@ -203,10 +206,13 @@ class PolicySampler:
             )
             parts = {"reward": grade_of.reward, **grade_of.parts}
             row = graded_completion(example, completion, parts, extra, numbers=of_example)
-            local.append((row, completion.token_ids))
+            if number < num_with_tokens:
+                local.append((row, completion))
+            else:
+                local.append((row, replace(completion, log_probs=None, entropies=None)))
         gathered = gather_object(local)[:total]
-        rows, token_ids = (list(column) for column in zip(*gathered, strict=True))
-        return GradedSample(rows, token_ids, means_of(metrics, self._accelerator))
+        rows, sampled = (list(column) for column in zip(*gathered, strict=True))
+        return GradedSample(rows, sampled, means_of(metrics, self._accelerator))
 
     def fill_in_entropies(
         self,

@@ -1,4 +1,4 @@
-"""Seconds spent in the parts of a step."""
+"""Seconds spent in the parts of a step, and the memory of a GPU."""
 
 import time
 from collections import defaultdict
@@ -52,3 +52,13 @@ class StepTimer:
             self._events.clear()
         seconds, self._seconds = dict(self._seconds), defaultdict(float)
         return seconds
+
+
+def peak_gpu_memory(device: "torch.device") -> dict[str, float]:
+    """`gpu_memory_gib`, the most that torch has had allocated on this process's GPU so far; nothing
+    without a GPU."""
+    if device.type != "cuda":
+        return {}
+    import torch
+
+    return {"gpu_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30}

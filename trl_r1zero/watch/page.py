@@ -9,7 +9,7 @@ import gzip
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 
 from trl_r1zero.common.run_files import METRICS_FILE
 from trl_r1zero.evaluation.files import write_atomically
+from trl_r1zero.evaluation.pages import TEMPLATES
 
 from .run_data import answer_tables, answers, compact_json, run_data
 
@@ -31,12 +32,15 @@ MAX_TABLE_BYTES = 20_000_000
 
 _ASSETS = Path(__file__).parent / "assets"
 _PAGE = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(_ASSETS), autoescape=True, undefined=jinja2.StrictUndefined
+    loader=jinja2.FileSystemLoader([_ASSETS, TEMPLATES]),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
 )
 
 
 class RunPage(TrainerCallback):
-    """Writes `index.html` into the run's folder at its logs and at each validation.
+    """Writes `index.html` into the run's folder at its logs and at each validation, and at the end
+    the report too.
 
     Logs that follow fast are passed over, so that a run spends at most a twentieth of its time on
     its page. What cannot be written is a warning: a page is no reason to stop.
@@ -52,15 +56,22 @@ class RunPage(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._write(args, state)
 
-    def _write(self, args: Any, state: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        from trl_r1zero.reports.report import write_report  # which imports what draws
+
+        self._write(args, state, write_report)
+        self._write(args, state)
+
+    def _write(self, args: Any, state: Any, write: Callable[[Path], object] | None = None) -> None:
         folder = Path(args.output_dir or ".")
         if not state.is_world_process_zero or not (folder / METRICS_FILE).is_file():
             return
         start = time.perf_counter()
         try:
-            write_page(folder)
+            (write or write_page)(folder)
         except (OSError, ValueError) as error:
-            logger.warning("%s was not written: %s", folder / PAGE_FILE, error)
+            what = "report.md" if write else PAGE_FILE
+            logger.warning("%s was not written: %s", folder / what, error)
         end = time.perf_counter()
         self._due = end + 20 * (end - start)
 

@@ -25,6 +25,11 @@ _SHARES = Panel(
         Series("eval_truncated", "truncated, validation", BLUE),
     ),
 )
+_MEMORY = Panel(
+    "GPU memory of the trainer, peak so far",
+    "GiB",
+    (Series("gpu_memory_gib", "allocated by torch", BLUE),),
+)
 _PARTS = Panel(
     "Seconds of an update, by part",
     "seconds",
@@ -65,7 +70,7 @@ def run_data(folder: Path) -> dict[str, Any]:
         ValueError: A file of it cannot be read.
     """
     run = LoggedRun(folder)
-    panels = (*run.kind.panels, *((_SHARES,) if run.kind.samples_training else ()), _PARTS)
+    panels = (*run.kind.panels, *((_SHARES,) if run.kind.samples_training else ()), _PARTS, _MEMORY)
     return {
         "name": run.name,
         "folder": str(folder),
@@ -126,8 +131,8 @@ def answer_tables(folder: Path) -> list[AnswerTable]:
 
 
 def answers(folder: Path, table: AnswerTable) -> list[dict[str, Any]]:
-    """The rows of a table, each with its `tokens` (text, log-probability, entropy) where the run
-    wrote them."""
+    """The rows of a table, each with its `tokens` (text, log-probability, entropy, and the ratio of
+    off-policy updates) where the run wrote them."""
     file = folder / table.name
     rows = [dict(row.fields) for row in read_jsonl(file)]
     tokens = file.parent / TOKENS_FOLDER / file.name

@@ -291,20 +291,25 @@ function choose(index) {
   showQuestion();
 }
 
+const TOKEN_NUMBERS = ["", "log-probability", "entropy", "ratio"];
+
 function shade(value, kind) {
   // Log-probability: red where the token was unlikely. Entropy: blue where much else was possible.
-  const strength = kind === 1 ? 1 - Math.exp(value) : Math.min(1, value / 2);
-  return kind === 1 ? `rgb(213 94 0 / ${0.65 * strength})` : `rgb(0 114 178 / ${0.65 * strength})`;
+  // Ratio: red where the token has become less likely than it was sampled, blue where more.
+  const strength = [0, 1 - Math.exp(value), value / 2, Math.abs(Math.log2(value))][kind];
+  const isRed = kind === 1 || (kind === 3 && value < 1);
+  return `rgb(${isRed ? "213 94 0" : "0 114 178"} / ${0.65 * Math.min(1, strength)})`;
 }
 
 function responseText(row) {
   const kind = Number(form.colour.value);
   if (!kind) return element("pre", { textContent: row.response });
-  if (!row.tokens) return element("pre", { textContent: `${row.response}\n(this table has no tokens)` });
+  const known = row.tokens?.some((token) => (token[kind] ?? null) !== null);
+  if (!known) return element("pre", { textContent: `${row.response}\n(no ${TOKEN_NUMBERS[kind]} of these tokens is known)` });
   return element("pre", {}, ...row.tokens.map((token) => {
-    const [text, logProb, entropy] = token;
-    const span = element("span", { textContent: text, title: `log-probability ${logProb ?? "unknown"}, entropy ${entropy ?? "unknown"}` });
-    if (token[kind] !== null) span.style.background = shade(token[kind], kind);
+    const title = token.slice(1).map((value, n) => `${TOKEN_NUMBERS[n + 1]} ${value ?? "unknown"}`).join(", ");
+    const span = element("span", { textContent: token[0], title });
+    if ((token[kind] ?? null) !== null) span.style.background = shade(token[kind], kind);
     return span;
   }));
 }
