@@ -199,6 +199,8 @@ def test_mmlu_hedged_claims_and_small_letters(output, answer):
         ("B is the correct answer.", "B"),
         ("Option B is the right choice.", "B"),
         ("B is correct.", "B"),
+        ("The shortest time for 100,000 riders is C", "C"),
+        ("The wrong option is C", None),
         ("Paris is the correct answer.", "B"),
         ("Neither A nor B is the correct answer.", None),
         ("A or B is correct.", None),

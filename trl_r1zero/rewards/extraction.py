@@ -139,7 +139,7 @@ _QUOTES = "'\u2018\u2019"
 
 # How a claim begins, and what may stand between that and the letter.
 _CLAIMING = (
-    r"(?:(?:answer|option|choice)|answer\s(?:to|for|i|we)\s[^.\n]{1,200}?)"
+    r"(?<!wrong\s)(?<!false\s)(?<!incorrect\s)(?:(?:answer|option|choice)|answer\s(?:to|for|i|we)\s[^.\n]{1,200}?)"
     r"\s+(?:is|would be|should be|must be)",
     r"(?:answer|choice|ans\.?)\s?[:=]",
     r"(?:answer|choice)\s[-\u2013\u2014](?=\s)",
@@ -156,6 +156,8 @@ _LEAD_IN = rf"(?i:(?:{'|'.join(_CLAIMING)})\s?:?\s?(?:(?:{'|'.join(_HEDGES)}),?\
 # A letter that stands for an option, not one of "A's", "C++", "B-52" or "D-glucose".
 _WHOLE = r"\b(?!['\u2019+#]|-[a-z0-9])"
 _CLAIM = re.compile(rf"{_LEAD_IN}['\u2018]?[(\[]?([A-Da-d]){_WHOLE}([)\]]?)")
+# "The shortest of these times is C." and nothing else.
+_ONLY_SENTENCE = re.compile(r"(The [^.!?\n]{1,300}) is [(\[]?([A-D])[)\]]?\.?")
 # "So option (C) is the right answer", and "B is correct" in front.
 _GOOD = r"(?i:(?:the|my)\s)?(?i:(?:correct|right|best|only|final)\s?){1,2}"
 _RIGHT = re.compile(
@@ -239,6 +241,9 @@ def parse_mmlu_response(mmlu_example: dict, model_output: str) -> str | None:
             return _letter_of_option_text(options, text)
         return letter.upper()
     right = [match[2] for match in _RIGHT.finditer(text)]
+    only = _ONLY_SENTENCE.fullmatch(text)
+    if only is not None and not _DOUBT.search(only[1]):
+        right.append(only[2])
     letter = right[-1] if right else _letter_at_an_end(options, text)
     return letter or _letter_of_option_text(options, text)
 
