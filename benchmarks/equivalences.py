@@ -1,11 +1,12 @@
 r"""The lenient grader beside math-verify: errors of both kinds, speed and memory.
 
-    python benchmarks/equivalences.py [--pairs PAIRS.jsonl.gz] [--math500 FILE.jsonl] [--sample N]
+    python benchmarks/equivalences.py [--pairs PAIRS.jsonl.gz] [--answers FILE.jsonl ...]
 
 Without arguments: pairs that are made here. Each family below is a rule of mathematics with its
 reason; what it yields is right or wrong by that rule, whatever a grader says. PAIRS are pairs with
-`math_verify_expected` (docs/rewards.md); of MATH-500 (`answer`), each gold is compared with itself
-in a sentence and with the same gold with one digit changed.
+`math_verify_expected` (docs/rewards.md). Of a file with problems' right answers (`answer`, a text
+or a list), each one is compared with itself in a sentence, with itself after one digit changed,
+and with its neighbour's.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import random
 import re
 import resource
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -23,7 +25,11 @@ from pathlib import Path
 from math_verify import parse, verify
 from rewards import read_pairs
 
-from trl_r1zero.rewards import math_reward_fn
+from trl_r1zero.rewards import math_reward, math_reward_fn
+from trl_r1zero.rewards.difference import _decide
+from trl_r1zero.rewards.mathd import normalize_mathd
+from trl_r1zero.rewards.presentation import undress
+from trl_r1zero.rewards.symbolic import normalize_symbolic
 
 Pair = tuple[str, str, bool]  # ground truth, answer, whether it is right
 PER_FAMILY = 100
@@ -134,14 +140,40 @@ def words(draw: random.Random) -> Iterator[Pair]:
     yield text, dress.replace("%s", rf"\frac{{{n}}}{{{n + 2}}}"), False
 
 
+def separators(draw: random.Random) -> Iterator[Pair]:
+    """Thousands in a number, and commas between numbers."""
+    a, b = draw.randint(2, 99), draw.randint(101, 999)
+    yield f"{a}{b}", f"{a},{b}", True
+    yield f"{a}{b}", rf"{a}{{,}}{b}", True
+    yield f"{a}{b}", rf"{a}\,{b}", True
+    yield f"{a}{b}", f"{a}, {b}", False
+    yield f"({a}, {b})", f"({a},{b})", True
+    yield f"({a},{b})", f"{a}{b}", False
+    yield f"{a}.{b}", f"{a},{b + 1}", False
+    yield rf"\${a}{b}", f"{a},{b} dollars", True
+
+
+def measures(draw: random.Random) -> Iterator[Pair]:
+    """1 km = 1000 m, 1 h = 60 min, 1 dollar = 100 cents; areas are no lengths."""
+    n = draw.randint(2, 99)
+    yield rf"{n}\text{{ km}}", rf"{n * 1000}\text{{ m}}", True
+    yield rf"{n}\text{{ km}}", rf"{n}\text{{ m}}", False
+    yield rf"{n}\text{{ hours}}", f"{n * 60} minutes", True
+    yield rf"{n}\text{{ m}}^2", rf"{n}\text{{ m}}", False
+    yield rf"\${n}", f"{n * 100} cents", True
+    yield f"{n % 11 + 1}:{n % 50 + 10} pm", f"{n % 11 + 1}:{n % 50 + 10} PM", True
+    yield f"{n % 11 + 1}:{n % 50 + 10} pm", f"{n % 11 + 1}:{n % 50 + 10} am", False
+    yield f"{n}", rf"{n}\text{{ cm}}", True
+
+
 FAMILIES = (
     fractions_and_decimals, repeating_decimals, operators, half_lines, equations, sets_and_lists,
-    numbers_as_written, algebra, matrices, words,
+    numbers_as_written, algebra, matrices, words, separators, measures,
 )  # fmt: skip
 
 
 def made_pairs() -> list[Pair]:
-    """2,000 pairs, 200 of each family."""
+    """2,400 pairs, 200 of each family."""
     pairs: list[Pair] = []
     for family in FAMILIES:
         draw = random.Random(family.__name__)
@@ -150,15 +182,32 @@ def made_pairs() -> list[Pair]:
     return pairs
 
 
-def perturbed(golds: list[str]) -> list[Pair]:
-    """Each gold in a sentence, and with its last digit changed."""
-    pairs = [(gold, f"The answer is ${gold}$.", True) for gold in golds]
-    for gold in golds:
-        digit = re.search(r"\d(?=\D*\Z)", gold)
-        if digit is not None:
-            other = str((int(digit[0]) + 1) % 10)
-            pairs.append((gold, gold[: digit.start()] + other + gold[digit.end() :], False))
+def perturbed(rows: list[list[str]]) -> list[Pair]:
+    """Each answer in a sentence, with its last digit changed, and beside that of the next row."""
+    pairs = []
+    for row, (neighbour, *_) in zip(rows, rows[1:] + rows[:1], strict=True):
+        for gold in dict.fromkeys(row):
+            pairs.append((gold, f"The answer is ${gold.strip('$')}$.", True))
+            digit = re.search(r"\d(?=\D*\Z)", gold)
+            if digit is not None:
+                other = str((int(digit[0]) + 1) % 10)
+                pairs.append((gold, gold[: digit.start()] + other + gold[digit.end() :], False))
+            if _skeleton(gold) != _skeleton(neighbour):
+                pairs.append((gold, neighbour, False))
     return pairs
+
+
+def _skeleton(gold: str) -> str:
+    """What is left of an answer without anything that could be presentation."""
+    return re.sub(r"\A\w+\s*=|\\(?:left|right|[dt]?frac|text|mathrm|circ)|[^\w.-]", "", gold)
+
+
+def answers_of(path: Path) -> list[list[str]]:
+    """The right answers of each problem in a file, as they stand there."""
+    rows = [json.loads(line)["answer"] for line in path.read_text().splitlines()]
+    return [
+        [str(gold).strip() for gold in (row if isinstance(row, list) else [row])] for row in rows
+    ]
 
 
 def by_math_verify(truth: str, answer: str) -> bool:
@@ -173,49 +222,66 @@ GRADERS: dict[str, Callable[[str, str], bool]] = {
 }
 
 
-def report(name: str, pairs: list[Pair]) -> None:
-    """One row of the table for each grader; each sees every pair once, in turns."""
-    seconds: dict[str, list[float]] = {grader: [] for grader in GRADERS}
+def report(name: str, pairs: list[Pair], repeats: int) -> None:
+    """One row of the table for each grader; each sees every pair in turns, `repeats` times."""
     errors = {grader: [0, 0] for grader in GRADERS}
-    for truth, answer, right in pairs:
-        for grader, grade in GRADERS.items():
-            start = time.process_time()
-            given = grade(truth, answer)
-            seconds[grader].append(time.process_time() - start)
-            errors[grader][given] += given != right
-    for grader, times in seconds.items():
-        rejected, accepted = errors[grader]
-        p99 = sorted(times)[int(len(times) * 0.99)] * 1e3
+    speeds: dict[str, list[float]] = {grader: [] for grader in GRADERS}
+    slowest: dict[str, list[float]] = {grader: [] for grader in GRADERS}
+    for repeat in range(repeats):
+        forget()
+        seconds: dict[str, list[float]] = {grader: [] for grader in GRADERS}
+        for truth, answer, right in pairs:
+            for grader, grade in GRADERS.items():
+                start = time.process_time()
+                given = grade(truth, answer)
+                seconds[grader].append(time.process_time() - start)
+                errors[grader][given] += repeat == 0 and given != right
+        for grader, times in seconds.items():
+            speeds[grader].append(len(times) / sum(times))
+            slowest[grader].append(sorted(times)[int(len(times) * 0.99)] * 1e3)
+    theirs = speeds["math-verify"]
+    for grader, (rejected, accepted) in errors.items():
+        ratios = sorted(ours / other for ours, other in zip(speeds[grader], theirs, strict=True))
         print(
             f"| {name} | {len(pairs):,} | {grader} | {1 - (rejected + accepted) / len(pairs):.1%} "
-            f"| {rejected} | {accepted} | {len(times) / sum(times):,.0f} | {p99:.1f} |",
+            f"| {rejected} | {accepted} | {statistics.median(speeds[grader]):,.0f} "
+            f"| {statistics.median(ratios):.0f} ({ratios[0]:.0f} to {ratios[-1]:.0f}) "
+            f"| {statistics.median(slowest[grader]):.1f} |",
             flush=True,
         )
+
+
+def forget() -> None:
+    """Empty our caches of texts, so that a repetition is as the first time."""
+    for cache in (undress, math_reward._try, normalize_mathd, normalize_symbolic, _decide):
+        cache.cache_clear()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=Path)
-    parser.add_argument("--math500", type=Path)
+    parser.add_argument("--answers", type=Path, nargs="*", default=[])
     parser.add_argument("--sample", type=int, help="every n-th pair only, so many of each set")
+    parser.add_argument("--repeats", type=int, default=1)
     arguments = parser.parse_args()
     sets = {"made": made_pairs()}
-    if arguments.math500:
-        lines = arguments.math500.read_text().splitlines()
-        sets["MATH-500, perturbed"] = perturbed([json.loads(line)["answer"] for line in lines])
+    for path in arguments.answers:
+        sets[path.stem] = perturbed(answers_of(path))
     if arguments.pairs:
         cases = [pair for pair in read_pairs(arguments.pairs) if "math_verify_expected" in pair]
         sets["math-verify's own"] = [
             (str(case["ground_truth"]), case["response"], bool(case["math_verify_expected"]))
             for case in cases
         ]
-    for grade in GRADERS.values():  # imports and caches are not what is compared
-        grade(r"\sqrt{x}+\frac{3}{10}", r"\sqrt{x}+0.3")
+    for grade in GRADERS.values():  # imports are not what is compared
+        for text in (r"\sqrt{x}+\frac{3}{10}", r"\begin{pmatrix} 1 \\ x \end{pmatrix}", "5 apples"):
+            grade(text, text.replace("x", "y"))
     print("| pairs | n | grader | agrees | right called wrong | wrong called right | pairs per CPU "
-          "second | p99 ms |\n| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |")  # fmt: skip
+          "second | times math-verify | p99 ms |\n"
+          "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |")  # fmt: skip
     for name, pairs in sets.items():
         step = max(1, len(pairs) // arguments.sample) if arguments.sample else 1
-        report(name, pairs[::step])
+        report(name, pairs[::step], arguments.repeats)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"\nPeak memory of the process, both graders: {peak:,.0f} MiB")
 

@@ -87,6 +87,7 @@ y = 3x - 5 | y + 5 = 3x
 1010_2 | (1010)_2
 10 | 10 m/s
 72 km/h | 20 m/s
+5 \text{ kcal m}^{-2} | 5
 4.5 \times 10^{14} | 4.5 \times 10^{14} Hz
 n\pi | n\pi, n\in\mathbb{Z}
 \sum_{k=1}^{n} a_k b_k | \sum_{k=1}^n b_k a_k
@@ -125,6 +126,7 @@ MORE_DIFFERENT = r"""
 3.6e-10 | 3.6e-11
 x = 3, y = 4 | x = 4, y = 3
 72 km/h | 72 m/s
+5 \text{ kcal m}^{-2} | 5 \text{ kcal m}^{-3}
 4 Hz | 4 kHz
 \sum_{k=1}^{n} k | \sum_{k=1}^{m} k
 y = x + 1, z = 2 | y = x + 2, z = 2

@@ -190,6 +190,22 @@ def test_mmlu_hedged_claims_and_small_letters(output, answer):
         ("The correct answer is 42.", None),
         ("The correct answer is E.", None),
         ("I don't know", None),
+        # As a small model answers.
+        ("The correct answer to this question is C. Nice", "C"),
+        ('The correct answer to the question "Which city?" is B. Paris.', "B"),
+        ("The answer I responded to is D. Lille.", "D"),
+        ("The correct answer to the question is 1.", None),
+        ("The answer to why A is wrong is not given.", None),
+        ("B is the correct answer.", "B"),
+        ("Option B is the right choice.", "B"),
+        ("B is correct.", "B"),
+        ("The shortest time for 100,000 riders is C", "C"),
+        ("The wrong option is C", None),
+        ("Paris is the correct answer.", "B"),
+        ("Neither A nor B is the correct answer.", None),
+        ("A or B is correct.", None),
+        ("If B is correct, then so is A.", None),
+        ("A, B is the correct answer", None),
     ],
 )
 def test_mmlu(output, answer):
@@ -365,3 +381,25 @@ def test_mmlu_without_options():
 )
 def test_answer_of_either_style(response, answer):
     assert extract_answer(response) == answer
+
+
+@pytest.mark.parametrize(
+    ("output", "answer"),
+    [
+        (
+            "What a committee does is organize protests and acts of disobedience.",
+            "C",
+        ),
+        ("A committee does not organize protests and acts of disobedience.", None),
+        ("It gives money, or they organize protests and acts of disobedience.", None),
+        ("Some would organize protests and acts of disobedience.\nI would not.", None),
+    ],
+)
+def test_mmlu_one_sentence_that_ends_in_a_long_option(output, answer):
+    options = [
+        "give money to candidates now",
+        "vote",
+        "organize protests and acts of disobedience",
+        "win",
+    ]
+    assert parse_mmlu_response({"options": options}, output) == answer

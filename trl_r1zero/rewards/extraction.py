@@ -139,7 +139,8 @@ _QUOTES = "'\u2018\u2019"
 
 # How a claim begins, and what may stand between that and the letter.
 _CLAIMING = (
-    r"(?:answer|option|choice)\s+(?:is|would be|should be|must be)",
+    r"(?<!wrong\s)(?<!false\s)(?<!incorrect\s)(?:(?:answer|option|choice)|answer\s(?:to|for|i|we)\s[^.\n]{1,200}?)"
+    r"\s+(?:is|would be|should be|must be)",
     r"(?:answer|choice|ans\.?)\s?[:=]",
     r"(?:answer|choice)\s[-\u2013\u2014](?=\s)",
     r"\bi(?:['\u2019]d|['\u2019]ll|\s(?:would|will))?\s(?:choose|pick|select|go\swith|answer)",
@@ -155,6 +156,16 @@ _LEAD_IN = rf"(?i:(?:{'|'.join(_CLAIMING)})\s?:?\s?(?:(?:{'|'.join(_HEDGES)}),?\
 # A letter that stands for an option, not one of "A's", "C++", "B-52" or "D-glucose".
 _WHOLE = r"\b(?!['\u2019+#]|-[a-z0-9])"
 _CLAIM = re.compile(rf"{_LEAD_IN}['\u2018]?[(\[]?([A-Da-d]){_WHOLE}([)\]]?)")
+# "The shortest of these times is C." and nothing else.
+_ONLY_SENTENCE = re.compile(r"(The [^.!?\n]{1,300}) is [(\[]?([A-D])[)\]]?\.?")
+# "So option (C) is the right answer", and "B is correct" in front.
+_GOOD = r"(?i:(?:the|my)\s)?(?i:(?:correct|right|best|only|final)\s?){1,2}"
+_RIGHT = re.compile(
+    r"(?:(?P<front>\A)|\n|[.;:!?]\s|(?i:\b(?:so|thus|hence|therefore|think|believe|only|that)\s))"
+    r"(?i:(?:only|option|choice|answer)\s){0,2}"
+    rf"[(\[]?([A-D]){_WHOLE}[)\]]?\s(?i:is|would be|must be)\s{_GOOD}"
+    r"(?:(?i:answer|option|choice|one)|(?(front)|\Z.))(?=\s?(?:\Z|[.,;!\n]|because|as|since))"
+)
 _ENDED = re.compile(r"\s?(?:$|[.\n])")
 # "A" is also an article, if what follows in the line is not a word that never follows an article.
 _ARTICLE = re.compile(
@@ -202,9 +213,9 @@ def parse_mmlu_response(mmlu_example: dict, model_output: str) -> str | None:
     """The option letter, "A" to "D", that the output claims; None if it claims none.
 
     The expected sentence is "The correct answer is _"; "Answer: B", "the answer is (B).", "_B_",
-    `\\boxed{B}`, "B" alone in the first or the last line, "B. Paris" or "(B) Paris" in front, and
-    the text of exactly one option in place of its letter are understood too. Of several claims the
-    last counts, up to a "# Query" that starts a next question.
+    `\\boxed{B}`, "B is correct", "B" alone in the first or the last line, "B. Paris" or "(B) Paris"
+    in front, and the text of exactly one option in place of its letter are understood too. Of
+    several claims the last counts, up to a "# Query" that starts a next question.
 
     Prose is never guessed at: "I cannot answer that", "A good question" and "the answer is A or B"
     give None. So do options that are only listed or gone through: a letter with text in front is a
@@ -229,7 +240,12 @@ def parse_mmlu_response(mmlu_example: dict, model_output: str) -> str | None:
         if _is_one_of_several(text, match.end()):
             return _letter_of_option_text(options, text)
         return letter.upper()
-    return _letter_at_an_end(options, text) or _letter_of_option_text(options, text)
+    right = [match[2] for match in _RIGHT.finditer(text)]
+    only = _ONLY_SENTENCE.fullmatch(text)
+    if only is not None and not _DOUBT.search(only[1]):
+        right.append(only[2])
+    letter = right[-1] if right else _letter_at_an_end(options, text)
+    return letter or _letter_of_option_text(options, text)
 
 
 def _undecorated(text: str) -> str:
@@ -277,10 +293,25 @@ def _heads(text: str, start: int = 0) -> set[str]:
 
 
 def _letter_of_option_text(options: list[str], text: str) -> str | None:
-    """Letter of the one option whose text is claimed, or is all there is."""
-    said = _plain(re.split(_LEAD_IN, text)[-1].split("\n", 1)[0])
+    """Letter of the one option whose text is claimed, is all there is, or ends the one sentence."""
+    said = _plain(_BEHIND_TEXT.sub("", _plain(re.split(_LEAD_IN, text)[-1].split("\n", 1)[0])))
     plain = [_plain(option) for option in options[:4]]
-    return "ABCD"[plain.index(said)] if said and plain.count(said) == 1 else None
+    if said and plain.count(said) == 1:
+        return "ABCD"[plain.index(said)]
+    ends = [n for n, option in enumerate(plain) if " " in option and said.endswith(" " + option)]
+    if len(ends) != 1 or plain[ends[0]].count(" ") < 3:
+        return None
+    before = said[: -len(plain[ends[0]])]
+    return None if "\n" in text or _DOUBT.search(before) else "ABCD"[ends[0]]
+
+
+_BEHIND_TEXT = re.compile(
+    r"\s(?:is|would be)\s(?:the|my)\s(?:(?:correct|right|best)\s)?(?:answer|option|choice)$"
+)
+# Words and marks with which a sentence that ends in an option's text may not be for it.
+_DOUBT = re.compile(
+    r"n['\u2019]t\b|\b(?:not|no|never|except|wrong|false|incorrect|than|or|if)\b|[.!?;:]"
+)
 
 
 def _plain(text: str) -> str:

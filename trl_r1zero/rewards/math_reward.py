@@ -32,6 +32,7 @@ from .plain_kinds import (
     plainly_unequal,
     quantity,
     same_text,
+    unit_powers_differ,
 )
 from .presentation import undress
 from .reward_functions import (
@@ -182,6 +183,8 @@ def _undressed_verdict(
         same = _same_quantity(quantities[0], quantities[1])
         if same is not None:
             return same, "same_quantity" if same else "units"
+    if unit_powers_differ(given, truth):
+        return False, "units"
     try:
         verdict = _compare(given, truth)
     except BoundHit as bound:
@@ -247,6 +250,8 @@ def _indices_differ(sides: Sides) -> bool:
 
 
 def _units_differ(sides: Sides) -> bool:
+    if unit_powers_differ(sides[0][0], sides[1][0]):
+        return True
     given, truth = (quantity(text) for text, _ in sides)
     return None not in (given, truth) and given[1:] != truth[1:]  # type: ignore[index]
 

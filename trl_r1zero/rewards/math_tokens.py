@@ -18,7 +18,7 @@ _UNIT_WORDS = (
     "km/h|mi/h|[kMG]?Hz|[kMG]?eV|[kM]?Pa|k[JW]"
 )
 _UNIT_NAME = rf"(?:{_UNIT_WORDS})"
-_UNIT_POWER = r"(?:\s*\^\s*(?:\{[123]\}|[123]))?"
+_UNIT_POWER = r"(?:\s*\^\s*(?:\{-?[123]\}|[123]))?"
 _NAMES = (
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp sqrt abs floor ceil"
 )
@@ -145,7 +145,7 @@ _WRITINGS: dict[str, tuple[tuple[str, Replacement], ...]] = {
     ),
     r"[a-zA-Z][a-zA-Z/]|C": (  # units, and words between the elements of a list
         (r"\b(?:and|or)\b", ","),
-        (r"\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?[23]\}?)?", " "),
+        (r"\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?-?[123]\}?)?", " "),
         (rf"(?<![a-zA-Z\\]){_UNIT_NAME}(?![a-zA-Z])\.?{_UNIT_POWER}", " "),
         (r"(?<![a-zA-Z\\])(?:inf|infinity|oo)(?![a-zA-Z])", r"\\infty "),
     ),

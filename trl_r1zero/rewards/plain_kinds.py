@@ -220,4 +220,18 @@ def quantity(text: str) -> Quantity | None:
     return Quantity(number, f"{kind}^{power}", factor**power)
 
 
+_UNIT_TEXT = re.compile(r"(?:\\text\s*\{[^{}]{1,40}\}(?:\s*\^\s*\{?-?\d+\}?)?\s*){1,6}\Z")
+_EXPONENT = re.compile(r"\^\s*\{?(-?\d+)\}?")
+
+
+def unit_powers_differ(given: str, truth: str) -> bool:
+    """Whether both end in the same units of any kind, but not in the same powers of them."""
+    units = [_UNIT_TEXT.search(text) if "\\text" in text else None for text in (given, truth)]
+    if units[0] is None or units[1] is None:
+        return False
+    names = {re.sub(r"\W", "", _EXPONENT.sub("", unit[0])) for unit in units if unit}
+    powers = {tuple(_EXPONENT.findall(unit[0])) for unit in units if unit}
+    return len(names) == 1 and len(powers) > 1
+
+
 KINDS: tuple[Callable[[str, str], bool | None], ...] = (same_time, same_based_number)
