@@ -17,6 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trl_r1zero.common.quiet import quiet_libraries
 from trl_r1zero.recipe import ParsedRecipe, parse_recipe
 from trl_r1zero.recipe.evaluation_arguments import EvaluationArguments, LoadedEvaluation
 from trl_r1zero.recipe.requirements import check_requirements
@@ -121,6 +122,7 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero eval") ->
 def _main(argv: Sequence[str] | None, program: str) -> None:
     with exit_on(program, ValueError, OSError, RuntimeError):
         check_requirements()
+        quiet_libraries()
         recipe = parse_recipe(
             (EvaluationArguments,),
             list(sys.argv[1:] if argv is None else argv),
