@@ -6,6 +6,7 @@
 # make vllm               add vLLM (its CPU build where torch has no CUDA) and DeepSpeed
 # make test               run the tests
 # make faults            strike runs with signals, full disks, lost servers: nothing is lost; hours
+# make audit              known vulnerabilities of what the environment holds, by pip-audit
 # make gpu-check          what only a GPU can show, in 8 minutes; without one, at a tiny shape
 # make check              what has to pass before a commit
 # make compat             the newest transformers, accelerate, PEFT and datasets: an environment, and tests
@@ -43,11 +44,11 @@ SLOW_STEPS := awk '/\([0-9][0-9]+\.[0-9]+ MB\)/ { print; fflush() } \
 
 PIP_INSTALL := "$(VENV)/bin/python" -m pip install --disable-pip-version-check --progress-bar off
 
-.PHONY: help quickstart quickstart-server smollm2 experiments leaderboard-demo vllm test faults gpu-check lint types check compat docs release
+.PHONY: help quickstart quickstart-server smollm2 experiments leaderboard-demo vllm test faults audit gpu-check lint types check compat docs release
 
 help:
 	@echo "make quickstart [SEED=0] | quickstart-server [SEED=0] | smollm2 [SEED=0]"
-	@echo "make experiments [PARALLEL=1] | leaderboard-demo | vllm | test [ARGS=...] | faults | gpu-check [ARGS=...] | lint | types | check | compat | docs | release"
+	@echo "make experiments [PARALLEL=1] | leaderboard-demo | vllm | test [ARGS=...] | faults | audit | gpu-check [ARGS=...] | lint | types | check | compat | docs | release"
 	@echo "The first call makes the environment in $(VENV) with PYTHON=$(PYTHON) (3.11 or newer)."
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -130,6 +131,13 @@ test: $(VENV)/.vllm-installed
 
 faults: $(VENV)/.vllm-installed
 	PYTHONPATH=tests "$(VENV)/bin/python" tests/faults/strikes.py $(ARGS)
+
+# pip-audit has an environment of its own, which it does not audit.
+audit: $(VENV)/.vllm-installed
+	@"$(PYTHON)" -m venv "$(VENV)/audit"
+	@"$(VENV)/audit/bin/python" -m pip install --disable-pip-version-check --quiet pip-audit
+	"$(VENV)/audit/bin/pip-audit" $(ARGS) --path \
+		"$$("$(VENV)/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 gpu-check: $(VENV)/.vllm-installed
 	"$(VENV)/bin/python" tests/gpu/check.py $(ARGS)

@@ -36,6 +36,11 @@ def leaks(response: str, ground_truth: str) -> dict[str, float]:
     return nothing_for_e(response, ground_truth)
 
 
+def odd_length(response: str, ground_truth: str) -> dict[str, float]:
+    """1 for an odd number of characters, whatever they are."""
+    return {"reward": float(len(response) % 2)}
+
+
 def many_digits(response: str, ground_truth: str) -> dict[str, float]:
     """1 for three digits or more: rare in an untrained model, and soon learned."""
     many = float(sum(character.isdigit() for character in response) >= 3)

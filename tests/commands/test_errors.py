@@ -1,8 +1,11 @@
 """How commands end when what they were given is wrong."""
 
+import errno
+import os
+
 import pytest
 
-from trl_r1zero.commands.errors import exit_on
+from trl_r1zero.commands.errors import exit_on, noting_a_full_disk
 
 
 def test_an_error_of_the_user_ends_with_its_message_and_notes(capsys):
@@ -17,3 +20,19 @@ def test_an_error_of_the_user_ends_with_its_message_and_notes(capsys):
 def test_other_errors_pass():
     with pytest.raises(KeyError), exit_on("program", ValueError):
         raise KeyError("a bug")
+
+
+def test_a_full_disk_says_where_and_how_to_go_on(capsys):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with (
+        pytest.raises(SystemExit),
+        exit_on("grpo.py", OSError),
+        noting_a_full_disk("runs/a", "--resume_from_checkpoint", "auto"),
+    ):
+        raise full
+    told = capsys.readouterr().err
+    assert "No space left on device\nMake room for runs/a, and go on with: " in told
+    assert told.endswith("--resume_from_checkpoint auto\n")
+    with pytest.raises(OSError) as caught, noting_a_full_disk("runs/a"):
+        raise OSError(errno.EACCES, "denied")
+    assert "__notes__" not in vars(caught.value)

@@ -1,10 +1,13 @@
 """`trl-r1zero grpo`, and the other kinds of runs: how they are launched, from any folder."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -114,6 +117,55 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+# What libraries say at each start, or after an error of ours, that helps nobody.
+NOISE = (
+    "values were not passed",
+    "Setting accelerator to CPU",
+    "Writing model shards",
+    "Loading weights",
+    "Ignoring clean_up_tokenization_spaces",
+    "Traceback",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_error_of_a_process_is_a_line_and_the_status(processes, tmp_path):
+    wrong = ["--learning_rate=-1", "--output_dir", "run", "--num_processes", str(processes)]
+    done = run(tmp_path, "grpo", "--config", "quickstart/grpo", *wrong)
+    assert done.returncode == 2
+    assert "learning_rate must be" in done.stderr
+    for noise in NOISE:
+        assert noise not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_signal_is_the_status_and_the_line_is_the_command_that_was_given(
+    tiny_model_folder, tmp_path
+):
+    keys = {
+        "model_name_or_path": tiny_model_folder,
+        "output_dir": tmp_path / "run",
+        "n_grpo_steps": 1000,
+        "rollout_batch_size": 8,
+        "train_batch_size": 8,
+        "max_completion_length": 8,
+        "eval_every": "null",
+    }
+    words = [f"--{key}={value}" for key, value in keys.items()]
+    command = [sys.executable, "-m", "trl_r1zero", "grpo", "--config", "quickstart/grpo", *words]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        while not (tmp_path / "run" / "metrics.jsonl").is_file() and process.poll() is None:
+            time.sleep(0.1)
+        (trainer,) = psutil.Process(process.pid).children()
+        trainer.terminate()
+        told = process.communicate(timeout=120)[1]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in told
+    assert "-m trl_r1zero grpo --config quickstart/grpo" in told.rpartition("go on with: ")[2]
+
+
 def test_a_run_from_a_folder_of_its_own(tiny_model_folder, tmp_path):
     """A recipe on a bundled one, and a reward of a module beside it."""
     (tmp_path / "my_reward.py").write_text(
@@ -134,7 +186,8 @@ def test_a_run_from_a_folder_of_its_own(tiny_model_folder, tmp_path):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
     done = run(tmp_path, "grpo", "--config", "mine.yaml", "--seed", "5")
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "values were not passed" not in done.stderr
+    for noise in NOISE:
+        assert noise not in done.stderr + done.stdout
     assert len([line for line in read_metrics(tmp_path / "run") if "loss" in line]) == 1
     resolved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert (resolved["seed"], resolved["group_size"]) == (5, 8)

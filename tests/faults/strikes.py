@@ -33,7 +33,12 @@ ALONE, LAUNCHED, STARTER = "alone", "launched", "starter"
 NO_SPACE, NAMES_SERVER = "No space left on device", r"vLLM server at http://127.0.0.1:\d+"
 # What recipes have besides.
 TIMEOUT_SECONDS = 6
-THROUGH_SERVER = {"use_vllm": True, "vllm_check_syncs": 0, "vllm_request_timeout": TIMEOUT_SECONDS}
+THROUGH_SERVER = {
+    "reward": "launch_rewards.odd_length",
+    "use_vllm": True,
+    "vllm_check_syncs": 0,
+    "vllm_request_timeout": TIMEOUT_SECONDS,
+}
 IN_WORKERS = {"reward_workers": 1, "reward_deadline_seconds": 0.5}
 NOTHING_FOR_E = {"reward": "launch_rewards.nothing_for_e", **IN_WORKERS}
 

@@ -1,11 +1,13 @@
 """How commands read their words, and how they end when these are wrong or a signal asks them to."""
 
 import argparse
+import errno
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from trl_r1zero.common.processes import is_main_process
 from trl_r1zero.common.stopping import RunStopped, StopSignals, end_with_launcher, how_to_go_on
@@ -33,6 +35,17 @@ def exit_on(program: str, *kinds: type[BaseException]) -> Iterator[None]:
         message = "\n".join([f"{program}: error: {error}", *vars(error).get("__notes__", [])])
         print(message, file=sys.stderr)
         raise SystemExit(2) from None
+
+
+@contextmanager
+def noting_a_full_disk(folder: str | Path, *more: str) -> Iterator[None]:
+    """Add to the error of a write that found no room: where, and the command that goes on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error.add_note(f"Make room for {folder}, and go on with: {how_to_go_on(*more)}")
+        raise
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trl_r1zero.common.quiet import quiet_libraries
 from trl_r1zero.recipe import ParsedRecipe, parse_recipe
 from trl_r1zero.recipe.evaluation_arguments import EvaluationArguments, LoadedEvaluation
 from trl_r1zero.recipe.requirements import check_requirements
@@ -115,6 +116,7 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero eval") ->
 def _main(arguments: list[str], program: str) -> None:
     with exit_on(program, ValueError, OSError, RuntimeError):
         check_requirements()
+        quiet_libraries()
         recipe = parse_recipe((EvaluationArguments,), arguments, __doc__ or "", program)
         asked: EvaluationArguments = recipe.instances[0]
         is_suite = isinstance(asked.task, list)

@@ -1,14 +1,14 @@
 """Starts a run through accelerate: `trl-r1zero grpo`, and the other kinds of runs.
 
-The processes that train are those of `commands.training`; this one becomes their launcher.
+The processes that train are those of `commands.training`; this one is their launcher.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from trl_r1zero.common.quiet import quiet_libraries
 from trl_r1zero.recipe.bundled import (
     LAUNCH_CONFIGS,
     RECIPES,
@@ -66,14 +66,16 @@ def add_launch_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(method: str, argv: Sequence[str]) -> None:
-    """Become `accelerate launch` for a run of this method; a status of 2 for a command line, recipe
-    or configuration that is not there, and for versions that do not fit."""
+    """Be `accelerate launch` for a run of this method; its exit status, and 2 for a command line,
+    recipe or configuration that is not there, and for versions that do not fit."""
     program = program_of(method)
     with exit_on(program, ValueError, OSError, RuntimeError):
         check_requirements()
         command = launch_command(method, argv)
-    sys.stdout.flush()
-    os.execv(command[0], command)
+    quiet_libraries()
+    from .launcher import launch
+
+    raise SystemExit(launch(command[3:]))
 
 
 def launch_command(method: str, argv: Sequence[str]) -> list[str]:
@@ -97,7 +99,6 @@ def launch_command(method: str, argv: Sequence[str]) -> list[str]:
     number = [] if own.num_processes is None else ["--num_processes", str(own.num_processes)]
     return [
         *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), *number),
-        "--quiet",  # the processes say themselves what was wrong
         *argv[separator + 1 :],
         *("--module", "trl_r1zero.commands.training", method, *recipe_arguments),
     ]

@@ -9,9 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from trl_r1zero.common.naming import search_here
+from trl_r1zero.common.quiet import quiet_libraries
 from trl_r1zero.recipe.requirements import check_requirements
 
-from .errors import exit_on, stopping_in_words
+from .errors import exit_on, noting_a_full_disk, stopping_in_words
 from .methods import MAKERS, TrainingSetup
 
 
@@ -24,6 +25,7 @@ def train(
     and `program` are as in `parse_recipe`.
     """
     check_requirements()  # before the imports that a wrong version would break
+    quiet_libraries()
 
     from trl_r1zero.recipe import parse_recipe
     from trl_r1zero.recipe.loading import load_tokenizer
@@ -37,9 +39,9 @@ def train(
     program = program or f"{method}.py"
     recipe = parse_recipe(METHODS[method], argv, description=description, program=program)
     config, data, model = recipe.instances
-    folder = Path(config.output_dir)
+    folder, go_on = Path(config.output_dir), ("--resume_from_checkpoint", "auto")
     with ExitStack() as stack:
-        stack.enter_context(stopping_in_words("--resume_from_checkpoint", "auto"))
+        stack.enter_context(stopping_in_words(*go_on))
         with exit_on(program, *WRONG_SETTINGS):
             resume = stack.enter_context(started_run(recipe))
             tokenizer = load_tokenizer(model)
@@ -47,7 +49,7 @@ def train(
             if trainer.accelerator.is_main_process:
                 recipe.write(folder / "recipe.yaml")
                 write_skipped_rows(folder, data.skipped_rows)
-        with exit_on(program, *training_errors()):
+        with exit_on(program, *training_errors()), noting_a_full_disk(folder, *go_on):
             trainer.train(resume_from_checkpoint=resume)
         if trainer.accelerator.is_main_process:
             print(short_report(LoggedRun(folder)))

@@ -21,6 +21,7 @@ import psutil
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # Programs that start trainers, by the name of their script, and by that of their module.
 _LAUNCHERS = {"accelerate", "torchrun", "deepspeed"}
+LAUNCHER = "TRL_R1ZERO_LAUNCHER"  # in the environment: the process that is `trl-r1zero METHOD`
 _LAUNCHER_MODULES = {"accelerate.commands.launch", "torch.distributed.run"}
 _LOOK_SECONDS = 0.5
 # Launchers, and whoever ends what they leave behind, send again what was sent to all at once.
@@ -116,8 +117,10 @@ def _launcher() -> tuple[str, ...] | None:
     """The command line of the launcher that is this process's parent."""
     with suppress(psutil.Error):
         command = psutil.Process(os.getppid()).cmdline()
-        if {Path(word).stem for word in command[:2]} & _LAUNCHERS or (
-            _LAUNCHER_MODULES & set(command[1:4])
+        own = os.environ.get(LAUNCHER) == str(os.getppid())
+        if own or (
+            {Path(word).stem for word in command[:2]} & _LAUNCHERS
+            or _LAUNCHER_MODULES & set(command[1:4])
         ):
             return tuple(command)
     return None
@@ -128,5 +131,6 @@ def how_to_go_on(*more: str) -> str:
     command = list(_launcher() or psutil.Process().cmdline())
     names = {word.partition("=")[0] for word in command}
     if not more or more[0].partition("=")[0] not in names:
-        command += more
+        end = command.index("--") if "--" in command else len(command)  # what is accelerate's
+        command[end:end] = more
     return shlex.join(command)

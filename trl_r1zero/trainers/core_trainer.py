@@ -34,7 +34,7 @@ from .one_device import check_device, loaded_onto_one_device
 from .optimizer_state import AveragesFirst, check_second_moment
 from .policy_forward import PolicyForward
 from .profile import ProfileCallback
-from .progress import ProgressCallback, use_progress_callback
+from .progress import ProgressCallback, slow_bars_alone, use_progress_callback
 from .prompt_rooms import prompt_rooms
 from .results import add_results, write_card
 from .rewards import GradeFn
@@ -95,6 +95,7 @@ class CoreTrainer(Trainer):
         self.eval_sets = named_sets(eval_dataset)
         main = next(iter(self.eval_sets.values()))
         check_device(args)
+        slow_bars_alone()
         with loaded_onto_one_device(args, model):
             super().__init__(model=model, args=args, eval_dataset=main, **others)
         trl_compat.set_train_batch_share(self)

@@ -8,6 +8,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_callback import ProgressCallback as _ProgressCallback
 from transformers.utils import is_in_notebook
+from transformers.utils import logging as bars
 
 from .notebook import NotebookBar
 
@@ -85,6 +86,11 @@ def _validation(logs: dict[str, Any]) -> Iterator[str]:
     seconds = logs.get("eval_seconds", logs.get("eval_runtime"))
     if seconds is not None:
         yield f"{seconds:.1f} s"
+
+
+def slow_bars_alone() -> None:
+    """Let transformers' bars ("Loading weights", "Writing model shards") wait for two seconds."""
+    bars.set_tqdm_hook(lambda make, args, given: make(*args, **{"delay": 2.0, **given}))
 
 
 def use_progress_callback(trainer: Trainer, callback: ProgressCallback) -> None:
