@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["METRICS_FILE", "SKIPPED_FILE", "Line", "numbered_lines", "parse_line", "read_metrics"]
-
 METRICS_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped_rows.json"
+FILTER_FILE = "problem_filter.json"
 Line = dict[str, Any]
 _COUNTS = ("step", "elapsed_seconds")  # in every line of a run's metrics
 
