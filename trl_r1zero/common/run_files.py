@@ -6,6 +6,7 @@ from typing import Any
 
 METRICS_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped_rows.json"
+FILTER_FILE = "problem_filter.json"
 Line = dict[str, Any]
 _COUNTS = ("step", "elapsed_seconds")  # in every line of a run's metrics
 

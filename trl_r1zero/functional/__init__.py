@@ -28,6 +28,7 @@ from .microbatch import (
     sft_microbatch_loss,
     sft_microbatch_train_step,
 )
+from .overlong import soft_overlong_penalty
 from .policy_losses import (
     compute_cispo_loss,
     compute_grpo_clip_loss,
@@ -76,6 +77,7 @@ __all__ = [
     "normalize_group_rewards",
     "sft_microbatch_loss",
     "sft_microbatch_train_step",
+    "soft_overlong_penalty",
     "uses_constant",
     "zero_group_fraction",
     "zero_unselected",

@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from trl_r1zero.common.folder_lock import LOCK_FILE
-from trl_r1zero.common.run_files import SKIPPED_FILE
+from trl_r1zero.common.run_files import FILTER_FILE, SKIPPED_FILE
 from trl_r1zero.data.bad_rows import skipped_in_words
 from trl_r1zero.evaluation.markdown import quoted, table, wrapped
 from trl_r1zero.evaluation.metrics import mean, standard_error
@@ -40,6 +40,7 @@ _FILES = {
     "data_report.md": "what the data doctor saw",
     "data_report.json": "the same for programs",
     SKIPPED_FILE: "rows that were left out of the data",
+    FILTER_FILE: "what the difficulty filter left of the training problems",
     "best": "the model of best validation accuracy",
     "final": "the model at the end",
     "recipe.yaml": "the recipe that this run followed, defaults included",
@@ -112,6 +113,7 @@ def _environment(run: LoggedRun) -> list[Block]:
         f"Started {facts['started']} on {facts['device']} with {facts['num_processes']} "
         f"process(es); commit {facts['commit'] or 'unknown'}; {versions}.",
         *(f"Of {key}: {skipped_in_words(rows)}." for key, rows in skipped.items()),
+        *([f"The {kept['in_words']}."] if (kept := run.facts(FILTER_FILE)) else []),
     )
 
 

@@ -6,11 +6,12 @@ from typing import Any, ClassVar
 
 from trl import GRPOConfig
 
-from trl_r1zero.common.arguments import Count, NonNegative, arg
+from trl_r1zero.common.arguments import Count, NonNegative, Positive, arg
 from trl_r1zero.functional import LOSS_TYPES, SAMPLER_CORRECTIONS
 from trl_r1zero.generation import SamplingConfig
 
 from .grpo_loss_settings import LossSettings
+from .problem_settings import ProblemSettings
 from .sampling_settings import SamplingSettings
 from .trl_fields import DERIVED_FIELDS, UNSUPPORTED_FIELDS
 
@@ -52,6 +53,18 @@ class R1ZeroGRPOConfig(LossSettings, SamplingSettings, GRPOConfig):  # type: ign
         "sampler.",
     )
     max_completion_length: int | None = arg(1024, "New tokens per completion at most.")
+    problem_sampling: dict[str, Any] | None = arg(
+        None,
+        "Which problems are sampled: a mapping of dynamic (DAPO's dynamic sampling), filter (by "
+        "the start policy's pass rate), curriculum and replay (docs/problem_sampling.md). Unset: "
+        "all in shuffled order.",
+    )
+    overlong_buffer: Count | None = arg(
+        None,
+        "The reward falls over the last N tokens that a completion may have (DAPO's soft ramp). "
+        "Unset: it does not.",
+    )
+    overlong_penalty: Positive = arg(1.0, "With overlong_buffer: how far the reward falls.")
     eval_every: Count | None = arg(
         5, "Validate every N GRPO steps, and at start and end. null: never."
     )
@@ -95,6 +108,14 @@ class R1ZeroGRPOConfig(LossSettings, SamplingSettings, GRPOConfig):  # type: ign
         self._check_one_step_off()
         self._check_server()
         self._check_batch_sizes()
+        self._check_problem_sampling()
+        self._check_overlong()
+
+    @property
+    def problems(self) -> ProblemSettings | None:
+        """What `problem_sampling` says."""
+        given = self.problem_sampling
+        return None if given is None else ProblemSettings.from_settings(given)
 
     @property
     def updates_per_epoch(self) -> int:
@@ -179,6 +200,39 @@ class R1ZeroGRPOConfig(LossSettings, SamplingSettings, GRPOConfig):  # type: ign
             raise ValueError(
                 "one_step_off needs old_log_probs: sampler, for the policy that sampled is gone "
                 f"when its rollouts are there; got {self.old_log_probs}"
+            )
+
+    def _check_problem_sampling(self) -> None:
+        if (problems := self.problems) is None:
+            return
+        if self.one_step_off:
+            raise ValueError(
+                "problem_sampling chooses a rollout batch by the results of those before; with "
+                "one_step_off the next one is sampled before they are there. Remove one of them"
+            )
+        groups = self.rollout_batch_size // self.group_size
+        if problems.replay is not None and int(problems.replay.share * groups) < 1:
+            raise ValueError(
+                f"problem_sampling.replay.share is {problems.replay.share}, less than one of the "
+                f"{groups} groups of a rollout batch; raise it to {1 / groups:.3g} or more"
+            )
+
+    def _check_overlong(self) -> None:
+        if self.overlong_buffer is None:
+            if self.overlong_penalty != type(self).overlong_penalty:
+                raise ValueError(
+                    "overlong_penalty has no effect without overlong_buffer; set that, or remove it"
+                )
+            return
+        if self.overlong_buffer > (self.max_completion_length or 0):
+            raise ValueError(
+                f"overlong_buffer must be at most max_completion_length "
+                f"({self.max_completion_length}), got {self.overlong_buffer}"
+            )
+        if self.loss.advantage == "max_rl":
+            raise ValueError(
+                "overlong_buffer makes rewards below 0, which advantage max_rl cannot have; remove "
+                "one of them"
             )
 
     def _check_batch_sizes(self) -> None:

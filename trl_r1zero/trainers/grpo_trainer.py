@@ -22,7 +22,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from trl_r1zero.evaluation import write_generations
-from trl_r1zero.functional import compute_group_advantages
+from trl_r1zero.functional import compute_group_advantages, soft_overlong_penalty
 from trl_r1zero.generation import Completion, row_seeds
 
 from .collective import means_of
@@ -30,9 +30,11 @@ from .core_trainer import CoreTrainer
 from .grpo_config import R1ZeroGRPOConfig
 from .grpo_loss import keep_fixed_log_probs, response_kl, rollout_loss
 from .microbatches import padded_share
+from .problem_sampling import ProblemSampler
 from .rewards import as_trl_rewards, extra_columns, grade_with, grade_with_trl, grader_of
 from .rollout_sampler import RolloutSampler
 from .rollouts import (
+    LENGTH_REWARD,
     MicroBatch,
     Rollout,
     RolloutBatch,
@@ -128,6 +130,7 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
                 args.n_grpo_steps,
                 self.timer,
             )
+        self.problems = self._choose_problems()
         self.update_metrics = UpdateMetrics()
         self._rollout_batch: RolloutBatch | None = None
 
@@ -148,6 +151,20 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
     def may_stop(self) -> bool:
         # A checkpoint within a step has no rollouts: the step's other updates would be on new ones.
         return self.state.global_step % self.args.updates_per_grpo_step == 0
+
+    def _choose_problems(self) -> ProblemSampler | None:
+        if (settings := self.args.problems) is None:
+            return None
+        sample, say = self.sample_and_grade, self.progress.say
+        problems = ProblemSampler(
+            settings, self.args, self.train_dataset, self.accelerator, sample, say, self.timer
+        )
+        self.add_callback(problems)
+        return problems
+
+    def begin(self, checkpoint: str | None) -> None:
+        if self.problems is not None and checkpoint is None:
+            self.problems.identify(self.model, self.rollout_sampling, self.reward_funcs)
 
     # Data
 
@@ -207,15 +224,38 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
             examples: This process's share of the rollout batch: each prompt `group_size` times in a
                 row (a group may go on in the next process).
         """
+        args = self.args
+        # 1 to 3. Take prompts, sample, grade
+        if self.problems is None:
+            start = self.accelerator.process_index * len(examples)
+            numbers = range(start, start + len(examples))
+            seeds = row_seeds(args.seed, "rollout", self.grpo_step, numbers)
+            batch = self.sample_and_grade(examples, seeds)
+        else:
+            batch = self.problems.collect(self.grpo_step, self.state)
+        self.state.num_input_tokens_seen += batch.sampled_tokens
+        # 4. Compare
+        self._set_advantages(batch)
+        batch.metrics |= batch.statistics()
+        if self.rollouts_ahead is not None:
+            batch.metrics["server_idle_seconds"] = self.rollouts_ahead.server_idle_seconds
+        # 5. Remember
+        keep_fixed_log_probs(
+            self.policy, batch, self.cut, self.timer, num_updates=self.state.global_step
+        )
+        self._write_rollouts(batch)
+        return batch
+
+    def sample_and_grade(
+        self, examples: Sequence[dict[str, Any]], seeds: Sequence[int], description: str = ""
+    ) -> RolloutBatch:
+        """One graded rollout for each of this process's examples, as many on each, and their seeds;
+        those of all processes, without advantages. `description`: of the progress bar."""
         args, accelerator = self.args, self.accelerator
-        # 1. Take prompts
-        start = accelerator.process_index * len(examples)
-        seeds = row_seeds(args.seed, "rollout", self.grpo_step, range(start, start + len(examples)))
         prompts = [example["prompt"] for example in examples]
-        # 2. Sample
+        title = description or f"Rollouts of GRPO step {self.grpo_step + 1}"
         with self.timer.part("generation"):
-            prompt_ids, completions = self._sample(prompts, seeds)
-        # 3. Grade
+            prompt_ids, completions = self._sample(prompts, seeds, title)
         with self.timer.part("reward"):
             grades, metrics = self.grade(examples, completions)
         rollouts = [
@@ -233,28 +273,22 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
                 examples, prompt_ids, completions, grades, extra_columns(grades), strict=True
             )
         ]
-        self.count_tokens(sum(row.num_tokens for row in rollouts))
-        batch = RolloutBatch(
+        if args.overlong_buffer is not None:
+            lengths = torch.tensor([row.length for row in rollouts])
+            most = args.max_completion_length or 0
+            lost = soft_overlong_penalty(lengths, most, args.overlong_buffer)
+            for row, penalty in zip(rollouts, lost.tolist(), strict=True):
+                row.rewards[LENGTH_REWARD] = args.overlong_penalty * penalty
+        return RolloutBatch(
             # All of them: who trains on which follows from their lengths.
             rollouts=gather_object(rollouts) if accelerator.num_processes > 1 else rollouts,
             group_size=args.group_size,
             metrics=means_of(metrics, accelerator),
         )
-        # 4. Compare
-        self._set_advantages(batch)
-        batch.metrics |= batch.statistics()
-        if self.rollouts_ahead is not None:
-            batch.metrics["server_idle_seconds"] = self.rollouts_ahead.server_idle_seconds
-        # 5. Remember
-        keep_fixed_log_probs(
-            self.policy, batch, self.cut, self.timer, num_updates=self.state.global_step
-        )
-        self._write_rollouts(batch)
-        return batch
 
     def _set_advantages(self, batch: RolloutBatch) -> None:
         args = self.args
-        rewards = torch.tensor([row.rewards["reward"] for row in batch.rollouts])
+        rewards = torch.tensor([row.training_reward for row in batch.rollouts])
         if args.kl_in_reward:
             penalties, mean = response_kl(self.policy, batch, self.cut, self.timer)
             rewards, batch.metrics["kl"] = rewards - args.beta * penalties, mean
@@ -265,9 +299,8 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
             row.advantage = advantage
 
     def _sample(
-        self, prompts: list[str], seeds: Sequence[int]
+        self, prompts: list[str], seeds: Sequence[int], description: str
     ) -> tuple[list[list[int]], list[Completion]]:
-        description = f"Rollouts of GRPO step {self.grpo_step + 1}"
         if self.rollouts_ahead is not None:
             return self.rollouts_ahead.sample(self.grpo_step, prompts, seeds, description)
         return self.sampler.sample(prompts, self.rollout_sampling, seeds, description)

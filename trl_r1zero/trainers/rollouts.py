@@ -22,6 +22,8 @@ from trl_r1zero.rewards.registry import is_correct
 
 from .microbatches import PaddedRows
 
+LENGTH_REWARD = "length_reward"  # of DAPO's soft ramp, among the rewards of a rollout
+
 
 @dataclass
 class Rollout:
@@ -54,6 +56,11 @@ class Rollout:
     ref_log_probs: Tensor | None = None
     logged: bool = False
     last_log_probs: Tensor | None = None
+
+    @property
+    def training_reward(self) -> float:
+        """What its advantage is made of: the reward, less what it loses for its length."""
+        return self.rewards["reward"] + self.rewards.get(LENGTH_REWARD, 0.0)
 
     @property
     def has_gradient(self) -> bool:
@@ -100,16 +107,21 @@ class RolloutBatch:
         rollouts: The rows, the same on every process.
         group_size: Rollouts per prompt.
         metrics: Numbers about the whole rollout batch, to be logged with each update on it.
+        sampled_tokens: What it cost, if more was sampled for it than it has; else its own tokens.
     """
 
     rollouts: list[Rollout]
     group_size: int
     metrics: dict[str, float] = field(default_factory=dict)
+    sampled_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.sampled_tokens = self.sampled_tokens or sum(row.num_tokens for row in self.rollouts)
 
     def statistics(self) -> dict[str, float]:
         """`zero_advantage_groups`, the share of groups without any advantage; `pass@k` for k = 2,
         4, 8 ... up to the group's size, the chance that one of k completions is right; and, where
-        it is known, `rollout_entropy`, the mean over all tokens in nats."""
+        they are known, `rollout_entropy`, the mean over all tokens in nats, and `length_reward`."""
         advantages = torch.tensor([row.advantage for row in self.rollouts])
         statistics = {"zero_advantage_groups": zero_group_fraction(advantages, self.group_size)}
         rows = iter(self.rollouts)
@@ -128,7 +140,8 @@ class RolloutBatch:
         entropy = math.fsum(m * length for m, length in known) / tokens if tokens else math.nan
         if not math.isnan(entropy):
             statistics["rollout_entropy"] = entropy
-        return statistics
+        lost = [row.rewards[LENGTH_REWARD] for row in self.rollouts if LENGTH_REWARD in row.rewards]
+        return statistics | ({LENGTH_REWARD: math.fsum(lost) / len(lost)} if lost else {})
 
     def train_batch(self, index: int, num_train_batches: int) -> list[Rollout]:
         """The rows of train batch `index` of `num_train_batches` equal ones.
