@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from trl_r1zero.common.processes import from_main_process
+from trl_r1zero.evaluation.environment import model_version
 from trl_r1zero.evaluation.files import differing, json_line, write_atomically
-from trl_r1zero.evaluation.model_files import model_version
 
 
 def fingerprint(parts: Iterable[bytes]) -> str:

@@ -27,6 +27,7 @@ class ProgressCallback(_ProgressCallback):
 
     def __init__(self, step_key: str, step_name: str) -> None:
         super().__init__()
+        self.training_bar: Any = None
         self._step_key, self._step_name = step_key, step_name
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
