@@ -13,7 +13,8 @@ from trl_r1zero.reports.statistics import difference_by_seed, holm, mean_over_st
 from trl_r1zero.reports.tables import interval_text, verdict
 
 PAGE = REPOSITORY / "docs" / "experiments.md"
-FILES = sorted((REPOSITORY / "docs" / "experiments").glob("*.json.gz"))
+FOLDER = REPOSITORY / "docs" / "experiments"
+FILES = sorted(FOLDER.rglob("*.json.gz"))
 
 
 def _results(path):
@@ -62,22 +63,29 @@ def page_table(results):
     return table(["variant", "last", "mean of curve", "last, less the baseline", ""], rows)
 
 
+def _name(path):
+    """Of an experiment, such as `edition_2026/variants`."""
+    return path.relative_to(FOLDER).as_posix().removesuffix(".json.gz")
+
+
 def test_all_experiments_have_a_table_and_a_figure():
-    names = {path.name.removesuffix(".json.gz") for path in FILES}
-    recipes = {path.stem for path in (REPOSITORY / "recipes" / "experiments").glob("*.yaml")}
-    assert names == recipes == {path.stem for path in PAGE.with_suffix("").glob("*.png")}
+    recipes = REPOSITORY / "recipes" / "experiments"
+    for folder, suffix in ((recipes, ".yaml"), (FOLDER, ".png")):
+        paths = folder.rglob(f"*{suffix}")
+        names = {path.relative_to(folder).as_posix().removesuffix(suffix) for path in paths}
+        assert names == set(map(_name, FILES))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name.removesuffix(".json.gz"))
+@pytest.mark.parametrize("path", FILES, ids=_name)
 def test_the_page_has_what_the_runs_say(path):
     text = PAGE.read_text(encoding="utf-8")
-    name = path.name.removesuffix(".json.gz")
+    name = _name(path)
     expected = "\n".join(page_table(_results(path)))
     assert expected in text, f"the table of {name} should be:\n{expected}"
-    assert f"(experiments/{path.name})" in text and f"(experiments/{name}.png)" in text
+    assert f"(experiments/{name}.json.gz)" in text and f"(experiments/{name}.png)" in text
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name.removesuffix(".json.gz"))
+@pytest.mark.parametrize("path", FILES, ids=_name)
 def test_the_findings_follow_from_the_runs(path):
     results = _results(path)
     for group in results["groups"].values():
