@@ -56,9 +56,9 @@ def train(
         with exit_on(program, *training_errors()), noting_a_full_disk(folder, *go_on):
             trainer.train(resume_from_checkpoint=resume)
             trainer.save_model(str(folder / "final"))
-        if trainer.accelerator.is_main_process:
-            print(write_report(folder))
-            write_page(folder)
+            if trainer.accelerator.is_main_process:
+                print(write_report(folder))
+                write_page(folder)
 
 
 if __name__ == "__main__":
