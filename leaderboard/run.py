@@ -14,14 +14,17 @@ check_requirements()  # before the imports that a wrong version would break
 from trl import ModelConfig
 
 from trl_r1zero import R1ZeroGRPOConfig
+from trl_r1zero.commands.errors import exit_on, stopping_in_words
 from trl_r1zero.leaderboard.runner import LeaderboardArguments, run_submission
 from trl_r1zero.recipe import parse_recipe
 from trl_r1zero.recipe.task_arguments import TaskArguments
+from trl_r1zero.runs.started import WRONG_SETTINGS, training_errors
 
 if __name__ == "__main__":
-    run_submission(
-        parse_recipe(
-            (R1ZeroGRPOConfig, TaskArguments, LeaderboardArguments, ModelConfig),
-            description=__doc__,
+    with stopping_in_words(), exit_on("run.py", *WRONG_SETTINGS, *training_errors()):
+        run_submission(
+            parse_recipe(
+                (R1ZeroGRPOConfig, TaskArguments, LeaderboardArguments, ModelConfig),
+                description=__doc__,
+            )
         )
-    )

@@ -7,6 +7,7 @@ decides.
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -230,9 +231,14 @@ def _begin_evaluation(run: Run, output: Any) -> subprocess.Popen:
 
 
 def _rows_of(folder: Path) -> Any:
+    """Without what time decides, or in its last digits which rows are computed together."""
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     summary = json.loads((folder / "summary.json").read_text())
-    return rows, {key: value for key, value in summary.items() if "second" not in key}
+    left_out = re.compile("second|entropy|log_prob")
+    return [
+        {key: value for key, value in row.items() if not left_out.search(key)}
+        for row in [*rows, summary]
+    ]
 
 
 def _begin_sweep(run: Run, output: Any) -> subprocess.Popen:

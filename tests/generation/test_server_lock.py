@@ -7,6 +7,7 @@ import sys
 import pytest
 from launching import run_here
 from stub_vllm import StubServer
+from tiny_grpo import make_trainer
 
 from trl_r1zero import cli
 from trl_r1zero.generation.server_lock import weights_held
@@ -83,3 +84,19 @@ def test_the_names_of_this_machine_are_one(owner, server):
             pass
     with weights_held("http://gpu-7:8000"), weights_held("http://gpu-7:8000"):  # one process
         assert os.getpid()
+
+
+def test_a_trainer_that_has_trained_lets_others_have_its_server(server, tokenizer, tmp_path):
+    """Though it still lives, as in a notebook."""
+    settings = {"vllm_server_base_url": server.base_url, "use_vllm": True, "vllm_check_syncs": 0}
+    trainer = make_trainer(tokenizer, tmp_path / "run", **settings)
+    code = "import sys; from trl_r1zero.generation.server_lock import weights_held\n"
+    code += "with weights_held(sys.argv[1]): print('has it')"
+
+    def other() -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", code, server.base_url]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert f"process {os.getpid()} on " in other().stderr
+    trainer.train()
+    assert other().stdout == "has it\n"

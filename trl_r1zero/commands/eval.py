@@ -22,7 +22,7 @@ from trl_r1zero.recipe import ParsedRecipe, parse_recipe
 from trl_r1zero.recipe.evaluation_arguments import EvaluationArguments, LoadedEvaluation
 from trl_r1zero.recipe.requirements import check_requirements
 
-from .errors import exit_on, stopping_in_words
+from .errors import exit_on, noting_a_full_disk, stopping_in_words
 
 # Imported when there is something to evaluate: --help needs no torch.
 if TYPE_CHECKING:
@@ -126,15 +126,21 @@ def _main(arguments: list[str], program: str) -> None:
     from trl_r1zero.evaluation.suite import SUITE_FILE, SUITE_PAGE, suite_table
     from trl_r1zero.generation.vllm_server import VLLMServerError
 
+    errors = (ResultsFolderError, VLLMServerError, OSError)
     if is_suite:
-        with exit_on(program, ResultsFolderError, VLLMServerError):
+        with exit_on(program, *errors), noting_a_full_disk(asked.folder):
             suite = run_suite(loaded, recipe, asked.folder)
         print("\n".join(suite_table([suite])))
         print(f"\n{asked.folder}: {SUITE_PAGE} to read, {SUITE_FILE}, a folder for each task")
         return
     one = loaded[""]
     print(_evaluating(one), flush=True)
-    with exit_on(program, ResultsFolderError, VLLMServerError), closing(one.engine), one.grader:
+    with (
+        exit_on(program, *errors),
+        noting_a_full_disk(one.folder),
+        closing(one.engine),
+        one.grader,
+    ):
         evaluation = _evaluate(one, recipe)
     print(results_table(evaluation.summary))
     files = ["results.jsonl", "summary.json", one.task.output_file]

@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None, program: str = "trl-r1zero judge") -
             f"{task.name} in {task.folder.path}",
             flush=True,
         )
-        with exit_on(program, ResultsFolderError, ChatServerError):
+        with exit_on(program, ResultsFolderError, ChatServerError, OSError):
             judged = judge_answers(task, client, name=recipe.instances[0].name)
         print(judge_table(judged.summary))
         print(f"\n{judged.folder}: judge_report.md to read, judgments.jsonl, judge_summary.json\n")

@@ -51,8 +51,8 @@ def train(
                 write_skipped_rows(folder, data.skipped_rows)
         with exit_on(program, *training_errors()), noting_a_full_disk(folder, *go_on):
             trainer.train(resume_from_checkpoint=resume)
-        if trainer.accelerator.is_main_process:
-            print(short_report(LoggedRun(folder)))
+            if trainer.accelerator.is_main_process:
+                print(short_report(LoggedRun(folder)))
 
 
 if __name__ == "__main__":

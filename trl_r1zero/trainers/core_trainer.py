@@ -306,7 +306,8 @@ class CoreTrainer(Trainer):
             VLLMServerError: The vLLM server refused a request, or is gone and not this trainer's to
                 start again. The run is saved first.
         """
-        with guarded(self, resume_from_checkpoint, lambda: self.may_stop) as checkpoint:
+        server = self.server.kept() if self.server is not None else nullcontext()
+        with server, guarded(self, resume_from_checkpoint, lambda: self.may_stop) as checkpoint:
             self.args.eval_on_start = (
                 self.args.eval_on_start and self.args.eval_every is not None and not checkpoint
             )

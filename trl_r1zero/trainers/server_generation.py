@@ -11,9 +11,9 @@ it is asked for anything.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from trl_r1zero.common.processes import from_main
+from trl_r1zero.common.processes import from_main, from_main_process
 from trl_r1zero.generation import Completion, SamplingConfig, in_order
 from trl_r1zero.generation.server_lock import weights_held
 from trl_r1zero.generation.server_sleep import Memory, Request, ServerState
@@ -207,20 +207,7 @@ class ServerGeneration:
         return in_order(rows)
 
     def check_probe(self, token_ids: list[int], trainer_log_probs: Tensor, dtype: str) -> float:
-        """Compare the server's log-probabilities of a sequence with the trainer's.
-
-        Args:
-            token_ids: The sequence, of T + 1 tokens.
-            trainer_log_probs: (T,) of its tokens but the first, at temperature 1, in nats.
-            dtype: What the trainer computes in, such as `bfloat16`.
-
-        Returns:
-            The mean absolute difference, in nats.
-
-        Raises:
-            VLLMServerError: It is above what the coarser of the two dtypes explains.
-        """
-
+        """See `compare_probe`: the mean absolute difference, in nats."""
         return self._ask(
             lambda: compare_probe(self._first_engine, token_ids, trainer_log_probs, dtype)
         )
@@ -234,7 +221,21 @@ class ServerGeneration:
         self._held.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Within it the server is no other trainer's, or it is a VLLMServerError; afterwards it may
+        be."""
+        from_main_process(self._hold)
+        try:
+            yield
+        finally:
+            self._held.close()
+
     # The first process
+
+    def _hold(self) -> None:
+        self._held.close()  # also that of a server that is gone
+        self._held.enter_context(weights_held(self._first_engine.base_url))
 
     @property
     def _first_engine(self) -> VLLMServerEngine:
@@ -265,8 +266,7 @@ class ServerGeneration:
                 read_timeout_seconds=timeout,
             )
             self.sleep_level = setup.server.sleep_level or 0
-        self._held.close()  # that of a server that is gone
-        self._held.enter_context(weights_held(self._engine.base_url))
+        self._hold()
         self.weights.server_dtype = getattr(torch, self._engine.dtype())
         self._sync = open_weight_sync(
             self._engine,

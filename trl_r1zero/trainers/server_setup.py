@@ -70,7 +70,20 @@ class ServerRequest:
 def compare_probe(
     engine: VLLMServerEngine, token_ids: list[int], trainer_log_probs: Tensor, dtype: str
 ) -> float:
-    """See `ServerGeneration.check_probe`."""
+    """Compare the server's log-probabilities of a sequence with the trainer's.
+
+    Args:
+        engine: The server.
+        token_ids: The sequence, of T + 1 tokens.
+        trainer_log_probs: (T,) of its tokens but the first, at temperature 1, in nats.
+        dtype: What the trainer computes in, such as `bfloat16`.
+
+    Returns:
+        The mean absolute difference, in nats.
+
+    Raises:
+        VLLMServerError: It is above what the coarser of the two dtypes explains.
+    """
     server_T = torch.tensor(engine.log_probs(token_ids), dtype=torch.float64)
     difference = (server_T - trainer_log_probs.double().cpu()).abs().mean().item()
     dtypes = (dtype, engine.dtype())
