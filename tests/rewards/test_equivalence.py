@@ -87,6 +87,11 @@ y = 3x - 5 | y + 5 = 3x
 1010_2 | (1010)_2
 10 | 10 m/s
 72 km/h | 20 m/s
+\$3.75 | 3 dollars and 75 cents
+63 inches | 5 feet 3 inches
+xy=6 | y=\frac{6}{x}
+3 | \log_5 125
+FF_{16} | FF_{\text{sixteen}}
 5 \text{ kcal m}^{-2} | 5
 4.5 \times 10^{14} | 4.5 \times 10^{14} Hz
 n\pi | n\pi, n\in\mathbb{Z}
@@ -126,6 +131,10 @@ MORE_DIFFERENT = r"""
 3.6e-10 | 3.6e-11
 x = 3, y = 4 | x = 4, y = 3
 72 km/h | 72 m/s
+\$3.75 | 3 dollars and 57 cents
+A_2 | A
+FF_{16} | FE_{16}
+AB = 6 | BC = 7
 5 \text{ kcal m}^{-2} | 5 \text{ kcal m}^{-3}
 4 Hz | 4 kHz
 \sum_{k=1}^{n} k | \sum_{k=1}^{m} k

@@ -157,7 +157,8 @@ def _relations_agree(given: MathValue, truth: MathValue) -> bool:
     stated, expected = _stated(given), _stated(truth)
     if stated != given and expected != truth and equal_values(stated, expected):
         return True
-    if sign == "=" and expected != truth and not symbols_of(expected):
+    solved = _name(truth)
+    if solved is not None and solved[1][0] != "mul" and not symbols_of(expected):
         return False  # what is solved for must stand alone
     a = compile_tree(("sub", left[1], right[1]))
     b = compile_tree(("sub", other_left[1], other_right[1]))

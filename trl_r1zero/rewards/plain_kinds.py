@@ -138,7 +138,7 @@ def same_time(given: str, truth: str) -> bool | None:
 
 
 _BASED = re.compile(
-    r"\(?(?P<digits>\d[\dA-Fa-f]*(?:\.[\dA-Fa-f]+)?)\)?\s*_\s*\{?\s*(?:\\text\s*)?[{(]*\s*"
+    r"\(?(?P<digits>(?:\d|[A-F](?=.*(?:16|sixteen)))[\dA-Fa-f]*(?:\.[\dA-Fa-f]+)?)\)?\s*_\s*\{?\s*(?:\\text\s*)?[{(]*\s*"
     r"(?P<base>\d{1,2}|[a-z]{3,7})\s*[)}]*\s*\}?"
 )
 _BASES = {"sixteen": "16"} | {name: str(number) for number, name in enumerate(_NUMBER_WORDS)}
@@ -191,9 +191,11 @@ _UNITS: dict[str, tuple[str, Fraction]] = {
     for names, factor in [entry.split("=")]
     for name in names.split(",")
 }  # fmt: skip
+_UNIT = "|".join(sorted(_UNITS, key=len, reverse=True))
+_TWO_UNITS = re.compile(rf"(\d+)\s*({_UNIT})s?,?\s+(?:and\s+)?(\d+)\s*({_UNIT})s?")
 _QUANTITY = re.compile(
     r"(?P<money>\\?\$)?\s*(?P<number>.*?[\d})])\s*(?:\\text\s*)?\{?[\s~]*"
-    rf"(?P<unit>{'|'.join(sorted(_UNITS, key=len, reverse=True))})?s?\.?\s*\}}?"
+    rf"(?P<unit>{_UNIT})?s?\.?\s*\}}?"
     r"(?:\s*\^\s*\{?(?P<power>[23])\}?)?\s*",
     re.DOTALL,
 )
@@ -209,6 +211,10 @@ class Quantity(NamedTuple):
 
 def quantity(text: str) -> Quantity | None:
     """The quantity that a text is; None for texts that do not end in a unit."""
+    both = _TWO_UNITS.fullmatch(text) if len(text) < 200 else None
+    if both is not None and _UNITS[both[2]][0] == _UNITS[both[4]][0]:
+        sizes = f"{both[1]}*{_UNITS[both[2]][1]}+{both[3]}*{_UNITS[both[4]][1]}"
+        return Quantity(sizes, f"{_UNITS[both[2]][0]}^1", Fraction(1))
     match = _QUANTITY.fullmatch(text) if len(text) < 200 else None
     if match is None or not (match["unit"] or match["money"]):
         return None
