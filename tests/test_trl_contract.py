@@ -20,6 +20,7 @@ from trl.distributed import DistributedBackend
 from trl.generation import vllm_client, vllm_generation
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.base_trainer import _BaseTrainer
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head, use_adapter
 
 from trl_r1zero.trainers import (
@@ -40,6 +41,7 @@ BASES = {
 
 # What every trainer overrides, and what each one does besides.
 OVERRIDDEN_BY_ALL = {
+    (_BaseTrainer, "create_model_card"): ["self", "model_name", "dataset_name", "tags"],
     (Trainer, "_determine_best_metric"): ["self", "metrics", "trial"],
     (Trainer, "train"): ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
 }

@@ -1,5 +1,7 @@
 """Rows one behind the other: by which attention, and that they do not see one another."""
 
+import inspect
+
 import pytest
 import torch
 from tiny_grpo import LENGTHS, REWARDS, gradient_of_update, make_rollouts, make_trainer
@@ -87,10 +89,15 @@ def flash_attention(monkeypatch):
     def keywords(is_causal, softmax_scale, **_):
         return {"causal": is_causal, "softmax_scale": softmax_scale}
 
+    # Newer versions of transformers have a second function, for their paged cache.
+    paged = "process_paged_kwargs_fn" in inspect.getsource(module)
     monkeypatch.setattr(
         module,
         "lazy_import_flash_attention",
-        lambda *args, **kwargs: ((flash, flash_varlen, None, None, None), keywords),
+        lambda *args, **kwargs: (
+            (flash, flash_varlen, None, None, None),
+            (keywords, keywords) if paged else keywords,
+        ),
     )
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, FLASH, flash_attention_forward)
     monkeypatch.setitem(

@@ -156,4 +156,4 @@ def test_a_notebook_is_not_drawn_at_each_update():
         bar.log(step, {"loss": 1.0 / (step + 1)})
     assert len(shown) < 200
     bar.close()
-    assert "1000 of 1000 updates" in shown[-1] and "training loss, from 0 to 1" in shown[-1]
+    assert "1000 of 1000 updates" in shown[-1] and "training loss</span>, from 0 to 1" in shown[-1]

@@ -89,7 +89,7 @@ class _Tuner(Trainer):
             return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        if self.is_world_process_zero():
+        if self.accelerator.is_main_process:
             write_card(self.args)
 
 

@@ -64,10 +64,10 @@ class NotebookBar:
         if logs.keys() & ("eval_accuracy", "eval_loss"):
             row = {self._step_name: f"{step:g}", "time": _clock(self._seconds)}
             for label, names in _COLUMNS.items():
-                known = next((one for one in names if one in self._latest), None)
+                known = [name for name in names if name in self._latest]
                 # The loss of a policy gradient says nothing by its value.
-                if known is not None and not (known == "loss" and "reward" in self._latest):
-                    row[label] = _number(self._latest, known)
+                if known and not (known[0] == "loss" and "reward" in self._latest):
+                    row[label] = _number(self._latest, known[0])
             self._rows.append(row)
             self._drawn = -math.inf
         self._draw()

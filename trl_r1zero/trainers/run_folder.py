@@ -106,7 +106,8 @@ class RunFolderCallback(TrainerCallback):
             elapsed = _keep_until(folder / METRICS_FILE, state.global_step)
             settings = json.loads(json.dumps(args.to_dict(), default=str))
             write(folder / CONFIG_FILE, json_text(valid_json(settings)))
-            facts = {"model": model.config.name_or_path or None, **environment(args.world_size)}
+            name = None if model is None else model.config.name_or_path or None
+            facts = {"model": name, **environment(args.world_size)}
             write(folder / "environment.json", json_text(facts))
         self._started = time.perf_counter() - elapsed
 
