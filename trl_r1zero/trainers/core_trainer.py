@@ -353,7 +353,12 @@ class CoreTrainer(Trainer):
                 write_card(self.args, folder)
         return is_best
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+    def create_model_card(  # type: ignore[override]  # TRL's, which differs from transformers'
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+    ) -> None:
         """Write the card of the run's model; it says what the run's files do, and nothing else."""
         if self.accelerator.is_main_process:
             write_card(self.args)
