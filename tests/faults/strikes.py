@@ -24,7 +24,7 @@ import psutil
 from faults.kinds import KINDS, Inputs, Run
 from faults.places import Clock, Network, SmallDisk, StubProcess
 
-END_SECONDS = 300.0
+END_SECONDS = 900.0
 ASKS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SIGNALS = (signal.SIGKILL, *ASKS)
 # Which process: the one that works, by itself; the same below accelerate's launcher; the launcher,

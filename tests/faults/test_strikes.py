@@ -24,7 +24,7 @@ def campaign(tiny_model_folder, tmp_path_factory) -> Campaign:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("one", STRUCK, ids=str)
 def test_a_run_that_was_struck_ends_as_if_nothing_had_been(one, campaign, tmp_path):
     campaign.strike(one, tmp_path)
