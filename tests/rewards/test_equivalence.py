@@ -86,6 +86,7 @@ y = 3x - 5 | y + 5 = 3x
 777_8 | 777 (base 8)
 1010_2 | (1010)_2
 10 | 10 m/s
+33 | 33 km/h
 72 km/h | 20 m/s
 \$3.75 | 3 dollars and 75 cents
 63 inches | 5 feet 3 inches

@@ -9,15 +9,13 @@ from collections.abc import Callable
 
 from .bounds import check_limits
 from .formula import FormulaError
+from .plain_kinds import UNITS
 
-_UNIT_WORDS = (
-    "millimeters?|centimeters?|kilometers?|meters?|metres?|inch(?:es)?|feet|foot|miles?|yards?|"
-    "mm|cm|km|kg|kilograms?|grams?|seconds?|minutes?|hours?|days?|weeks?|months?|years?|degrees?|"
-    "dollars?|cents?|yuan|euros?|percent(?:age)?|pct|units?|square|cubic|liters?|litres?|mph|"
-    "apples?|people|students?|ways?|points?|radians?|USD|EUR|GBP|rupees?|pounds?|k?m/s|cm/s|ft/s|"
-    "km/h|mi/h|[kMG]?Hz|[kMG]?eV|[kM]?Pa|k[JW]"
+_UNIT_WORDS = "|".join(name for name in UNITS if len(name) > 3 or "/" in name) + (
+    "|mm|cm|km|kg|mph|[kMG]?Hz|[kMG]?eV|[kM]?Pa|k[JW]|day|month|year|degree|radian|percent(?:age)?|"
+    "pct|yuan|rupee|USD|EUR|GBP|unit|square|cubic|apple|people|student|way|point"
 )
-_UNIT_NAME = rf"(?:{_UNIT_WORDS})"
+_UNIT_NAME = rf"(?:{_UNIT_WORDS})s?"
 _UNIT_POWER = r"(?:\s*\^\s*(?:\{-?[123]\}|[123]))?"
 _NAMES = (
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp sqrt abs floor ceil"

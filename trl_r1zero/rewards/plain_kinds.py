@@ -170,7 +170,7 @@ def _based(text: str) -> tuple[str, str | None]:
 
 
 # Unit -> what it measures, and how much of the first unit of that kind it is.
-_UNITS: dict[str, tuple[str, Fraction]] = {
+UNITS: dict[str, tuple[str, Fraction]] = {
     name: (kind, Fraction(factor))
     for kind, units in {
         "length": "m,meter,metre=1 mm,millimeter,millimetre=1/1000 cm,centimeter,centimetre=1/100 "
@@ -191,7 +191,7 @@ _UNITS: dict[str, tuple[str, Fraction]] = {
     for names, factor in [entry.split("=")]
     for name in names.split(",")
 }  # fmt: skip
-_UNIT = "|".join(sorted(_UNITS, key=len, reverse=True))
+_UNIT = "|".join(sorted(UNITS, key=len, reverse=True))
 _TWO_UNITS = re.compile(rf"(\d+)\s*({_UNIT})s?,?\s+(?:and\s+)?(\d+)\s*({_UNIT})s?")
 _QUANTITY = re.compile(
     r"(?P<money>\\?\$)?\s*(?P<number>.*?[\d})])\s*(?:\\text\s*)?\{?[\s~]*"
@@ -212,16 +212,16 @@ class Quantity(NamedTuple):
 def quantity(text: str) -> Quantity | None:
     """The quantity that a text is; None for texts that do not end in a unit."""
     both = _TWO_UNITS.fullmatch(text) if len(text) < 200 else None
-    if both is not None and _UNITS[both[2]][0] == _UNITS[both[4]][0]:
-        sizes = f"{both[1]}*{_UNITS[both[2]][1]}+{both[3]}*{_UNITS[both[4]][1]}"
-        return Quantity(sizes, f"{_UNITS[both[2]][0]}^1", Fraction(1))
+    if both is not None and UNITS[both[2]][0] == UNITS[both[4]][0]:
+        sizes = f"{both[1]}*{UNITS[both[2]][1]}+{both[3]}*{UNITS[both[4]][1]}"
+        return Quantity(sizes, f"{UNITS[both[2]][0]}^1", Fraction(1))
     match = _QUANTITY.fullmatch(text) if len(text) < 200 else None
     if match is None or not (match["unit"] or match["money"]):
         return None
     number = match["number"]
     if number.count("{") != number.count("}") or re.search(r"\}\s*\{[^{}]*\}\Z", text):
         return None  # the unit stands within the formula
-    kind, factor = _UNITS[match["unit"] or "dollar"]
+    kind, factor = UNITS[match["unit"] or "dollar"]
     power = int(match["power"] or 1)
     return Quantity(number, f"{kind}^{power}", factor**power)
 

@@ -17,22 +17,24 @@ _STYLE_NAMES = (
     "ensuremath boxed fbox framebox underline uline underbar smash mathclap mathrlap mathllap "
     "displaylines centerline mathsurround rm bf it sf tt sl sc cal em bfseries itshape "
     "rmfamily sffamily ttfamily mdseries upshape slshape scshape normalfont boldmath "
-    "unboldmath cancel hl highlight bbox enclose cssId style class tiny scriptsize "
-    "footnotesize small normalsize large Large LARGE huge Huge HUGE displaystyle textstyle "
-    "scriptstyle scriptscriptstyle limits nolimits left right middle big bigl bigr bigm Big "
-    "Bigl Bigr Bigm bigg biggl biggr biggm Bigg Biggl Biggr Biggm quad qquad enspace enskip "
-    "thinspace medspace thickspace negthinspace space nobreakspace allowbreak nobreak "
-    "linebreak newline break par noindent strut hfill hfil operatorname nonumber notag "
+    "unboldmath cancel hl highlight bbox tiny scriptsize footnotesize small normalsize large Large "
+    "LARGE huge Huge HUGE displaystyle textstyle scriptstyle scriptscriptstyle limits nolimits "
+    "bigm Bigm biggm Biggm Biggl Biggr quad qquad enspace enskip kern mkern hskip mskip thinspace "
+    "medspace thickspace negthinspace space nobreakspace allowbreak nobreak linebreak newline "
+    "break par noindent strut hfill hfil operatorname nonumber notag "
     "blacksquare Box qed qedhere checkmark centering raggedright relax null therefore implies "
     "Rightarrow Longrightarrow Leftrightarrow iff to rightarrow longrightarrow"
 )
+_WITH_ONE = (
+    "textcolor colorbox color scalebox raisebox enclose style class cssId hspace vspace phantom "
+    "hphantom vphantom tag label ref footnote"
+)
+_SIZES = "left right middle big bigl bigr Big Bigl Bigr bigg biggl biggr Bigg"
+_NO_SPACE = frozenset(_SIZES.split())
 # Macros that say how their last argument looks -> how many arguments stand before that one.
 _STYLES = {
-    **dict.fromkeys(_STYLE_NAMES.split(), 0),
-    "textcolor": 1, "colorbox": 1, "color": 1, "fcolorbox": 2, "bbox": 0, "scalebox": 1,
-    "resizebox": 2, "raisebox": 1, "fontsize": 2, "enclose": 1, "style": 1, "class": 1, "cssId": 1,
-    "hspace": 1, "vspace": 1, "phantom": 1, "hphantom": 1, "vphantom": 1, "tag": 1, "label": 1,
-    "kern": 0, "mkern": 0, "hskip": 0, "mskip": 0, "rule": 2, "ref": 1, "footnote": 1,
+    **dict.fromkeys([*_STYLE_NAMES.split(), *_NO_SPACE], 0), **dict.fromkeys(_WITH_ONE.split(), 1),
+    **dict.fromkeys(("fcolorbox", "resizebox", "fontsize", "rule"), 2),
 }  # fmt: skip
 _TEXT_NAMES = (
     "text textrm textbf textit textsf texttt textsl textsc textup textmd textnormal emph mbox "
@@ -45,8 +47,6 @@ _MACRO = re.compile(
     r"|\\(?:!\s*|[,;:>/ \n]|(?=\Z))|(?P<skip>\\.)",
     re.DOTALL,
 )
-_SIZES = "left right middle big bigl bigr Big Bigl Bigr bigg biggl biggr Bigg"
-_NO_SPACE = frozenset(_SIZES.split())
 _ENVIRONMENTS = (
     "align alignat aligned equation gather gathered split multline eqnarray center displaymath "
     "math flushleft"
