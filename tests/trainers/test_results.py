@@ -133,7 +133,7 @@ def test_an_interval_stays_within_0_and_1():
 
 def test_a_notebook_shows_our_metrics():
     shown = []
-    bar = NotebookBar(20, "grpo_step", "GRPO step", shown.append)
+    bar = NotebookBar(20, "GRPO step", shown.append)
     bar.log(0, {"eval_accuracy": 0.25, "eval_accuracy_stderr": 0.0125, "eval_length": 20.0})
     for step in (1, 2):
         bar.update(1)
@@ -150,7 +150,7 @@ def test_a_notebook_shows_our_metrics():
 
 def test_a_notebook_is_not_drawn_at_each_update():
     shown = []
-    bar = NotebookBar(1000, "train_step", "update", shown.append)
+    bar = NotebookBar(1000, "update", shown.append)
     for step in range(1000):
         bar.update(1)
         bar.log(step, {"loss": 1.0 / (step + 1)})

@@ -353,7 +353,7 @@ class CoreTrainer(Trainer):
                 write_card(self.args, folder)
         return is_best
 
-    def create_model_card(  # type: ignore[override]  # TRL's, which differs from transformers'
+    def create_model_card(  # type: ignore[override]  # TRL's arguments
         self,
         model_name: str | None = None,
         dataset_name: str | None = None,

@@ -34,15 +34,15 @@ class NotebookBar:
 
     Args:
         total: Optimizer updates of the run.
-        step_key: What counts its steps in what is logged; `step_name`: what a step is called.
+        step_name: What a step is called.
         show: Shows HTML in place of what it showed before; IPython's display by default.
     """
 
     def __init__(
-        self, total: float, step_key: str, step_name: str, show: Callable[[str], None] | None = None
+        self, total: float, step_name: str, show: Callable[[str], None] | None = None
     ) -> None:
         self.total, self._done = total, 0
-        self._step_key, self._step_name = step_key, step_name
+        self._step_name = step_name
         self._show = show or _in_place()
         self._started, self._drawn = time.perf_counter(), -math.inf
         self._latest: dict[str, Any] = {}

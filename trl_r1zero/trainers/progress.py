@@ -32,8 +32,8 @@ class ProgressCallback(_ProgressCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if is_in_notebook() and state.is_world_process_zero:
-            self.current_step = 0
-            self.training_bar = NotebookBar(state.max_steps, self._step_key, self._step_name)
+            bar: Any = NotebookBar(state.max_steps, self._step_name)
+            self.training_bar, self.current_step = bar, 0
         else:
             super().on_train_begin(args, state, control, **kwargs)
 
