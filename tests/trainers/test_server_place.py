@@ -92,9 +92,9 @@ def test_trainers_of_other_machines_take_no_gpu_here(on_gpus, monkeypatch):
     assert place_own_server(arguments(), many, [nn.Linear(2, 2)]).devices == "2"
 
 
-def test_one_step_off_keeps_the_server_awake(on_gpus):
+def test_staleness_keeps_the_server_awake(on_gpus):
     on_gpus(1)
-    config = place_own_server(arguments(one_step_off=True), accelerator(), [nn.Linear(2, 2)])
+    config = place_own_server(arguments(max_staleness=1), accelerator(), [nn.Linear(2, 2)])
     assert config.sleep_level == 0
 
 

@@ -75,6 +75,8 @@ class Completion:
         log_probs: Log-probability of each token at the sampling temperature, in nats, before top-p,
             top-k and min-p (transformers) or after them (vLLM); None where the backend gives none.
         entropies: Entropy of the same distribution at each token, in nats; None likewise.
+        staleness: How many steps of training lie between the weights that sampled the first token
+            and those that it is there for; None where no weights change meanwhile.
     """
 
     token_ids: list[int]
@@ -82,6 +84,7 @@ class Completion:
     finish_reason: Literal["stop", "length"]
     log_probs: list[float] | None = None
     entropies: list[float] | None = None
+    staleness: int | None = None
 
     @property
     def truncated(self) -> bool:

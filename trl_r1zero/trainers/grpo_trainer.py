@@ -11,6 +11,7 @@ TRL and transformers load, wrap, run the optimizer loop, save and log. Replaced 
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from trl_r1zero.evaluation import write_generations
 from trl_r1zero.functional import compute_group_advantages
@@ -119,12 +121,14 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
         self.rollout_sampling = args.rollout_sampling(stop)
         self.set_up_sampling(self.grade, args.validation_sampling(stop))
         self.rollouts_ahead = None
-        if args.one_step_off:
+        if args.max_staleness:
             self.rollouts_ahead = RolloutsAhead(
                 self.sampler,
                 self.rollout_sampling,
                 self._prompts_and_seeds,
                 args.n_grpo_steps,
+                args.max_staleness,
+                args.updates_per_grpo_step,
                 self.timer,
             )
         self.update_metrics = UpdateMetrics()
@@ -147,6 +151,16 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
     def may_stop(self) -> bool:
         # A checkpoint within a step has no rollouts: the step's other updates would be on new ones.
         return self.state.global_step % self.args.updates_per_grpo_step == 0
+
+    def begin(self, checkpoint: str | None) -> None:
+        if self.rollouts_ahead is not None and checkpoint is not None:
+            self.rollouts_ahead.load(Path(checkpoint))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.rollouts_ahead is not None:  # first, so that a whole checkpoint has it
+            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            self.rollouts_ahead.save(self.run_folder / name)
+        super()._save_checkpoint(model, trial)
 
     # Data
 
@@ -234,7 +248,7 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
         )
         # 4. Compare
         self._set_advantages(batch)
-        batch.metrics |= batch.statistics()
+        batch.metrics |= batch.statistics() | self.sampler.idle_shares()
         if self.rollouts_ahead is not None:
             batch.metrics["server_idle_seconds"] = self.rollouts_ahead.server_idle_seconds
         # 5. Remember
@@ -311,7 +325,7 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
             [part for parts in self._plan(rows) for part in parts], self.policy.limits
         )
         parts = ["step", "generation", "reward", "forward", "backward"]
-        parts += ["rollout_wait"] if args.one_step_off else []
+        parts += ["rollout_wait"] if args.max_staleness else []
         parts += self.sampler.timed_parts
         parts += ["old_log_probs"] if args.updates_per_grpo_step > 1 else []
         parts += ["ref_log_probs"] if args.beta != 0 else []

@@ -105,7 +105,8 @@ class RolloutBatch:
     def statistics(self) -> dict[str, float]:
         """`zero_advantage_groups`, the share of groups without any advantage; `pass@k` for k = 2,
         4, 8 ... up to the group's size, the chance that one of k completions is right; and, where
-        it is known, `rollout_entropy`, the mean over all tokens in nats."""
+        it is known, `rollout_entropy`, the mean over all tokens in nats, and the mean and maximum
+        of `staleness` over rows."""
         advantages = torch.tensor([row.advantage for row in self.rollouts])
         statistics = {"zero_advantage_groups": zero_group_fraction(advantages, self.group_size)}
         rows = iter(self.rollouts)
@@ -124,6 +125,10 @@ class RolloutBatch:
         entropy = math.fsum(m * length for m, length in known) / tokens if tokens else math.nan
         if not math.isnan(entropy):
             statistics["rollout_entropy"] = entropy
+        stale = [row.completion.staleness for row in self.rollouts]
+        if (ages := [age for age in stale if age is not None]) != []:
+            statistics["staleness/mean"] = sum(ages) / len(ages)
+            statistics["staleness/max"] = max(ages)
         return statistics
 
     def train_batch(self, index: int, num_train_batches: int) -> list[Rollout]:
