@@ -90,7 +90,7 @@ def test_a_server_on_a_cpu_sleeps_if_asked():
     assert (placement.sleep_level, placement.weight_transfer) == (2, "ipc")
 
 
-def test_one_step_off_wants_a_server_that_is_awake():
+def test_staleness_wants_a_server_that_is_awake():
     config, placement = resolved("80GiB", samples_while_training=True)
     assert (config.sleep_level, placement.sleep_level) == (0, 0)
     assert config.gpu_memory_utilization == 0.4

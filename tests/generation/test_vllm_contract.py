@@ -36,10 +36,15 @@ pytestmark = pytest.mark.timeout(300)
 PROBE = """
 import inspect, json, sys
 from importlib import import_module
+from typing import get_args
 from vllm import LLM, SamplingParams, envs
 from vllm.distributed.weight_transfer.base import WeightTransferEngine
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+from vllm.config.lora import MaxLoRARanks
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
+from vllm.v1.engine import PauseMode
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.inputs import tokens_input
 from vllm.logger import _DATE_FORMAT, _FORMAT
@@ -85,11 +90,14 @@ print(json.dumps({
     "shutdown": list(inspect.signature(EngineCoreClient.shutdown).parameters),
     "llm_engine": sorted(vars(LLMEngine)),
     "prompt": dict(tokens_input([5, 6])),
+    "pauses": get_args(PauseMode),
+    "lora": [get_args(MaxLoRARanks), sorted(LoadLoRAAdapterRequest.model_fields)],
+    "request": sorted(CompletionRequest.model_fields),
 }))
 """
 COMMANDS = {
     "gpu": (VLLMServerConfig(max_model_len=64, max_num_seqs=8, sleep_level=2), "ipc", False),
-    "nccl": (VLLMServerConfig(gpu_memory_utilization=0.5), "nccl", False),
+    "nccl": (VLLMServerConfig(gpu_memory_utilization=0.5, max_lora_rank=9), "nccl", False),
     "cpu": (VLLMServerConfig(cpu_kv_cache_gb=0.5), "gloo", True),
 }
 
@@ -131,6 +139,9 @@ OWN = [BACKENDS["gloo"], BACKENDS["ipc"]]
         ("POST", vllm_compat.UPDATE_WEIGHTS),
         ("POST", vllm_compat.FINISH_UPDATE),
         ("POST", vllm_compat.RESET_PREFIX_CACHE),
+        ("POST", vllm_compat.RESET_RUNNING),
+        ("POST", vllm_compat.PAUSE),
+        ("POST", vllm_compat.RESUME),
     ],
 )
 def test_development_endpoints_are_there(method, path, probe):
@@ -149,6 +160,8 @@ def test_vllm_understands_our_flags(probe):
     assert gpu["enable_sleep_mode"] == "True"
     assert "trl_r1zero_ipc" in gpu["weight_transfer_config"]
     assert nccl["gpu_memory_utilization"] == "0.5"
+    assert [nccl[name] for name in ("enable_lora", "max_lora_rank")] == ["True", "16"]
+    assert gpu["enable_lora"] != "True"
     assert cpu["kv_cache_memory_bytes"] == str(2**29)
     assert (cpu["enforce_eager"], cpu["enable_chunked_prefill"]) == ("True", "False")
 
@@ -156,6 +169,7 @@ def test_vllm_understands_our_flags(probe):
 @pytest.mark.parametrize(
     "name",
     [
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
         "VLLM_CPU_KVCACHE_SPACE",
         "VLLM_CPU_OMP_THREADS_BIND",
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE",
@@ -200,6 +214,14 @@ def test_our_engine_is_registered_under_its_names_and_complete(probe):
         "start_weight_update",
     ]
     assert len(probe["called_by_worker"]) == 6
+
+
+def test_requests_that_go_on_and_adapters(probe):
+    assert "keep" in probe["pauses"]
+    assert set(vllm_compat.FIRST_TOKEN_APART) <= set(probe["request"])
+    ranks, fields = probe["lora"]
+    assert tuple(ranks) == vllm_compat.LORA_RANKS
+    assert {"lora_name", "lora_path"} <= set(fields)
 
 
 def test_what_an_unfinished_update_leaves_is_where_we_clear_it(probe):

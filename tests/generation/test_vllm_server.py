@@ -67,8 +67,8 @@ def flags(config: VLLMServerConfig) -> list[str]:
         ({"weight_transfer": "rdma"}, "must be one of auto, nccl, ipc, gloo, none, got 'rdma'"),
         ({"sleep_level": 3}, "sleep_level must be one of 0, 1, 2, got 3"),
         ({"sleep_level": True}, "sleep_level must be int or null, got True"),
-        ({"extra_args": "--seed"}, "extra_args must be a list of str, got '--seed'"),
-        ({"extra_args": ["--seed", 1]}, "extra_args must be a list of str"),
+        ({"extra_args": "--seed"}, "extra_args must be list of str, got '--seed'"),
+        ({"extra_args": ["--seed", 1]}, "extra_args must be list of str"),
         ({"max_model_length": 8}, "unknown setting of a vLLM server 'max_model_length'; did you"),
     ],
 )

@@ -80,7 +80,7 @@ def test_the_recipe_that_should_win_is_what_its_reasons_say():
         "train_batch_size": 256,
         "epochs_per_rollout_batch": 1,
         "beta": 0.0,
-        "one_step_off": True,
+        "max_staleness": 1,
         "vllm_server": {"devices": "1"},
     }
     assert {name: values[name] for name in wanted} == wanted

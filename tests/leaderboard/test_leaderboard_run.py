@@ -194,7 +194,7 @@ def test_training_stops_by_itself_in_time(board_model, tmp_path):
     assert events[-1]["num_problems"] == 32
 
 
-def test_one_step_off_stops_too_and_evaluates_the_last_weights(
+def test_staleness_stops_too_and_evaluates_the_last_weights(
     vllm_server, served_model_folder, tmp_path
 ):
     """When training ends, the server samples a rollout batch that nobody will train on."""
@@ -204,7 +204,7 @@ def test_one_step_off_stops_too_and_evaluates_the_last_weights(
         30.0,
         use_vllm=True,
         vllm_server_base_url=vllm_server.base_url,
-        one_step_off=True,
+        max_staleness=1,
         loss_type="grpo_clip",
         old_log_probs="sampler",
         learning_rate=1e-3,

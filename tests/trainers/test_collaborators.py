@@ -12,6 +12,7 @@ from tiny_models import make_tiny_model
 
 from trl_r1zero.functional import get_response_log_probs
 from trl_r1zero.generation import Completion, SamplingConfig, row_seeds
+from trl_r1zero.generation.vllm_server import VLLMServerError
 from trl_r1zero.grading import Grader
 from trl_r1zero.trainers.microbatches import MicroBatchLimits, PaddedRows
 from trl_r1zero.trainers.policy_forward import PolicyForward
@@ -19,7 +20,7 @@ from trl_r1zero.trainers.rewards import grade_with
 from trl_r1zero.trainers.rollouts_ahead import RolloutsAhead
 from trl_r1zero.trainers.sampling import PolicySampler
 from trl_r1zero.trainers.server_setup import ServerRequest
-from trl_r1zero.trainers.timing import StepTimer
+from trl_r1zero.trainers.timing import ServerClock, StepTimer
 from trl_r1zero.trainers.validation import Validator
 
 SAMPLING = SamplingConfig(max_tokens=8)
@@ -59,9 +60,10 @@ class Server:
     """Does what a server is asked for, and writes it down."""
 
     def __init__(self, sleep_level: int = 0) -> None:
-        self.sleep_level, self.last_answer = sleep_level, 0.0
+        self.sleep_level, self.keeps_running = sleep_level, False
         self.asked: list[str] = []
-        self._begun: ServerRequest | None = None
+        self.clock, self.num_updates = ServerClock(), lambda: 0
+        self._begun: list[ServerRequest] = []
 
     def release(self) -> None:
         self.asked.append("release")
@@ -78,16 +80,20 @@ class Server:
         self.asked.append(description)
         return [Completion([seed], "", "stop") for seed in seeds]
 
-    def begin(self, prompt_ids, sampling, seeds) -> ServerRequest:
+    def begin(self, request: ServerRequest) -> None:
         self.asked.append("begin")
-        self._begun = ServerRequest(prompt_ids, sampling, seeds)
-        return self._begun
+        request.versions = [self.num_updates()] * len(request.seeds)
+        self._begun.append(request)
 
-    def finish(self) -> None:
-        request, self._begun = self._begun, None
-        if request is not None:
+    def settle(self) -> None:
+        if not self.keeps_running:
+            self.finish()
+
+    def finish(self, request: ServerRequest | None = None) -> None:
+        for one in [one for one in self._begun if request in (None, one)]:
+            self._begun.remove(one)
             self.asked.append("finish")
-            request.completions = [Completion([seed], "", "stop") for seed in request.seeds]
+            one.completions = [Completion([seed], "", "stop") for seed in one.seeds]
 
 
 def make_sampler(tokenizer, server=None, *, updates=lambda: 0, **settings) -> PolicySampler:
@@ -216,12 +222,16 @@ def test_validation_writes_a_table_and_is_the_same_each_time(tokenizer, tmp_path
 # Rollouts ahead of time
 
 
-def make_ahead(tokenizer, server, num_steps=3) -> RolloutsAhead:
+def make_ahead(
+    tokenizer, server, num_steps=3, max_staleness=1, updates=lambda: 0, updates_per_step=1
+) -> RolloutsAhead:
     return RolloutsAhead(
-        make_sampler(tokenizer, server, vllm_check_syncs=0),
+        make_sampler(tokenizer, server, updates=updates, vllm_check_syncs=0),
         SAMPLING,
         lambda step: (PROMPTS[:2], [10 * step, 10 * step + 1]),
         num_steps,
+        max_staleness,
+        updates_per_step,
         StepTimer(torch.device("cpu")),
     )
 
@@ -259,6 +269,88 @@ def test_rollouts_of_another_step_are_not_taken(tokenizer):
     ahead.sample(0, PROMPTS[:2], [0, 1], "step 0")
     _, completions = ahead.sample(2, PROMPTS[:2], [20, 21], "step 2")
     assert [completion.token_ids for completion in completions] == [[20], [21]]
+
+
+@pytest.mark.parametrize("max_staleness", [1, 2, 3])
+def test_rows_are_as_many_steps_old_as_is_allowed(tokenizer, max_staleness):
+    server, step, ages = Server(), 0, []
+    ahead = make_ahead(tokenizer, server, 5, max_staleness, lambda: 2 * step, 2)
+    for step in range(5):
+        _, completions = ahead.sample(step, PROMPTS[:2], [10 * step, 10 * step + 1], "in place")
+        assert [one.token_ids for one in completions] == [[10 * step], [10 * step + 1]]
+        ages.append([one.staleness for one in completions])
+    assert ages == [[min(step, max_staleness)] * 2 for step in range(5)]
+    first = ["weights", "in place", *["begin"] * max_staleness]
+    # With more than one batch ahead, the newest weights and the next batch come before the wait.
+    second = ["weights", "begin", "finish"] if max_staleness > 1 else ["finish", "weights", "begin"]
+    assert server.asked[: len(first) + 3] == first + second
+
+
+def test_a_checkpoint_has_what_is_under_way(tokenizer, tmp_path):
+    step = 0
+    ahead = make_ahead(tokenizer, Server(), 6, 2, lambda: step)
+    for step in range(3):
+        ahead.sample(step, PROMPTS[:2], [10 * step, 10 * step + 1], "")
+    step = 3  # after the update
+    ahead.save(tmp_path)
+    server = Server()
+    resumed = make_ahead(tokenizer, server, 6, 2, lambda: step)
+    resumed.load(tmp_path)
+    for step in range(3, 6):
+        went_on, resumed_rows = (
+            one.sample(step, PROMPTS[:2], [10 * step, 10 * step + 1], "")
+            for one in (ahead, resumed)
+        )
+        assert went_on == resumed_rows
+        assert {row.staleness for row in resumed_rows[1]} == {2}
+    assert "" not in server.asked  # nothing was sampled in place
+
+
+def test_what_a_dead_server_owes_is_not_in_a_checkpoint(tokenizer, tmp_path):
+    server = Server()
+    ahead = make_ahead(tokenizer, server)
+    ahead.sample(0, PROMPTS[:2], [0, 1], "")
+
+    def die(request=None):
+        server._begun.clear()
+        raise VLLMServerError("it is gone")
+
+    server.finish, works = die, server.finish
+    ahead.save(tmp_path)
+    server.finish = works
+    for one in (ahead, make_ahead(tokenizer, server)):
+        one.load(tmp_path)
+        _, completions = one.sample(1, PROMPTS[:2], [10, 11], "in place")
+        assert [completion.token_ids for completion in completions] == [[10], [11]]
+        assert "in place" in server.asked
+        server.asked.clear()
+    make_ahead(tokenizer, server).load(tmp_path / "of a run without staleness")
+
+
+def test_shares_of_a_servers_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    clock = ServerClock()
+
+    def later(seconds: float) -> None:
+        now[0] += seconds
+
+    later(2)  # idle
+    with clock.request():
+        later(1)
+        with clock.request(), clock.waiting():
+            later(3)
+        assert clock.free_seconds() == 0
+        later(1)
+    later(3)
+    assert clock.free_seconds() == 3
+    assert clock.idle_shares() == {"trainer_idle_share": 0.3, "server_idle_share": 0.5}
+    later(1)
+    with clock.request():
+        later(3)
+        assert clock.idle_shares() == {"trainer_idle_share": 0.0, "server_idle_share": 0.25}
+        later(1)
+    assert clock.idle_shares() == {"trainer_idle_share": 0.0, "server_idle_share": 0.0}
 
 
 def test_a_server_that_sleeps_samples_nothing_ahead(tokenizer):

@@ -91,9 +91,9 @@ def test_where_the_kl_penalty_is(config):
     assert args.kl_in_reward and not args.kl_in_loss
 
 
-def test_one_step_off_goes_with_every_ratio(config):
-    settings = {"use_vllm": True, "one_step_off": True, "old_log_probs": "sampler"}
+def test_staleness_goes_with_every_ratio(config):
+    settings = {"use_vllm": True, "max_staleness": 2, "old_log_probs": "sampler"}
     for surrogate in set(SURROGATES) - {"reinforce"}:
-        assert config(surrogate=surrogate, **settings).one_step_off
+        assert config(surrogate=surrogate, **settings).max_staleness
     with pytest.raises(ValueError, match="or such a surrogate"):
         config(surrogate="reinforce", **settings)

@@ -366,29 +366,38 @@ def test_settings_of_the_correction_that_cannot_work(config, settings, message):
         config(**correction(**settings))
 
 
+AHEAD = {"use_vllm": True, "loss_type": "grpo_clip", "old_log_probs": "sampler"}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"use_vllm": False}, "one_step_off needs use_vllm"),
+        ({"use_vllm": False}, "max_staleness: 1 needs use_vllm"),
         ({"loss_type": "reinforce_with_baseline"}, "needs a loss_type .* grpo_clip, grpo_no_clip"),
-        ({"old_log_probs": "policy"}, "one_step_off needs old_log_probs: sampler"),
+        ({"old_log_probs": "policy"}, "max_staleness: 1 needs old_log_probs: sampler"),
         (
             {"vllm_importance_sampling_correction": True},
             "has no effect with old_log_probs: sampler",
         ),
         ({"old_log_probs": "smapler"}, "did you mean 'sampler'"),
+        ({"max_staleness": -1}, "max_staleness must be at least 0, got -1"),
+        ({"one_step_off": True}, "are one setting; remove one_step_off"),
+        ({"one_step_off": False}, "are one setting; remove one_step_off"),
+        ({"vllm_server": {"sleep_level": 2}}, "so it sleeps then; set sleep_level to 0"),
     ],
 )
-def test_what_one_step_off_needs(config, settings, message):
-    works = {
-        "one_step_off": True,
-        "use_vllm": True,
-        "loss_type": "grpo_clip",
-        "old_log_probs": "sampler",
-    }
-    assert config(**works).one_step_off
+def test_what_staleness_needs(config, settings, message):
+    assert config(**AHEAD, max_staleness=1).max_staleness == 1
     with pytest.raises(ValueError, match=message):
-        config(**{**works, **settings})
+        config(**{**AHEAD, "max_staleness": 1, **settings})
+
+
+@pytest.mark.parametrize(("former", "now"), [(True, 1), (False, 0)])
+def test_one_step_off_is_the_former_name(config, former, now):
+    there = config(**AHEAD, one_step_off=former)
+    assert (there.max_staleness, there.one_step_off) == (now, None)
+    assert dataclasses.replace(there, seed=5).max_staleness == now
+    assert config().max_staleness == 0
 
 
 @pytest.mark.parametrize("name", ["top_p", "top_k", "min_p"])

@@ -7,14 +7,17 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from launching import launch
+from peft import LoraConfig, get_peft_model
 from test_launch import RECIPE
 from tiny_grpo import TASK, make_trainer
 from tiny_models import make_tiny_model
 from torch import nn
 
+from trl_r1zero import R1ZeroGRPOConfig
 from trl_r1zero.devices import DeviceFacts, MachineFacts, visible_devices
 from trl_r1zero.devices.memory import Sharing
 from trl_r1zero.generation.vllm_server import installed_vllm
+from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
 from trl_r1zero.trainers import server_place
 from trl_r1zero.trainers.server_place import parameter_facts, place_own_server, sharing_of
 
@@ -92,9 +95,9 @@ def test_trainers_of_other_machines_take_no_gpu_here(on_gpus, monkeypatch):
     assert place_own_server(arguments(), many, [nn.Linear(2, 2)]).devices == "2"
 
 
-def test_one_step_off_keeps_the_server_awake(on_gpus):
+def test_staleness_keeps_the_server_awake(on_gpus):
     on_gpus(1)
-    config = place_own_server(arguments(one_step_off=True), accelerator(), [nn.Linear(2, 2)])
+    config = place_own_server(arguments(max_staleness=1), accelerator(), [nn.Linear(2, 2)])
     assert config.sleep_level == 0
 
 
@@ -166,3 +169,44 @@ def test_all_processes_end_where_the_server_has_no_place(tiny_model_folder, tmp_
     error = "error: vllm_server's devices is '1', but vLLM's build for CPUs is installed"
     assert stderr.count(error) == 2
     assert time.monotonic() - began < 240  # and not the group's 30 minutes
+
+
+@pytest.mark.parametrize(
+    ("way", "on_cpu", "sleep_level", "rank"),
+    [
+        ("auto", False, 0, 8),
+        ("auto", True, 0, None),  # adapters cost more at each token there than their way saves
+        ("adapters", True, 0, 8),
+        ("merged", False, 0, None),
+        ("auto", False, 2, None),  # it forgets its own weights
+    ],
+)
+def test_an_own_server_is_started_for_the_adapters_it_gets(
+    way, on_cpu, sleep_level, rank, tokenizer, monkeypatch, tmp_path
+):
+    base = make_tiny_model(tokenizer)
+    base.name_or_path = str(tmp_path)
+    model = get_peft_model(base, LoraConfig(r=8, target_modules="all-linear"))
+    config = VLLMServerConfig(sleep_level=sleep_level)
+    monkeypatch.setattr(server_place, "place_own_server", lambda *_: config)
+    monkeypatch.setattr(server_place, "is_cpu_build", lambda: on_cpu)
+    monkeypatch.setattr(server_place, "ServerGeneration", lambda *given: given[3])
+    args = R1ZeroGRPOConfig(
+        output_dir=str(tmp_path),
+        use_vllm=True,
+        vllm_server={},
+        vllm_lora=way,
+        max_staleness=2,
+        old_log_probs="sampler",
+        loss_type="grpo_clip",
+    )
+    policy = SimpleNamespace(
+        args=args, accelerator=accelerator(), model=lambda: model, reference=lambda: None
+    )
+    server = server_place.connect_to_server(policy, tokenizer, None).server
+    assert server.max_lora_rank == rank
+    assert server.max_loras == (1 if rank is None else 3)
+    if sleep_level == 2:
+        args.vllm_lora = "adapters"
+        with pytest.raises(ValueError, match=r"gives up its own weights when it sleeps \(level 2"):
+            server_place.connect_to_server(policy, tokenizer, None)

@@ -258,8 +258,8 @@ def test_a_server_that_dies_is_started_again_and_gets_the_weights(
     stubs[1].close()
 
 
-def test_a_sleeping_server_is_no_server_for_one_step_off(tokenizer, stub, tmp_path):
-    ahead = {"one_step_off": True, "old_log_probs": "sampler", "loss_type": "grpo_clip"}
+def test_a_sleeping_server_is_no_server_for_staleness(tokenizer, stub, tmp_path):
+    ahead = {"max_staleness": 1, "old_log_probs": "sampler", "loss_type": "grpo_clip"}
     with pytest.raises(ValueError, match=r"sleep_level: 2, so it sleeps then; set sleep_level to"):
         R1ZeroGRPOConfig(
             output_dir=str(tmp_path), use_vllm=True, vllm_server={"sleep_level": 2}, **ahead

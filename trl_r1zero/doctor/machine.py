@@ -133,7 +133,7 @@ def place_server(run: Run, trainer_bytes: int | None) -> Server:
             trainer_on_cuda=run.on_cuda,
             server_on_cuda=bool(run.machine.devices) and (run.machine.assumed or not cpu_build),
             trainer_bytes=trainer_bytes or 0,
-            samples_while_training=bool(run.values.get("one_step_off")),
+            samples_while_training=any(map(run.values.get, ("max_staleness", "one_step_off"))),
             # On an assumed machine it is assumed to work.
             ipc_works=run.machine.assumed or ipc_works(run.environment),
         ),
@@ -160,7 +160,7 @@ def check_placement(run: Run, server: Server) -> Iterator[Finding]:
         yield ok("server/one_gpu", found)
     if server.shares_a_gpu and server.config.sleep_level == 0:
         found = "the server keeps its memory while the trainer trains on the same GPU"
-        advice = "leave sleep_level unset, unless one_step_off needs a server that is awake"
+        advice = "leave sleep_level unset, unless max_staleness needs a server that is awake"
         yield warning("server/sleep", found, do=advice)
     if run.launch.num_machines > 1:
         found = f"the run starts a server on one of {run.launch.num_machines} machines"

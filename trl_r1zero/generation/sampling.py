@@ -72,17 +72,26 @@ class SamplingConfig:
 
 @dataclass
 class Completion:
-    """One sampled completion."""
+    """One sampled completion.
 
-    # The sampled tokens, the end-of-sequence token or the last token of the stop string included:
-    # exactly the tokens that training may touch.
+    Attributes:
+        token_ids: The sampled tokens, the end-of-sequence token or the last token of the stop
+            string included: exactly the tokens that training may touch.
+        text: `token_ids` decoded without special and end tokens, cut behind the stop string.
+        finish_reason: `stop` (end-of-sequence token or stop string) or `length` (truncated).
+        log_probs: Log-probability of each token at the sampling temperature, in nats, before top-p,
+            top-k and min-p (transformers) or after them (vLLM); None where the backend gives none.
+        entropies: Entropy of the same distribution at each token, in nats; None likewise.
+        staleness: How many steps of training lie between the weights that sampled the first token
+            and those that it is there for; None where no weights change meanwhile.
+    """
+
     token_ids: list[int]
-    text: str  # `token_ids` decoded without special and end tokens, cut behind the stop string
-    finish_reason: Literal["stop", "length"]  # an end-of-sequence token or stop string; truncated
-    # Log-probability of each token at the sampling temperature, in nats, before top-p, top-k and
-    # min-p (transformers) or after them (vLLM); None where the backend gives none.
+    text: str
+    finish_reason: Literal["stop", "length"]
     log_probs: list[float] | None = None
-    entropies: list[float] | None = None  # of the same distribution, in nats; None likewise
+    entropies: list[float] | None = None
+    staleness: int | None = None
 
     @property
     def truncated(self) -> bool:

@@ -20,7 +20,7 @@ class TrainerFacts:
     server_on_cuda: bool  # whether the installed vLLM does
     trainer_bytes: int  # what a trainer keeps on its device while the server samples
     others_bytes: int = 0  # what other programs take of that device
-    samples_while_training: bool = False  # with `one_step_off`, so that the server cannot sleep
+    samples_while_training: bool = False  # with `max_staleness`, so that the server cannot sleep
     ipc_works: bool = True  # whether two processes can share memory of a GPU here
 
 
@@ -45,7 +45,7 @@ def resolve_server(
     )
     sleep_level = placement.sleep_level if config.sleep_level is None else config.sleep_level
     if trainer.samples_while_training:
-        check_one_step_off(config)
+        check_awake(config.sleep_level)
         sleep_level = 0
     placement = replace(placement, sleep_level=sleep_level)
     if config.weight_transfer not in ("auto", placement.weight_transfer):
@@ -68,13 +68,13 @@ def resolve_server(
     return resolved, placement
 
 
-def check_one_step_off(config: VLLMServerConfig) -> None:
-    """A ValueError if a server would sleep while it has to sample (`one_step_off`)."""
-    if config.sleep_level:
+def check_awake(sleep_level: int | None) -> None:
+    """A ValueError if a server would sleep while it has to sample (`max_staleness`)."""
+    if sleep_level:
         raise ValueError(
-            "one_step_off lets the server sample while the trainer trains, but vllm_server has "
-            f"sleep_level: {config.sleep_level}, so it sleeps then; set sleep_level to 0, or "
-            "one_step_off to false"
+            "max_staleness lets the server sample while the trainer trains, but vllm_server has "
+            f"sleep_level: {sleep_level}, so it sleeps then; set sleep_level to 0, or "
+            "max_staleness to 0"
         )
 
 

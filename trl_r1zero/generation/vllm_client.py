@@ -12,7 +12,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -81,6 +81,7 @@ class VLLMServerEngine:
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
         self.server = server
         self.read_timeout_seconds = read_timeout_seconds
+        self._heard = time.monotonic()  # when it last gave an answer, or the beginning of one
         self._wait_until_up(wait_seconds)
         model = self.request("GET", "/v1/models")["data"][0]
         self.model: str = model["id"]
@@ -116,9 +117,15 @@ class VLLMServerEngine:
     # Sampling
 
     def stream(
-        self, prompt_ids: Sequence[Sequence[int]], sampling: SamplingConfig, seeds: Sequence[int]
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        sampling: SamplingConfig,
+        seeds: Sequence[int],
+        on_first_token: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[int, Completion]]:
         """As `Engine.stream`; there are no entropies.
+
+        `on_first_token` is told each row, in another thread, once its first token is sampled.
 
         Log-probabilities are those of the distribution that was sampled from: after top-p, top-k
         and min-p, the end-of-sequence token ruled out before `min_tokens`.
@@ -139,11 +146,13 @@ class VLLMServerEngine:
             "logprobs": 0,  # of the sampled token alone
             "return_token_ids": True,
         }
+        if on_first_token is not None:
+            settings |= vllm_compat.FIRST_TOKEN_APART
         bodies = [
             {**settings, "prompt": list(ids), "seed": seed}
             for ids, seed in zip(prompt_ids, seeds, strict=True)
         ]
-        for row, response in self._post_all("/v1/completions", bodies):
+        for row, response in self._post_all("/v1/completions", bodies, on_first_token):
             yield row, _completion(response, endings, prompt_ids[row])
 
     def log_probs(self, prompt_ids: Sequence[int]) -> list[float]:
@@ -216,6 +225,11 @@ class VLLMServerEngine:
         config: dict[str, Any] = info["vllm_config"]
         return config
 
+    def max_lora_rank(self) -> int | None:
+        """The largest rank of LoRA adapters that it takes; None if it takes none."""
+        config = self.server_info().get("lora_config")
+        return None if config is None else int(config["max_lora_rank"])
+
     def dtype(self) -> str:
         """What the server computes in, such as `bfloat16`."""
         return str(self.server_info()["model_config"]["dtype"]).removeprefix("torch.")
@@ -239,10 +253,14 @@ class VLLMServerEngine:
             raise self._connection_error(path, error) from error
         if response.status_code != 200:
             raise VLLMRefusal(path, response.status_code, response.text)
-        return json.loads(response.text) if response.text else None
+        in_words = path in (vllm_compat.LOAD_ADAPTER, vllm_compat.UNLOAD_ADAPTER)
+        return json.loads(response.text) if response.text and not in_words else None
 
     def _post_all(
-        self, path: str, bodies: list[dict[str, Any]]
+        self,
+        path: str,
+        bodies: list[dict[str, Any]],
+        on_first_token: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Answers to all requests, each as it comes; the first error ends it and is raised."""
         connections = room_for_connections(min(len(bodies), MAX_CONCURRENT_REQUESTS))
@@ -252,7 +270,9 @@ class VLLMServerEngine:
             )
         answers: queue.SimpleQueue[Any] = queue.SimpleQueue()  # pairs, an error, None at the end
         loop = asyncio.new_event_loop()
-        sending = loop.create_task(self._post_all_async(path, bodies, answers, connections))
+        self._heard = time.monotonic()
+        posts = self._post_all_async(path, bodies, answers, connections, on_first_token)
+        sending = loop.create_task(posts)
 
         def run() -> None:
             try:
@@ -268,7 +288,7 @@ class VLLMServerEngine:
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         try:
-            while (answer := answers.get(timeout=self.read_timeout_seconds)) is not None:
+            while (answer := self._next(answers)) is not None:
                 if isinstance(answer, BaseException):
                     raise answer
                 yield answer
@@ -281,12 +301,24 @@ class VLLMServerEngine:
             thread.join()
             loop.close()
 
+    def _next(self, answers: "queue.SimpleQueue[Any]") -> Any:
+        """The next answer; `queue.Empty` if the server has been silent for too long, also about
+        what it was asked for before."""
+        while True:
+            left = self._heard + self.read_timeout_seconds - time.monotonic()
+            try:
+                return answers.get(timeout=max(left, 0.0))
+            except queue.Empty:
+                if time.monotonic() >= self._heard + self.read_timeout_seconds:
+                    raise
+
     async def _post_all_async(
         self,
         path: str,
         bodies: list[dict[str, Any]],
         answers: "queue.SimpleQueue[Any]",
         connections: int,
+        on_first_token: Callable[[int], None] | None,
     ) -> None:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_SECONDS)
         connector = aiohttp.TCPConnector(limit=max(connections, 1))  # 0 would be any number
@@ -295,12 +327,17 @@ class VLLMServerEngine:
             async def post(row: int, body: dict[str, Any]) -> None:
                 try:
                     async with session.post(self.base_url + path, json=body) as response:
-                        text = await response.text()
+                        data = b""
+                        async for piece in response.content.iter_any():
+                            self._heard = time.monotonic()
+                            if on_first_token is not None and not data:
+                                on_first_token(row)
+                            data += piece
                 except (aiohttp.ClientError, TimeoutError) as error:
                     raise self._connection_error(path, error) from error
                 if response.status != 200:
-                    raise VLLMRefusal(path, response.status, text)
-                answers.put((row, json.loads(text)))
+                    raise VLLMRefusal(path, response.status, data.decode("utf-8", "replace"))
+                answers.put((row, vllm_compat.answer_of(data)))
 
             async with asyncio.TaskGroup() as group:
                 for row, body in enumerate(bodies):

@@ -51,6 +51,18 @@ UPDATE_WEIGHTS = "/update_weights"
 FINISH_UPDATE = "/finish_weight_update"
 RESET_PREFIX_CACHE = "/reset_prefix_cache"
 
+# With requests under way: they stand still, take up the new weights with their next token, and what
+# their earlier tokens left in the cache is computed anew.
+PAUSE = "/pause?mode=keep"
+RESET_RUNNING = "/reset_prefix_cache?reset_running_requests=true"
+RESUME = "/resume"
+# With a server that takes adapters.
+LOAD_ADAPTER = "/v1/load_lora_adapter"
+UNLOAD_ADAPTER = "/v1/unload_lora_adapter"
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what `--max-lora-rank` takes
+# Of a request whose first token is answered by itself, and the rest in one piece.
+FIRST_TOKEN_APART = {"stream": True, "stream_interval": 2**30}
+
 # How vLLM's NCCL engine packs weights. A chunk is filled until it is larger; two are on their way
 # at a time. vLLM's default is 1 GiB, much for a server with nine tenths of a small GPU.
 NCCL_PACKING = {
@@ -99,6 +111,7 @@ HINTS = {
     r"Unsupported CPU attention configuration": (
         "vLLM's kernels for CPUs want attention heads of 32 dimensions or more"
     ),
+    r"does not support LoRA": "vLLM has no adapters for this model: set vllm_lora to merged",
     r"[Ww]eight transfer (?:backend|engine)": (
         "vLLM does not know this package's plugin: install the package again in vLLM's environment "
         '(pip install -c constraints.txt -e ".[vllm]")'
@@ -118,6 +131,21 @@ HANDOVER_FIELDS = (
     "skip_reading_prefix_cache",
     "stream_interval",
 )
+
+
+def answer_of(data: bytes) -> Any:
+    """What a server answered: JSON, or the pieces of a completion's stream as one completion."""
+    if not data.startswith(b"data: "):
+        return json.loads(data)
+    lines = (line[6:] for line in data.splitlines() if line.startswith(b"data: {"))
+    choices = [choice for line in lines for choice in json.loads(line).get("choices", ())]
+    if not choices:  # a stream that broke off: nothing ended it
+        return {"choices": [{"finish_reason": data.decode("utf-8", "replace")}]}
+    log_probs = [x for one in choices for x in (one["logprobs"] or {}).get("token_logprobs", ())]
+    ids = [token for one in choices for token in one["token_ids"] or ()]
+    return {
+        "choices": [choices[-1] | {"token_ids": ids, "logprobs": {"token_logprobs": log_probs}}]
+    }
 
 
 # A server's start
@@ -142,6 +170,9 @@ def serve_command(
         "max-model-len": config.max_model_len,
         "max-num-seqs": config.max_num_seqs,
     }
+    if config.max_lora_rank is not None:
+        rank = next(rank for rank in LORA_RANKS if rank >= config.max_lora_rank)
+        flags |= {"max-lora-rank": rank, "max-loras": config.max_loras}
     if on_cpu:
         flags["kv-cache-memory-bytes"] = int(config.cpu_kv_cache_gb * 2**30)
     else:
@@ -152,6 +183,7 @@ def serve_command(
         # For CPUs vLLM refuses the flag; its endpoints for sleeping are there without it.
         "enable-sleep-mode": bool(config.sleep_level) and not on_cpu,
         "disable-uvicorn-access-log": True,
+        "enable-lora": config.max_lora_rank is not None,
         # A prompt that is cut in two ends the engine if its request has a seed: vLLM rewinds the
         # random stream then, which a CPU's cannot ("CPU Generator does not use offset").
         "no-enable-chunked-prefill": on_cpu,
@@ -175,6 +207,8 @@ def serve_environment(
         name: value for name, value in os.environ.items() if not _LAUNCHER_VARIABLES.fullmatch(name)
     }
     environment[_DEV_MODE] = "0" if transfer is None else "1"
+    if config.max_lora_rank is not None:
+        environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     environment["VLLM_NO_USAGE_STATS"] = environment["DO_NOT_TRACK"] = "1"
     environment.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", str(_KEEP_ALIVE_SECONDS))
     plugins = environment.get("VLLM_PLUGINS")

@@ -8,8 +8,9 @@ transfer at once, so a server that fails does not leave the trainer waiting in a
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -54,8 +55,12 @@ class WeightSync:
         self.engine = engine
         self.timeout_seconds = timeout_seconds
 
-    def update(self, infos: Sequence[TensorInfo], tensors: NamedTensors) -> None:
+    def update(
+        self, infos: Sequence[TensorInfo], tensors: NamedTensors, requests_run: bool = False
+    ) -> None:
         """Replace the server's weights by `tensors`, which `infos` announces.
+
+        Requests that run meanwhile (`requests_run`) stand still, and go on with the new weights.
 
         `tensors` is not asked for more than `infos` has: what follows the last one (adapters are
         taken out of the weights again) must wait until the weights have left.
@@ -64,10 +69,26 @@ class WeightSync:
             VLLMServerError: The server refused, or is gone; its weights are undefined until a
                 whole update has reached it.
         """
-        self._request("POST", vllm_compat.START_UPDATE, {})
-        self._send(infos, tensors)
-        self._request("POST", vllm_compat.FINISH_UPDATE, {})
-        self._request("POST", vllm_compat.RESET_PREFIX_CACHE)
+        with self._paused(requests_run) as reset_cache:
+            self._request("POST", vllm_compat.START_UPDATE, {})
+            self._send(infos, tensors)
+            self._request("POST", vllm_compat.FINISH_UPDATE, {})
+            self._request("POST", reset_cache)
+
+    @contextmanager
+    def _paused(self, requests_run: bool) -> Iterator[str]:
+        """While weights are replaced; gives how the cache is reset then."""
+        if not requests_run:
+            yield vllm_compat.RESET_PREFIX_CACHE
+            return
+        self._request("POST", vllm_compat.PAUSE)
+        try:
+            yield vllm_compat.RESET_RUNNING
+        except BaseException:
+            with suppress(VLLMServerError):  # the first error counts
+                self._request("POST", vllm_compat.RESUME)
+            raise
+        self._request("POST", vllm_compat.RESUME)
 
     def close(self) -> None:
         """Give up the connection; a new one may be opened."""

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from trl import GRPOConfig
 
-from trl_r1zero.common.arguments import Count, NonNegative, Positive, arg
+from trl_r1zero.common.arguments import AT_LEAST_0, Count, NonNegative, Positive, arg
 from trl_r1zero.functional import LOSS_TYPES, SAMPLER_CORRECTIONS
 from trl_r1zero.generation import SamplingConfig
+from trl_r1zero.generation.server_placement import check_awake
 
 from .grpo_loss_settings import LossSettings
 from .problem_settings import ProblemSettings
@@ -29,7 +30,7 @@ class R1ZeroGRPOConfig(LossSettings, SamplingSettings, GRPOConfig):  # type: ign
 
     derived_fields: ClassVar = DERIVED_FIELDS
     unsupported_fields: ClassVar = UNSUPPORTED_FIELDS
-    settled_fields: ClassVar = ("advantage", "fused_lm_head")
+    settled_fields: ClassVar = ("advantage", "fused_lm_head", "max_staleness")
 
     n_grpo_steps: Count = arg(200, "GRPO steps: rollout batches that are sampled and trained on.")
     rollout_batch_size: Count = arg(256, "Completions sampled per GRPO step, over all processes.")
@@ -46,12 +47,13 @@ class R1ZeroGRPOConfig(LossSettings, SamplingSettings, GRPOConfig):  # type: ign
         f"Where several updates share a rollout batch, old log-probabilities are those of: "
         f"{', '.join(OLD_LOG_PROBS)}.",
     )
-    one_step_off: bool = arg(
-        False,
-        "With use_vllm: the server samples the next rollout batch while this one trains, so with "
-        "weights that are one step old. Needs a loss type with a ratio, and old_log_probs: "
-        "sampler.",
+    max_staleness: Annotated[int, AT_LEAST_0] | None = arg(
+        None,
+        "With use_vllm: the server samples as many rollout batches ahead while this one trains, "
+        "so with weights that are as many GRPO steps old at most. Needs a loss type with a ratio, "
+        "and old_log_probs: sampler. Unset: 0, sample and train by turns.",
     )
+    one_step_off: bool | None = arg(None, "Former name of max_staleness: true is 1, false is 0.")
     max_completion_length: int | None = arg(1024, "New tokens per completion at most.")
     problem_sampling: dict[str, Any] | None = arg(
         None,
@@ -105,7 +107,7 @@ class R1ZeroGRPOConfig(LossSettings, SamplingSettings, GRPOConfig):  # type: ign
         self._check_loss()
         self._check_sampler_correction()
         self._check_sampler_filters()
-        self._check_one_step_off()
+        self._check_staleness()
         self._check_server()
         self._check_batch_sizes()
         self._check_problem_sampling()
@@ -176,39 +178,41 @@ class R1ZeroGRPOConfig(LossSettings, SamplingSettings, GRPOConfig):  # type: ign
                     "policy"
                 )
 
-    def _check_one_step_off(self) -> None:
-        if not self.one_step_off:
+    def _check_staleness(self) -> None:
+        if self.one_step_off is not None:
+            if self.max_staleness is not None:
+                raise ValueError(
+                    f"one_step_off ({self.one_step_off}) and max_staleness ({self.max_staleness}) "
+                    "are one setting; remove one_step_off, its former name"
+                )
+            self.max_staleness, self.one_step_off = int(self.one_step_off), None
+        if not self.max_staleness:
             return
         if not self.use_vllm:
             raise ValueError(
-                "one_step_off needs use_vllm: a server samples while the trainer trains; remove it "
-                "or set use_vllm to true"
+                f"max_staleness: {self.max_staleness} needs use_vllm: a server samples while the "
+                "trainer trains, and transformers cannot; set it to 0, or use_vllm to true"
             )
-        if sleep_level := (self.vllm_server or {}).get("sleep_level"):
-            raise ValueError(
-                "one_step_off lets the server sample while the trainer trains, but vllm_server has "
-                f"sleep_level: {sleep_level}, so it sleeps then; set sleep_level to 0, or "
-                "one_step_off to false"
-            )
+        check_awake((self.vllm_server or {}).get("sleep_level"))
         with_ratio = [name for name, kind in LOSS_TYPES.items() if kind.surrogate != "reinforce"]
         if self.loss.surrogate == "reinforce":
             raise ValueError(
-                "one_step_off needs a loss_type that corrects for the older policy by a ratio: "
-                f"{', '.join(with_ratio)}, or such a surrogate; got {self.loss_type}"
+                f"max_staleness: {self.max_staleness} needs a loss_type with a ratio to the older "
+                f"policy: {', '.join(with_ratio)}, or such a surrogate; got {self.loss_type}"
             )
         if self.old_log_probs != "sampler":
             raise ValueError(
-                "one_step_off needs old_log_probs: sampler, for the policy that sampled is gone "
-                f"when its rollouts are there; got {self.old_log_probs}"
+                f"max_staleness: {self.max_staleness} needs old_log_probs: sampler, for the policy "
+                f"that sampled is gone when its rollouts are there; got {self.old_log_probs}"
             )
 
     def _check_problem_sampling(self) -> None:
         if (problems := self.problems) is None:
             return
-        if self.one_step_off:
+        if self.max_staleness:
             raise ValueError(
                 "problem_sampling chooses a rollout batch by the results of those before; with "
-                "one_step_off the next one is sampled before they are there. Remove one of them"
+                "max_staleness the next one is sampled before they are there. Remove one of them"
             )
         groups = self.rollout_batch_size // self.group_size
         if problems.replay is not None and int(problems.replay.share * groups) < 1:
@@ -255,6 +259,7 @@ class R1ZeroGRPOConfig(LossSettings, SamplingSettings, GRPOConfig):  # type: ign
         return {
             "advantage": advantage if isinstance(advantage, str) else self.advantage,
             "fused_lm_head": False if self.entropy_coef != 0 else self.fused_lm_head,
+            "max_staleness": self.max_staleness or 0,
             "num_generations": self.group_size,
             "num_generations_eval": 1,
             "per_device_train_batch_size": self.train_batch_share,

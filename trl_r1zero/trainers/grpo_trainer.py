@@ -20,6 +20,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from trl_r1zero.evaluation import write_generations
 from trl_r1zero.functional import compute_group_advantages, soft_overlong_penalty
@@ -122,12 +123,14 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
         self.rollout_sampling = args.rollout_sampling(stop)
         self.set_up_sampling(self.grade, args.validation_sampling(stop))
         self.rollouts_ahead = None
-        if args.one_step_off:
+        if args.max_staleness:
             self.rollouts_ahead = RolloutsAhead(
                 self.sampler,
                 self.rollout_sampling,
                 self._prompts_and_seeds,
                 args.n_grpo_steps,
+                args.max_staleness,
+                args.updates_per_grpo_step,
                 self.timer,
             )
         self.problems = self._choose_problems()
@@ -165,6 +168,14 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
     def begin(self, checkpoint: str | None) -> None:
         if self.problems is not None and checkpoint is None:
             self.problems.identify(self.model, self.rollout_sampling, self.reward_funcs)
+        if self.rollouts_ahead is not None and checkpoint is not None:
+            self.rollouts_ahead.load(Path(checkpoint))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.rollouts_ahead is not None:  # first, so that a whole checkpoint has it
+            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            self.rollouts_ahead.save(self.run_folder / name)
+        super()._save_checkpoint(model, trial)
 
     # Data
 
@@ -236,7 +247,7 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
         self.state.num_input_tokens_seen += batch.sampled_tokens
         # 4. Compare
         self._set_advantages(batch)
-        batch.metrics |= batch.statistics()
+        batch.metrics |= batch.statistics() | self.sampler.idle_shares()
         if self.rollouts_ahead is not None:
             batch.metrics["server_idle_seconds"] = self.rollouts_ahead.server_idle_seconds
         # 5. Remember
@@ -352,7 +363,7 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
             [part for parts in self._plan(rows) for part in parts], self.policy.limits
         )
         parts = ["step", "generation", "reward", "forward", "backward"]
-        parts += ["rollout_wait"] if args.one_step_off else []
+        parts += ["rollout_wait"] if args.max_staleness else []
         parts += self.sampler.timed_parts
         parts += ["old_log_probs"] if args.updates_per_grpo_step > 1 else []
         parts += ["ref_log_probs"] if args.beta != 0 else []

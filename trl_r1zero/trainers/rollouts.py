@@ -121,7 +121,8 @@ class RolloutBatch:
     def statistics(self) -> dict[str, float]:
         """`zero_advantage_groups`, the share of groups without any advantage; `pass@k` for k = 2,
         4, 8 ... up to the group's size, the chance that one of k completions is right; and, where
-        they are known, `rollout_entropy`, the mean over all tokens in nats, and `length_reward`."""
+        they are known, `rollout_entropy`, the mean over all tokens in nats, `length_reward`, and
+        the mean and maximum of `staleness` over rows."""
         advantages = torch.tensor([row.advantage for row in self.rollouts])
         statistics = {"zero_advantage_groups": zero_group_fraction(advantages, self.group_size)}
         rows = iter(self.rollouts)
@@ -141,7 +142,12 @@ class RolloutBatch:
         if not math.isnan(entropy):
             statistics["rollout_entropy"] = entropy
         lost = [row.rewards[LENGTH_REWARD] for row in self.rollouts if LENGTH_REWARD in row.rewards]
-        return statistics | ({LENGTH_REWARD: math.fsum(lost) / len(lost)} if lost else {})
+        if lost:
+            statistics[LENGTH_REWARD] = math.fsum(lost) / len(lost)
+        ages = [age for row in self.rollouts if (age := row.completion.staleness) is not None]
+        if ages:
+            statistics |= {"staleness/mean": sum(ages) / len(ages), "staleness/max": max(ages)}
+        return statistics
 
     def train_batch(self, index: int, num_train_batches: int) -> list[Rollout]:
         """The rows of train batch `index` of `num_train_batches` equal ones.

@@ -83,6 +83,7 @@ class PolicySampler:
         self._num_syncs = 0
         if self.server is not None:
             self.policy.make_room = self.server.release
+            self.server.num_updates = self.num_updates
 
     def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """Token ids of formatted prompts; see `encode_prompts`."""
@@ -270,7 +271,7 @@ class PolicySampler:
     def sync_server(self) -> None:
         """Give the server the current weights, unless it has them."""
         assert self.server is not None
-        self.server.finish()  # rollouts that it was asked for ahead of time
+        self.server.settle()  # rollouts that it was asked for ahead of time
         if self._synced_at == self.num_updates():
             return
         probe = None
@@ -283,6 +284,11 @@ class PolicySampler:
         if probe is not None:
             self.server.check_probe(*probe)
         self._num_syncs += 1
+
+    def idle_shares(self) -> dict[str, float]:
+        """Of the time since the last call: `trainer_idle_share`, in which the trainer waited for
+        the server, and `server_idle_share`, in which that had no request; nothing without one."""
+        return {} if self.server is None else self.server.clock.idle_shares()
 
     @property
     def timed_parts(self) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from trl_r1zero.common.arguments import AT_LEAST_0, Count, Positive, arg
 from trl_r1zero.generation import SamplingConfig
+from trl_r1zero.generation.adapter_sync import LORA_WAYS
 from trl_r1zero.generation.sampling import DEFAULT_MIN_TOKENS
 from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
 
@@ -61,6 +62,13 @@ class SamplingSettings:
         600.0,
         "Seconds that a completion, or one step of a weight update, may take at most.",
     )
+    vllm_lora: str = arg(
+        "auto",
+        "With use_vllm and use_peft: adapters (go to the server by themselves, which applies them "
+        "to each token), merged (into the weights, which go as a whole), or auto: adapters where "
+        "a server was started for them (max_lora_rank), or is the run's own on a GPU and can take "
+        "these, else merged.",
+    )
     vllm_check_syncs: Annotated[int, AT_LEAST_0] = arg(
         3,
         "At the first N synchronisations, compare the server's log-probabilities of a probe "
@@ -102,6 +110,13 @@ class SamplingSettings:
 
     def _check_server(self) -> None:
         """Raise a ValueError for settings of the server that cannot work, before it is started."""
+        config: Any = self
+        config._check_choice("vllm_lora", LORA_WAYS)
+        if self.vllm_lora != "auto" and not self.use_vllm:
+            raise ValueError(
+                f"vllm_lora is {self.vllm_lora}, but use_vllm is false; remove it, or set use_vllm "
+                "to true"
+            )
         if self.vllm_server is None:
             return
         if not self.use_vllm:

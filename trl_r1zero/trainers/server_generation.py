@@ -9,10 +9,10 @@ A server that shares the trainer's device sleeps while that trains (`release`), 
 it is asked for anything.
 """
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -26,18 +26,19 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_r1zero.common.processes import from_main, from_main_process
 from trl_r1zero.generation import Completion, SamplingConfig, in_order
+from trl_r1zero.generation.adapter_sync import AdapterSync
 from trl_r1zero.generation.server_lock import weights_held
 from trl_r1zero.generation.server_sleep import Memory, Request, ServerState
 from trl_r1zero.generation.vllm_client import VLLMServerEngine
 from trl_r1zero.generation.vllm_server import VLLMServerError
 from trl_r1zero.generation.weight_engines import open_weight_sync
-from trl_r1zero.generation.weight_sync import StuckTransferError, WeightSync
+from trl_r1zero.generation.weight_sync import StuckTransferError, WeightSync, in_thread
 from trl_r1zero.generation.weight_transfer import TensorInfo
 
 from .collective import raise_alike
 from .policy_weights import PolicyWeights
-from .server_setup import ServerAddress, ServerRequest, ServerSetup, compare_probe
-from .timing import StepTimer
+from .server_setup import ServerRequest, ServerSetup, compare_probe
+from .timing import ServerClock, StepTimer
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +57,11 @@ class ServerGeneration:
     """Samples with the current policy from a vLLM server. Every method is a collective call.
 
     Attributes:
-        last_answer: When the server last finished what it was asked to sample (`perf_counter`), on
-            the first process.
+        num_updates: Optimizer updates so far, as a trainer counts them.
+        version: As many as the server's weights have seen.
+        keeps_running: Whether requests that were begun go on while the weights are replaced, each
+            with the new ones from its next token on.
+        clock: On the first process, how busy the server is.
         sleep_level: 0 if the server stays awake while the trainer trains; else see
             `VLLMServerConfig`.
 
@@ -68,7 +72,7 @@ class ServerGeneration:
         timer: Gets the seconds of `weight_sync`, `server_sleep` and `server_wake`.
 
     Raises:
-        VLLMServerError: The server does not come up, takes no weights, or is another trainer's.
+        VLLMServerError: The server does not come up, or takes no weights.
     """
 
     def __init__(
@@ -89,15 +93,18 @@ class ServerGeneration:
         self._sync: WeightSync | None = None
         self._restarts = 0
         self._held = ExitStack()
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollouts")
-        self._begun: ServerRequest | None = None
-        self.last_answer = time.perf_counter()
+        self._begun: list[ServerRequest] = []
+        self.num_updates: Callable[[], int] = lambda: 0
+        self.version = 0
+        self.keeps_running = False
+        self.clock = ServerClock()
         self.sleep_level = 0
         self._state = ServerState()  # the same on all processes
         # A server that starts on the trainer's device counts what is free there.
         clear_device_cache(garbage_collection=True)
         self._connect_everywhere()
-        self.sleep_level, self._state = from_main((self.sleep_level, self._state))
+        known = from_main((self.sleep_level, self._state, self.weights.adapters))
+        self.sleep_level, self._state, self.weights.adapters = known
 
     def sync_weights(self) -> None:
         """Give the server the policy's weights; it is awake then.
@@ -143,7 +150,7 @@ class ServerGeneration:
         Raises:
             VLLMServerError: The server refused a request, or is gone for good.
         """
-        self.finish()
+        self.settle()
         request = ServerRequest(gather_object(prompt_ids), sampling, gather_object(seeds))
         progress = tqdm(
             total=len(request.seeds),
@@ -153,61 +160,85 @@ class ServerGeneration:
             delay=2,
             disable=not show_progress,
         )
-        with progress:
+        with progress, self.clock.waiting():
             completions = self._ask(lambda: self._stream(request, progress))
         start = self.accelerator.process_index * len(prompt_ids)
         return completions[start : start + len(prompt_ids)]
 
-    def begin(
-        self, prompt_ids: list[list[int]], sampling: SamplingConfig, seeds: list[int]
-    ) -> ServerRequest:
-        """Let the server sample, with the weights that it has, while the trainer does other work.
+    def begin(self, request: ServerRequest) -> None:
+        """Let the server sample while the trainer does other work, behind what was begun before.
 
-        Args:
-            prompt_ids: The prompts of all processes, the same on each.
-            sampling: How to sample.
-            seeds: One for each.
-
-        Returns:
-            What `finish` fills in; so does whatever else is asked of the server before.
+        `finish` fills the request in, which is the same on all processes; so may whatever else is
+        asked of the server before.
         """
-        self.finish()
+        self.settle()
         self._state.after(Request.SAMPLE, self.sleep_level)
-        request = ServerRequest(prompt_ids, sampling, seeds)
         if self.accelerator.is_main_process:
-            request.future = self._executor.submit(self._stream, request)
-        self._begun = request
-        return request
+            request.engine = self._engine
+            request.future = in_thread(lambda: self._stream(request))
+        self._begun.append(request)
 
-    def finish(self) -> None:
-        """Wait for what `begin` was asked for; nothing if it is there.
+    def settle(self) -> None:
+        """What comes before other work: `finish`, unless requests may go on meanwhile."""
+        if not self.keeps_running:
+            self.finish()
+
+    def finish(self, request: ServerRequest | None = None) -> None:
+        """Wait for what `begin` was asked for, all of it or one request; nothing if it is there.
 
         A server that died meanwhile is started again, and samples with the current weights.
 
         Raises:
             VLLMServerError: The server refused a request, or is gone for good.
         """
-        request, self._begun = self._begun, None
-        if request is None:
-            return
+        for one in list(self._begun):
+            if one is request or request is None:
+                self._begun.remove(one)
+                with self.clock.waiting():
+                    answer = self._ask(functools.partial(self._answer, one))
+                one.completions, one.versions = answer
 
-        def wait() -> list[Completion]:
-            future, request.future = request.future, None
-            return self._stream(request) if future is None else future.result()
-
-        request.completions = self._ask(wait)
+    def _answer(self, request: ServerRequest) -> tuple[list[Completion], list[int]]:
+        future, request.future = request.future, None
+        if future is not None and (
+            future.exception() is None or request.engine is self._engine  # which waits for it
+        ):
+            completions = future.result()
+        else:  # the server that was asked has died, and here is another one
+            completions = self._stream(request)
+        return completions, request.versions
 
     def _stream(self, request: ServerRequest, progress: tqdm | None = None) -> list[Completion]:
-        rows = []
-        for row in self._first_engine.stream(request.prompt_ids, request.sampling, request.seeds):
-            rows.append(row)
-            if progress is not None:
-                progress.update()
-        self.last_answer = time.perf_counter()
+        rows, asked = [], (request.prompt_ids, request.sampling, request.seeds)
+        request.versions = [self.version] * len(request.seeds)
+
+        def on_first_token(row: int) -> None:
+            request.versions[row] = self.version
+
+        # A request keeps the adapter that it named; weights are what it finds at its turn.
+        late = self.keeps_running and not self.weights.adapters
+        with self.clock.request():
+            for row in self._first_engine.stream(*asked, on_first_token if late else None):
+                rows.append(row)
+                if progress is not None:
+                    progress.update()
         return in_order(rows)
 
     def check_probe(self, token_ids: list[int], trainer_log_probs: Tensor, dtype: str) -> float:
-        """See `compare_probe`: the mean absolute difference, in nats."""
+        """Compare the server's log-probabilities of a sequence with the trainer's.
+
+        Args:
+            token_ids: The sequence, of T + 1 tokens.
+            trainer_log_probs: (T,) of its tokens but the first, at temperature 1, in nats.
+            dtype: What the trainer computes in, such as `bfloat16`.
+
+        Returns:
+            The mean absolute difference, in nats.
+
+        Raises:
+            VLLMServerError: It is above what the coarser of the two dtypes explains.
+        """
+
         return self._ask(
             lambda: compare_probe(self._first_engine, token_ids, trainer_log_probs, dtype)
         )
@@ -219,7 +250,6 @@ class ServerGeneration:
         if self._engine is not None:
             self._engine.close()
         self._held.close()
-        self._executor.shutdown(wait=False, cancel_futures=True)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -243,31 +273,17 @@ class ServerGeneration:
         return self._engine
 
     def _connect(self) -> None:
-        self._state = ServerState()
         setup, timeout = self._setup, self._setup.request_timeout_seconds
         if self._sync is not None:
             self._sync.close()  # its server is gone
-        if isinstance(setup.server, ServerAddress):
-            self._engine = VLLMServerEngine(
-                setup.server.base_url,
-                self._tokenizer,
-                read_timeout_seconds=timeout,
-                wait_seconds=setup.server.wait_seconds,
-            )
-            self.sleep_level = 2 if self._engine.can_sleep() else 0
-            if self._engine.is_sleeping():  # its last trainer left it so
-                self._state = ServerState(Memory.NOTHING)
-        else:
-            self._engine = VLLMServerEngine.start(
-                setup.model_path,
-                setup.server,
-                self._tokenizer,
-                log_path=setup.log_path,
-                read_timeout_seconds=timeout,
-            )
-            self.sleep_level = setup.server.sleep_level or 0
+        self._engine, self.sleep_level, self._state = setup.open(self._tokenizer)
         self._hold()
         self.weights.server_dtype = getattr(torch, self._engine.dtype())
+        takes = self._engine.max_lora_rank() if setup.lora.rank else None
+        self.weights.adapters = setup.lora.go_alone(takes, self.sleep_level)
+        if self.weights.adapters:
+            self._sync = AdapterSync(self._engine, setup.lora, timeout)
+            return
         self._sync = open_weight_sync(
             self._engine,
             self.accelerator.device,
@@ -280,11 +296,15 @@ class ServerGeneration:
         try:
             if self.accelerator.is_main_process:
                 assert self._sync is not None and self._infos is not None
-                self._sync.update(self._infos, tensors)
+                self._sync.update(self._infos, tensors, self._requests_run)
         finally:
             # To the end in any case: gathering sharded weights waits for every process.
             for _ in tensors:
                 pass
+
+    @property
+    def _requests_run(self) -> bool:
+        return any(one.future is not None and not one.future.done() for one in self._begun)
 
     def _recover(self, error: VLLMServerError) -> VLLMServerError | None:
         """Start the server again if it is gone and this trainer's own; else the error to raise."""
@@ -348,6 +368,8 @@ class ServerGeneration:
             done = self._attempt(action)
         # A new server is awake, with the weights of its folder.
         self._state = after if done else ServerState()
+        if done and request is Request.SEND_WEIGHTS:
+            self.version = self.num_updates()
         return done
 
     def _ask(self, action: Callable[[], T]) -> T:

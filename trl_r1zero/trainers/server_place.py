@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,16 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.training_args import OptimizerNames
 
-from trl_r1zero.common.processes import from_main
+from trl_r1zero.common.processes import from_main_process
 from trl_r1zero.devices import machine_facts
 from trl_r1zero.devices.facts import ipc_works
 from trl_r1zero.devices.memory import ParameterFacts, Sharing, trainer_bytes
 from trl_r1zero.generation.server_placement import TrainerFacts, resolve_server
-from trl_r1zero.generation.vllm_server import (
-    VLLMServerConfig,
-    VLLMServerError,
-    is_cpu_build,
-)
+from trl_r1zero.generation.vllm_server import VLLMServerConfig, is_cpu_build
 
 from .memory_limits import bytes_to_train_with
 from .policy_forward import PolicyForward
+from .policy_weights import lora_plan
 from .server_generation import ServerGeneration
 from .server_setup import ServerAddress, ServerSetup
 from .timing import StepTimer
@@ -41,6 +39,9 @@ def connect_to_server(
     """
     args, model = policy.args, policy.model()
     server: VLLMServerConfig | ServerAddress
+    staleness = getattr(args, "max_staleness", 0)
+    sharded = sharing_of(policy.accelerator).weights > 1
+    lora = lora_plan(model, args.vllm_lora, sharded, 1 if staleness < 2 else staleness + 1)
     if args.vllm_server is None:
         server = ServerAddress(args.running_server_url, wait_seconds=args.vllm_server_timeout)
     else:
@@ -51,12 +52,19 @@ def connect_to_server(
             )
         models = [each for each in (model, policy.reference()) if each is not None]
         server = place_own_server(args, policy.accelerator, models)
+        # On a CPU vLLM's adapters cost more at each token than their way saves.
+        if (lora.way == "adapters" or (lora.rank and not is_cpu_build())) and lora.go_alone(
+            lora.rank or None, server.sleep_level or 0
+        ):
+            most = max(lora.rank, server.max_lora_rank or 0)
+            server = replace(server, max_lora_rank=most, max_loras=lora.versions)
     setup = ServerSetup(
         server,
         model_path=model.name_or_path,
         log_path=Path(args.output_dir or ".", "vllm_server.log"),
         group_port=args.vllm_group_port,
         request_timeout_seconds=args.vllm_request_timeout,
+        lora=lora,
     )
     return ServerGeneration(model, policy.accelerator, tokenizer, setup, timer)
 
@@ -75,16 +83,7 @@ def place_own_server(
         ValueError: On every process: see `resolve_server`.
         VLLMServerError: On every process: vLLM is not installed.
     """
-    outcome: Any = None
-    if accelerator.is_main_process:
-        try:
-            outcome = _place(args, accelerator, models)
-        except (ValueError, VLLMServerError) as error:
-            outcome = error
-    outcome = from_main(outcome)
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
+    return from_main_process(lambda: _place(args, accelerator, models))
 
 
 def _place(args: Any, accelerator: Accelerator, models: Sequence[nn.Module]) -> VLLMServerConfig:
@@ -101,7 +100,7 @@ def _place(args: Any, accelerator: Accelerator, models: Sequence[nn.Module]) -> 
                 parameter_facts(models), OptimizerNames(args.optim).value, sharing_of(accelerator)
             ),
             others_bytes=0 if mine is None else facts.total_bytes((0,)) - mine,
-            samples_while_training=getattr(args, "one_step_off", False),
+            samples_while_training=bool(getattr(args, "max_staleness", 0)),
             ipc_works=ipc_works(),
         ),
     )

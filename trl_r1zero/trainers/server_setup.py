@@ -6,8 +6,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from trl_r1zero.generation import Completion, SamplingConfig
+from trl_r1zero.generation.adapter_sync import LoraPlan
+from trl_r1zero.generation.server_sleep import Memory, ServerState
 from trl_r1zero.generation.vllm_client import VLLMServerEngine
 from trl_r1zero.generation.vllm_server import VLLMServerConfig, VLLMServerError
 
@@ -41,6 +44,7 @@ class ServerSetup:
         log_path: Log of a server of its own.
         group_port: See `open_weight_sync`.
         request_timeout_seconds: For each completion, and for each step of a weight update.
+        lora: How adapters reach it.
     """
 
     server: VLLMServerConfig | ServerAddress
@@ -48,6 +52,33 @@ class ServerSetup:
     log_path: Path
     group_port: int | None
     request_timeout_seconds: float
+    lora: LoraPlan = field(default_factory=LoraPlan)
+
+    def open(self, tokenizer: PreTrainedTokenizerBase) -> tuple[VLLMServerEngine, int, ServerState]:
+        """The server, started if it is an own one; its sleep level; and what it has.
+
+        Raises:
+            VLLMServerError: It does not come up.
+        """
+        server, timeout = self.server, self.request_timeout_seconds
+        if isinstance(server, ServerAddress):
+            engine = VLLMServerEngine(
+                server.base_url,
+                tokenizer,
+                read_timeout_seconds=timeout,
+                wait_seconds=server.wait_seconds,
+            )
+            # Its last trainer may have left it asleep.
+            memory = Memory.NOTHING if engine.is_sleeping() else Memory.ALL
+            return engine, 2 if engine.can_sleep() else 0, ServerState(memory)
+        engine = VLLMServerEngine.start(
+            self.model_path,
+            server,
+            tokenizer,
+            log_path=self.log_path,
+            read_timeout_seconds=timeout,
+        )
+        return engine, server.sleep_level or 0, ServerState()
 
 
 @dataclass
@@ -57,14 +88,19 @@ class ServerRequest:
     Attributes:
         prompt_ids, sampling, seeds: What for, of all processes.
         completions: Empty until they are there.
+        versions: Of the weights that sampled each one's first token; see
+            `ServerGeneration.version`.
         future: Gives them, on the first process alone; None if they are not under way.
+        engine: What was asked; another one, once that has died.
     """
 
     prompt_ids: list[list[int]]
     sampling: SamplingConfig
     seeds: list[int]
     completions: list[Completion] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
     future: Future[list[Completion]] | None = None
+    engine: VLLMServerEngine | None = None
 
 
 def compare_probe(

@@ -68,6 +68,7 @@ class NamedWeights:
     def __init__(
         self, model: Any, accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase
     ) -> None:
+        self.model = model
         self._weights = _WithoutEngine(model, accelerator, tokenizer, mode="server")
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:

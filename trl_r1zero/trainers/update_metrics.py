@@ -127,6 +127,8 @@ def _row_sums(rows: Sequence[Rollout]) -> dict[str, float]:
 
 def graded_rollout(row: Rollout) -> GradedCompletion:
     """A rollout as a row of a table of generations."""
+    staleness = row.completion.staleness
+    stale = {} if staleness is None else {"staleness": staleness}
     return GradedCompletion(
         prompt=row.prompt,
         response=row.completion.text,
@@ -135,5 +137,5 @@ def graded_rollout(row: Rollout) -> GradedCompletion:
         length=row.length,
         truncated=row.completion.truncated,
         entropy=row.completion.mean_entropy,
-        extra={"advantage": row.advantage, **row.extra},
+        extra={"advantage": row.advantage, **stale, **row.extra},
     )
