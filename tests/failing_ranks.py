@@ -53,7 +53,7 @@ def main(url: str, model_folder: str, output: str) -> None:
 
     def connect(path: str = "") -> ServerGeneration:
         setup = ServerSetup(
-            ServerAddress(url + path, wait_seconds=5),
+            ServerAddress((url + path,), wait_seconds=5),
             model_path=model_folder,
             log_path=Path(output + ".log"),
             group_port=None,

@@ -303,12 +303,12 @@ def test_the_ramp_counts_tokens_as_sampled_and_leaves_the_reward_metric_alone(to
         (
             {
                 "problem_sampling": {"dynamic": {}},
-                "one_step_off": True,
+                "max_staleness": 1,
                 "use_vllm": True,
                 "loss_type": "grpo_clip",
                 "old_log_probs": "sampler",
             },
-            "with one_step_off the next one is sampled before",
+            "with max_staleness the next one is sampled before",
         ),
     ],
 )

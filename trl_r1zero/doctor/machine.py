@@ -177,8 +177,11 @@ def check_network(run: Run) -> Iterator[Finding]:
         yield ok("server/proxies", found)
     if run.own_server:
         return
-    host = str(run.values.get("vllm_server_base_url") or run.values["vllm_server_host"])
-    if not is_loopback(urlsplit(host if "//" in host else f"//{host}").hostname or ""):
+    given = run.values.get("vllm_server_base_url") or run.values["vllm_server_host"]
+    hosts = given if isinstance(given, list) else [given]
+    host = ", ".join(map(str, hosts))
+    parts = [urlsplit(one if "//" in one else f"//{one}") for one in map(str, hosts)]
+    if not all(is_loopback(part.hostname or "") for part in parts):
         found = (
             f"the server is on another machine ({host}): whoever reaches it, or the trainer's port "
             "for weights, can replace weights"

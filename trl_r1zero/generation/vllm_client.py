@@ -22,9 +22,9 @@ import requests
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from . import vllm_compat
+from .balancer import Balancer
 from .connections import (
     CONNECT_TIMEOUT_SECONDS,
-    error_message,
     is_healthy,
     new_session,
     open_files_hint,
@@ -32,27 +32,12 @@ from .connections import (
 )
 from .endings import Endings
 from .sampling import Completion, SamplingConfig, check_rows
+from .vllm_errors import VLLMConnectionError, VLLMRefusal
 from .vllm_server import VLLMServer, VLLMServerConfig, VLLMServerError
 
 # More than vLLM runs at a time by default (max_num_seqs): its waiting queue must not run dry. Where
 # this process may not open so many files, it is fewer; the rest waits here.
 MAX_CONCURRENT_REQUESTS = 1024
-
-
-class VLLMConnectionError(VLLMServerError):
-    """The server cannot be reached, or cut a request off."""
-
-
-class VLLMRefusal(VLLMServerError):
-    """The server answered a request for `path` with an HTTP status other than 200."""
-
-    def __init__(self, path: str, status: int, text: str) -> None:
-        of_weights = status == 500 and "weight" in path
-        hint = "; it serves one trainer at a time: is another one using it?" if of_weights else ""
-        super().__init__(
-            f"the vLLM server refused {path} (HTTP {status}): {error_message(text)}{hint}"
-        )
-        self.status = status
 
 
 class VLLMServerEngine:
@@ -81,6 +66,8 @@ class VLLMServerEngine:
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
         self.server = server
         self.read_timeout_seconds = read_timeout_seconds
+        self.balancer = Balancer([self.base_url])
+        self.members = [self]  # the servers behind it
         self._heard = time.monotonic()  # when it last gave an answer, or the beginning of one
         self._wait_until_up(wait_seconds)
         model = self.request("GET", "/v1/models")["data"][0]
@@ -113,6 +100,20 @@ class VLLMServerEngine:
         """Stop the server if it is this engine's own."""
         if self.server is not None:
             self.server.stop()
+
+    @property
+    def alive(self) -> "list[VLLMServerEngine]":
+        """The servers behind it that are asked."""
+        return [one for one in self.members if one.base_url in self.balancer.alive]
+
+    def returning(self) -> "list[VLLMServerEngine]":
+        """Those that were left out and are up again; `balancer.take_back` once they have the
+        weights."""
+        return [one for one in self.members if one.base_url in self.balancer.lost and one.is_up()]
+
+    def lose(self, url: str, error: BaseException) -> bool:
+        """Leave out the server at `url`, which failed; False if no other one is left."""
+        return self.balancer.lose(url)
 
     # Sampling
 
@@ -263,7 +264,8 @@ class VLLMServerEngine:
         on_first_token: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Answers to all requests, each as it comes; the first error ends it and is raised."""
-        connections = room_for_connections(min(len(bodies), MAX_CONCURRENT_REQUESTS))
+        wanted = MAX_CONCURRENT_REQUESTS * len(self.balancer.alive)
+        connections = room_for_connections(min(len(bodies), wanted))
         if bodies and connections < 1:
             raise VLLMServerError(
                 f"there is no room for a connection to the vLLM server: {open_files_hint()}"
@@ -321,12 +323,14 @@ class VLLMServerEngine:
         on_first_token: Callable[[int], None] | None,
     ) -> None:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_SECONDS)
-        connector = aiohttp.TCPConnector(limit=max(connections, 1))  # 0 would be any number
+        connector = aiohttp.TCPConnector(limit=0)
+        # Not the connector waits for room, but who is to choose a server.
+        free = asyncio.Semaphore(max(connections, 1))
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
 
-            async def post(row: int, body: dict[str, Any]) -> None:
+            async def send(url: str, row: int, body: dict[str, Any]) -> dict[str, Any]:
                 try:
-                    async with session.post(self.base_url + path, json=body) as response:
+                    async with session.post(url + path, json=body) as response:
                         data = b""
                         async for piece in response.content.iter_any():
                             self._heard = time.monotonic()
@@ -334,26 +338,39 @@ class VLLMServerEngine:
                                 on_first_token(row)
                             data += piece
                 except (aiohttp.ClientError, TimeoutError) as error:
-                    raise self._connection_error(path, error) from error
+                    raise self._connection_error(path, error, url) from error
                 if response.status != 200:
                     raise VLLMRefusal(path, response.status, data.decode("utf-8", "replace"))
-                answers.put((row, vllm_compat.answer_of(data)))
+                return vllm_compat.answer_of(data)
+
+            async def post(row: int, body: dict[str, Any]) -> None:
+                while True:
+                    async with free:
+                        with self.balancer.place() as url:
+                            try:
+                                answers.put((row, await send(url, row, body)))
+                                return
+                            except (VLLMConnectionError, VLLMRefusal) as error:
+                                # What one refuses, others would; what broke one may not.
+                                refused = isinstance(error, VLLMRefusal) and error.status < 500
+                                if refused or not self.lose(url, error):
+                                    raise
 
             async with asyncio.TaskGroup() as group:
                 for row, body in enumerate(bodies):
                     group.create_task(post(row, body))
 
-    def _connection_error(self, path: str, error: BaseException) -> VLLMServerError:
-        details = str(error) or type(error).__name__
+    def _connection_error(
+        self, path: str, error: BaseException, url: str | None = None
+    ) -> VLLMServerError:
+        details, server = str(error) or type(error).__name__, url or self.base_url
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             # Not a `VLLMConnectionError`: nothing is wrong with the server.
             return VLLMServerError(
-                f"no connection to the vLLM server at {self.base_url} for {path} ({details}): "
+                f"no connection to the vLLM server at {server} for {path} ({details}): "
                 f"{open_files_hint()}"
             )
-        return VLLMConnectionError(
-            f"the vLLM server at {self.base_url} did not answer {path}: {details}"
-        )
+        return VLLMConnectionError(f"the vLLM server at {server} did not answer {path}: {details}")
 
     def _wait_until_up(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

@@ -10,7 +10,6 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl_r1zero.common.processes import from_main_process
 from trl_r1zero.data.prompt_room import PromptRoom
 from trl_r1zero.generation.server_lock import weights_held
-from trl_r1zero.generation.vllm_client import VLLMServerEngine
 from trl_r1zero.trainers.prompt_rooms import prompt_rooms
 
 from .requirements import check_model_path
@@ -48,11 +47,11 @@ def load_prompt_rooms(
     """
     server_context = None
     if getattr(config, "use_vllm", False) and config.vllm_server is None:
-        url, wait = config.running_server_url, config.vllm_server_timeout
+        servers = config.running_servers
 
         def ask() -> int:
-            with weights_held(url):  # or it is another trainer's
-                return VLLMServerEngine(url, tokenizer, wait_seconds=wait).max_model_len
+            with weights_held(*servers.base_urls):  # or they are another trainer's
+                return servers.connect(tokenizer).max_model_len
 
         server_context = from_main_process(ask)
     name, model_config = str(model_args.model_name_or_path), None

@@ -12,6 +12,7 @@ from trl_r1zero.generation.sampling import DEFAULT_MIN_TOKENS
 from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
 
 from .memory_limits import DEFAULT_GENERATION_ROWS
+from .server_setup import ServerAddress
 
 
 @dataclass
@@ -47,8 +48,10 @@ class SamplingSettings:
         "`trl-r1zero serve --help`), and start it again should it die. Unset: connect to "
         "vllm_server_base_url, or vllm_server_host and vllm_server_port.",
     )
-    vllm_server_base_url: str | None = arg(
-        None, "Address of a server that runs already, such as http://127.0.0.1:8000."
+    vllm_server_base_url: str | list[str] | None = arg(
+        None,
+        "Address of a server that runs already, such as http://127.0.0.1:8000, or a list of those "
+        "of several, which share the work.",
     )
     vllm_server_host: str = arg("127.0.0.1", "Host of a server that runs already.")
     vllm_server_port: int = arg(8000, "Port of a server that runs already.")
@@ -79,10 +82,12 @@ class SamplingSettings:
     )
 
     @property
-    def running_server_url(self) -> str:
-        """Address of a server that runs already."""
-        default = f"http://{self.vllm_server_host}:{self.vllm_server_port}"
-        return self.vllm_server_base_url or default
+    def running_servers(self) -> ServerAddress:
+        """Where the server that runs already is, or several are."""
+        given = self.vllm_server_base_url
+        given = given or f"http://{self.vllm_server_host}:{self.vllm_server_port}"
+        urls = (given,) if isinstance(given, str) else tuple(given)
+        return ServerAddress(urls, wait_seconds=self.vllm_server_timeout)
 
     def rollout_sampling(self, stop: Sequence[str | int] = ()) -> SamplingConfig:
         """How rollouts are sampled, with what ends the prompt's responses."""

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from accelerate.utils.memory import clear_device_cache
@@ -26,18 +25,16 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_r1zero.common.processes import from_main, from_main_process
 from trl_r1zero.generation import Completion, SamplingConfig, in_order
-from trl_r1zero.generation.adapter_sync import AdapterSync
 from trl_r1zero.generation.server_lock import weights_held
 from trl_r1zero.generation.server_sleep import Memory, Request, ServerState
 from trl_r1zero.generation.vllm_client import VLLMServerEngine
 from trl_r1zero.generation.vllm_server import VLLMServerError
-from trl_r1zero.generation.weight_engines import open_weight_sync
-from trl_r1zero.generation.weight_sync import StuckTransferError, WeightSync, in_thread
-from trl_r1zero.generation.weight_transfer import TensorInfo
+from trl_r1zero.generation.weight_sync import StuckTransferError, in_thread
 
 from .collective import raise_alike
 from .policy_weights import PolicyWeights
 from .server_setup import ServerRequest, ServerSetup, compare_probe
+from .server_weights import ServerWeights
 from .timing import ServerClock, StepTimer
 
 logger = logging.getLogger(__name__)
@@ -88,9 +85,8 @@ class ServerGeneration:
         self._tokenizer = tokenizer
         self._setup = setup
         self._timer = timer or StepTimer(accelerator.device)
-        self._infos: list[TensorInfo] | None = None
+        self._ways = ServerWeights(self.weights, setup, accelerator.device)
         self._engine: VLLMServerEngine | None = None  # of the first process alone
-        self._sync: WeightSync | None = None
         self._restarts = 0
         self._held = ExitStack()
         self._begun: list[ServerRequest] = []
@@ -239,14 +235,15 @@ class ServerGeneration:
             VLLMServerError: It is above what the coarser of the two dtypes explains.
         """
 
-        return self._ask(
-            lambda: compare_probe(self._first_engine, token_ids, trainer_log_probs, dtype)
-        )
+        def compare() -> float:
+            servers = self._first_engine.alive
+            return max(compare_probe(one, token_ids, trainer_log_probs, dtype) for one in servers)
+
+        return self._ask(compare)
 
     def close(self) -> None:
         """Stop the server if it is this trainer's own."""
-        if self._sync is not None:
-            self._sync.close()
+        self._ways.close()
         if self._engine is not None:
             self._engine.close()
         self._held.close()
@@ -265,7 +262,8 @@ class ServerGeneration:
 
     def _hold(self) -> None:
         self._held.close()  # also that of a server that is gone
-        self._held.enter_context(weights_held(self._first_engine.base_url))
+        urls = [one.base_url for one in self._first_engine.members]
+        self._held.enter_context(weights_held(*urls))
 
     @property
     def _first_engine(self) -> VLLMServerEngine:
@@ -273,34 +271,9 @@ class ServerGeneration:
         return self._engine
 
     def _connect(self) -> None:
-        setup, timeout = self._setup, self._setup.request_timeout_seconds
-        if self._sync is not None:
-            self._sync.close()  # its server is gone
-        self._engine, self.sleep_level, self._state = setup.open(self._tokenizer)
+        self._engine, self.sleep_level, self._state = self._setup.open(self._tokenizer)
         self._hold()
-        self.weights.server_dtype = getattr(torch, self._engine.dtype())
-        takes = self._engine.max_lora_rank() if setup.lora.rank else None
-        self.weights.adapters = setup.lora.go_alone(takes, self.sleep_level)
-        if self.weights.adapters:
-            self._sync = AdapterSync(self._engine, setup.lora, timeout)
-            return
-        self._sync = open_weight_sync(
-            self._engine,
-            self.accelerator.device,
-            port=setup.group_port,
-            timeout_seconds=timeout,
-        )
-
-    def _send_weights(self) -> None:
-        tensors = self.weights.tensors()
-        try:
-            if self.accelerator.is_main_process:
-                assert self._sync is not None and self._infos is not None
-                self._sync.update(self._infos, tensors, self._requests_run)
-        finally:
-            # To the end in any case: gathering sharded weights waits for every process.
-            for _ in tensors:
-                pass
+        self._ways.connect(self._engine, self.sleep_level)
 
     @property
     def _requests_run(self) -> bool:
@@ -345,8 +318,6 @@ class ServerGeneration:
         """Ask the server for a change of its state. False if it was started again instead."""
         after = self._state.after(request, self.sleep_level)
 
-        if request is Request.SEND_WEIGHTS and self._infos is None:
-            self._infos = self.weights.infos()
         parts: dict[Request, tuple[str, Callable[[VLLMServerEngine], None]]] = {
             Request.SLEEP: ("server_sleep", lambda engine: engine.sleep(self.sleep_level)),
             Request.WAKE_WEIGHTS: ("server_wake", lambda engine: engine.wake_up("weights")),
@@ -356,7 +327,7 @@ class ServerGeneration:
 
         def action() -> None:
             if of_engine is None:
-                self._send_weights()
+                self._ways.send(self._requests_run)
             elif self._engine is not None:  # on the first process alone
                 of_engine(self._engine)
 

@@ -43,7 +43,7 @@ def connect_to_server(
     sharded = sharing_of(policy.accelerator).weights > 1
     lora = lora_plan(model, args.vllm_lora, sharded, 1 if staleness < 2 else staleness + 1)
     if args.vllm_server is None:
-        server = ServerAddress(args.running_server_url, wait_seconds=args.vllm_server_timeout)
+        server = args.running_servers
     else:
         if not model.name_or_path:
             raise ValueError(

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_r1zero.generation import Completion, SamplingConfig
 from trl_r1zero.generation.adapter_sync import LoraPlan
+from trl_r1zero.generation.server_pool import VLLMServerPool
 from trl_r1zero.generation.server_sleep import Memory, ServerState
 from trl_r1zero.generation.vllm_client import VLLMServerEngine
 from trl_r1zero.generation.vllm_server import VLLMServerConfig, VLLMServerError
@@ -22,15 +23,32 @@ PROBE_TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
 
 @dataclass(frozen=True)
 class ServerAddress:
-    """Where a server that somebody else started is to be found.
+    """Where servers that somebody else started are to be found.
 
     Attributes:
-        base_url: Such as `http://127.0.0.1:8000`.
-        wait_seconds: How long to wait for it to come up.
+        base_urls: Such as `http://127.0.0.1:8000`; several are asked as one.
+        wait_seconds: How long to wait for each to come up.
     """
 
-    base_url: str
+    base_urls: tuple[str, ...]
     wait_seconds: float
+
+    def connect(
+        self, tokenizer: PreTrainedTokenizerBase, timeout_seconds: float = 600.0
+    ) -> VLLMServerEngine:
+        """An engine over them; `timeout_seconds` are those of each answer.
+
+        Raises:
+            VLLMServerError: One is not up, or not like the first.
+        """
+        urls, wait = self.base_urls, self.wait_seconds
+        if len(urls) > 1:
+            return VLLMServerPool(
+                urls, tokenizer, read_timeout_seconds=timeout_seconds, wait_seconds=wait
+            )
+        return VLLMServerEngine(
+            urls[0], tokenizer, read_timeout_seconds=timeout_seconds, wait_seconds=wait
+        )
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,11 @@ class ServerSetup:
     request_timeout_seconds: float
     lora: LoraPlan = field(default_factory=LoraPlan)
 
+    @property
+    def num_servers(self) -> int:
+        """How many get the weights."""
+        return len(self.server.base_urls) if isinstance(self.server, ServerAddress) else 1
+
     def open(self, tokenizer: PreTrainedTokenizerBase) -> tuple[VLLMServerEngine, int, ServerState]:
         """The server, started if it is an own one; its sleep level; and what it has.
 
@@ -62,12 +85,7 @@ class ServerSetup:
         """
         server, timeout = self.server, self.request_timeout_seconds
         if isinstance(server, ServerAddress):
-            engine = VLLMServerEngine(
-                server.base_url,
-                tokenizer,
-                read_timeout_seconds=timeout,
-                wait_seconds=server.wait_seconds,
-            )
+            engine = server.connect(tokenizer, timeout)
             # Its last trainer may have left it asleep.
             memory = Memory.NOTHING if engine.is_sleeping() else Memory.ALL
             return engine, 2 if engine.can_sleep() else 0, ServerState(memory)
