@@ -153,9 +153,9 @@ def _disk_full(struck: Struck) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _disk_too_small(struck: Struck) -> Iterator[None]:
-    with SmallDisk(
-        struck.run.folder, int(struck.strike.blows[0].share * struck.whole_bytes)
-    ) as disk:
+    # A page at least: a size of 0 would be no limit.
+    size = max(4096, int(struck.strike.blows[0].share * struck.whole_bytes))
+    with SmallDisk(struck.run.folder, size) as disk:
         struck.run.start()
         struck.ends_well_or_in_words(NO_SPACE)
         disk.make_room()
