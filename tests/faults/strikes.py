@@ -39,7 +39,7 @@ THROUGH_SERVER = {
     "vllm_check_syncs": 0,
     "vllm_request_timeout": TIMEOUT_SECONDS,
 }
-IN_WORKERS = {"reward_workers": 1, "reward_deadline_seconds": 0.5}
+IN_WORKERS = {"reward_workers": 1, "reward_deadline_seconds": 3.0}
 NOTHING_FOR_E = {"reward": "launch_rewards.nothing_for_e", **IN_WORKERS}
 
 
