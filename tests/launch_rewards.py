@@ -1,6 +1,8 @@
 """A reward function for recipes of the tests, named there by its dotted path."""
 
-_LEAKED: list[bytearray] = []
+import numpy as np
+
+_LEAKED: list[np.ndarray] = []
 
 
 def odd_digits(response: str, ground_truth: str) -> dict[str, float]:
@@ -26,13 +28,13 @@ def nothing_for_e(response: str, ground_truth: str) -> dict[str, float]:
 def eats_memory_on_e(response: str, ground_truth: str) -> dict[str, float]:
     """`odd_digits`, but it takes memory without end for a response with an e in it."""
     while "e" in response:
-        _LEAKED.append(bytearray(2**28))
+        _LEAKED.append(np.empty(2**28, np.uint8))
     return odd_digits(response, ground_truth)
 
 
 def leaks(response: str, ground_truth: str) -> dict[str, float]:
     """`nothing_for_e`, but 128 MiB are gone after each response."""
-    _LEAKED.append(bytearray(2**27))
+    _LEAKED.append(np.empty(2**27, np.uint8))
     return nothing_for_e(response, ground_truth)
 
 

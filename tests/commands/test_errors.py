@@ -2,8 +2,11 @@
 
 import errno
 import os
+import shutil
+from types import SimpleNamespace
 
 import pytest
+from safetensors import SafetensorError
 
 from trl_r1zero.commands.errors import exit_on, noting_a_full_disk
 
@@ -22,17 +25,35 @@ def test_other_errors_pass():
         raise KeyError("a bug")
 
 
-def test_a_full_disk_says_where_and_how_to_go_on(capsys):
-    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+@pytest.mark.parametrize(
+    "full",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        ),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 47488 vs 47376"),
+    ],
+)
+def test_a_full_disk_says_where_and_how_to_go_on(full, tmp_path, monkeypatch, capsys):
+    """In the words of whoever wrote: Python, safetensors, torch."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4096))
     with (
         pytest.raises(SystemExit),
         exit_on("grpo.py", OSError),
-        noting_a_full_disk("runs/a", "--resume_from_checkpoint", "auto"),
+        noting_a_full_disk(tmp_path, "--resume_from_checkpoint", "auto"),
     ):
         raise full
     told = capsys.readouterr().err
-    assert "No space left on device\nMake room for runs/a, and go on with: " in told
+    assert f"No space left on device: '{tmp_path}'\nMake room, and go on with: " in told
     assert told.endswith("--resume_from_checkpoint auto\n")
-    with pytest.raises(OSError) as caught, noting_a_full_disk("runs/a"):
-        raise OSError(errno.EACCES, "denied")
-    assert "__notes__" not in vars(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EACCES, "denied"), RuntimeError("at inline_container.cc:672")]
+)
+def test_other_errors_of_files_stay_what_they_are(error, tmp_path):
+    with pytest.raises(type(error)) as caught, noting_a_full_disk(tmp_path):
+        raise error
+    assert caught.value is error

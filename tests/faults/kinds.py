@@ -177,9 +177,11 @@ class Kind:
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics without what time decides."""
+    """The lines of a run's metrics without what time decides, and without how many rewards failed,
+    which is what befell some runs."""
+    left_out = re.compile("second|^train_r|reward_failures")
     return [
-        {k: v for k, v in line.items() if "second" not in k and not k.startswith("train_r")}
+        {key: value for key, value in line.items() if not left_out.search(key)}
         for line in read_metrics(folder)
         if "train_runtime" not in line
     ]

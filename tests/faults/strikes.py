@@ -39,7 +39,7 @@ THROUGH_SERVER = {
     "vllm_check_syncs": 0,
     "vllm_request_timeout": TIMEOUT_SECONDS,
 }
-IN_WORKERS = {"reward_workers": 1, "reward_deadline_seconds": 0.5}
+IN_WORKERS = {"reward_workers": 1, "reward_deadline_seconds": 3.0}
 NOTHING_FOR_E = {"reward": "launch_rewards.nothing_for_e", **IN_WORKERS}
 
 
@@ -153,9 +153,9 @@ def _disk_full(struck: Struck) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _disk_too_small(struck: Struck) -> Iterator[None]:
-    with SmallDisk(
-        struck.run.folder, int(struck.strike.blows[0].share * struck.whole_bytes)
-    ) as disk:
+    # A page at least: a size of 0 would be no limit.
+    size = max(4096, int(struck.strike.blows[0].share * struck.whole_bytes))
+    with SmallDisk(struck.run.folder, size) as disk:
         struck.run.start()
         struck.ends_well_or_in_words(NO_SPACE)
         disk.make_room()

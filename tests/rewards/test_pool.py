@@ -4,12 +4,13 @@ import os
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from trl_r1zero.rewards import RewardPool, explain, r1_zero_reward_fn
 from trl_r1zero.rewards.latex_stage import close_latex_pool, is_repetitive
 
-LEAKED: list[bytearray] = []
+LEAKED: list[np.ndarray] = []
 
 
 def grade(response: str, truth: str) -> dict[str, float]:
@@ -51,7 +52,7 @@ def test_results_come_in_order_and_a_bad_row_costs_only_itself():
 
 def leaks(response: str, truth: str) -> dict[str, float]:
     """Each row costs memory for good; `die` ends the worker that has graded others."""
-    LEAKED.append(bytearray(40 * 2**20))
+    LEAKED.append(np.empty(40 * 2**20, np.uint8))  # whose error is a class of numpy's
     if response == "die" and len(LEAKED) > 1:
         os._exit(3)
     return {"reward": float(len(response))}

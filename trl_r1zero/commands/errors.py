@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from trl_r1zero.common.stopping import RunStopped, StopSignals, end_with_launche
 
 # Set to anything, errors come with their traceback.
 TRACEBACK = "TRL_R1ZERO_TRACEBACK"
+_NO_ROOM = 2**20  # bytes that a disk may have left where a write has failed for want of them
 
 
 def command_line(program: str, text: str | None) -> argparse.ArgumentParser:
@@ -39,13 +41,24 @@ def exit_on(program: str, *kinds: type[BaseException]) -> Iterator[None]:
 
 @contextmanager
 def noting_a_full_disk(folder: str | Path, *more: str) -> Iterator[None]:
-    """Add to the error of a write that found no room: where, and the command that goes on."""
+    """Let a write that found no room, in whatever words, be an OSError that says where, and which
+    command goes on."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            error.add_note(f"Make room for {folder}, and go on with: {how_to_go_on(*more)}")
-        raise
+    except Exception as error:
+        if not _finds_no_room(error, Path(folder)):
+            raise
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        full.add_note(f"Make room, and go on with: {how_to_go_on(*more)}")
+        raise full from error
+
+
+def _finds_no_room(error: Exception, folder: Path) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if "inline_container" in str(error):  # torch.save, which does not say why
+        return folder.is_dir() and shutil.disk_usage(folder).free < _NO_ROOM
+    return os.strerror(errno.ENOSPC) in str(error)  # safetensors
 
 
 @contextmanager

@@ -13,6 +13,7 @@ data.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -290,6 +291,13 @@ class _Worker:
         self.connection.close()
 
 
+def _lacks_memory(error: Exception) -> bool:
+    """Whether it says so, in the words of Python, numpy, the kernel or torch."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return "can't allocate memory" in str(error)
+
+
 def _serve(
     connection: Connection,
     function: Callable[..., Any],
@@ -319,6 +327,7 @@ def _serve(
         try:
             reply = json.dumps({"value": function(*row)})
         except Exception as error:  # whatever the user's function raises belongs to its row
-            detail = f"{type(error).__name__}: {error}"[:500]
+            kind = "MemoryError" if _lacks_memory(error) else type(error).__name__
+            detail = f"{kind}: {error}"[:500]
             reply = json.dumps({"value": None, "failure": "error", "detail": detail})
         connection.send_bytes(reply.encode())
