@@ -220,12 +220,8 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
             loss = self.forward_and_backward(model, self.cut(rows))
         self._record_update(rows, self._rollout_batch.metrics)
         if update == args.updates_per_grpo_step - 1:
-            write_rollout_tokens(
-                self._rollout_batch.rollouts,
-                self.sampler.tokenizer,
-                self._rollouts_file.with_suffix(".jsonl"),
-                self.accelerator,
-            )
+            file, batch = self._rollouts_file.with_suffix(".jsonl"), self._rollout_batch
+            write_rollout_tokens(batch.rollouts, self.sampler.tokenizer, file, self.accelerator)
         return loss  # 7. Validate: where it is due, the loop of transformers calls `evaluate`
 
     def collect_rollouts(self, examples: Sequence[dict[str, Any]]) -> RolloutBatch:

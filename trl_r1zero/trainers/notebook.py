@@ -41,14 +41,13 @@ class NotebookBar:
     def __init__(
         self, total: float, step_name: str, show: Callable[[str], None] | None = None
     ) -> None:
-        self.total, self._done = total, 0
-        self._step_name = step_name
+        self.total, self._done, self._step_name = total, 0, step_name
         self._show = show or _in_place()
         self._started, self._drawn = time.perf_counter(), -math.inf
         self._latest: dict[str, Any] = {}
         self._rows: list[dict[str, str]] = []
-        self._points: dict[str, list[tuple[float, float]]] = {name: [] for name in _CURVES}
         self._lines: list[str] = []
+        self._points: dict[str, list[tuple[float, float]]] = {name: [] for name in _CURVES}
         self.refresh()
 
     def update(self, number: int) -> None:
@@ -80,8 +79,7 @@ class NotebookBar:
         self._drawn = -math.inf
         self._draw()
 
-    def close(self) -> None:
-        self.refresh()
+    close = refresh
 
     @property
     def _seconds(self) -> float:
@@ -127,16 +125,13 @@ class NotebookBar:
             high = max(1.0, high)
         x_scale = (_WIDTH - 10) / ((max(steps) - min(steps)) or 1)
         y_scale = (_HEIGHT - 10) / ((high - low) or 1)
-        lines, legend = [], []
+        first, lines, legend = min(steps), [], []
         for name, curve in points.items():
-            places = " ".join(
-                f"{5 + (x - min(steps)) * x_scale:.1f},{5 + (high - y) * y_scale:.1f}"
-                for x, y in curve
-            )
+            xy = ((5 + (x - first) * x_scale, 5 + (high - y) * y_scale) for x, y in curve)
+            places = " ".join(f"{x:.1f},{y:.1f}" for x, y in xy)
             label, colour = _CURVES[name]
-            lines.append(
-                f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="2"/>'
-            )
+            style = f'fill="none" stroke="{colour}" stroke-width="2"'
+            lines.append(f'<polyline points="{places}" {style}/>')
             legend.append(f'<span style="color:{colour}">{label}</span>')
         return (
             f'<svg width="{_WIDTH}" height="{_HEIGHT}" role="img" '
@@ -153,8 +148,7 @@ def _number(logs: Mapping[str, Any], name: str) -> str:
 
 
 def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02}"
+    return "{}:{:02}".format(*divmod(round(seconds), 60))
 
 
 def _in_place() -> Callable[[str], None]:

@@ -22,11 +22,7 @@ _CARD = "trl_r1zero.reports.model_card.write_model_card"
 
 
 class FinalModel(TrainerCallback):
-    """Saves the model at the end of training into `final/`, with its card.
-
-    Args:
-        trainer: Who trains it.
-    """
+    """Saves a trainer's model at the end of training into `final/`, with its card."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer

@@ -56,8 +56,7 @@ class StepTimer:
 
 
 def peak_gpu_memory(device: "torch.device") -> dict[str, float]:
-    """`gpu_memory_gib`, the most that torch has had allocated on this process's GPU so far; nothing
-    without a GPU."""
+    """`gpu_memory_gib`, the most that torch has had allocated on this process's GPU, if any."""
     if device.type != "cuda":
         return {}
     import torch
