@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from weight_server import Communicator, Wire, replace_cuda, replace_nccl
 
 from trl_r1zero.generation import SamplingConfig
-from trl_r1zero.trainers import server_generation
+from trl_r1zero.trainers import server_weights
 from trl_r1zero.trainers.server_generation import ServerGeneration
-from trl_r1zero.trainers.server_setup import ServerAddress, ServerSetup
+from trl_r1zero.trainers.server_setup import ServerAddress, ServerRequest, ServerSetup
 
 
 class Broken(Communicator):
@@ -39,9 +39,9 @@ def main(url: str, model_folder: str, output: str) -> None:
     patch = pytest.MonkeyPatch()
     replace_cuda(patch)
     replace_nccl(patch, Wire(), Broken)
-    open_weight_sync = server_generation.open_weight_sync
+    open_weight_sync = server_weights.open_weight_sync
     patch.setattr(
-        server_generation,
+        server_weights,
         "open_weight_sync",
         lambda engine, device, **settings: open_weight_sync(
             engine, torch.device("cuda"), **settings
@@ -80,7 +80,7 @@ def main(url: str, model_folder: str, output: str) -> None:
         "no JSON",
         lambda: generation.sample(prompts, sampling, [1], description="", show_progress=False),
     )
-    generation.begin(prompts * 2, sampling, [1, 2])
+    generation.begin(ServerRequest(prompts * 2, sampling, [1, 2]))
     learn("no JSON, later", generation.finish)
     learn("a probe", lambda: generation.check_probe([5, 6, 7], torch.zeros(2), "float32"))
     Path(f"{output}.{accelerator.process_index}").write_text(json.dumps(learnt))

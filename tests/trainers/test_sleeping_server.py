@@ -235,14 +235,15 @@ def test_a_server_that_dies_is_started_again_and_gets_the_weights(
     if when == "before it sleeps":
         trainer.server.wake_up()
     if when == "half awake":
-        send = trainer.server._send_weights
+        ways = trainer.server._ways
+        send = ways.send
 
-        def die_and_send() -> None:
+        def die_and_send(requests_run: bool) -> None:
             stubs[0].close()
-            trainer.server._send_weights = send
-            send()
+            ways.send = send
+            send(requests_run)
 
-        trainer.server._send_weights = die_and_send
+        ways.send = die_and_send
         trainer.state.global_step += 1  # as after an update
     else:
         stubs[0].close()

@@ -122,17 +122,7 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
         self.grade = grade_with_trl(self) if grader is None else grade_with(grader)
         self.rollout_sampling = args.rollout_sampling(stop)
         self.set_up_sampling(self.grade, args.validation_sampling(stop))
-        self.rollouts_ahead = None
-        if args.max_staleness:
-            self.rollouts_ahead = RolloutsAhead(
-                self.sampler,
-                self.rollout_sampling,
-                self._prompts_and_seeds,
-                args.n_grpo_steps,
-                args.max_staleness,
-                args.updates_per_grpo_step,
-                self.timer,
-            )
+        self.rollouts_ahead = self._sample_ahead() if args.max_staleness else None
         self.problems = self._choose_problems()
         self.update_metrics = UpdateMetrics()
         self._rollout_batch: RolloutBatch | None = None
@@ -154,6 +144,18 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
     def may_stop(self) -> bool:
         # A checkpoint within a step has no rollouts: the step's other updates would be on new ones.
         return self.state.global_step % self.args.updates_per_grpo_step == 0
+
+    def _sample_ahead(self) -> RolloutsAhead:
+        args = self.args
+        return RolloutsAhead(
+            self.sampler,
+            self.rollout_sampling,
+            self._prompts_and_seeds,
+            args.n_grpo_steps,
+            args.max_staleness,
+            args.updates_per_grpo_step,
+            self.timer,
+        )
 
     def _choose_problems(self) -> ProblemSampler | None:
         if (settings := self.args.problems) is None:
