@@ -152,7 +152,7 @@ class R1ZeroGRPOTrainer(CoreTrainer, GRPOTrainer):
             self.rollout_sampling,
             self._prompts_and_seeds,
             args.n_grpo_steps,
-            args.max_staleness,
+            args.max_staleness or 0,
             args.updates_per_grpo_step,
             self.timer,
         )
