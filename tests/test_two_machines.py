@@ -3,7 +3,8 @@
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,8 +32,14 @@ def multi_node_file(folder: Path, num_machines: int) -> Path:
     return path
 
 
-def launch_on(on: list[Machine], recipe: dict, folder: Path, model: Path) -> None:
-    """Run the recipe on these machines."""
+def launch_on(
+    on: list[Machine],
+    recipe: dict,
+    folder: Path,
+    model: Path,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> str:
+    """Run the recipe on these machines; what the first one printed."""
     config = multi_node_file(folder.parent, len(on))
     running = []
     for rank, machine in enumerate(on):
@@ -43,12 +50,14 @@ def launch_on(on: list[Machine], recipe: dict, folder: Path, model: Path) -> Non
         its["args"] = machine.command(its["args"])
         running.append(subprocess.Popen(**its, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
     try:
+        meanwhile()
         outputs = [process.communicate(timeout=600)[0] for process in running]
     finally:
         for process in running:
             process.kill()
     for process, output in zip(running, outputs, strict=True):
         assert process.returncode == 0, output[-4000:]
+    return outputs[0]
 
 
 def assert_same_numbers(run: Path, expected: Path, tolerance: float) -> None:
@@ -68,8 +77,8 @@ def test_two_machines_give_the_losses_of_one(tiny_model_folder, tmp_path):
 
 
 @contextmanager
-def server_on(machine: Machine, model: Path, log: Path) -> Iterator[str]:
-    """The address of a vLLM server that starts there; a run waits until it is ready."""
+def server_on(machine: Machine, model: Path, log: Path) -> Iterator[subprocess.Popen]:
+    """A vLLM server that starts there; a run waits until it is ready."""
     words = [sys.executable, "-m", "trl_r1zero", "serve", str(model), "--host", machine.address]
     words += ["--port", "8123", "--weight_transfer", "gloo", "--dtype", "float32"]
     with log.open("w") as output:
@@ -80,28 +89,41 @@ def server_on(machine: Machine, model: Path, log: Path) -> Iterator[str]:
             start_new_session=True,
         )
         try:
-            yield f"http://{machine.address}:8123"
+            yield process
         finally:
             kill(process)
 
 
-def test_the_vllm_server_may_be_on_a_third_machine(served_model_folder, tmp_path):
+def test_vllm_servers_on_other_machines_one_of_which_is_lost(served_model_folder, tmp_path):
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed: make vllm")
-    recipe = {**RECIPE, "reward": "launch_rewards.many_digits", "use_vllm": True}
-    recipe |= {"vllm_server_timeout": 600, "save_every": None, "report_to": "none"}
+    folders = [tmp_path / "one", tmp_path / "two"]
     with (
         machines(3) as (first, second, third),
-        server_on(third, served_model_folder, tmp_path / "server.log") as url,
+        server_on(second, served_model_folder, tmp_path / "second.log") as lost,
+        server_on(third, served_model_folder, tmp_path / "third.log"),
     ):
-        recipe["vllm_server_base_url"] = url
-        launch_on([first], recipe, tmp_path / "one", served_model_folder)
-        launch_on([first, second], recipe, tmp_path / "two", served_model_folder)
-    assert_same_numbers(tmp_path / "two", tmp_path / "one", 1e-5)
-    differences = [
-        line["sampler_log_prob_diff/mean"]
-        for line in read_metrics(tmp_path / "two")
-        if "sampler_log_prob_diff/mean" in line
-    ]
-    # The server has the trainer's weights at every step.
-    assert max(differences) < 5e-3
+        recipe = {
+            **RECIPE,
+            "reward": "launch_rewards.many_digits",
+            "n_grpo_steps": 4,
+            "use_vllm": True,
+            "vllm_server_timeout": 600,
+            "vllm_server_base_url": [f"http://{m.address}:8123" for m in (second, third)],
+            "save_every": None,
+            "report_to": "none",
+        }
+
+        def lose_one() -> None:
+            metrics = folders[1] / "metrics.jsonl"
+            while not (metrics.exists() and '"loss"' in metrics.read_text()):
+                time.sleep(0.05)
+            kill(lost)
+
+        launch_on([first], recipe, folders[0], served_model_folder)
+        said = launch_on([first, second], recipe, folders[1], served_model_folder, lose_one)
+    assert f"the vLLM server at http://{second.address}:8123 is left out" in said
+    assert_same_numbers(folders[1], folders[0], 1e-5)
+    lines = read_metrics(folders[1])
+    # The servers have the trainer's weights at every step.
+    assert max(line.get("sampler_log_prob_diff/mean", 0) for line in lines) < 5e-3

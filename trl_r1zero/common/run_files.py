@@ -1,6 +1,7 @@
 """Files of a run's folder that trainers write and reports read."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,12 @@ def parse_line(line: bytes, where: str) -> Line:
             f"{where}: got {line[:80]!r}, expected an object of metrics in JSON; remove the line"
         )
     return dict(metrics)
+
+
+def todays_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run, maybe of an earlier version, under the names that they have now."""
+    renamed = {**settings}
+    one_step_off = renamed.pop("one_step_off", None)
+    if one_step_off is not None or "max_staleness" in renamed:
+        renamed["max_staleness"] = renamed.get("max_staleness") or int(one_step_off or 0)
+    return renamed

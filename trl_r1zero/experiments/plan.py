@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trl_r1zero.common.run_files import todays_settings
 from trl_r1zero.common.types import to_plain
 from trl_r1zero.devices.visible import VARIABLE, VisibleDevices, parse_devices
 from trl_r1zero.generation.vllm_server_config import VLLMServerConfig
@@ -46,8 +47,10 @@ class PlannedRun:
 
     def differing_settings(self, other: Mapping[str, Any]) -> list[str]:
         """In words, the settings of a run that another one with these values has otherwise."""
-        here = {key: to_plain(value) for key, value in self.recipe.values.items()}
-        there = {key: to_plain(value) for key, value in other.items()}
+        here, there = (
+            {key: to_plain(value) for key, value in todays_settings(settings).items()}
+            for settings in (self.recipe.values, other)
+        )
         return [
             f"{key}: {format_value(there[key])} there, {format_value(value)} here"
             for key, value in here.items()

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from trl_r1zero.common.run_files import METRICS_FILE, Line, read_metrics
+from trl_r1zero.common.run_files import METRICS_FILE, Line, read_metrics, todays_settings
 from trl_r1zero.data.files import read_jsonl
 from trl_r1zero.evaluation.files import read_json
 from trl_r1zero.evaluation.metrics import mean
@@ -133,8 +133,9 @@ class LoggedRun:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Those of `recipe.yaml`, and those of `config.json` that it does not have."""
-        return self.facts("config.json") | self.recipe
+        """Those of `recipe.yaml`, and those of `config.json` that it does not have, by the names
+        of today."""
+        return todays_settings(self.facts("config.json") | self.recipe)
 
     def points(self, metric: str, x: str) -> tuple[list[float], list[float]]:
         """The finite values of a metric by ascending x; the mean of those at one x (such as the

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trl_r1zero.common.run_files import todays_settings
 from trl_r1zero.evaluation.files import append_line, differing
 
 HISTORY_FILE = "history.jsonl"
@@ -61,7 +62,7 @@ def go_on_with(
 
     A ChangedRunError, which lists all of it, if something else than what may change differs.
     """
-    there, here = _renamed(there), _renamed(here)
+    there, here = todays_settings(there), todays_settings(here)
     both = [key for key in there if key in here]
     old, new = (json.loads(json.dumps({k: x[k] for k in both}, default=str)) for x in (there, here))
     changes = differing(old, new)
@@ -82,11 +83,3 @@ def go_on_with(
     if {*told} - {*known}:  # a recipe's run has its settings here twice, the trainer's being a part
         when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         append_line(history, {"time": when, "from": begins, "changed": told})
-
-
-def _renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings under the names of today."""
-    renamed = {**settings}
-    if (one_step_off := renamed.pop("one_step_off", None)) is not None:
-        renamed["max_staleness"] = int(one_step_off)
-    return renamed
