@@ -62,6 +62,7 @@ OVERRIDDEN = {
         (GRPOTrainer, "training_step"): TRAINING_STEP,
         (GRPOTrainer, "_compute_loss"): ["self", "model", "inputs"],
         (GRPOTrainer, "_get_train_sampler"): ["self", "dataset"],
+        (GRPOTrainer, "_save_checkpoint"): ["self", "model", "trial"],
     },
     R1ZeroSFTTrainer: OVERRIDDEN_IN_SFT,
     ExpertIterationTrainer: OVERRIDDEN_IN_SFT,

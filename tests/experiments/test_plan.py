@@ -61,7 +61,7 @@ def test_a_shipped_experiment_is_a_plan_at_both_scales(path, scale, monkeypatch)
         assert bool(values["use_vllm"]) == (scale != "embedded")
 
 
-def test_all_experiments_of_the_handout_are_there():
+def test_all_experiments_are_there():
     assert {path.stem for path in EXPERIMENTS} == {
         "sft",
         "expert_iteration",
@@ -73,6 +73,7 @@ def test_all_experiments_of_the_handout_are_there():
         "off_policy",
         "clip",
         "prompt",
+        "estimators",
     }
 
 

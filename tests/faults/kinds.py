@@ -179,7 +179,7 @@ class Kind:
 def lines_of(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics without what time decides, and without how many rewards failed,
     which is what befell some runs."""
-    left_out = re.compile("second|^train_r|reward_failures")
+    left_out = re.compile("second|_idle_share|^train_r|reward_failures")
     return [
         {key: value for key, value in line.items() if not left_out.search(key)}
         for line in read_metrics(folder)

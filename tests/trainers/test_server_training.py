@@ -291,7 +291,7 @@ def test_the_probe_finds_a_server_with_other_weights(vllm_server, served_model_f
     with pytest.raises(VLLMServerError, match=r"does not have the trainer's weights: .* differ by"):
         trainer.check_server()
     # A name that the server does not know: its own error, at once.
-    trainer.server._infos = None
+    trainer.server._ways._infos = None
     tensors = trainer.server.weights._weights._iter_named_params
     trainer.server.weights._weights._iter_named_params = lambda: (
         (f"unknown.{name}", tensor) for name, tensor in tensors()
@@ -299,7 +299,7 @@ def test_the_probe_finds_a_server_with_other_weights(vllm_server, served_model_f
     with pytest.raises(VLLMServerError, match=r"refused /update_weights .*'unknown'"):
         trainer.server.sync_weights()
     # Its weights are undefined then, until a whole update arrives.
-    trainer.server._infos = None
+    trainer.server._ways._infos = None
     trainer.server.weights._weights._iter_named_params = tensors
     trainer.server.sync_weights()
     assert trainer.check_server() < 1e-5

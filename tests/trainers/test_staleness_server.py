@@ -114,7 +114,7 @@ def test_adapters_alone_and_merged_weights_say_the_same(server, served_model_fol
             assert trainer.check_server() < 1e-5
         ids = trainer.sampler.prompt_ids([TASK.train_dataset[0]["prompt"]])[0]
         engine = trainer.server._engine
-        num_bytes = sum(info.num_bytes for info in trainer.server._infos)
+        num_bytes = sum(info.num_bytes for info in trainer.server._ways._infos)
         found[way] = engine.log_probs(ids), num_bytes
         trainer.server.close()
     assert found["adapters"][0] == pytest.approx(found["merged"][0], abs=1e-5)
