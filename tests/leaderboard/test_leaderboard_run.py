@@ -188,7 +188,8 @@ def test_training_stops_by_itself_in_time(board_model, tmp_path):
     assert kinds.count(STEP) >= 1
     assert kinds[-2:] == [TRAINING_ENDED, FINISHED]
     assert "seconds are left" in events[-2]["reason"]
-    assert events[-2]["time"] - events[0]["process_started"] < 10.0
+    # Steps take as long as those before; on a machine that others use too, the last may not.
+    assert events[-2]["time"] - events[0]["process_started"] < 10.0 + 5.0
     # The weights are saved before they are evaluated; the last evaluation is of all problems.
     assert (tmp_path / "run" / f"checkpoint-{kinds.count(STEP)}").is_dir()
     assert events[-1]["num_problems"] == 32
