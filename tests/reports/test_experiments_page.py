@@ -68,12 +68,19 @@ def _name(path):
     return path.relative_to(FOLDER).as_posix().removesuffix(".json.gz")
 
 
-def test_all_experiments_have_a_table_and_a_figure():
+def test_experiments_have_a_table_and_a_figure():
     recipes = REPOSITORY / "recipes" / "experiments"
-    for folder, suffix in ((recipes, ".yaml"), (FOLDER, ".png")):
-        paths = folder.rglob(f"*{suffix}")
-        names = {path.relative_to(folder).as_posix().removesuffix(suffix) for path in paths}
-        assert names == set(map(_name, FILES))
+    all_of_them, drawn = (
+        {
+            path.relative_to(folder).as_posix().removesuffix(suffix)
+            for path in folder.rglob(f"*{suffix}")
+        }
+        for folder, suffix in ((recipes, ".yaml"), (FOLDER, ".png"))
+    )
+    measured = set(map(_name, FILES))
+    assert drawn == measured <= all_of_them
+    # Of the 2026 edition not all are measured yet.
+    assert all(name.startswith("edition_2026/") for name in all_of_them - measured)
 
 
 @pytest.mark.parametrize("path", FILES, ids=_name)
