@@ -23,6 +23,7 @@ from trl_r1zero.leaderboard.clock import (
 )
 from trl_r1zero.leaderboard.submission import read_submission
 from trl_r1zero.recipe.loading import load_tokenizer, model_settings
+from trl_r1zero.trainers.results import remove_results
 
 pytestmark = pytest.mark.slow
 
@@ -173,6 +174,7 @@ def run_under_clock(model, folder, budget_seconds, **changes):
         processing_class=load_tokenizer(model_args),
         stop=task.prompt.stop,
     )
+    remove_results(trainer)  # as the runner does
     clock = Clock(folder / CLOCK_FILE)
     clock.record(START, process_started=time.time())
     stopping = StopInTime(clock, budget_seconds, len(validation), 16)
@@ -188,8 +190,7 @@ def test_training_stops_by_itself_in_time(board_model, tmp_path):
     assert kinds.count(STEP) >= 1
     assert kinds[-2:] == [TRAINING_ENDED, FINISHED]
     assert "seconds are left" in events[-2]["reason"]
-    # Steps take as long as those before; on a machine that others use too, the last may not.
-    assert events[-2]["time"] - events[0]["process_started"] < 10.0 + 5.0
+    assert events[-2]["time"] - events[0]["process_started"] < 10.0
     # The weights are saved before they are evaluated; the last evaluation is of all problems.
     assert (tmp_path / "run" / f"checkpoint-{kinds.count(STEP)}").is_dir()
     assert events[-1]["num_problems"] == 32

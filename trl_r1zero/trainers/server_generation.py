@@ -12,6 +12,7 @@ it is asked for anything.
 import functools
 import logging
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -89,6 +90,7 @@ class ServerGeneration:
         self._engine: VLLMServerEngine | None = None  # of the first process alone
         self._restarts = 0
         self._held = ExitStack()
+        weakref.finalize(self, self._held.close)  # of a trainer that never trains
         self._begun: list[ServerRequest] = []
         self.num_updates: Callable[[], int] = lambda: 0
         self.version = 0
