@@ -32,6 +32,21 @@ def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
 
 
+def _join(switch: str, made: Sequence[Machine]) -> None:
+    _ip("netns", "add", switch)
+    _ip("-n", switch, "link", "add", "bridge0", "type", "bridge")
+    _ip("-n", switch, "link", "set", "bridge0", "up")
+    for index, machine in enumerate(made):
+        own, port = machine.namespace, f"port{index}"
+        _ip("netns", "add", own)
+        _ip("-n", switch, "link", "add", port, "type", "veth", "peer", "name", INTERFACE,
+            "netns", own)  # fmt: skip
+        _ip("-n", switch, "link", "set", port, "master", "bridge0", "up")
+        _ip("-n", own, "address", "add", f"{machine.address}/24", "dev", INTERFACE)
+        for name in (INTERFACE, "lo"):
+            _ip("-n", own, "link", "set", name, "up")
+
+
 @contextmanager
 def machines(number: int) -> Iterator[list[Machine]]:
     """`number` machines; skips the test where a namespace cannot be made."""
@@ -42,20 +57,9 @@ def machines(number: int) -> Iterator[list[Machine]]:
     made = [Machine(f"{prefix}-{index}", f"10.77.0.{index + 1}") for index in range(number)]
     try:
         try:
-            _ip("netns", "add", switch)
+            _join(switch, made)
         except subprocess.CalledProcessError as error:
-            pytest.skip(f"no network namespace can be made here: {error.stderr.strip()}")
-        _ip("-n", switch, "link", "add", "bridge0", "type", "bridge")
-        _ip("-n", switch, "link", "set", "bridge0", "up")
-        for index, machine in enumerate(made):
-            own, port = machine.namespace, f"port{index}"
-            _ip("netns", "add", own)
-            _ip("-n", switch, "link", "add", port, "type", "veth", "peer", "name", INTERFACE,
-                "netns", own)  # fmt: skip
-            _ip("-n", switch, "link", "set", port, "master", "bridge0", "up")
-            _ip("-n", own, "address", "add", f"{machine.address}/24", "dev", INTERFACE)
-            for name in (INTERFACE, "lo"):
-                _ip("-n", own, "link", "set", name, "up")
+            pytest.skip(f"no network namespaces can be joined here: {error.stderr.strip()}")
         yield made
     finally:
         for namespace in (*(machine.namespace for machine in made), switch):
