@@ -57,18 +57,24 @@ PROMPT_ROLE = Role("prompt", (), (), dict.fromkeys(PROMPTS))
 class Prompt:
     """A template with one `{question}`, the strings that end a response, and where its answer is.
 
+    Attributes:
+        name: the built-in name, or the stem of the file.
+        template: text with exactly one `{question}`.
+        stop: generation ends at any of these: a string, which it keeps in the text, or the id of a
+            token. Empty: only at eos.
+        answer_format: a key of `ANSWER_FORMATS`; a task picks its reward function by it.
+        needs_tokenizer: whether `for_tokenizer` has something to do.
+
     Raises:
         ValueError: a template without exactly one `{question}`, an unknown answer format, or an
             empty stop string.
     """
 
-    name: str  # the built-in name, or the stem of the file
-    template: str  # text with exactly one `{question}`
-    # Generation ends at any of these: a string, which it keeps in the text, or the id of a token.
-    # Empty: only at eos.
+    name: str
+    template: str
     stop: tuple[str | int, ...]
-    answer_format: str  # a key of `ANSWER_FORMATS`; a task picks its reward function by it
-    needs_tokenizer: ClassVar[bool] = False  # whether `for_tokenizer` has something to do
+    answer_format: str
+    needs_tokenizer: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         count = self.template.count(PLACEHOLDER)
